@@ -1,0 +1,115 @@
+"""Statistics by arithmetic that a reader can redo."""
+
+import numpy as np
+import pytest
+
+from prefdag import statistics
+from prefdag.errors import UserError
+from prefdag.seeds import generator
+
+
+def test_standard_error_of_single_rows_is_the_familiar_one():
+    """1, 2, 3, 4: mean 2.5, sample variance 5/3, so s / sqrt(4) = sqrt(5/12) = 0.6455."""
+    assert statistics.standard_error([1, 2, 3, 4], [0, 1, 2, 3]) == pytest.approx(np.sqrt(5 / 12))
+
+
+def test_standard_error_counts_prompts_not_rows():
+    """Prompt 0 holds 1, 1, prompt 1 holds 3, 3: residual sums -2 and 2, sqrt(2 * 8) / 4 = 1.
+
+    Taken as four independent rows it would be sqrt(4/3) / 2 = 0.577: too sure of itself.
+    """
+    assert statistics.standard_error([1, 1, 3, 3], [0, 0, 1, 1]) == pytest.approx(1.0)
+
+
+def test_standard_error_with_unequal_prompts():
+    """Rows 0, 0, 3 in prompts a, a, b: mean 1, residual sums -2 and 2, sqrt(2 * 8) / 3 = 4/3."""
+    assert statistics.standard_error([0, 0, 3], ["a", "a", "b"]) == pytest.approx(4 / 3)
+
+
+def test_win_rate_counts_a_tie_half():
+    """Two wins, one tie, one loss: (2 + 0.5) / 4 = 0.625."""
+    rate = statistics.win_rate([1, 1, 0.5, 0], [0, 1, 2, 3], seed="ties")
+    assert (rate.win_rate, rate.wins, rate.ties, rate.losses, rate.n) == (0.625, 2, 1, 1, 4)
+    assert rate.low < 0.625 < rate.high
+
+
+def test_only_ties_have_no_spread():
+    rate = statistics.win_rate([0.5] * 6, range(6), seed="ties")
+    assert (rate.win_rate, rate.low, rate.high) == (0.5, 0.5, 0.5)
+
+
+def test_verdicts_are_one_half_or_nothing():
+    with pytest.raises(AssertionError):
+        statistics.win_rate([0.7, 1], [0, 1], seed="odd")
+
+
+def test_interval_of_two_prompts_is_derived_by_hand():
+    """Prompts 0 and 1 drawn twice with return: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4, so the 95% interval is [0, 1]."""
+    assert statistics.bootstrap_interval([0, 1], [0, 1], seed="coin") == (0.0, 1.0)
+
+
+def test_the_rows_of_a_prompt_come_together():
+    """Rows 0, 0, 3 in prompts a, a, b: a resample holds aa, ab or bb, so its mean is 0, 1 or 3 and nothing between.
+
+    A mean of prompt means would give 1.5 for ab; a resample of rows would give 2 as well.
+    """
+    low, high = statistics.bootstrap_interval([0, 0, 3], ["a", "a", "b"], seed="whole", level=0.4)
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_interval_covers_the_true_mean_as_often_as_it_says():
+    """200 samples of 60 normal prompts: a 95% interval misses about 10 to 14 times; 26 is four deviations away."""
+    rng = generator(0, "coverage")
+    misses = 0
+    for trial in range(200):
+        low, high = statistics.bootstrap_interval(rng.normal(2.0, 1.0, 60), range(60), seed=str(trial), bootstrap=500)
+        misses += not low <= 2.0 <= high
+    assert 2 <= misses <= 26
+
+
+def test_cluster_bootstrap_is_wider_when_rows_of_a_prompt_agree():
+    """Eight nearly equal rows a prompt: the width grows by about sqrt(8) = 2.8 against rows taken as independent."""
+    rng = generator(0, "correlated")
+    values = np.repeat(rng.normal(size=50), 8) + 0.05 * rng.normal(size=400)
+    by_prompt = np.diff(statistics.bootstrap_interval(values, np.repeat(np.arange(50), 8), seed="width"))[0]
+    by_row = np.diff(statistics.bootstrap_interval(values, np.arange(400), seed="width"))[0]
+    assert 2.2 < by_prompt / by_row < 3.4
+
+
+def test_interval_agrees_with_the_standard_error():
+    values = generator(0, "normal").normal(size=1000)
+    summary = statistics.summarise(values, range(1000), seed="agree", bootstrap=4000)
+    assert summary.high - summary.low == pytest.approx(2 * 1.96 * summary.se, rel=0.05)
+    assert set(summary.to_dict()) == {"mean", "low", "high", "se", "n"} and summary.n == 1000
+
+
+def test_the_seed_is_the_name(monkeypatch):
+    values = generator(0, "values").normal(size=40)
+    first = statistics.bootstrap_interval(values, range(40), seed="one")
+    assert first == statistics.bootstrap_interval(values, range(40), seed="one")
+    assert first != statistics.bootstrap_interval(values, range(40), seed="two")
+    monkeypatch.setattr(statistics, "RESAMPLED_AT_ONCE", 40 * 7)  # memory must not matter
+    assert first == statistics.bootstrap_interval(values, range(40), seed="one")
+
+
+def test_the_order_of_rows_does_not_matter():
+    values, prompts = np.array([1.0, 2.0, 3.0, 5.0]), np.array([4, 4, 7, 9])
+    turned = np.array([2, 0, 3, 1])
+    assert statistics.summarise(values, prompts, seed="s") == statistics.summarise(values[turned], prompts[turned], seed="s")
+
+
+def test_wilson_by_hand():
+    """8 of 10 with z = 2: centre (0.8 + 0.2) / 1.4 = 5/7, half 2 sqrt(0.016 + 0.01) / 1.4 = 0.23035."""
+    low, high = statistics.wilson_interval(0.8, 10, z=2)
+    assert (low, high) == pytest.approx((5 / 7 - 0.230350, 5 / 7 + 0.230350), abs=1e-5)
+    assert statistics.wilson_interval(1.0, 10)[1] == 1.0
+
+
+def test_one_prompt_has_no_interval():
+    with pytest.raises(UserError, match="at least 2 prompts, got 1"):
+        statistics.summarise([1, 2, 3], [5, 5, 5], seed="one")
+
+
+def test_a_value_that_is_no_number_is_refused_with_its_row():
+    with pytest.raises(UserError, match="row 1"):
+        statistics.summarise([1, float("nan")], [0, 1], seed="nan")

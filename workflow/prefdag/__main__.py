@@ -1,0 +1,30 @@
+"""The `prefdag` command: a stage (`prefdag sft ...`) or a tool (`prefdag show configs/hh.yaml`)."""
+
+import signal
+import sys
+from importlib import import_module, util
+
+from prefdag.errors import Stopped, UserError
+from prefdag.stage import command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `prefdag` command: a stage, or a tool."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "help"
+    try:
+        if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
+            return command(name, import_module(f"prefdag.stages.{name}"), argv[1:])
+        if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):
+            return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
+        raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
+    except UserError as mistake:
+        print(f"prefdag: {mistake}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
+        return 128 + getattr(signal, str(stop), 15)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Which comparisons an optimizer step sees, and how they are packed.
+
+Membership is decided by the seed alone; packing decides speed and nothing else. Everything here is a pure function,
+so the loader's whole state is the number of the step.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefdag.seeds import generator
+
+
+def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a training."""
+    steps = math.ceil(epochs * math.ceil(num_comparisons / batch_size))
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+    """The comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
+    per_epoch = math.ceil(num_comparisons / batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = generator(seed, "order", epoch).permutation(num_comparisons)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def micro_batches(
+    ids: Sequence[int], lengths: NDArray[np.int64], tokens_per_batch: int
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Pack `ids` into micro-batches of at most `tokens_per_batch` padded tokens, longest first.
+
+    lengths: tokens of every comparison of the store. Yields (ids of the micro-batch, rows as places in those ids). A
+    comparison longer than the budget has a micro-batch of its own.
+    """
+    waiting = sorted((int(index) for index in ids), key=lambda index: (-lengths[index], index))
+    while waiting:
+        width = int(lengths[waiting[0]])
+        free = [width] * max(1, tokens_per_batch // width)
+        rows: list[list[int]] = [[] for _ in free]
+        taken: list[int] = []
+        left: list[int] = []
+        for index in waiting:
+            length = int(lengths[index])
+            row = next((row for row, room in enumerate(free) if room >= length), None)
+            if row is None:
+                left.append(index)
+                continue
+            free[row] -= length
+            rows[row].append(len(taken))
+            taken.append(index)
+        yield taken, [row for row in rows if row]
+        waiting = left

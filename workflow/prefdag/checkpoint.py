@@ -1,0 +1,57 @@
+"""Resumable state of a training, and the wish to stop.
+
+Interrupted and resumed equals uninterrupted: weights, optimizer moments and the records so far are saved together,
+and everything else is a pure function of the step's number.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+SECONDS_BETWEEN = 60.0
+
+
+class Checkpoint:
+    """The latest state of one training, in one file that appears by rename."""
+
+    def __init__(self, folder: Path, seconds_between: float = SECONDS_BETWEEN) -> None:
+        self.path = folder / "state.pt"
+        self.seconds_between = seconds_between
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or None. Only tensors and plain values are unpickled."""
+        return torch.load(self.path, weights_only=True) if self.path.is_file() else None
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.seconds_between
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        torch.save(state, temporary)
+        os.replace(temporary, self.path)
+        self._saved_at = time.monotonic()
+
+
+@contextmanager
+def told_to_stop() -> Iterator[list[str]]:
+    """While inside, SIGTERM and SIGINT are noted in the list instead of interrupting a step half-way."""
+    noted: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

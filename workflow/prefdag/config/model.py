@@ -1,0 +1,57 @@
+"""The base model: fetched, or built here and trained from scratch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from prefdag.config.section import Count, Section
+
+Architecture = Literal["llama", "gpt2", "gpt_neox", "qwen2"]
+
+
+class Origin(Section):
+    """Where a model or tokenizer comes from: `hub:owner/name`, or a local folder."""
+
+    source: str
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub repository")
+
+
+class Architectural(Section):
+    """Shape of a model built from scratch."""
+
+    architecture: Architecture
+    vocab_size: Count = Field(1024, description="entries of a tokenizer trained here; a given tokenizer has its own")
+    hidden_size: Count = 128
+    intermediate_size: Count | None = Field(None, description="default: 4 times hidden_size")
+    layers: Count = 4
+    heads: Count = 4
+    key_value_heads: Count | None = Field(None, description="default: as many as heads")
+    context: Count = Field(512, description="positions that the model can see")
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Architectural":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Model(Section):
+    """`source: scratch` builds and pre-trains the model described by `scratch`; anything else is fetched."""
+
+    source: str = Field(description="`scratch`, `hub:owner/name`, or a local folder")
+    revision: str | None = None
+    tokenizer: str | None = Field(None, description="for scratch: `hub:owner/name` or a folder; none: trained here")
+    scratch: Architectural | None = None
+
+    @model_validator(mode="after")
+    def _scratch_has_a_shape(self) -> "Model":
+        if self.source == "scratch" and self.scratch is None:
+            raise ValueError("source is `scratch`, so the key `scratch` must state the model's shape")
+        if self.source != "scratch" and self.tokenizer is not None:
+            raise ValueError("tokenizer is read only with source `scratch`; a fetched model brings its own")
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.source == "scratch"

@@ -1,0 +1,15 @@
+"""Settings of sampling, shared by `pairs` and `generate`."""
+
+from pydantic import Field
+
+from prefdag.config.section import Compute, Count, NonNegative
+
+
+class Sampling(Compute):
+    """How responses are drawn."""
+
+    num_samples: Count = Field(1, description="responses per prompt")
+    temperature: NonNegative = Field(1.0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: Count = 128
+    batch_size: Count = Field(64, description="responses drawn at a time; decides speed and memory only")

@@ -1,0 +1,15 @@
+"""Rewards, KL and text statistics of generations."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prefdag.config.section import Compute, Count
+
+
+class Score(Compute):
+    """What `reward` means in this suite, and how the intervals are drawn."""
+
+    reward: Literal["vader", "trained"] = Field(description="the headline reward: ground truth, or the reward model")
+    tokens_per_batch: Count = 4096
+    bootstrap: Count = Field(1000, description="resamples of the prompts behind each interval")

@@ -1,0 +1,105 @@
+"""What every part of a suite has in common: frozen, no unknown keys, one sentence per mistake.
+
+A `Section` is the only schema there is: suites, stage commands, the reference table and the JSON schema for
+editors all come from these models.
+"""
+
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prefdag.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen part of a suite. YAML 1.1 reads `5e-7` as text; numbers written so are accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values_for_numbers(cls, values: Any) -> Any:
+        """`batch_size: yes` is a slip, not a 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(f"{key}: expected {_kind(field.annotation)}, got {str(value).lower()}")
+        return values
+
+    def canonical(self) -> str:
+        """The section as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, values: Any, where: str, inside: str = "") -> Self:
+        """Validate `values`; a mistake's sentence opens with `where` (a file) and the keys it lies `inside`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise UserError(explain(error, where, inside)) from None
+
+    @classmethod
+    def parse_json(cls, text: str, where: str) -> Self:
+        """Validate JSON text, as given to a stage's `--config`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not valid JSON ({error.msg} at character {error.pos})") from None
+        return cls.parse(values, where)
+
+
+class Compute(Section):
+    """What every stage that draws numbers or computes has: its seed and its threads.
+
+    The number of threads changes the order of sums, so it belongs to the science, not to the site.
+    """
+
+    seed: Seed = 0
+    threads: Count = 1
+
+
+def _kind(annotation: Any) -> str:
+    return {"int": "a whole number", "float": "a number", "str": "text"}.get(
+        getattr(annotation, "__name__", ""), "a number"
+    )
+
+
+def explain(error: ValidationError, where: str, inside: str = "") -> str:
+    """The first mistake of a validation as one sentence: where, key, what is allowed, what was given."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in (*filter(None, [inside]), *first["loc"]))
+    place = f"{where}: {key}" if key else where
+    context = first.get("ctx", {})
+    given = json.dumps(first["input"], default=str)
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown key; remove it or correct its spelling"
+        case "missing":
+            return f"{place}: missing; this key has no default and must be stated"
+        case "greater_than":
+            return f"{place}: expected a number above {context['gt']:g}, got {given}"
+        case "greater_than_equal":
+            return f"{place}: expected a number of at least {context['ge']:g}, got {given}"
+        case "less_than":
+            return f"{place}: expected a number below {context['lt']:g}, got {given}"
+        case "less_than_equal":
+            return f"{place}: expected a number of at most {context['le']:g}, got {given}"
+        case "literal_error" | "enum":
+            return f"{place}: expected one of {context['expected']}, got {given}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"{place}: expected a whole number, got {given}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"{place}: expected a finite number, got {given}"
+        case "string_type":
+            return f"{place}: expected text, got {given}"
+        case "value_error":
+            return f"{place}: {context['error']}"
+        case _:
+            return f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {given}"

@@ -1,0 +1,35 @@
+"""The reader of a training that every stage uses: curves.csv, the journal, and a progress line now and then."""
+
+import csv
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from prefdag.journal import Journal
+from prefdag.loop import Step
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def record(steps: Iterable[Step], total: int, journal: Journal, path: Path, title: str) -> Step:
+    """Read a training to its end; returns its last step.
+
+    curves.csv has a line per optimizer step and nothing that varies between equal runs.
+    """
+    last, said = None, time.monotonic()
+    with path.open("w", newline="") as stream:
+        writer = None
+        for step in steps:
+            values = step.values()
+            if writer is None:
+                writer = csv.DictWriter(stream, ["step", *values])  # the first step has every column
+                writer.writeheader()
+            writer.writerow({"step": step.number, **values})
+            journal.metrics(step.number, values)
+            if time.monotonic() - said > SECONDS_BETWEEN_LINES or step.number in (1, total):
+                print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
+                said = time.monotonic()
+            last = step
+    assert last is not None, "a training has at least one step"
+    return last

@@ -1,0 +1,19 @@
+"""From token ids back to text."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+
+def prompt_and_response(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]
+) -> tuple[str, str]:
+    """The text of a prompt and of the response after it, special tokens left out.
+
+    The response is cut from the text of both: some tokenizers drop the space before what they decode first.
+    """
+    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *response], skip_special_tokens=True)
+    if whole.startswith(before):
+        return before, whole[len(before) :]
+    return before, tokenizer.decode(list(response), skip_special_tokens=True)

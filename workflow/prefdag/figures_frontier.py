@@ -1,0 +1,122 @@
+"""The frontier: what each policy gains in reward for how far it moved away from the reference."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prefdag.figures import GREY, look, method_styles, new_figure, place_labels
+from prefdag.tables import BEFORE_ALIGNMENT, title
+
+SPREAD = 8  # the largest KL is this many times the median: a linear axis would squeeze most policies together
+
+
+def frontier(runs: pd.DataFrame, reward_label: str) -> Figure:
+    """Reward against sequence KL to the reference, both with 95% intervals; one colour and marker a method.
+
+    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. Settings of one method are joined in
+    the order of their KL; seeds of one setting are points of their own and the line goes through their mean.
+    """
+    with look():
+        figure = new_figure(7.2, 4.6)
+        axes = figure.add_subplot()
+        styles = method_styles(runs["method"])
+        _scale(axes, runs["kl"])
+        axes.set_xlabel("sequence KL to the reference (nats)")
+        axes.set_ylabel(reward_label)
+        sft = runs[runs["run"] == "sft"]
+        if len(sft):
+            axes.axhline(sft["reward"].iloc[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        for method, members in runs.groupby("method", sort=False):
+            _draw_method(axes, members, *styles[str(method)])
+        _legend(axes, list(dict.fromkeys(runs["method"])), styles)
+        _limits(axes, runs)
+        _label(axes, runs, styles)
+    return figure
+
+
+def _scale(axes: Axes, kl: pd.Series) -> None:
+    """A square-root axis where KL spreads widely (Gao et al. 2023 plot against its root), else a linear one."""
+    positive = kl[kl > 0]
+    if len(positive) and positive.max() > SPREAD * positive.median():
+        axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x))
+        step = 10.0 ** np.floor(np.log10(positive.max() / 10))
+        ticks = step * np.array([0, 1, 2.5, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+        top = ticks[ticks <= positive.max()]
+        axes.set_xticks(top[:5].tolist() + top[5::2].tolist())
+        axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _limits(axes: Axes, runs: pd.DataFrame) -> None:
+    """KL starts at its least possible value; a little room on the left shows the whole of SFT's marker."""
+    right = (runs["kl"] + 1.96 * runs["kl_se"]).max()
+    sqrt_axis = axes.get_xscale() == "function"
+    axes.set_xlim(-right * (0.0012 if sqrt_axis else 0.03), right * (1.06 if sqrt_axis else 1.05) or 1.0)
+
+
+def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) -> None:
+    if members["method"].iloc[0] not in BEFORE_ALIGNMENT:
+        centres = members.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
+        axes.plot(centres["kl"], centres["reward"], color=colour, linewidth=1.3, alpha=0.55, zorder=2)
+    axes.errorbar(
+        members["kl"],
+        members["reward"],
+        xerr=[np.minimum(1.96 * members["kl_se"], members["kl"]), 1.96 * members["kl_se"]],
+        yerr=[members["reward"] - members["reward_low"], members["reward_high"] - members["reward"]],
+        fmt="none",
+        ecolor=colour,
+        elinewidth=0.9,
+        alpha=0.6,
+        zorder=3,
+    )
+    size = 90 if marker == "*" else 55 if marker in "XP" else 38
+    axes.scatter(members["kl"], members["reward"], s=size, c=colour, marker=marker, edgecolors="white", lw=0.7, zorder=4)
+
+
+def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]]) -> None:
+    handles = []
+    for method in methods:
+        colour, marker = styles[method]
+        joined = "none" if method in BEFORE_ALIGNMENT else "-"
+        size = 9 if marker == "*" else 6
+        handles.append(
+            Line2D([], [], color=colour, marker=marker, linestyle=joined, markersize=size, mec="white", mew=0.7, label=title(method))
+        )
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+
+
+def _label(axes: Axes, runs: pd.DataFrame, styles: dict[str, tuple[str, str]]) -> None:
+    """The setting beside each group's mean; base and SFT by name."""
+    points, texts, colours = [], [], []
+    for _, members in runs.groupby("group", sort=False):
+        first = members.iloc[0]
+        text = title(first["method"]) if first["run"] in BEFORE_ALIGNMENT else first["label"]
+        if text:
+            points.append([members["kl"].mean(), members["reward"].mean()])
+            texts.append(text)
+            colours.append(styles[first["method"]][0])
+    if texts:
+        place_labels(axes, np.array(points), texts, colours, _obstacles(runs))
+
+
+def _obstacles(runs: pd.DataFrame) -> np.ndarray:
+    """Points [M, 2] along everything drawn: error bars, markers and the lines between settings."""
+    steps = np.linspace(0, 1, 15)[:, None, None]
+    centre = runs[["kl", "reward"]].to_numpy()
+    wide, value = 1.96 * runs["kl_se"].to_numpy(), runs["reward"].to_numpy()
+    kl = runs["kl"].to_numpy()
+    bars = [
+        np.stack([np.stack([kl - wide, value], 1), np.stack([kl + wide, value], 1)]),
+        np.stack([np.stack([kl, runs["reward_low"]], 1), np.stack([kl, runs["reward_high"]], 1)]),
+    ]
+    level = runs["reward"][runs["run"] == "sft"].to_numpy()[:, None]
+    across = np.linspace(0, kl.max(), 200)[None, :]
+    points = [centre, centre, centre, np.stack(np.broadcast_arrays(across, level), -1).reshape(-1, 2)]
+    for start, end in bars:
+        points.append((start + steps * (end - start)).reshape(-1, 2))
+    for _, members in runs[~runs["run"].isin(BEFORE_ALIGNMENT)].groupby("method", sort=False):
+        path = members.groupby("group")[["kl", "reward"]].mean().sort_values("kl").to_numpy()
+        if len(path) > 1:
+            points.append((path[:-1] + steps * (path[1:] - path[:-1])).reshape(-1, 2))
+    return np.concatenate(points)

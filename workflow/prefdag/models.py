@@ -1,0 +1,107 @@
+"""Models: built, loaded and saved; which device and precision they run in."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from prefdag.attention import NAME, check_supported
+from prefdag.config.model import Architectural
+from prefdag.errors import UserError
+from prefdag.seeds import named_seed
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def set_up(threads: int) -> torch.device:
+    """Fix the number of threads, ask for deterministic kernels, and name the device."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on CUDA over float32 master weights; nothing elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A causal language model with float32 weights and attention over segments.
+
+    Raises `UserError` for an architecture that is not supported and for a folder that holds no weights.
+    """
+    return _load(AutoModelForCausalLM, folder, device)
+
+
+def load_scorer(folder: Path, device: torch.device) -> PreTrainedModel:
+    """The same weights under a scalar head named `score`; the head is whatever the folder has, or unset."""
+    model = _load(AutoModelForSequenceClassification, folder, device, num_labels=1)
+    assert isinstance(model.score, nn.Linear) and model.score.bias is None
+    return model
+
+
+def _load(kind: Any, folder: Path, device: torch.device, **options: Any) -> PreTrainedModel:
+    try:
+        _check(AutoConfig.from_pretrained(folder, local_files_only=True), str(folder))
+        options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
+        model = kind.from_pretrained(folder, **options)
+    except OSError as error:
+        raise UserError(f"{folder}: no model can be loaded from it ({_first_line(error)})") from None
+    without_dropout(model)
+    return model.to(device).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check(config: PretrainedConfig, where: str) -> None:
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    check_supported(config.model_type, window, where)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Dropout is off in preference training: policy and reference must agree at the first step."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
+    """A model from scratch: its shape from the suite, its initial weights from the seed."""
+    inner = shape.intermediate_size or 4 * shape.hidden_size
+    common = {"vocab_size": vocab_size, "bos_token_id": bos, "eos_token_id": eos, "tie_word_embeddings": shape.tie_embeddings}
+    if shape.architecture == "gpt2":
+        names = {"n_embd": shape.hidden_size, "n_layer": shape.layers, "n_head": shape.heads}
+        config = AutoConfig.for_model("gpt2", n_positions=shape.context, n_inner=inner, **names, **common)
+    else:
+        names = {"hidden_size": shape.hidden_size, "num_hidden_layers": shape.layers}
+        names |= {"num_attention_heads": shape.heads, "intermediate_size": inner}
+        if shape.architecture in ("llama", "qwen2"):
+            names["num_key_value_heads"] = shape.key_value_heads or shape.heads
+        config = AutoConfig.for_model(
+            shape.architecture, max_position_embeddings=shape.context, **names, **common
+        )
+    torch.manual_seed(named_seed(seed, "initial weights"))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
+    without_dropout(model)
+    return model.eval()
+
+
+def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
+    """Write weights (safetensors), config and the tokenizer's files, loadable by `from_pretrained`."""
+    model.save_pretrained(folder)
+    for path in tokenizer.iterdir():
+        if path.name not in ("config.json", "generation_config.json") and not path.name.startswith("model"):
+            shutil.copy(path, folder / path.name)

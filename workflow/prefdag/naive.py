@@ -1,0 +1,72 @@
+"""The plain path: one padded row per response, every position's logits, the full softmax.
+
+Slow and obvious. It is the oracle of the tests and the first rung of the benchmark's ladder; nothing else uses it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from prefdag.logprobs import LogProbs
+from prefdag.store import Comparison
+
+
+def padded_rows(comparisons: Sequence[Comparison]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, attention mask and which positions are counted, each [B * K, L]: prompt and response, right-padded."""
+    pairs = [(c.prompt.tolist(), response.tolist()) for c in comparisons for response in c.responses]
+    width = max(len(prompt) + len(response) for prompt, response in pairs)
+    tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
+    mask, counted = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(pairs):
+        length = len(prompt) + len(response)
+        tokens[row, :length] = torch.tensor([*prompt, *response])
+        mask[row, :length] = 1
+        counted[row, len(prompt) : length] = True
+    return tokens, mask, counted
+
+
+def naive_logprobs(model: PreTrainedModel, comparisons: Sequence[Comparison]) -> LogProbs:
+    """What `prefdag.logprobs.logprobs` computes, from transformers' own attention on padded rows."""
+    tokens, mask, counted = padded_rows(comparisons)
+    with transformers_attention(model):
+        logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    shifted = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    rows = torch.arange(len(tokens))[:, None].expand(-1, tokens.shape[1] - 1)
+    kept = counted[:, 1:]
+    return LogProbs(shifted[kept], rows[kept], (len(comparisons), len(comparisons[0].responses)))
+
+
+@contextmanager
+def transformers_attention(model: PreTrainedModel) -> Iterator[None]:
+    """While inside, the model uses transformers' masks and SDPA's plain arithmetic."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def float64_norms() -> Iterator[None]:
+    """While inside, RMS norms keep float64: transformers' own cast to float32, which no 1e-9 survives."""
+
+    def forward(self: nn.Module, states: Tensor) -> Tensor:
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (states * torch.rsqrt(variance + self.variance_epsilon))
+
+    before = {kind: kind.forward for kind in (LlamaRMSNorm, Qwen2RMSNorm)}
+    try:
+        for kind in before:
+            kind.forward = forward
+        yield
+    finally:
+        for kind, original in before.items():
+            kind.forward = original

@@ -1,0 +1,106 @@
+"""The cache of the reference policy's per-token log-probs, and the checks that it is the right one.
+
+One cache serves every loss, beta and seed. Its key names everything that the values depend on.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from prefdag.attention import NAME
+from prefdag.errors import UserError
+from prefdag.logprobs import LogProbs, logprobs
+from prefdag.manifest import Manifest
+from prefdag.models import autocast
+from prefdag.segments import Segments, pack, packed
+from prefdag.store import Store
+
+VERIFIED_ROWS = 4
+# Nats per token: another packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> dict[str, Any]:
+    """Everything that cached log-probs depend on: weights, tokens, precision, attention, library versions."""
+    files = comparisons.content["files"]
+    return {
+        "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(".safetensors")},
+        "tokens": {n: e["sha256"] for n, e in files.items() if n.endswith(("/tokens.npy", "/offsets.npy"))},
+        "dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "attention": NAME,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+    }
+
+
+@torch.no_grad()
+def write_cache(model: PreTrainedModel, store: Store, path: Path, tokens_per_batch: int) -> int:
+    """Log-probs of every response token of a store, in store order, as one float32 array: [response tokens]."""
+    device = next(model.parameters()).device
+    starts = store.response_starts()
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(starts[-1]),))
+    for ids, segments in packed(store, tokens_per_batch):
+        with autocast(device):
+            found = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
+        at = 0
+        for index in ids:
+            size = int(starts[index + 1] - starts[index])
+            values[starts[index] : starts[index + 1]] = found[at : at + size]
+            at += size
+    values.flush()
+    return int(starts[-1])
+
+
+class ReferenceCache:
+    """Cached log-probs of one split, read by memory map."""
+
+    def __init__(self, manifest: Manifest, split: str, store: Store) -> None:
+        """Open the cache of `split`. Raises `UserError` when it does not fit the store."""
+        path = manifest.file(f"{split}.npy")
+        self.path = path
+        self.starts = store.response_starts()
+        self.values: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        if len(self.values) != self.starts[-1]:
+            raise UserError(f"{path}: holds {len(self.values)} tokens, the comparisons {self.starts[-1]}; {_REBUILD}")
+
+    def __call__(self, ids: Sequence[int], segments: Segments) -> LogProbs:
+        """The reference's `LogProbs` of a micro-batch whose comparisons are `ids`, in that order."""
+        parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
+        tokens = torch.from_numpy(np.concatenate(parts)).to(segments.owner.device)
+        return LogProbs(tokens, segments.owner, segments.shape)
+
+    @torch.no_grad()
+    def verify(self, model: PreTrainedModel, store: Store) -> float:
+        """Recompute a few rows; returns the largest deviation in nats per token.
+
+        Raises `UserError` when it is beyond what another packing explains.
+        """
+        ids = sorted({int(index) for index in np.linspace(0, len(store) - 1, VERIFIED_ROWS)})
+        device = next(model.parameters()).device
+        segments = pack([store[index] for index in ids]).to(device)
+        with autocast(device):
+            live = logprobs(model, segments)
+        deviation = (live.tokens - self(ids, segments).tokens).abs().max().item()
+        if not deviation <= tolerance(device):  # NaN is a deviation too
+            raise UserError(f"{self.path}: recomputed log-probs differ by {deviation:.2g} nats per token; {_REBUILD}")
+        return deviation
+
+
+def tolerance(device: torch.device) -> float:
+    return TOLERANCE["bfloat16" if device.type == "cuda" else "float32"]
+
+
+def check_key(manifest: Manifest, expected: dict[str, Any]) -> None:
+    """Refuse a cache of another model, other comparisons, another precision or other library versions."""
+    stated = manifest.content["facts"]["key"]
+    for name, value in expected.items():
+        if stated.get(name) != value:
+            raise UserError(f"{manifest.path}: this cache was made with other {name}; {_REBUILD}")
+
+
+_REBUILD = "delete the cache's manifest and rerun `reference`"

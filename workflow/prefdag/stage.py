@@ -1,0 +1,211 @@
+"""What every stage has in common: its command line, its workspace, its journal and its manifest.
+
+A stage is a module of `prefdag.stages` with a `Job` (the shape of `--config`) and a function
+`run(job, here, *, <input>: Path, ...)`; each input is the path of a manifest. The command line is read off that
+signature, so a stage states what it depends on exactly once.
+"""
+
+import argparse
+import errno
+import hashlib
+import inspect
+import json
+import resource
+import shutil
+import signal
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, Literal
+
+from prefdag.config.section import Section
+from prefdag.errors import Stopped, UserError
+from prefdag.journal import Journal, open_journal
+from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.sources import code_digest
+
+
+@dataclass
+class Workspace:
+    """What a stage is handed beside its inputs.
+
+    output: an empty folder; its content is renamed into place when the stage returns.
+    resume: where resumable state may be kept between attempts of this very job (it may not exist yet).
+    """
+
+    stage: str
+    name: str | None
+    output: Path
+    resume: Path
+    journal: Journal
+    inputs: Mapping[str, Manifest | list[Manifest]]
+
+    def reads_model(self, argument: str, name: str) -> None:
+        """Tell the journal that the weights of an input are read."""
+        manifest = self._input(argument)
+        self.journal.model(name, path=manifest.folder / "model", sha256=weights_digest(manifest), role="input")
+
+    def makes_model(self, name: str, parents: Sequence[str] = ()) -> None:
+        """Tell the journal that this job made the weights below `output`/model; parents: the inputs they grew from."""
+        digest = _combined([sha256_of(path) for path in sorted((self.output / "model").glob("*.safetensors"))])
+        grown = [weights_digest(self._input(parent)) for parent in parents]
+        self.journal.model(name, path=self.output / "model", sha256=digest, role="output", parents=grown)
+
+    def reads_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
+        """Tell the journal that a split of an input's comparisons is read."""
+        manifest = self._input(argument)
+        digest = _combined([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
+        self.journal.dataset(f"{argument}-{split}", digest=digest, path=manifest.folder / split, context=context)
+
+    def results(self, values: Mapping[str, float]) -> None:
+        """Tell the journal the numbers that the whole job comes to."""
+        self.journal.metrics(None, values)
+
+    def _input(self, argument: str) -> Manifest:
+        manifest = self.inputs[argument]
+        assert isinstance(manifest, Manifest)
+        return manifest
+
+
+def weights_digest(manifest: Manifest) -> str:
+    """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
+    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and "model/" in name)
+    return _combined([manifest.digest(name) for name in files])
+
+
+def _combined(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def command(stage: str, module: ModuleType, argv: list[str]) -> int:
+    """Run one stage from its command line; returns the exit code."""
+    arguments = _parser(stage, module.run).parse_args(argv)
+    job = module.Job.parse_json(arguments.config, f"{stage} --config")
+    paths = {name: value for name, value in vars(arguments).items() if name not in ("config", "output")}
+    _execute(stage, module.run, job, paths, arguments.output)
+    return 0
+
+
+def _parser(stage: str, run: Callable[..., Any]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"prefdag {stage}", description=inspect.getdoc(run))
+    parser.add_argument("--config", required=True, help="JSON of the config keys that this stage reads")
+    parser.add_argument("--output", required=True, type=Path, help=f"results/<suite>/{stage}/[<name>/]{MANIFEST}")
+    hints = typing.get_type_hints(run)
+    for name, parameter in inspect.signature(run).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            many = typing.get_origin(hints[name]) is list
+            optional = parameter.default is not parameter.empty
+            parser.add_argument(
+                f"--{name}",
+                type=Path,
+                required=not optional and not many,
+                default=[] if many else None,
+                **({"nargs": "*"} if many else {}),
+                help="path of a manifest" + (", one or more" if many else ""),
+            )
+    return parser
+
+
+def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[str, Any], output: Path) -> None:
+    if output.name != MANIFEST:
+        raise UserError(f"{stage} --output: expected a path that ends in {MANIFEST}, got {output}")
+    root, name = _place(stage, output)
+    inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
+    digests = {key: _digests(value) for key, value in inputs.items()}
+    code = code_digest(stage)
+    config = job.model_dump(mode="json")
+    key = f"{stage}-{name or 'all'}-{_key(config, code, digests)}"
+    made = root / ".partial" / key
+    shutil.rmtree(made, ignore_errors=True)
+    _make_folder(made)
+    _make_folder(output.parent)
+    output.unlink(missing_ok=True)
+    journal = open_journal(root, stage, name)
+    here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
+    journal.start(config=config, inputs=_journalled(inputs), code=code)
+    began = time.monotonic()
+    status, mistake, digest = "failed", None, None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        with _full_disk_is_a_sentence(root):
+            facts = run(job, here, **paths)
+            manifest = describe(made, stage, config, code, digests, facts or {})
+            publish(made, output.parent, manifest)
+        shutil.rmtree(here.resume, ignore_errors=True)
+        status, digest = "finished", read_manifest(output).sha256
+    except Stopped:
+        status, mistake = "killed", "told to stop"
+        raise
+    except BaseException as error:
+        mistake = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def _place(stage: str, output: Path) -> tuple[Path, str | None]:
+    """The suite's folder and the job's name, from results/<suite>/<stage>/[<name>/]manifest.json."""
+    folder = output.parent
+    if folder.name == stage:
+        return folder.parent, None
+    if folder.parent.name == stage:
+        return folder.parent.parent, folder.name
+    raise UserError(f"{stage} --output: expected .../{stage}/[<name>/]{MANIFEST}, got {output}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose a writable results folder") from None
+
+
+def _read_inputs(value: Path | list[Path]) -> Manifest | list[Manifest]:
+    return [read_manifest(path) for path in value] if isinstance(value, list) else read_manifest(value)
+
+
+def _digests(value: Manifest | list[Manifest]) -> Any:
+    return [manifest.sha256 for manifest in value] if isinstance(value, list) else value.sha256
+
+
+def _journalled(inputs: Mapping[str, Manifest | list[Manifest]]) -> dict[str, Any]:
+    """Inputs as the journal shows them: a long list of manifests is told by its members' numbers."""
+    flat: dict[str, Any] = {}
+    for name, value in inputs.items():
+        for index, manifest in enumerate(value if isinstance(value, list) else [value]):
+            key = f"{name}.{index}" if isinstance(value, list) else name
+            flat[key] = {"path": str(manifest.path), "sha256": manifest.sha256}
+    return flat
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _full_disk_is_a_sentence:
+    """Turn "no space left" and its relatives, met anywhere in a stage, into a sentence."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        text = str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in text:  # safetensors wraps the system's own error
+            free = shutil.disk_usage(self.root).free / 1e6
+            raise UserError(
+                f"{self.root}: no space left while writing ({free:.0f} MB free); free some and rerun, "
+                "nothing half-written was left behind"
+            ) from None

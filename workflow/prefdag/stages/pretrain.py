@@ -1,0 +1,86 @@
+"""A small base model from scratch: a byte-level BPE tokenizer, and a language model on whole documents."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from prefdag.adapters import texts
+from prefdag.checkpoint import Checkpoint
+from prefdag.config.model import Architectural
+from prefdag.config.pretrain import Pretrain
+from prefdag.config.section import Section
+from prefdag.curves import record
+from prefdag.loop import total_steps, train
+from prefdag.models import build, save, set_up
+from prefdag.stage import Workspace
+from prefdag.store import Store, StoreWriter
+from prefdag.supervised import mean_nll, supervised
+from prefdag.tokens import load_tokenizer
+
+BOS, EOS = "<|bos|>", "<|eos|>"
+ENCODED_AT_ONCE = 1000
+
+
+class Job(Section):
+    adapter: str
+    scratch: Architectural
+    pretrain: Pretrain
+
+
+def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Pre-train on the documents of the training split: prompt and best response of every row."""
+    settings = job.pretrain
+    device = set_up(settings.threads)
+    folder = here.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
+    if tokenizer is None:
+        train_tokenizer(texts(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)
+    vocabulary = load_tokenizer(folder)
+    stores = {split: _store(job, here, data.parent, vocabulary, split) for split in ("train", "validation")}
+    model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
+    model = model.to(device)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
+    store = stores["train"]
+    steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
+    record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
+    save(model, folder, here.output / "model")
+    here.makes_model("base")
+    nll = mean_nll(model.eval(), stores["validation"], settings.tokens_per_batch)
+    facts = {"parameters": num_parameters, "vocabulary": len(vocabulary), "documents": len(store), "nll": nll}
+    here.results(facts)
+    return facts
+
+
+def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Radford et al. 2019) with a token each for the beginning and the end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+
+
+def _store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> Store:
+    """Documents between BOS and EOS as comparisons of one response, in a scratch folder that is not published.
+
+    A document longer than the limit goes on in further blocks, each after the token before it: none is lost.
+    """
+    size = job.pretrain.max_tokens - 1
+    documents = texts(job.adapter, folder, split)
+    with StoreWriter(here.resume / split, num_responses=1, scored=False) as writer:
+        row = 0
+        while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):
+            for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+                whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+                for begin in range(0, len(whole) - 1, size):
+                    writer.add([whole[begin]], [whole[begin + 1 : begin + 1 + size]], row=row, prompt=row)
+                row += 1
+    return Store.open(here.resume / split)

@@ -1,0 +1,110 @@
+"""Rewards, divergence from the reference and text statistics of one policy's generations."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefdag.config.score import Score
+from prefdag.config.section import Section
+from prefdag.logprobs import divergence
+from prefdag.models import autocast, load_policy, load_scorer, set_up
+from prefdag.rewards import load_head, score_all
+from prefdag.segments import packed
+from prefdag.sentiment import sentiment
+from prefdag.stage import Workspace
+from prefdag.statistics import summarise
+from prefdag.store import Comparison
+
+Columns = dict[str, list[float]]
+
+
+class Job(Section):
+    score: Score
+
+
+def run(
+    job: Job, here: Workspace, *, generations: Path, policy: Path, reference: Path, reward: Path | None = None
+) -> dict[str, Any]:
+    """Score every generation; the summary has a mean with an interval over prompts for each column."""
+    settings = job.score
+    device = set_up(settings.threads)
+    here.reads_model("policy", here.name or "policy")
+    lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    comparisons = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
+    columns: Columns = {}
+    if settings.reward == "vader":
+        columns["vader"] = sentiment(row["prompt"] + row["response"] for row in rows).tolist()
+    if reward is not None:
+        columns |= _reward_models(comparisons, reference, reward, settings.tokens_per_batch, device)
+    columns = {"reward": columns[settings.reward], **columns}
+    columns |= divergences(comparisons, policy, reference, settings.tokens_per_batch, device)
+    columns["length"] = [float(len(row["ids"])) for row in rows]
+    columns["ended"] = [float(row["ended"]) for row in rows]
+    columns |= {f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)}
+    _write(here.output / "scores.csv", rows, columns)
+    prompts = np.array([row["prompt_id"] for row in rows])
+    summary = {
+        name: summarise(np.array(values), prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap).to_dict()
+        for name, values in columns.items()
+    }
+    (here.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    here.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
+    here.journal.artifact(here.output / "summary.json", "summary.json")
+    return {"rows": len(rows)}
+
+
+_LOGGED = (("", "mean"), ("_low", "low"), ("_high", "high"))
+
+
+def _reward_models(
+    comparisons: Sequence[Comparison], reference: Path, reward: Path, tokens_per_batch: int, device: torch.device
+) -> Columns:
+    """Scores of the trained reward model, and of the same head before training on the SFT policy."""
+    trained = load_scorer(reward.parent / "model", device)
+    untrained = load_scorer(reference.parent / "model", device)
+    load_head(untrained, reward.parent / "head.safetensors")
+    models = {"trained": trained, "untrained": untrained}
+    return {
+        name: score_all(model, comparisons, tokens_per_batch)[:, 0].astype(float).tolist()
+        for name, model in models.items()
+    }
+
+
+def divergences(
+    comparisons: Sequence[Comparison], policy: Path, reference: Path, tokens_per_batch: int, device: torch.device
+) -> Columns:
+    """Sequence KL(policy || reference), in nats, of each sample: the full-vocabulary sum, k1 and k3.
+
+    k1 = sum log p/q and k3 = sum (q/p - 1 - log q/p) over a sample's tokens (Schulman 2020, Approximating KL
+    divergence); all three are unbiased, the full sum has the least variance.
+    """
+    models = [load_policy(path.parent / "model", device) for path in (policy, reference)]
+    found = np.zeros((3, len(comparisons)))
+    for ids, segments in packed(comparisons, tokens_per_batch):
+        with autocast(device):
+            tokens = divergence(*models, segments.to(device))
+        k1 = (tokens.policy - tokens.reference).double()
+        owner = segments.owner.numpy()
+        for row, values in enumerate((tokens.kl.double(), k1, torch.expm1(-k1) + k1)):
+            found[row, ids] = np.bincount(owner, weights=values.cpu().numpy(), minlength=len(ids))
+    return {name: values.tolist() for name, values in zip(("kl", "k1", "k3"), found, strict=True)}
+
+
+def distinct(ids: Sequence[int], n: int) -> float:
+    """Distinct n-grams of tokens as a share of all (Li et al. 2016, distinct-n); 1 where there are none."""
+    grams = [tuple(ids[begin : begin + n]) for begin in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _write(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["prompt_id", "sample", *columns])
+        for index, row in enumerate(rows):
+            writer.writerow([row["prompt_id"], row["sample"], *(values[index] for values in columns.values())])

@@ -1,0 +1,37 @@
+"""Supervised fine-tuning: base model and demonstrations to the SFT policy."""
+
+from pathlib import Path
+from typing import Any
+
+from prefdag.checkpoint import Checkpoint
+from prefdag.config.section import Section
+from prefdag.config.sft import SFT
+from prefdag.curves import record
+from prefdag.loop import total_steps, train
+from prefdag.models import load_policy, save, set_up
+from prefdag.stage import Workspace
+from prefdag.store import Store
+from prefdag.supervised import mean_nll, supervised
+
+
+class Job(Section):
+    sft: SFT
+
+
+def run(job: Job, here: Workspace, *, base: Path, demonstrations: Path) -> dict[str, Any]:
+    """Fine-tune the base model on the first response of each demonstration."""
+    settings = job.sft
+    device = set_up(settings.threads)
+    here.reads_model("base", "base")
+    here.reads_dataset("demonstrations", "train", "training")
+    store = Store.open(demonstrations.parent / "train")
+    held_out = Store.open(demonstrations.parent / "validation")
+    model = load_policy(base.parent / "model", device)
+    before = mean_nll(model, held_out, settings.tokens_per_batch)
+    steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
+    last = record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "sft")
+    save(model, base.parent / "model", here.output / "model")
+    facts = {"nll_before": before, "nll_after": mean_nll(model.eval(), held_out, settings.tokens_per_batch)}
+    here.makes_model("sft", parents=["base"])
+    here.results({**facts, "steps": last.number})
+    return facts

@@ -1,0 +1,35 @@
+"""Maximum likelihood on the first response: pre-training (the whole document is the response) and SFT."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from prefdag.logprobs import logprobs
+from prefdag.loop import Losses, Task
+from prefdag.models import autocast
+from prefdag.segments import Segments, packed
+from prefdag.store import Store
+
+
+def supervised(model: PreTrainedModel, store: Store) -> Task:
+    """Negative log-likelihood per counted token of the step, in nats."""
+    counted = store.offsets[:, 2] - store.offsets[:, 1]
+
+    def losses(ids: Sequence[int], segments: Segments) -> Losses:
+        return -logprobs(model, segments).total[:, 0], {}
+
+    return Task(losses, lambda ids: float(counted[ids].sum()))
+
+
+@torch.no_grad()
+def mean_nll(model: PreTrainedModel, store: Store, tokens_per_batch: int) -> float:
+    """Negative log-likelihood per counted token over a whole store, in nats."""
+    device = next(model.parameters()).device
+    total, num = 0.0, 0
+    for _, segments in packed(store, tokens_per_batch):
+        with autocast(device):
+            values = logprobs(model, segments.to(device))
+        total -= values.tokens.double().sum().item()
+        num += len(values.tokens)
+    return total / max(1, num)

@@ -1,0 +1,159 @@
+"""The report's tables: one row a policy, one row a setting that ran with several seeds, and who is compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from prefdag.errors import UserError
+
+BEFORE_ALIGNMENT = ("base", "sft")
+FIRST_COLUMNS = (
+    ["run", "method", "seed", "reward", "reward_low", "reward_high", "kl", "kl_se", "length"]
+    + ["win_rate", "win_low", "win_high", "objective", "k1", "k3", "distinct1", "distinct2", "trained", "untrained"]
+    + ["num_prompts", "num_generations"]
+)
+METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
+TITLES = {
+    "base": "base",
+    "cdpo": "cDPO",
+    "preferred_ft": "Preferred-FT",
+    "simpo": "SimPO",
+    "slic": "SLiC",
+    "unlikelihood": "Unlikelihood",
+}
+SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
+
+
+def title(method: str) -> str:
+    """A method's name as papers print it."""
+    return TITLES.get(method, method.replace("_", " ") if len(method) > 6 else method.upper())
+
+
+def runs_table(
+    runs: Sequence[Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
+    wins: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, tuple[int, int]],
+) -> pd.DataFrame:
+    """One row a policy: base and sft first, then the suite's runs in their order.
+
+    runs: name, method, seed, objective of each run. summaries: score/summary.json, wins: judge/summary.json,
+    sizes: (num_prompts, num_generations), each by policy. SFT against itself is 0.5 by definition, so it has no interval.
+    """
+    before = [{"name": name, "method": name, "seed": None, "objective": {}} for name in BEFORE_ALIGNMENT]
+    rows = [row for row in (*before, *runs) if row["name"] in summaries]
+    labels = _labels(rows)
+    table = [
+        {
+            "run": row["name"],
+            "method": row["method"],
+            "seed": row["seed"],
+            **_flat(summaries[row["name"]]),
+            **_win_columns(wins.get(row["name"]), row["name"]),
+            "objective": json.dumps(_parameters(row), sort_keys=True),
+            "num_prompts": sizes[row["name"]][0],
+            "num_generations": sizes[row["name"]][1],
+            "group": group(row),
+            "label": labels[group(row)],
+        }
+        for row in rows
+    ]
+    frame = pd.DataFrame(table).astype({"seed": "Int64"})
+    frame["display"] = _displays(frame)
+    return frame
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
+    columns: dict[str, float | None] = {}
+    for metric in METRICS:
+        entry = summary.get(metric) or {}
+        columns[metric] = entry.get("mean")
+        columns |= {f"{metric}_{key}": entry.get(key) for key in ("low", "high", "se")}
+    return columns
+
+
+def _win_columns(wins: Mapping[str, Any] | None, name: str) -> dict[str, float | None]:
+    if wins is None:
+        return {"win_rate": 0.5 if name == "sft" else None, "win_low": None, "win_high": None}
+    return {"win_rate": wins["win_rate"], "win_low": wins["low"], "win_high": wins["high"]}
+
+
+def _parameters(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row["objective"].items() if key != "method"}
+
+
+def group(row: Mapping[str, Any]) -> str:
+    """The suite's row that a run belongs to: its name without the seed. Runs of a group differ by seed alone."""
+    return str(row["name"]).removesuffix(f"-seed{row['seed']}")
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What tells a group from the others of its method: the parameters that vary, or its name where none does."""
+    labels: dict[str, str] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        groups = {group(row): _parameters(row) for row in rows if row["method"] == method}
+        names = dict.fromkeys(name for parameters in groups.values() for name in parameters)
+        varying = [name for name in names if len({str(parameters.get(name)) for parameters in groups.values()}) > 1]
+        own = {key: ", ".join(_value(name, p[name]) for name in varying if name in p) for key, p in groups.items()}
+        alone = len(groups) == 1 or len(set(own.values())) == len(groups)
+        labels |= own if alone else {key: key for key in groups}
+    return labels
+
+
+def _value(name: str, value: Any) -> str:
+    return f"{SYMBOLS.get(name, name)}={value:g}" if isinstance(value, float) else f"{SYMBOLS.get(name, name)}={value}"
+
+
+def _displays(frame: pd.DataFrame) -> list[str]:
+    """A policy's name on figures: DPO β=0.1, and its seed where several ran."""
+    seeds = frame["group"].map(frame["group"].value_counts())
+    return [
+        " ".join(filter(None, [title(row.method), row.label, f"seed {row.seed}" if several > 1 else ""]))
+        for row, several in zip(frame.itertuples(), seeds, strict=True)
+    ]
+
+
+def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of runs.csv: those that people look for first, then every interval."""
+    rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
+    return frame[[*FIRST_COLUMNS, *rest]]
+
+
+def seeds_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean and range over seeds of every group that ran with several."""
+    rows = []
+    for _, members in frame.groupby("group", sort=False):
+        if len(members) > 1:
+            first = members.iloc[0]
+            spread = {
+                metric: {"mean": members[metric].mean(), "low": members[metric].min(), "high": members[metric].max()}
+                for metric in ("reward", "kl", "win_rate", "length")
+            }
+            name = " ".join(filter(None, [title(first["method"]), first["label"]]))
+            rows.append({"name": name, "seeds": [int(seed) for seed in members["seed"]], **spread})
+    return rows
+
+
+def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
+    """Runs shown beside SFT: those `wanted`, or the middle beta of DPO and then of other methods, three at most.
+
+    Raises UserError for a name that is no run of the suite.
+    """
+    runs = frame[~frame["run"].isin(BEFORE_ALIGNMENT)]
+    for name in wanted or ():
+        if name not in set(runs["run"]):
+            raise UserError(f"report.compare: {name} is no run of this suite; it has {', '.join(runs['run'])}")
+    if wanted is not None:
+        return list(wanted)
+    methods = sorted(dict.fromkeys(runs["method"]), key=lambda method: method != "dpo")
+    return [_middle(runs[runs["method"] == method]) for method in methods[:3]]
+
+
+def _middle(runs: pd.DataFrame) -> str:
+    """The run of the (lower) median beta, of the first seed that has it."""
+    betas = runs["objective"].map(lambda text: float(json.loads(text).get("beta", 0.0)))
+    middle = sorted(set(betas))[(betas.nunique() - 1) // 2]
+    return str(runs["run"][betas == middle].iloc[0])

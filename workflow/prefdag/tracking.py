@@ -1,0 +1,280 @@
+"""The one module that knows MLflow: the experiment of a suite, with one run for each journal.
+
+Everything written carries the event's own time and the journal's id. A write begins by looking at what is there
+and adds what is missing: written twice is written once, and a write that broke off is taken up again.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.models.utils import get_external_mlflow_model_spec
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
+
+from prefdag.lineage import CLOSING, STATUS, Point, Record, Weights, allowed, newest, successors
+from prefdag.manifest import sha256_of
+
+_DIGEST = 36  # characters of a dataset's digest that MLflow holds
+_METRICS, _PARAMS = 1000, 100  # the most of each that one request may hold
+
+
+@dataclass
+class Kept:
+    """What the database holds of one run."""
+
+    id: str
+    name: str
+    began: float
+    status: str
+    deleted: bool = False
+    num_metrics: int = 0
+    superseded: str | None = None
+    closing: dict[str, str] = field(default_factory=dict)  # tags that the job's end brought
+    params: set[str] = field(default_factory=set)
+    datasets: set[tuple[str, str]] = field(default_factory=set)
+    inputs: set[str] | None = None  # weights read; None: not asked for yet
+    outputs: set[str] = field(default_factory=set)
+    artifacts: set[str] | None = None
+
+
+class Experiment:
+    """The experiment named like the suite's folder `root` in the database at `uri`; both are made where missing.
+
+    Artifacts lie beside the database in `mlartifacts/<suite>`, or where a tracking server wants them.
+    """
+
+    def __init__(self, uri: str, root: Path) -> None:
+        for name in ("alembic", "mlflow"):  # MLflow tells of each table it makes
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.root = root
+        self.client = MlflowClient(uri)
+        self.id = self._find(uri)
+        self.runs = {key: kept for key, kept in map(_kept, self._all_runs()) if key}
+        self.weights = {one.key: one for one in map(_weights, self._all_models()) if one}
+
+    def write(self, record: Record) -> None:
+        """Add to the database what it lacks of a journal that has begun."""
+        kept = self._run(record)
+        if kept.deleted:  # somebody threw it away in the UI: it stays away
+            return
+        self._write_params(record, kept)
+        self._write_datasets(record, kept)
+        self._write_models(record, kept)
+        self._write_metrics(record, kept)
+        if record.end:
+            self._copy_artifacts(record, kept)
+            self._close(record, kept)
+
+    def mark_superseded(self) -> None:
+        """Tag every run whose job was run again with the journal of the next one."""
+        for old, new in successors((kept.name, kept.began, key) for key, kept in self.runs.items()).items():
+            kept = self.runs[old]
+            if kept.superseded != new and not kept.deleted:
+                self.client.set_tag(kept.id, "prefdag.superseded", new)
+                kept.superseded = new
+
+    def _find(self, uri: str) -> str:
+        found = self.client.get_experiment_by_name(self.root.name)
+        if found is None:
+            served = uri.startswith(("http:", "https:", "databricks"))
+            place = None if served else (self.root.parent / "mlartifacts" / self.root.name).as_uri()
+            return self.client.create_experiment(self.root.name, artifact_location=place)
+        if found.lifecycle_stage != "active":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _all_runs(self) -> Iterable[Run]:
+        page = None
+        while page is None or page.token:
+            page = self.client.search_runs([self.id], "", ViewType.ALL, 500, page_token=page.token if page else None)
+            yield from page
+
+    def _all_models(self) -> Iterable[LoggedModel]:
+        page = None
+        while page is None or page.token:
+            page = self.client.search_logged_models([self.id], page_token=page.token if page else None)
+            yield from page
+
+    def _run(self, record: Record) -> Kept:
+        assert record.start
+        key = record.start["id"]
+        if key not in self.runs:
+            run = self.client.create_run(self.id, _milliseconds(record.began), record.tags(), record.run_name)
+            self.runs[key] = _kept(run)[1]
+        return self.runs[key]
+
+    def _write_params(self, record: Record, kept: Kept) -> None:
+        missing = [Param(key, value) for key, value in record.params().items() if key not in kept.params]
+        for part in _parts(missing, _PARAMS):
+            self.client.log_batch(kept.id, params=part)
+        kept.params |= {param.key for param in missing}
+
+    def _write_datasets(self, record: Record, kept: Kept) -> None:
+        missing = []
+        for event in record.datasets:
+            key = event["name"], event["digest"][:_DIGEST]
+            if key not in kept.datasets:
+                source, profile = json.dumps({"uri": self._shown(event["path"])}), json.dumps(event["profile"])
+                dataset = Dataset(*key, source_type="local", source=source, profile=profile)
+                tags = {MLFLOW_DATASET_CONTEXT: event["context"], "prefdag.digest": event["digest"]}
+                missing.append(DatasetInput(dataset, [InputTag(name, value) for name, value in tags.items()]))
+                kept.datasets.add(key)
+        if missing:
+            self.client.log_inputs(kept.id, datasets=missing)
+
+    def _write_models(self, record: Record, kept: Kept) -> None:
+        """Weights made become external models; weights read, and parents, are linked to the runs that made them."""
+        read = []
+        for event in record.models:
+            if event["role"] == "input":
+                read += [newest(self.weights.values(), event["sha256"], event["time"])]
+                continue
+            parents = [newest(self.weights.values(), sha256, event["time"]) for sha256 in event["parents"]]
+            made = self._made(record, kept, event, [parent.id for parent in parents if parent])
+            if made.id not in kept.outputs:
+                self.client.log_outputs(kept.id, [LoggedModelOutput(made.id, step=0)])
+                kept.outputs.add(made.id)
+            read += parents
+        ids = {one.id for one in read if one} - kept.outputs
+        if ids and kept.inputs is None:  # a search of runs leaves them out
+            kept.inputs = {one.model_id for one in self.client.get_run(kept.id).inputs.model_inputs}
+        if missing := sorted(ids - (kept.inputs or set())):
+            self.client.log_inputs(kept.id, models=[LoggedModelInput(one) for one in missing])
+            kept.inputs = ids
+
+    def _made(self, record: Record, kept: Kept, event: dict[str, Any], parents: Sequence[str]) -> Weights:
+        assert record.start
+        key = record.start["id"], event["name"], event["sha256"]
+        if key not in self.weights:
+            tags = dict(zip(("prefdag.journal", "prefdag.name", "prefdag.sha256"), key, strict=True))
+            tags |= {"prefdag.path": self._shown(event["path"]), "prefdag.time": repr(event["time"])}
+            params = {"path": self._shown(event["path"]), "sha256": event["sha256"]}
+            params |= {f"parent.{index}": sha256 for index, sha256 in enumerate(event["parents"])}
+            name = "".join("-" if letter in "/:.%\"'" else letter for letter in event["name"])
+            tags[MLFLOW_MODEL_IS_EXTERNAL] = "true"
+            model = self.client.create_logged_model(self.id, name, kept.id, tags, params, record.start["stage"])
+            made = _weights(model)
+            assert made
+            self.weights[key] = made
+        made = self.weights[key]
+        if not made.ready:
+            self._finalise(made)
+        if parents and made.tags.get("prefdag.parents") != (ids := ",".join(parents)):
+            self.client.set_logged_model_tags(made.id, {"prefdag.parents": ids})
+            made.tags["prefdag.parents"] = ids
+        return made
+
+    def _finalise(self, made: Weights) -> None:
+        """As `mlflow.create_external_model` does, whose own call would log who replays, not who trained."""
+        spec = get_external_mlflow_model_spec(self.client.get_logged_model(made.id))
+        with tempfile.TemporaryDirectory() as folder:
+            spec.save(str(Path(folder, MLMODEL_FILE_NAME)))  # without it the model registry refuses the model
+            self.client.log_model_artifacts(made.id, folder)
+        self.client.finalize_logged_model(made.id, "READY")
+        made.ready = True
+
+    def _write_metrics(self, record: Record, kept: Kept) -> None:
+        points = record.ready[kept.num_metrics :]
+        metrics = [metric for point in points for metric in self._metrics(record, point)]
+        for part in _parts(metrics, _METRICS):
+            self.client.log_batch(kept.id, metrics=part)
+        if points:  # the count last: what breaks off before is sent again, and MLflow drops what it has
+            kept.num_metrics += len(points)
+            self.client.set_tag(kept.id, "prefdag.num_metrics", str(kept.num_metrics))
+
+    def _metrics(self, record: Record, point: Point) -> Iterable[Metric]:
+        tie: dict[str, Any] = {}
+        subject, data = record.subject, record.evaluation
+        if point.measured and subject and (weights := self._known(record, subject)):
+            tie["model_id"] = weights.id
+            if data:
+                tie |= {"dataset_name": data["name"], "dataset_digest": data["digest"][:_DIGEST]}
+        for name, value in point.values.items():
+            yield Metric(allowed(name), value, _milliseconds(point.time), point.step, **tie)
+
+    def _known(self, record: Record, event: dict[str, Any]) -> Weights | None:
+        assert record.start
+        own = self.weights.get((record.start["id"], event["name"], event["sha256"]))
+        return own or newest(self.weights.values(), event["sha256"], event["time"])
+
+    def _copy_artifacts(self, record: Record, kept: Kept) -> None:
+        if kept.artifacts is None:
+            folders = {PurePosixPath(event["as"]).parent for event in record.artifacts}
+            asked = (self.client.list_artifacts(kept.id, "" if str(one) == "." else str(one)) for one in folders)
+            kept.artifacts = {file.path for files in asked for file in files}
+        for event in record.artifacts:
+            source, name = self.root / event["path"], PurePosixPath(event["as"])
+            # A rerun may have put other content in its place: that is another run's.
+            if str(name) in kept.artifacts or not source.is_file() or sha256_of(source) != event["sha256"]:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                copy = shutil.copy2(source, Path(folder, name.name))
+                self.client.log_artifact(kept.id, copy, None if str(name.parent) == "." else str(name.parent))
+            kept.artifacts.add(str(name))
+
+    def _close(self, record: Record, kept: Kept) -> None:
+        assert record.end
+        status = STATUS[record.end["status"]]
+        tags = record.closing_tags()
+        if (kept.status, kept.closing) == (status, tags):
+            return
+        for name in kept.closing.keys() - tags.keys():  # it was presumed dead, and was not
+            self.client.delete_tag(kept.id, name)
+        self.client.log_batch(kept.id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self.client.set_terminated(kept.id, status, _milliseconds(record.end["time"]))
+        kept.status, kept.closing = status, tags
+
+    def _shown(self, path: str) -> str:
+        """A journal's path as people know it: results/<suite>/<path> for what lies in the suite's folder."""
+        inside = "://" not in path and not path.startswith("/")
+        return f"{self.root.parent.name}/{self.root.name}/{path}" if inside else path
+
+
+def _kept(run: Run) -> tuple[str | None, Kept]:
+    tags = run.data.tags
+    kept = Kept(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
+    kept.deleted = run.info.lifecycle_stage != "active"
+    kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
+    kept.superseded = tags.get("prefdag.superseded")
+    kept.closing = {name: tags[name] for name in CLOSING if name in tags}
+    kept.params = set(run.data.params)
+    if run.inputs:
+        kept.datasets = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    kept.outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
+    return tags.get("prefdag.journal"), kept
+
+
+def _weights(model: LoggedModel) -> Weights | None:
+    tags = dict(model.tags)
+    if "prefdag.journal" not in tags:  # somebody else's, in our experiment
+        return None
+    key = tags["prefdag.journal"], tags["prefdag.name"], tags["prefdag.sha256"]
+    return Weights(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

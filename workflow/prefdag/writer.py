@@ -1,0 +1,182 @@
+"""Follows the journals of a suite into the tracking database, live or after the fact, one writer at a time."""
+
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefdag.errors import UserError
+from prefdag.journal import gone, redact
+from prefdag.lineage import Record, successors
+
+if TYPE_CHECKING:
+    from prefdag.tracking import Experiment
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""Set before MLflow is imported: nobody is told of our runs, and a server that is down is noticed soon."""
+
+
+def database(results: Path) -> str:
+    """Where runs go: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+class Writer:
+    """Writes the journals of the suite in folder `root` into the tracking database at `uri`.
+
+    patience: seconds to wait for another writer, and for MLflow once the workflow is over.
+    """
+
+    def __init__(self, root: Path, uri: str | None = None, *, patience: float = 60.0) -> None:
+        self.root, self.patience = root, patience
+        self.uri = uri or database(root.resolve().parent)
+        self._records: dict[str, Record] = {}
+        self._experiment: Experiment | None = None
+        self._said: set[str] = set()
+
+    def replay(self) -> int:
+        """Write all that the journals say and the database lacks; returns the number of journals.
+
+        Raises `UserError` when there is none, when another writer is at work, or when MLflow refuses.
+        """
+        folder = self.root / ".journal"
+        if not any(folder.glob("*.jsonl")):
+            raise UserError(f"{folder}: no journals there; name the folder of a suite that has run, as results/<suite>")
+        with self._alone():
+            try:
+                return self._write()
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network raise
+                raise UserError(self._complaint(error)) from None
+
+    def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
+        """Write while the process `parent_pid` lives and no SIGTERM comes, then once more; returns whether all is in.
+
+        MLflow's troubles are said in a sentence and tried again, ever more rarely: they never end a workflow.
+        """
+        stop, began, wait = threading.Event(), time.time(), poll
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        with self._alone():
+            while not stop.wait(wait) and not gone(parent_pid, began):
+                wait = poll if self._attempt() else min(2 * wait, 60.0)
+            deadline, wait = time.monotonic() + self.patience, poll
+            while not (done := self._attempt()) and time.monotonic() + wait < deadline:
+                time.sleep(wait)
+                wait *= 2
+        if not done:
+            self._say(f"some runs are not in MLflow yet; `prefdag track {self.root}` writes them when it is back")
+        return done
+
+    @property
+    def shown_uri(self) -> str:
+        """The database's address without a password."""
+        return str(redact(self.uri))
+
+    def _attempt(self) -> bool:
+        try:
+            self._write()
+        except Exception as error:  # noqa: BLE001 - a view may be lost, never a run
+            self._experiment = None  # what the database holds is asked again
+            self._say(self._complaint(error))
+            return False
+        return True
+
+    def _complaint(self, error: Exception) -> str:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return str(redact(f"tracking to {self.shown_uri} failed ({first}); the journals in {self.root}/.journal are complete"))
+
+    def _say(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            print(f"prefdag: {sentence}", file=sys.stderr, flush=True)
+
+    def _write(self) -> int:
+        records, troubles = self._advance()
+        if records:
+            experiment = self._open()
+            for record in records:
+                try:
+                    experiment.write(record)
+                except Exception as error:  # one journal's trouble is not its neighbours'
+                    troubles.append(error)
+                    if len(troubles) == 3:  # it is the database's
+                        raise
+            experiment.mark_superseded()
+        if troubles:
+            raise troubles[0]
+        return len(records)
+
+    def _open(self) -> "Experiment":
+        if self._experiment is None:
+            for name, value in QUIET.items():
+                os.environ.setdefault(name, value)
+            from prefdag.tracking import Experiment  # seconds of MLflow: not before there is something to write
+
+            results = self.root.resolve().parent
+            sentence = f"{results}: another process is making the tracking database"
+            with _locked(results / ".mlflow.lock", self.patience, sentence):  # two that create its tables collide
+                self._experiment = Experiment(self.uri, self.root.resolve())
+        return self._experiment
+
+    def _advance(self) -> tuple[list[Record], list[Exception]]:
+        """All journals that have begun, oldest first, and what is wrong with the others.
+
+        Journals are read newest first: a job sees its parents' weights, so whoever has read its line finds theirs.
+        """
+        broken: list[Exception] = []
+        journals = (self.root / ".journal").glob("*.jsonl")
+        for path in sorted(journals, key=lambda path: path.stem.split("-")[-2:], reverse=True):
+            record = self._records.setdefault(path.stem, Record(path))
+            try:
+                record.advance()
+                record.close_if_gone()
+            except ValueError as error:
+                broken.append(error)
+        begun = {record.start["id"]: record for record in self._records.values() if record.start}
+        jobs = [(record.run_name, record.began, key) for key, record in begun.items()]
+        for old, new in successors(jobs).items():
+            begun[old].close_as_killed(f"{new} took its place")
+        return sorted(begun.values(), key=attrgetter("began")), broken
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        (self.root / ".journal").mkdir(parents=True, exist_ok=True)
+        with _locked(self.root / ".journal" / ".writer.lock", self.patience, f"{self.root}: another writer is at work"):
+            yield
+
+
+@contextmanager
+def _locked(path: Path, patience: float, sentence: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises `UserError` when another process keeps it longer than `patience` seconds."""
+    deadline = time.monotonic() + patience
+    with path.open("a+") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise UserError(f"{sentence} (process {file.read().strip()}); wait for it, or end it") from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"{os.getpid()} of {os.uname().nodename}")
+        file.flush()
+        yield
+
