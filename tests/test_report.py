@@ -35,6 +35,7 @@ RUNS = [
     spec("preferred-ft-seed0", "preferred_ft"),
     spec("unlikelihood-seed0", "unlikelihood", alpha=0.5),
 ]
+SOME = [run for run in RUNS if run["name"].startswith(("dpo-beta0.1", "dpo-beta0.3", "simpo"))]  # drawing takes seconds
 DRIFT = {  # (KL in nats, reward) that each policy is drawn around
     "base": (11.0, -0.02),
     "sft": (0.0, 0.12),
@@ -96,7 +97,7 @@ def touched(folder: Path) -> Path:
 def write_generations(folder: Path, policy: str, num_prompts: int, num_samples: int = 2) -> Path:
     folder.mkdir(parents=True)
     rng = generator(0, f"words {policy}")
-    words = "the a fine dull film was and with of quiet brilliant tired warm endless scene acting truly never".split()
+    words = ["the", "a", "fine", "dull", "film", "was", "and", "with", "quiet", "brilliant", "tired", "warm", "never"]
     with (folder / "generations.jsonl").open("w") as stream:
         for prompt in range(num_prompts):
             for sample in range(num_samples):
@@ -190,14 +191,14 @@ def made(output: Path, inputs: dict, runs: list[dict], **settings: object) -> Si
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[dict, SimpleNamespace]:
     root = tmp_path_factory.mktemp("results")
-    inputs = write_results(root, RUNS, num_prompts=60, num_steps=60)
-    return inputs, made(root / "report", inputs, RUNS)
+    inputs = write_results(root, SOME, num_prompts=60, num_steps=60)
+    return inputs, made(root / "report", inputs, SOME)
 
 
 def test_equal_inputs_give_equal_bytes(results, tmp_path):
     """Page, table and every PNG and SVG: no time, no random id, no version of a library."""
     inputs, first = results
-    second = made(tmp_path / "again", inputs, RUNS)
+    second = made(tmp_path / "again", inputs, SOME)
     files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
     assert len(files) == 2 + 2 * 7
     for name in files:
@@ -216,7 +217,7 @@ def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interva
     _, here = results
     table = pd.read_csv(here.output / "runs.csv")
     assert list(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
-    assert list(table["run"]) == ["base", "sft", *(run["name"] for run in RUNS)]
+    assert list(table["run"]) == ["base", "sft", *(run["name"] for run in SOME)]
     sft = table[table["run"] == "sft"].iloc[0]
     assert sft["win_rate"] == 0.5 and np.isnan(sft["win_low"]) and np.isnan(sft["win_high"])
     others = table[table["run"] != "sft"]
@@ -260,7 +261,7 @@ def test_several_seeds_are_summarised_by_their_range(results):
 
 
 def test_without_a_reward_model_its_sections_say_so(tmp_path):
-    runs = [RUNS[0], RUNS[6]]
+    runs = RUNS[:1]
     inputs = write_results(tmp_path, runs, num_prompts=6, num_steps=3, reward=False)
     here = made(tmp_path / "report", inputs, runs)
     page = (here.output / "index.html").read_text()

@@ -292,6 +292,20 @@ def test_reruns_killed_and_foreign_jobs(results, client):
     assert found[killed][3] == 1000000005000  # its last event's time, whenever it is replayed
 
 
+def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
+    root = results / "later"
+    write_dpo(root)
+    (root / "preference/dpo-beta0.1/curves.csv").write_text("of the rerun\n")
+    Writer(root).replay()
+    (found,) = (value for key, value in content(client, "later").items() if ":" not in key)
+    assert found[0][1] == "FINISHED" and found[5] == []
+    (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
+    client.delete_run(run.info.run_id)
+    before = rows(results / "mlflow.db")
+    Writer(root).replay()
+    assert rows(results / "mlflow.db") == before
+
+
 def test_newest_weights_and_successors_do_not_depend_on_order():
     made = [Weights(name, (name, "sft", SFT), at, {}, True) for name, at in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
     for order in (made, made[::-1]):

@@ -59,12 +59,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    return _saved(figure, "png", {"Software": None})
-
-
-def svg(figure: Figure) -> bytes:
-    return _saved(figure, "svg", {"Date": None, "Creator": None})
+def rendered(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as PNG and as SVG. Its layout is solved once, as that takes as long as drawing, and so is equal in both."""
+    png = _saved(figure, "png", {"Software": None})
+    figure.set_layout_engine("none")
+    return png, _saved(figure, "svg", {"Date": None, "Creator": None})
 
 
 def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:

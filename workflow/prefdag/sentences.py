@@ -10,7 +10,6 @@ from prefdag.lexicon import Opinion
 # Chosen so that VADER's score of reviews spreads over the whole of [-1, 1] with a mean near 0 (tests/test_world.py).
 LEANING = 0.4  # how far the latent sentiment decides the sign of a sentence
 PLAIN = 0.2  # share of sentences without an opinion
-SKEW = 3  # how far early words of a list are preferred
 NEGATED = 0.18  # share of opinions that are a negated opposite
 
 # Writer says what fills each [slot], in the order of the text; `a` becomes `an` afterwards.
@@ -75,6 +74,8 @@ RECOMMENDATIONS = Opinion(
     plain=("describe", "mention", "show"),
 )
 _OPINION = re.compile(r"\[(judged|opinion|reacted|feeling|noun|comparative|recommend)\]")
+# A contrast or a reason makes no sense without an opinion.
+_OPINIONATED = re.compile(r"\[conce|because")
 _SLOT = re.compile(r"\[(\w+)\]")
 # Right for this lexicon, which has no silent `h` and no `u` or `o` that sounds as a consonant.
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
@@ -98,8 +99,9 @@ class Draw:
         return items[int(self.uniform() * len(items))]
 
     def word(self, words: Sequence[str]) -> str:
-        """Early words more often (density ~ rank ** (1 / SKEW - 1)), as in natural text."""
-        return words[int(self.uniform() ** SKEW * len(words))]
+        """Early words more often (density ~ rank ** (-2 / 3)), as in natural text."""
+        uniform = self.uniform()
+        return words[int(uniform * uniform * uniform * len(words))]  # `**` may differ in its last bit between machines
 
 
 class Writer:
@@ -111,7 +113,8 @@ class Writer:
         self._sign = 0  # of the sentence being written: -1, 0 or 1
         self._plural = False  # number of the subject written last
         self._used: set[str] = set()
-        genre = lexicon.GENRES[int(draw.uniform() ** 2 * len(lexicon.GENRES))]
+        rank = draw.uniform()
+        genre = lexicon.GENRES[int(rank * rank * len(lexicon.GENRES))]
         lead, other = self._new(genre.roles), self._new(genre.roles)
         place, thing = self._new(genre.places), self._new(genre.things)
         film = draw.word(lexicon.FILMS)
@@ -156,8 +159,8 @@ class Writer:
         form = self._new(forms, self._draw.item)
         self._plural = False
         self._sign = 1 if self._draw.chance(0.5 + LEANING * self._latent) else -1
-        if "[conce" not in form and self._draw.chance(PLAIN):
-            self._sign = 0  # a contrast needs two sides; anything else may do without opinion
+        if not _OPINIONATED.search(form) and self._draw.chance(PLAIN):
+            self._sign = 0
         text = _ARTICLE.sub(r"\1n ", _SLOT.sub(lambda slot: self._slots[slot[1]](), form))
         if self._sign and _OPINION.search(form) and self._draw.chance(0.3 * abs(self._latent)):
             text = text[:-1] + "!"

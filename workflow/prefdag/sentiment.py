@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @cache
 def _analyser() -> "SentimentIntensityAnalyzer":
-    # Imported here: reading the lexicon takes a while, and most stages that import this module's neighbours score nothing.
+    # Imported late: a stage that may score (but does not in this suite) should not pay for the lexicon.
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()

@@ -160,7 +160,7 @@ class Experiment:
             kept.inputs = {one.model_id for one in self.client.get_run(kept.id).inputs.model_inputs}
         if missing := sorted(ids - (kept.inputs or set())):
             self.client.log_inputs(kept.id, models=[LoggedModelInput(one) for one in missing])
-            kept.inputs = ids
+            kept.inputs = (kept.inputs or set()) | ids
 
     def _made(self, record: Record, kept: Kept, event: dict[str, Any], parents: Sequence[str]) -> Weights:
         assert record.start
@@ -224,12 +224,12 @@ class Experiment:
             kept.artifacts = {file.path for files in asked for file in files}
         for event in record.artifacts:
             source, name = self.root / event["path"], PurePosixPath(event["as"])
-            # A rerun may have put other content in its place: that is another run's.
-            if str(name) in kept.artifacts or not source.is_file() or sha256_of(source) != event["sha256"]:
+            if str(name) in kept.artifacts or not source.is_file():
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                copy = shutil.copy2(source, Path(folder, name.name))
-                self.client.log_artifact(kept.id, copy, None if str(name.parent) == "." else str(name.parent))
+            if sha256_of(source) == event["sha256"]:  # else a rerun has put its own in the place
+                with tempfile.TemporaryDirectory() as folder:
+                    copy = shutil.copy2(source, Path(folder, name.name))
+                    self.client.log_artifact(kept.id, copy, None if str(name.parent) == "." else str(name.parent))
             kept.artifacts.add(str(name))
 
     def _close(self, record: Record, kept: Kept) -> None:

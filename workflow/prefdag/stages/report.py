@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from prefdag.config.report import Report
 from prefdag.config.section import Section
-from prefdag.figures import png, svg
+from prefdag.figures import rendered
 from prefdag.figures_distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
 from prefdag.figures_frontier import frontier
 from prefdag.figures_training import logratios, training
@@ -116,11 +116,12 @@ def _data_lengths(comparisons: Path) -> dict[str, np.ndarray]:
 def _write_figures(here: Workspace, figures: dict[str, Figure]) -> dict[str, bytes]:
     """figures/<name>.png and .svg; returns the PNGs."""
     (here.output / "figures").mkdir()
-    images = {name: png(figure) for name, figure in figures.items()}
-    for name, image in images.items():
-        (here.output / f"figures/{name}.svg").write_bytes(svg(figures[name]))
+    images = {}
+    for name, figure in figures.items():
+        images[name], vectors = rendered(figure)
+        (here.output / f"figures/{name}.svg").write_bytes(vectors)
         path = here.output / f"figures/{name}.png"
-        path.write_bytes(image)
+        path.write_bytes(images[name])
         here.journal.artifact(path, f"figures/{name}.png")
     return images
 
