@@ -144,7 +144,7 @@ def test_journal_survives_nan_and_a_torn_line(tmp_path):
     events, end = read(journal.path, offset)
     assert events[0]["values"] == {"loss": 2.0} and end == journal.path.stat().st_size
     journal.path.write_text("{}}\n")
-    with pytest.raises(ValueError, match=r"byte 0: not a journal's line"):
+    with pytest.raises(UserError, match=r"byte 0: not a journal's line"):
         read(journal.path)
 
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from prefdag.errors import UserError
+
 Status = Literal["finished", "failed", "killed"]
 
 REDACTED = "[redacted]"
@@ -136,7 +138,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The events from byte `offset` on, and the offset to go on from.
 
     A last line without its newline is still being written, or was torn by a crash: it is left for the next read.
-    Raises `ValueError` naming file and byte when a complete line is not JSON.
+    Raises `UserError` naming file and byte when a complete line is not JSON.
     """
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -146,7 +148,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         try:
             event = json.loads(line)
         except ValueError:
-            raise ValueError(f"{path}: byte {offset}: not a journal's line; delete the file to go on without it") from None
+            raise UserError(f"{path}: byte {offset}: not a journal's line; delete the file to go on without it") from None
         if event["event"] == "metrics":
             event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
         events.append(event)

@@ -49,7 +49,7 @@ class Record:
         self._last = 0.0  # time of the last event
 
     def advance(self) -> None:
-        """Take in the lines that came since the last time. Raises `ValueError` for a line that is not JSON."""
+        """Take in the lines that came since the last time. Raises `UserError` for a line that is not JSON."""
         events, self._offset = read(self.path, self._offset)
         for event in events:
             self._last = event["time"]

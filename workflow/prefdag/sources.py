@@ -23,7 +23,7 @@ def sources(stage: str) -> list[Path]:
         path = waiting.pop()
         if path not in found:
             found.add(path)
-            waiting += _imported(path)
+            waiting += _imported(path) if path.suffix == ".py" else ()
     return sorted(found)
 
 

@@ -157,7 +157,8 @@ class Experiment:
             read += parents
         ids = {one.id for one in read if one} - kept.outputs
         if ids and kept.inputs is None:  # a search of runs leaves them out
-            kept.inputs = {one.model_id for one in self.client.get_run(kept.id).inputs.model_inputs}
+            inputs = self.client.get_run(kept.id).inputs
+            kept.inputs = {one.model_id for one in inputs.model_inputs} if inputs else set()
         if missing := sorted(ids - (kept.inputs or set())):
             self.client.log_inputs(kept.id, models=[LoggedModelInput(one) for one in missing])
             kept.inputs = (kept.inputs or set()) | ids

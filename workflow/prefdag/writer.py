@@ -60,9 +60,7 @@ class Writer:
         with self._alone():
             try:
                 return self._write()
-            except UserError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network raise
+            except Exception as error:  # whatever MLflow, its database or the network raise
                 raise UserError(self._complaint(error)) from None
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
@@ -98,6 +96,8 @@ class Writer:
         return True
 
     def _complaint(self, error: Exception) -> str:
+        if isinstance(error, UserError):
+            return str(error)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return str(redact(f"tracking to {self.shown_uri} failed ({first}); the journals in {self.root}/.journal are complete"))
 
@@ -146,7 +146,7 @@ class Writer:
             try:
                 record.advance()
                 record.close_if_gone()
-            except ValueError as error:
+            except UserError as error:
                 broken.append(error)
         begun = {record.start["id"]: record for record in self._records.values() if record.start}
         jobs = [(record.run_name, record.began, key) for key, record in begun.items()]
