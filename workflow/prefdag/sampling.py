@@ -112,10 +112,18 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits.double() / temperature).softmax(-1)
-    probs, order = probs.sort(-1, descending=True, stable=True)
+    if top_p == 1:
+        return _inverted(probs, uniform)
+    probs, order = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = probs.cumsum(-1) - probs
-    probs = torch.where(before < top_p, probs, torch.zeros_like(probs))
+    kept = torch.where(before < top_p, probs, torch.zeros_like(probs))
+    return order.gather(-1, _inverted(kept, uniform)[:, None]).squeeze(-1)
+
+
+def _inverted(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The place in each row where the cumulative sum of `probs` [N, V] passes `uniform` [N] times their total."""
     cumulative = probs.cumsum(-1)
     place = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * cumulative[:, -1:], right=True)
-    kept = (probs > 0).sum(-1, keepdim=True)
-    return order.gather(-1, torch.minimum(place, kept - 1)).squeeze(-1)
+    # A uniform number next to 1 may round to the total: the last token that has any probability is meant.
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(place, last).squeeze(-1)

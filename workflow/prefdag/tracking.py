@@ -189,7 +189,7 @@ class Experiment:
         """As `mlflow.create_external_model` does, whose own call would log who replays, not who trained."""
         spec = get_external_mlflow_model_spec(self.client.get_logged_model(made.id))
         with tempfile.TemporaryDirectory() as folder:
-            spec.save(str(Path(folder, MLMODEL_FILE_NAME)))  # without it the model registry refuses the model
+            spec.save(str(Path(folder, MLMODEL_FILE_NAME)))  # without it nobody could register the model
             self.client.log_model_artifacts(made.id, folder)
         self.client.finalize_logged_model(made.id, "READY")
         made.ready = True

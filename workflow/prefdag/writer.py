@@ -60,7 +60,7 @@ class Writer:
         with self._alone():
             try:
                 return self._write()
-            except Exception as error:  # whatever MLflow, its database or the network raise
+            except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network raise
                 raise UserError(self._complaint(error)) from None
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
