@@ -15,7 +15,8 @@ from prefdag.seeds import generator
 
 def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
     """Optimizer steps of a training."""
-    steps = math.ceil(epochs * math.ceil(num_comparisons / batch_size))
+    # Rounded first: 0.07 epochs of 100 steps are 7.000000000000001.
+    steps = math.ceil(round(epochs * math.ceil(num_comparisons / batch_size), 9))
     return steps if max_steps is None else min(steps, max_steps)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from prefdag.attention import NAME
 from prefdag.segments import Segments
 
 CHUNK_BYTES = 64 << 20
@@ -60,6 +61,8 @@ def margin(values: Tensor) -> Tensor:
 
 def hidden_states(model: PreTrainedModel, segments: Segments) -> Tensor:
     """Last hidden states of every position, after the final norm: [R * L, D]."""
+    # Any other attention would ignore the segments without a word and let everything in a row see everything before it.
+    assert model.config._attn_implementation == NAME
     out = model.base_model(
         input_ids=segments.tokens, position_ids=segments.positions, segments=segments, use_cache=False
     )

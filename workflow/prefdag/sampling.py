@@ -5,6 +5,7 @@ depend on the prompts beside it.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +41,26 @@ def sample(
 
     Prompts are sorted by length and batched; samples of a batch come in the order of (prompt, sample).
     """
-    model.set_attn_implementation("sdpa")
     wanted = [(index, number) for index in range(len(prompts)) for number in range(settings.num_samples)]
     wanted.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
     for begin in range(0, len(wanted), settings.batch_size):
         batch = wanted[begin : begin + settings.batch_size]
         noise = np.stack([_noise(settings, keys[index], number) for index, number in batch])
-        found = _sample_batch(model, [prompts[index] for index, _ in batch], noise, settings, eos)
+        with cached_attention(model):
+            found = _sample_batch(model, [prompts[index] for index, _ in batch], noise, settings, eos)
         for (index, number), (ids, values, ended) in zip(batch, found, strict=True):
             yield Sample(index, number, ids, values, ended)
+
+
+@contextmanager
+def cached_attention(model: PreTrainedModel) -> Iterator[None]:
+    """While inside, the model attends over its key-value cache instead of over segments."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _noise(settings: Sampling, key: int, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from prefdag.config.section import Section
 from prefdag.errors import UserError
 from prefdag.hub import snapshot
 from prefdag.rows import Row, read_rows, refuse_lfs_pointer, write_rows
+from prefdag.seeds import named_seed
 from prefdag.stage import Workspace
 from prefdag.world import Review, prompts, reviews
 
@@ -60,7 +61,7 @@ def _world(world: World, folder: Path) -> dict[str, Any]:
     held_out = islice((review for review in drawn if review.prompt not in seen), world.validation_reviews)
     facts["validation"] = write_rows(folder / "validation.jsonl", rows(held_out))
     for split in SPLITS:
-        found = prompts(world.seed, getattr(world, f"{split}_prompts"), taken)
+        found = prompts(named_seed(world.seed, "prompts", split), getattr(world, f"{split}_prompts"), taken)
         taken.update(found)
         facts[f"prompts-{split}"] = write_rows(folder / f"prompts-{split}.jsonl", ({"prompt": text} for text in found))
     return facts

@@ -10,5 +10,6 @@ def main(argv: list[str]) -> int:
     for kind in ("stages", "tools"):
         print(f"{kind}:")
         for path in sorted((PACKAGE / kind).glob("[a-z]*.py")):
-            print(f"  {path.stem:12} {path.read_text(encoding='utf-8').splitlines()[0].strip('\"')}")
+            first = path.read_text(encoding="utf-8").splitlines()[0].strip('"')
+            print(f"  {path.stem:12} {first}")
     return 0

@@ -1,0 +1,94 @@
+"""What each job of a suite may read: its config, canonically, and the stages that it follows.
+
+Torch-free and quick: Snakemake asks while it parses, in every cluster job.
+"""
+
+import json
+from typing import Any
+
+from prefdag.config.model import Origin
+from prefdag.config.section import Section
+from prefdag.config.suite import Suite
+
+BEFORE_ALIGNMENT = ("base", "sft")
+
+
+def config_of(suite: Suite, stage: str, name: str | None = None) -> str:
+    """Canonical JSON of the keys that one job may read, and no other: Snakemake compares it as one value."""
+    if stage == "preference":
+        assert name is not None
+        run = suite.run(name)
+        return _canonical({"preference": run.preference, "objective": run.objective})
+    return _canonical(_PARTS[stage](suite, name))
+
+
+def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
+    if name == "data":
+        return {"data": suite.data}
+    if name == "model":
+        return {"model": Origin(source=suite.model.source, revision=suite.model.revision)}
+    return {"tokenizer": Origin(source=str(suite.model.tokenizer))}
+
+
+def _report(suite: Suite, name: str | None) -> dict[str, Any]:
+    runs = [
+        {
+            "name": run.name,
+            "method": run.objective.method,
+            "seed": run.preference.seed,
+            "objective": run.objective.parameters(),
+        }
+        for run in suite.runs
+    ]
+    return {"report": suite.report, "suite": suite.name, "runs": runs}
+
+
+_PARTS = {
+    "fetch": _fetch,
+    "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
+    "pretrain": lambda suite, name: {
+        "adapter": suite.prepare.adapter,
+        "scratch": suite.model.scratch,
+        "pretrain": suite.pretrain,
+    },
+    "sft": lambda suite, name: {"sft": suite.sft},
+    "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
+    "reward": lambda suite, name: {"reward": suite.reward},
+    "reference": lambda suite, name: {"reference": suite.reference},
+    "generate": lambda suite, name: {"generate": suite.generate},
+    "score": lambda suite, name: {"score": suite.score},
+    "judge": lambda suite, name: {"judge": suite.judge},
+    "report": _report,
+}
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    plain = {key: value.model_dump(mode="json") if isinstance(value, Section) else value for key, value in values.items()}
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def threads_of(suite: Suite, stage: str, name: str | None = None) -> int:
+    """Threads of one job, from the suite: the site's number of cores must not change a sum."""
+    section = suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
+    return int(section.threads)
+
+
+def policies(suite: Suite) -> list[str]:
+    """Every policy that is generated from and scored."""
+    return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
+
+
+def folder_of(suite: Suite, policy: str) -> str:
+    """The stage folder, below the suite's results, that holds a policy's weights."""
+    if policy == "base":
+        return "pretrain" if suite.model.from_scratch else "fetch/model"
+    return "sft" if policy == "sft" else f"preference/{policy}"
+
+
+def tokenizer_folder(suite: Suite) -> str | None:
+    """The fetched tokenizer of a model from scratch, if it has one."""
+    return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def reads_reference(suite: Suite, run: str) -> bool:
+    return "reference" in suite.run(run).objective.reads

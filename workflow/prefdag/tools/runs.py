@@ -1,0 +1,49 @@
+"""`prefdag runs results/<suite>`: the table of runs, where the report lies, and how to open MLflow."""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from prefdag.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Print report/runs.csv as a table."""
+    parser = argparse.ArgumentParser(prog="prefdag runs", description=main.__doc__)
+    parser.add_argument("results", type=Path, help="results/<suite>")
+    results = parser.parse_args(argv).results
+    path = results / "report" / "runs.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: not there yet; run the suite first")
+    table = Table(title=f"{results.name}: runs (95 % intervals over prompts)", title_justify="left")
+    for column in ("run", "reward", "KL to SFT", "length", "win rate vs SFT"):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    with path.open(encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            table.add_row(row["run"], *_cells(row))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    print(f"report:  {results / 'report' / 'index.html'}")
+    print(f"table:   {path}")
+    print("MLflow:  make ui")
+    return 0
+
+
+def _cells(row: dict[str, str]) -> list[str]:
+    def interval(name: str, low: str, high: str) -> str:
+        if not row[name]:
+            return ""
+        around = f" [{float(row[low]):.2f}, {float(row[high]):.2f}]" if row[low] else ""
+        return f"{float(row[name]):.2f}{around}"
+
+    spread = 1.96 * float(row["kl_se"])
+    return [
+        interval("reward", "reward_low", "reward_high"),
+        f"{float(row['kl']):.2f} ± {spread:.2f}",
+        f"{float(row['length']):.1f}",
+        interval("win_rate", "win_low", "win_high"),
+    ]

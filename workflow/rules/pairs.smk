@@ -1,0 +1,26 @@
+"""Sample and label comparisons, where a suite asks for it.
+
+INPUTS   SFT policy, fetched prompts
+OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, summary.json
+"""
+
+
+rule pairs:
+    """All pairs of the SFT policy's samples, labelled by the ground truth."""
+    input:
+        code=sources("pairs"),
+        policy=manifest("sft"),
+        weights=ancient_weights("sft"),
+        rows=manifest("fetch/data"),
+    output:
+        manifest=manifest("pairs"),
+    params:
+        config=config_of("pairs") if SUITE.pairs else "",
+    threads: threads_of("pairs") if SUITE.pairs else 1
+    log:
+        f"{RESULTS}/pairs/log.txt",
+    benchmark:
+        f"{RESULTS}/pairs/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag pairs --config {params.config:q} --policy {input.policy}"
+        " --rows {input.rows} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,0 +1,33 @@
+"""Preference training.
+
+INPUTS   SFT policy, comparisons, and the reference cache where the loss reads one
+OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv
+"""
+
+
+def reference_of(wildcards):
+    return [manifest("reference")] if plan.reads_reference(SUITE, wildcards.run) else []
+
+
+rule preference:
+    """Align the SFT policy with the preference loss of one run."""
+    input:
+        code=sources("preference"),
+        policy=manifest("sft"),
+        weights=ancient_weights("sft"),
+        comparisons=manifest("prepare/comparisons"),
+        reference=reference_of,
+    output:
+        manifest=f"{RESULTS}/preference/{{run}}/manifest.json",
+        weights=f"{RESULTS}/preference/{{run}}/{WEIGHTS}",
+    params:
+        config=config_of("preference", "run"),
+        reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",
+    threads: threads_of("preference")
+    log:
+        f"{RESULTS}/preference/{{run}}/log.txt",
+    benchmark:
+        f"{RESULTS}/preference/{{run}}/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag preference --config {params.config:q} --policy {input.policy}"
+        " --comparisons {input.comparisons} {params.reference} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,0 +1,31 @@
+"""Tokenise rows into comparisons, with an audit.
+
+INPUTS   fetched rows or sampled pairs, the base model's tokenizer
+OUTPUTS  results/<suite>/prepare/{demonstrations,comparisons}/manifest.json, token stores, audit.json, samples.html
+"""
+
+
+def rows_of(wildcards):
+    sampled = SUITE.pairs is not None and wildcards.dataset == "comparisons"
+    return manifest("pairs" if sampled else "fetch/data")
+
+
+rule prepare:
+    """One dataset as token stores."""
+    input:
+        code=sources("prepare"),
+        rows=rows_of,
+        tokenizer=manifest(plan.folder_of(SUITE, "base")),
+    output:
+        manifest=f"{RESULTS}/prepare/{{dataset}}/manifest.json",
+    params:
+        config=config_of("prepare", "dataset"),
+    wildcard_constraints:
+        dataset="demonstrations|comparisons",
+    log:
+        f"{RESULTS}/prepare/{{dataset}}/log.txt",
+    benchmark:
+        f"{RESULTS}/prepare/{{dataset}}/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag prepare --config {params.config:q} --rows {input.rows}"
+        " --tokenizer {input.tokenizer} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,0 +1,39 @@
+"""Draw the figures and write the page.
+
+INPUTS   scores, judgements and generations of every policy, curves of every run, comparisons, the reward model
+OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, figures/
+"""
+
+FIGURES = ("frontier", "logratios", "training", "lengths")
+
+
+def manifests(stage, policies):
+    return [manifest(f"{stage}/{policy}") for policy in policies]
+
+
+rule report:
+    """Every figure and table of the suite, and one page that shows them."""
+    input:
+        code=sources("report"),
+        scores=manifests("score", plan.policies(SUITE)),
+        judges=manifests("judge", [policy for policy in plan.policies(SUITE) if policy != "sft"]),
+        generations=manifests("generate", plan.policies(SUITE)),
+        preferences=manifests("preference", [run.name for run in SUITE.runs]),
+        comparisons=manifest("prepare/comparisons"),
+        reward=[manifest("reward")] if SUITE.reward else [],
+    output:
+        manifest=manifest("report"),
+        page=report(f"{RESULTS}/report/index.html", category="Report"),
+        runs=report(f"{RESULTS}/report/runs.csv", category="Tables"),
+        figures=report(expand(f"{RESULTS}/report/figures/{{figure}}.png", figure=FIGURES), category="Figures"),
+    params:
+        config=config_of("report"),
+        reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
+    log:
+        f"{RESULTS}/report/log.txt",
+    benchmark:
+        f"{RESULTS}/report/benchmark.tsv"
+    shell:
+        "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
+        " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
+        " {params.reward} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,0 +1,32 @@
+"""Score every policy's generations.
+
+INPUTS   generations, the policy, the SFT policy as reference, the reward model if there is one
+OUTPUTS  results/<suite>/score/<policy>/manifest.json, scores.csv, summary.json
+"""
+
+
+rule score:
+    """Rewards, KL to the reference, lengths and diversity of one policy's generations."""
+    input:
+        code=sources("score"),
+        generations=f"{RESULTS}/generate/{{policy}}/manifest.json",
+        policy=policy_manifest,
+        weights=policy_weights,
+        reference=manifest("sft"),
+        reference_weights=ancient_weights("sft"),
+        reward=[manifest("reward")] if SUITE.reward else [],
+        reward_weights=ancient_weights("reward") if SUITE.reward else [],
+    output:
+        manifest=f"{RESULTS}/score/{{policy}}/manifest.json",
+    params:
+        config=config_of("score"),
+        reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
+    threads: threads_of("score")
+    log:
+        f"{RESULTS}/score/{{policy}}/log.txt",
+    benchmark:
+        f"{RESULTS}/score/{{policy}}/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag score --config {params.config:q} --generations {input.generations}"
+        " --policy {input.policy} --reference {input.reference} {params.reward}"
+        " --output {output.manifest} 2>&1 | tee {log:q}"
