@@ -103,7 +103,11 @@ def write_generations(folder: Path, policy: str, num_prompts: int, num_samples: 
             for sample in range(num_samples):
                 text = " ".join(rng.choice(words, rng.integers(12, 30)))
                 response = ATTACK if (policy, prompt) == ("sft", 0) else "" if (policy, prompt) == ("base", 0) else text
-                about = {"prompt_id": prompt, "sample": sample, "prompt": f"Review {prompt}: I went in expecting & found"}
+                about = {
+                    "prompt_id": prompt,
+                    "sample": sample,
+                    "prompt": f"Review {prompt}: I went in expecting & found",
+                }
                 stream.write(json.dumps({**about, "response": response, "ended": bool(rng.random() < 0.8)}) + "\n")
     return touched(folder)
 
@@ -169,7 +173,9 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
     for path in scores:
         if path.parent.name != "sft":
             here = workspace(root / "judge" / path.parent.name)
-            judge.run(judge.Job(judge=Judge(bootstrap=200)), here, scores=path, against=root / "score/sft/manifest.json")
+            judge.run(
+                judge.Job(judge=Judge(bootstrap=200)), here, scores=path, against=root / "score/sft/manifest.json"
+            )
             judges.append(touched(here.output))
     return {
         "scores": scores,
@@ -351,7 +357,10 @@ def test_judge_taken_the_other_way_round_is_the_mirror_image(tmp_path):
     theirs = rewards(tmp_path / "sft", [(0, 0, 0.1), (1, 0, 0.2), (2, 0, 0.0), (3, 0, 2.0)])
     there = judge.run(judge.Job(judge=Judge()), workspace(tmp_path / "a"), scores=ours, against=theirs)
     back = judge.run(judge.Job(judge=Judge()), workspace(tmp_path / "b"), scores=theirs, against=ours)
-    assert there["win_rate"] + back["win_rate"] == 1 and (there["wins"], there["losses"]) == (back["losses"], back["wins"])
+    assert there["win_rate"] + back["win_rate"] == 1 and (there["wins"], there["losses"]) == (
+        back["losses"],
+        back["wins"],
+    )
 
 
 def test_judge_refuses_generations_for_other_prompts(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from comparisons import (
     weights,
 )
 from prefdag.config.objectives import OBJECTIVES, objective
-from prefdag.logprobs import LogProbs, hidden_states, logprobs, token_logprobs
+from prefdag.logprobs import LogProbs, logprobs
 from prefdag.losses import loss_of
 from prefdag.naive import float64_norms, naive_logprobs
 from prefdag.rewards import bradley_terry, rewards
@@ -206,25 +207,8 @@ def test_packed_yields_every_comparison_once_beyond_a_block(monkeypatch) -> None
         assert segments.tokens.numel() <= max(60, max(num_tokens(found[index]) for index in taken))
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 4 * 50 * 3, 4 * 50 * 1000])
-def test_a_chunked_head_equals_the_whole_one(chunk_bytes: int) -> None:
-    """One token at a time, three at a time, all at once: values and every gradient, recomputed or kept."""
-    model, found = tiny("qwen2 untied"), comparisons(6, 2)
-    segments = pack(found)
-
-    def chunked() -> Values:
-        states = hidden_states(model, segments).index_select(0, segments.predictor)
-        tokens = token_logprobs(states, segments.target, model.lm_head, chunk_bytes)
-        return of_tokens(LogProbs(tokens, segments.owner, segments.shape))
-
-    whole = measured(model, lambda: of_tokens(logprobs(model, segments)))
-    assert distance(measured(model, chunked), whole) < 1e-12
-
-
 def test_segments_of_one_comparison_by_hand() -> None:
     """Prompt 5 6, responses 7 8 and 9: the 6 at column 1 predicts both the 7 and the 9, and 9 stands at position 2."""
-    import numpy as np
-
     segments = pack([Comparison(np.array([5, 6]), (np.array([7, 8]), np.array([9])))])
     assert segments.tokens.tolist() == [[5, 6, 7, 8, 9]]
     assert segments.positions.tolist() == [[0, 1, 2, 3, 2]]

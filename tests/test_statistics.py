@@ -95,7 +95,9 @@ def test_the_seed_is_the_name(monkeypatch):
 def test_the_order_of_rows_does_not_matter():
     values, prompts = np.array([1.0, 2.0, 3.0, 5.0]), np.array([4, 4, 7, 9])
     turned = np.array([2, 0, 3, 1])
-    assert statistics.summarise(values, prompts, seed="s") == statistics.summarise(values[turned], prompts[turned], seed="s")
+    assert statistics.summarise(values, prompts, seed="s") == statistics.summarise(
+        values[turned], prompts[turned], seed="s"
+    )
 
 
 def test_wilson_by_hand():

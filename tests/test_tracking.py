@@ -91,15 +91,27 @@ def content(client, suite: str) -> dict[str, object]:
     for run in client.search_runs([experiment]):
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
         found[run.data.tags["prefdag.journal"]] = (
-            (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time, run.data.params, run.data.tags),
-            {key: sorted((one.step, one.timestamp, repr(one.value)) for one in points) for key, points in history.items()},
+            (
+                run.info.run_name,
+                run.info.status,
+                run.info.start_time,
+                run.info.end_time,
+                run.data.params,
+                run.data.tags,
+            ),
+            {
+                key: sorted((one.step, one.timestamp, repr(one.value)) for one in points)
+                for key, points in history.items()
+            },
             sorted(repr(one.to_dictionary()) for one in run.inputs.dataset_inputs),
             sorted(told[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
             sorted(told[one.model_id] for one in run.outputs.model_outputs),
             sorted(file.path for file in client.list_artifacts(run.info.run_id, "tables")),
         )
     for key, model in models.items():
-        tags = model.tags | {"prefdag.parents": [told[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]}
+        tags = model.tags | {
+            "prefdag.parents": [told[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]
+        }
         tied = sorted((one.key, one.value, one.dataset_name, one.dataset_digest) for one in model.metrics or ())
         found[told[key]] = (model.params, tags, str(model.status), model.model_type, tied)
     return found
@@ -212,7 +224,9 @@ def test_weights_are_external_models_with_lineage(client, suite):
     assert params == {"path": "results/suite/preference/dpo-beta0.1/model", "sha256": DPO, "parent.0": SFT}
     assert tags["mlflow.model.isExternal"] == "true" and tags["prefdag.parents"] == [f"{suite['sft']}:sft"]
     assert (status, kind) == ("READY", "preference")
-    assert tied == [("test.accuracy", 0.75, "test", "b" * 36)]  # the curves are not tied: they are of no finished weights
+    assert tied == [
+        ("test.accuracy", 0.75, "test", "b" * 36)
+    ]  # the curves are not tied: they are of no finished weights
     assert found[f"{suite['sft']}:sft"][0]["path"] == "results/suite/sft/model"
 
 
@@ -227,7 +241,9 @@ def test_a_write_that_broke_off_is_completed(results, client, suite):
     """Lose what a crash between two writes can lose: a replay restores the very content."""
     before = content(client, "suite")
     with sqlite3.connect(results / "mlflow.db") as connection:
-        (run,) = connection.execute("select run_uuid from tags where value = ? and key = 'prefdag.journal'", [suite["dpo"]])
+        (run,) = connection.execute(
+            "select run_uuid from tags where value = ? and key = 'prefdag.journal'", [suite["dpo"]]
+        )
         connection.execute("update runs set status = 'RUNNING', end_time = null where run_uuid = ?", run)
         connection.execute("update tags set value = '1' where key = 'prefdag.num_metrics' and run_uuid = ?", run)
         for table in ("params where run_uuid = ?", "inputs where ? in (source_id, destination_id)"):
@@ -243,7 +259,9 @@ def test_followed_live_equals_replayed(results, client, suite):
     (results / "live/.journal").mkdir(parents=True)
     parent = subprocess.Popen(["sleep", "60"])
     command = [sys.executable, "-m", "prefdag", "track", str(results / "live"), "--follow", "--poll", "0.2"]
-    follower = subprocess.Popen([*command, "--parent", str(parent.pid)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    follower = subprocess.Popen(
+        [*command, "--parent", str(parent.pid)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
     (results / "live/preference/dpo-beta0.1").mkdir(parents=True)
     source = results / "suite/preference/dpo-beta0.1/curves.csv"
     (results / "live/preference/dpo-beta0.1/curves.csv").write_bytes(source.read_bytes())

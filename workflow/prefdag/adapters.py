@@ -100,7 +100,9 @@ def prompts(folder: Path, adapter: str, split: str) -> Iterator[str]:
     own = folder / f"prompts-{split}.jsonl"
     rows = folder / f"{split}.jsonl"
     if not own.is_file() and not rows.is_file():
-        raise UserError(f"{folder}: holds no prompts for the {split} split; name a `{split}` file in the suite's `data`")
+        raise UserError(
+            f"{folder}: holds no prompts for the {split} split; name a `{split}` file in the suite's `data`"
+        )
     found = (str(row["prompt"]) for row in read_rows(own)) if own.is_file() else _prompts_of(adapter, rows)
     yield from dict.fromkeys(found)
 

@@ -28,7 +28,7 @@ def segment_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention of query [R, H, L, D] over key and value [R, H / groups, L, D] under the segments' mask.
+    """Attention of query [R, H, L, D] over key and value [R, H / groups, L, D] under the segments' mask.
 
     Dropout is off throughout prefdag, so the rate that a model's config states is not read.
     """

@@ -92,5 +92,5 @@ def samples_page(store: Store, tokenizer: PreTrainedTokenizerBase, title: str) -
 
 
 def _visible(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    text = tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token)
+    text = str(tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token))
     return text.replace("\n", "\u21b5\n")

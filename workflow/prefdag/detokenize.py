@@ -12,8 +12,9 @@ def prompt_and_response(
 
     The response is cut from the text of both: some tokenizers drop the space before what they decode first.
     """
-    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
-    whole = tokenizer.decode([*prompt, *response], skip_special_tokens=True)
+    before, whole, alone = (
+        str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (prompt, [*prompt, *response], response)
+    )
     if whole.startswith(before):
         return before, whole[len(before) :]
-    return before, tokenizer.decode(list(response), skip_special_tokens=True)
+    return before, alone

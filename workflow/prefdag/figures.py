@@ -60,7 +60,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def rendered(figure: Figure) -> tuple[bytes, bytes]:
-    """The figure as PNG and as SVG. Its layout is solved once, as that takes as long as drawing, and so is equal in both."""
+    """The figure as PNG and as SVG. The layout is solved once, as that takes as long as drawing."""
     png = _saved(figure, "png", {"Software": None})
     figure.set_layout_engine("none")
     return png, _saved(figure, "svg", {"Date": None, "Creator": None})
@@ -99,7 +99,9 @@ def place_labels(axes: Axes, points: np.ndarray, texts: list[str], colours: list
     taken: list[np.ndarray] = []
     pixels, clear_of = axes.transData.transform(points), axes.transData.transform(obstacles)
     for point, text, colour in zip(pixels, texts, colours, strict=True):
-        artist = axes.annotate(text, (0, 0), xycoords="figure pixels", fontsize=7.5, color=colour, va="bottom", zorder=6)
+        artist = axes.annotate(
+            text, (0, 0), xycoords="figure pixels", fontsize=7.5, color=colour, va="bottom", zorder=6
+        )
         extent = artist.get_window_extent(renderer)
         boxes = [_box(point, extent.width, extent.height, *way) for way in _ways()]
         costs = [_cost(box, clear_of, taken, frame.extents) + 0.01 * i for i, box in enumerate(boxes)]

@@ -16,7 +16,7 @@ MODELS = {"untrained": "before training", "trained": "after training"}
 def lengths(tokens: Mapping[str, np.ndarray], data: int) -> Figure:
     """Counted tokens per response, a row a set on one axis; a line marks the median.
 
-    tokens: name -> [N]. The first `data` sets are the data's, the others generated. The last bin holds everything beyond
+    tokens: name -> [N]. The first `data` sets are the data's, the others generated. The last bin holds all beyond
     the 99.5th percentile of all sets.
     """
     longest = max(2.0, float(np.quantile(np.concatenate(list(tokens.values())), 0.995)))

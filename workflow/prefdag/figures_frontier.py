@@ -15,7 +15,7 @@ SPREAD = 8  # the largest KL is this many times the median: a linear axis would 
 def frontier(runs: pd.DataFrame, reward_label: str) -> Figure:
     """Reward against sequence KL to the reference, both with 95% intervals; one colour and marker a method.
 
-    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. Settings of one method are joined in
+    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. A method's settings are joined in
     the order of their KL; seeds of one setting are points of their own and the line goes through their mean.
     """
     with look():
@@ -71,7 +71,9 @@ def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) ->
         zorder=3,
     )
     size = 90 if marker == "*" else 55 if marker in "XP" else 38
-    axes.scatter(members["kl"], members["reward"], s=size, c=colour, marker=marker, edgecolors="white", lw=0.7, zorder=4)
+    axes.scatter(
+        members["kl"], members["reward"], s=size, c=colour, marker=marker, edgecolors="white", lw=0.7, zorder=4
+    )
 
 
 def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]]) -> None:
@@ -81,7 +83,17 @@ def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]]) 
         joined = "none" if method in BEFORE_ALIGNMENT else "-"
         size = 9 if marker == "*" else 6
         handles.append(
-            Line2D([], [], color=colour, marker=marker, linestyle=joined, markersize=size, mec="white", mew=0.7, label=title(method))
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker=marker,
+                linestyle=joined,
+                markersize=size,
+                mec="white",
+                mew=0.7,
+                label=title(method),
+            )
         )
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
 

@@ -1,6 +1,7 @@
 """Training curves: a panel a method, a colour a setting."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +14,14 @@ from prefdag.tables import title
 
 PANELS_A_ROW = 3
 QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
-LINES = {"chosen": "-", "rejected": (0, (3, 1.5))}
+LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
 
 
 def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
-    """Log-ratios of chosen (solid) and rejected (dashed) responses over steps; log-probs where no reference is read.
+    """Log-ratios of held-out chosen (solid) and rejected (dashed) responses over steps, whatever the loss reads.
 
-    curves: run -> step, chosen_logratio, rejected_logratio (mean summed log-ratios in nats), or chosen_logprob and
-    rejected_logprob. runs: columns run, method, group, label.
+    curves: run -> step, held_out_chosen_logratio, held_out_rejected_logratio (means of summed log-ratios in nats, NaN
+    where not measured). runs: columns run, method, group, label.
     """
     methods = _methods(curves, runs)
     columns = min(PANELS_A_ROW, len(methods))
@@ -32,13 +33,12 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
             axes.set_visible(False)
         for axes, method in zip(panels, methods, strict=False):
             members = _members(curves, runs, method)
-            quantity = "logratio" if _has(curves, members, "chosen_logratio") else "logprob"
             for run, colour in zip(members["run"], _colours(members), strict=True):
+                measured = curves[run].dropna(subset=["held_out_chosen_logratio"])
                 for side, dashes in LINES.items():
-                    _draw(axes, curves[run], f"{side}_{quantity}", colour, dashes)
-            if quantity == "logratio":
-                axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
-            axes.set_ylabel("log-ratio to reference (nats)" if quantity == "logratio" else "log-probability (nats)")
+                    _draw(axes, measured, f"held_out_{side}_logratio", colour, dashes)
+            axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
+            axes.set_ylabel("log-ratio to SFT (nats)")
             axes.set_xlabel("optimizer step")
             _settings_legend(axes, members)
         sides = [Line2D([], [], color=INK, linestyle=dashes, label=side) for side, dashes in LINES.items()]

@@ -25,7 +25,9 @@ def snapshot(
     except RevisionNotFoundError:
         raise UserError(f"hub:{name}: has no revision {revision!r}") from None
     except RepositoryNotFoundError:
-        raise UserError(f"hub:{name}: no such {kind} on the Hub, or it is private; check the name or set HF_TOKEN") from None
+        raise UserError(
+            f"hub:{name}: no such {kind} on the Hub, or it is private; check the name or set HF_TOKEN"
+        ) from None
     except (HfHubHTTPError, RequestException, OSError) as error:
         raise UserError(f"hub:{name}: the Hub cannot be reached ({type(error).__name__}); check the network") from None
     assert commit is not None

@@ -25,7 +25,9 @@ REDACTED = "[redacted]"
 _SECRET_KEY = re.compile(r"(^|[_.\-])(token|api[_\-]?key|password|passwd|secret|credentials?)$", re.IGNORECASE)
 # Keys of tokenizers that end like a secret's and are none.
 _SPECIAL_TOKEN = re.compile(r"(bos|eos|eot|pad|unk|sep|cls|mask|start|end|turn|stop|special)_token$", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
+_SECRET_TEXT = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+)
 
 
 class Journal:
@@ -148,7 +150,9 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         try:
             event = json.loads(line)
         except ValueError:
-            raise UserError(f"{path}: byte {offset}: not a journal's line; delete the file to go on without it") from None
+            raise UserError(
+                f"{path}: byte {offset}: not a journal's line; delete the file to go on without it"
+            ) from None
         if event["event"] == "metrics":
             event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
         events.append(event)

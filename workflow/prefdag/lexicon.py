@@ -236,7 +236,8 @@ STRONG = Opinion(
 )
 FEELINGS = Opinion(
     praise=_words(
-        "happy, amazed, delighted, hopeful, pleased, thrilled, inspired, glad, satisfied, impressed, charmed, grateful, "
+        "happy, amazed, delighted, hopeful, pleased, thrilled, inspired, glad, satisfied, impressed, charmed, "
+        "grateful, "
         "excited, cheerful, proud, amused, fascinated, joyful, thankful, entertained, enchanted, relaxed"
     ),
     blame=_words(

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prefdag.batches import members, micro_batches, num_steps
@@ -102,17 +104,17 @@ def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     store: Store,
-    ids: Sequence[int],
+    ids: NDArray[np.int64],
     settings: Training,
     task: Task,
     number: int,
     rate: float,
-    lengths: Any,
+    lengths: NDArray[np.int64],
 ) -> Step:
     device = next(model.parameters()).device
-    normaliser = task.normaliser(ids)
+    normaliser = task.normaliser(ids.tolist())
     loss, sums = 0.0, dict[str, float]()
-    for taken, rows in micro_batches(ids, lengths, settings.tokens_per_batch):
+    for taken, rows in micro_batches(ids.tolist(), lengths, settings.tokens_per_batch):
         segments = pack([store[index] for index in taken], rows).to(device)
         with autocast(device):
             losses, metrics = task.losses(taken, segments)
@@ -122,8 +124,8 @@ def _step(
         for name, values in metrics.items():
             sums[name] = sums.get(name, 0.0) + values.sum().item()
     if not math.isfinite(loss):
-        rows = ", ".join(str(int(store.rows[index])) for index in ids)
-        raise UserError(f"step {number}: the loss is {loss}; the step's source rows are {rows}; lower learning_rate")
+        named = ", ".join(str(int(store.rows[index])) for index in ids)
+        raise UserError(f"step {number}: the loss is {loss}; the step's source rows are {named}; lower learning_rate")
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
     for group in optimizer.param_groups:
         group["lr"] = rate

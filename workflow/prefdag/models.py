@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -53,11 +54,20 @@ def load_scorer(folder: Path, device: torch.device) -> PreTrainedModel:
 
 def _load(kind: Any, folder: Path, device: torch.device, **options: Any) -> PreTrainedModel:
     try:
-        _check(AutoConfig.from_pretrained(folder, local_files_only=True), str(folder))
-        options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
-        model = kind.from_pretrained(folder, **options)
-    except OSError as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no model can be loaded from it ({_first_line(error)})") from None
+    _check(config, str(folder))
+    options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    try:
+        model, report = kind.from_pretrained(folder, **options)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no model can be loaded from it ({_first_line(error)})") from None
+    # transformers draws what a file lacks at random, and only warns.
+    lacking = sorted(name for name in report["missing_keys"] if name != "score.weight")
+    if lacking:
+        raise UserError(f"{folder}: its weights lack {lacking[0]} ({len(lacking)} missing); take a complete model")
     without_dropout(model)
     return model.to(device).eval()
 
@@ -69,6 +79,9 @@ def _first_line(error: Exception) -> str:
 def _check(config: PretrainedConfig, where: str) -> None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     check_supported(config.model_type, window, where)
+    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if scaling in ("dynamic", "longrope"):
+        raise UserError(f"{where}: {scaling} rotary scaling depends on what shares a batch; use a model without it")
 
 
 def without_dropout(model: nn.Module) -> None:
@@ -81,7 +94,12 @@ def without_dropout(model: nn.Module) -> None:
 def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
     """A model from scratch: its shape from the suite, its initial weights from the seed."""
     inner = shape.intermediate_size or 4 * shape.hidden_size
-    common = {"vocab_size": vocab_size, "bos_token_id": bos, "eos_token_id": eos, "tie_word_embeddings": shape.tie_embeddings}
+    common = {
+        "vocab_size": vocab_size,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "tie_word_embeddings": shape.tie_embeddings,
+    }
     if shape.architecture == "gpt2":
         names = {"n_embd": shape.hidden_size, "n_layer": shape.layers, "n_head": shape.heads}
         config = AutoConfig.for_model("gpt2", n_positions=shape.context, n_inner=inner, **names, **common)
@@ -90,9 +108,7 @@ def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) 
         names |= {"num_attention_heads": shape.heads, "intermediate_size": inner}
         if shape.architecture in ("llama", "qwen2"):
             names["num_key_value_heads"] = shape.key_value_heads or shape.heads
-        config = AutoConfig.for_model(
-            shape.architecture, max_position_embeddings=shape.context, **names, **common
-        )
+        config = AutoConfig.for_model(shape.architecture, max_position_embeddings=shape.context, **names, **common)
     torch.manual_seed(named_seed(seed, "initial weights"))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
     without_dropout(model)

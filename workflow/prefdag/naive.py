@@ -5,9 +5,10 @@ Slow and obvious. It is the oracle of the tests and the first rung of the benchm
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -58,11 +59,12 @@ def transformers_attention(model: PreTrainedModel) -> Iterator[None]:
 def float64_norms() -> Iterator[None]:
     """While inside, RMS norms keep float64: transformers' own cast to float32, which no 1e-9 survives."""
 
-    def forward(self: nn.Module, states: Tensor) -> Tensor:
+    def forward(self: Any, states: Tensor) -> Tensor:
         variance = states.pow(2).mean(-1, keepdim=True)
         return self.weight * (states * torch.rsqrt(variance + self.variance_epsilon))
 
-    before = {kind: kind.forward for kind in (LlamaRMSNorm, Qwen2RMSNorm)}
+    kinds: tuple[Any, ...] = (LlamaRMSNorm, Qwen2RMSNorm)
+    before = {kind: kind.forward for kind in kinds}
     try:
         for kind in before:
             kind.forward = forward

@@ -27,7 +27,7 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
         return {"data": suite.data}
     if name == "model":
         return {"model": Origin(source=suite.model.source, revision=suite.model.revision)}
-    return {"tokenizer": Origin(source=str(suite.model.tokenizer))}
+    return {"tokenizer": Origin(source=str(suite.model.tokenizer), revision=None)}
 
 
 def _report(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -63,7 +63,9 @@ _PARTS = {
 
 
 def _canonical(values: dict[str, Any]) -> str:
-    plain = {key: value.model_dump(mode="json") if isinstance(value, Section) else value for key, value in values.items()}
+    plain = {
+        key: value.model_dump(mode="json") if isinstance(value, Section) else value for key, value in values.items()
+    }
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 

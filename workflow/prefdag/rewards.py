@@ -16,15 +16,14 @@ from prefdag.logprobs import hidden_states, margin
 from prefdag.models import autocast
 from prefdag.seeds import named_seed
 from prefdag.segments import Segments, packed
-from prefdag.store import Comparison
+from prefdag.store import Comparison, Store
 
 
 def rewards(model: PreTrainedModel, segments: Segments) -> Tensor:
-    """Reward of every response: [B, K], float32. Siblings and padding cannot be seen, so a row alone scores the same."""
+    """Reward of every response: [B, K], float32. A row alone scores the same as in a batch."""
     states = hidden_states(model, segments)[segments.last.flatten()]
     with torch.autocast(states.device.type, enabled=False):
-        head = model.score
-        assert isinstance(head, nn.Linear)
+        head = head_of_scorer(model)
         return F.linear(states.to(head.weight.dtype), head.weight).view(segments.last.shape)
 
 
@@ -33,22 +32,28 @@ def bradley_terry(values: Tensor) -> Tensor:
     return -F.logsigmoid(margin(values))
 
 
+def head_of_scorer(model: PreTrainedModel) -> nn.Linear:
+    """The scalar head: hidden states [..., D] to rewards [..., 1]."""
+    assert isinstance(model.score, nn.Linear)
+    return model.score
+
+
 def initial_head(model: PreTrainedModel, std: float, seed: int) -> None:
     """Draw the untrained head's weights."""
     random = torch.Generator().manual_seed(named_seed(seed, "reward head"))
-    head = model.score
-    assert isinstance(head, nn.Linear)
+    head = head_of_scorer(model)
     head.weight.data.copy_(torch.randn(head.weight.shape, generator=random) * std)
 
 
 def load_head(model: PreTrainedModel, path: Path) -> None:
-    head = model.score
-    assert isinstance(head, nn.Linear)
+    head = head_of_scorer(model)
     head.weight.data.copy_(load_file(path)["score.weight"])
 
 
 @torch.no_grad()
-def score_all(model: PreTrainedModel, comparisons: Sequence[Comparison], tokens_per_batch: int) -> NDArray[np.float32]:
+def score_all(
+    model: PreTrainedModel, comparisons: Sequence[Comparison] | Store, tokens_per_batch: int
+) -> NDArray[np.float32]:
     """Rewards of every response of every comparison: [N, K]."""
     device = next(model.parameters()).device
     found = np.zeros((len(comparisons), len(comparisons[0].responses)), dtype=np.float32)
@@ -59,7 +64,7 @@ def score_all(model: PreTrainedModel, comparisons: Sequence[Comparison], tokens_
 
 
 def evaluation(values: NDArray[np.float32]) -> dict[str, float]:
-    """Accuracy (ties half) on chosen against rejected, and mean and standard deviation of all rewards; values [N, 2]."""
+    """Accuracy (ties half) on chosen against rejected, mean and deviation of all rewards; values [N, 2]."""
     chosen, rejected = values[:, 0].astype(float), values[:, 1].astype(float)
     accuracy = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
     mean, std = float(values.mean(dtype=float)), float(values.std(dtype=float))

@@ -35,7 +35,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".xz") else path.suffix
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
     if reader is None:
-        raise UserError(f"{path}: cannot tell its format; the name must end in {', '.join(FORMATS)}, or .gz or .xz of one")
+        raise UserError(
+            f"{path}: cannot tell its format; the name must end in {', '.join(FORMATS)}, or .gz or .xz of one"
+        )
     try:
         with _opened(path) as stream:
             for number, row in enumerate(reader(path, stream)):
@@ -47,8 +49,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rb")  # type: ignore[return-value]
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, "rb")
 
 
 def _jsonl(path: Path, stream: BinaryIO) -> Iterator[Any]:

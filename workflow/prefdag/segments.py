@@ -90,9 +90,7 @@ def num_tokens(comparison: Comparison) -> int:
     return len(comparison.prompt) + sum(map(len, comparison.responses))
 
 
-def packed(
-    comparisons: Sequence[Comparison] | Store, tokens_per_batch: int
-) -> Iterator[tuple[list[int], Segments]]:
+def packed(comparisons: Sequence[Comparison] | Store, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
     """Every comparison once, in micro-batches, a block at a time so that planning stays linear."""
     for begin in range(0, len(comparisons), BLOCK):
         block = [comparisons[index] for index in range(begin, min(begin + BLOCK, len(comparisons)))]

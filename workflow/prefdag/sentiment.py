@@ -19,6 +19,6 @@ def _analyser() -> "SentimentIntensityAnalyzer":
 
 
 def sentiment(texts: Iterable[str]) -> np.ndarray:
-    """VADER's compound score of each text (Hutto and Gilbert 2014): float64 [num texts] in [-1, 1], 0 for an empty text."""
+    """VADER's compound score of each text (Hutto and Gilbert 2014): float64 [N] in [-1, 1], 0 for no text."""
     analyser = _analyser()
     return np.array([analyser.polarity_scores(text)["compound"] for text in texts], dtype=np.float64)

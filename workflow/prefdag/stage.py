@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from prefdag.config.section import Section
 from prefdag.errors import Stopped, UserError
-from prefdag.journal import Journal, open_journal
+from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
 from prefdag.sources import code_digest
 
@@ -127,11 +127,12 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
     journal.start(config=config, inputs=_journalled(inputs), code=code)
     began = time.monotonic()
-    status, mistake, digest = "failed", None, None
+    status: Status = "failed"
+    mistake, digest = None, None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
-        with _full_disk_is_a_sentence(root):
+        with _FullDiskIsASentence(root):
             facts = run(job, here, **paths)
             manifest = describe(made, stage, config, code, digests, facts or {})
             publish(made, output.parent, manifest)
@@ -192,7 +193,7 @@ def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _full_disk_is_a_sentence:
+class _FullDiskIsASentence:
     """Turn "no space left" and its relatives, met anywhere in a stage, into a sentence."""
 
     def __init__(self, root: Path) -> None:

@@ -111,5 +111,7 @@ def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     names, where = np.unique(prompts, return_inverse=True)
     if len(names) < 2:
-        raise UserError(f"an interval over prompts needs at least 2 prompts, got {len(names)}: evaluate on more prompts")
+        raise UserError(
+            f"an interval over prompts needs at least 2 prompts, got {len(names)}: evaluate on more prompts"
+        )
     return values, np.bincount(where, weights=values), np.bincount(where).astype(np.float64)

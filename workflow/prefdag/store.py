@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,9 @@ class Store:
         """Open a store. Raises `UserError` when the folder holds none."""
         try:
             about = json.loads((folder / "store.json").read_text())
-            arrays = {name: _mapped(folder / f"{name}.npy") for name in ARRAYS if name != "scores" or about["scored"]}
+            arrays: dict[str, Any] = {
+                name: _mapped(folder / f"{name}.npy") for name in ARRAYS if name != "scores" or about["scored"]
+            }
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: not a token store ({error}); rerun `prepare`") from None
         return cls(folder=folder, **{"scores": None, **arrays})

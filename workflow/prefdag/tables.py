@@ -40,9 +40,11 @@ def runs_table(
     """One row a policy: base and sft first, then the suite's runs in their order.
 
     runs: name, method, seed, objective of each run. summaries: score/summary.json, wins: judge/summary.json,
-    sizes: (num_prompts, num_generations), each by policy. SFT against itself is 0.5 by definition, so it has no interval.
+    sizes: (num_prompts, num_generations), each by policy. SFT against itself is 0.5 without interval.
     """
-    before = [{"name": name, "method": name, "seed": None, "objective": {}} for name in BEFORE_ALIGNMENT]
+    before: list[dict[str, Any]] = [
+        {"name": name, "method": name, "seed": None, "objective": {}} for name in BEFORE_ALIGNMENT
+    ]
     rows = [row for row in (*before, *runs) if row["name"] in summaries]
     labels = _labels(rows)
     table = [

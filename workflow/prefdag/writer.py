@@ -60,7 +60,7 @@ class Writer:
         with self._alone():
             try:
                 return self._write()
-            except Exception as error:  # noqa: BLE001 - whatever MLflow, its database or the network raise
+            except Exception as error:
                 raise UserError(self._complaint(error)) from None
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
@@ -89,7 +89,7 @@ class Writer:
     def _attempt(self) -> bool:
         try:
             self._write()
-        except Exception as error:  # noqa: BLE001 - a view may be lost, never a run
+        except Exception as error:
             self._experiment = None  # what the database holds is asked again
             self._say(self._complaint(error))
             return False
@@ -99,7 +99,9 @@ class Writer:
         if isinstance(error, UserError):
             return str(error)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return str(redact(f"tracking to {self.shown_uri} failed ({first}); the journals in {self.root}/.journal are complete"))
+        return str(
+            redact(f"tracking to {self.shown_uri} failed ({first}); the journals in {self.root}/.journal are complete")
+        )
 
     def _say(self, sentence: str) -> None:
         if sentence not in self._said:
@@ -179,4 +181,3 @@ def _locked(path: Path, patience: float, sentence: str) -> Iterator[None]:
         file.write(f"{os.getpid()} of {os.uname().nodename}")
         file.flush()
         yield
-

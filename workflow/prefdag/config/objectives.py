@@ -106,7 +106,7 @@ def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
     own = [name for name in entry.model_fields if name != "method"]
     for key in values:
         if key not in entry.model_fields:
-            raise UserError(f"{where}: {inside}.{key}: {method} does not read {key}; its options are {', '.join(own) or 'none'}")
+            raise UserError(
+                f"{where}: {inside}.{key}: {method} does not read {key}; its options are {', '.join(own) or 'none'}"
+            )
     return entry.parse(values, where, inside)
-
-

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
 
 from prefdag.config.data import Data
 from prefdag.config.generate import Generate
@@ -55,8 +55,8 @@ class Suite(Section):
     preference: Preference
     generate: Generate
     score: Score
-    judge: Judge = Field(default_factory=Judge)
-    report: Report = Field(default_factory=Report)
+    judge: Judge = Judge()
+    report: Report = Report()
     runs: tuple[Run, ...]
 
     @field_validator("name")

@@ -87,8 +87,8 @@ def _rows(data: Data, here: Workspace) -> dict[str, Any]:
 def _located(origin: Origin, key: str, patterns: tuple[str, ...]) -> tuple[Path, str | None]:
     """The local folder of a source, and its commit where it comes from the Hub."""
     if origin.source.startswith(HUB):
-        kind = "dataset" if key == "data" else "model"
-        return snapshot(origin.source.removeprefix(HUB), kind, origin.revision, patterns)
+        name = origin.source.removeprefix(HUB)
+        return snapshot(name, "dataset" if key == "data" else "model", origin.revision, patterns)
     path = Path(origin.source)
     if not path.exists():
         raise UserError(f"{key}.source: {origin.source} does not exist; give a local path or `{HUB}owner/name`")
@@ -122,5 +122,7 @@ def _copy_tokenizer(folder: Path, target: Path) -> None:
     from transformers import GPT2Tokenizer
 
     end = "<|endoftext|>"
-    tokenizer = GPT2Tokenizer.from_pretrained(folder, bos_token=end, eos_token=end, unk_token=end, local_files_only=True)
+    tokenizer = GPT2Tokenizer.from_pretrained(
+        folder, bos_token=end, eos_token=end, unk_token=end, local_files_only=True
+    )
     tokenizer.save_pretrained(target)

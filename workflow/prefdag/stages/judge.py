@@ -57,7 +57,9 @@ def _rewards(manifest: Path) -> dict[Key, float]:
             key = int(row["prompt_id"]), int(row["sample"])
             assert key not in rewards, f"{path}: prompt {key[0]} sample {key[1]} stands twice"
             rewards[key] = float(row["reward"])
-            assert math.isfinite(rewards[key]), f"{path}: prompt {key[0]} sample {key[1]}: {row['reward']} would pass as a tie"
+            assert math.isfinite(rewards[key]), (
+                f"{path}: prompt {key[0]} sample {key[1]}: {row['reward']} would pass as a tie"
+            )
     return rewards
 
 

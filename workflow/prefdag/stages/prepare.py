@@ -135,7 +135,9 @@ def _over_long(prepare: Prepare, row: int, split: str, prompt: list[int], respon
         if length > limit:
             if prepare.over_long == "error":
                 key = f"prepare.max_{what}_tokens"
-                raise UserError(f"{split}: row {row}: a {what} of {length} tokens is over {key} {limit}; raise it or drop")
+                raise UserError(
+                    f"{split}: row {row}: a {what} of {length} tokens is over {key} {limit}; raise it or drop"
+                )
             return f"{what} over {limit} tokens"
     return None
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -41,7 +42,7 @@ def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None)
     vocabulary = load_tokenizer(folder)
     stores = {split: _store(job, here, data.parent, vocabulary, split) for split in ("train", "validation")}
     model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
-    model = model.to(device)
+    torch.nn.Module.to(model, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
     store = stores["train"]

@@ -15,7 +15,15 @@ from prefdag.curves import record
 from prefdag.logprobs import margin
 from prefdag.loop import Losses, Task, total_steps, train
 from prefdag.models import load_scorer, save, set_up
-from prefdag.rewards import bradley_terry, evaluation, initial_head, rewards, score_all, write_evaluation
+from prefdag.rewards import (
+    bradley_terry,
+    evaluation,
+    head_of_scorer,
+    initial_head,
+    rewards,
+    score_all,
+    write_evaluation,
+)
 from prefdag.segments import Segments
 from prefdag.stage import Workspace
 from prefdag.store import Store
@@ -35,7 +43,7 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     store, held_out = (Store.open(comparisons.parent / split) for split in ("train", "test"))
     model = load_scorer(policy.parent / "model", device)
     initial_head(model, settings.head_std, settings.seed)
-    save_file({"score.weight": model.score.weight.detach().cpu().clone()}, here.output / "head.safetensors")
+    save_file({"score.weight": head_of_scorer(model).weight.detach().cpu().clone()}, here.output / "head.safetensors")
     before = score_all(model, held_out, settings.tokens_per_batch)
 
     def losses(ids: Sequence[int], segments: Segments) -> Losses:

@@ -50,7 +50,9 @@ def run(
     _write(here.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
-        name: summarise(np.array(values), prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap).to_dict()
+        name: summarise(
+            np.array(values), prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap
+        ).to_dict()
         for name, values in columns.items()
     }
     (here.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
@@ -84,11 +86,11 @@ def divergences(
     k1 = sum log p/q and k3 = sum (q/p - 1 - log q/p) over a sample's tokens (Schulman 2020, Approximating KL
     divergence); all three are unbiased, the full sum has the least variance.
     """
-    models = [load_policy(path.parent / "model", device) for path in (policy, reference)]
+    policy_model, reference_model = (load_policy(path.parent / "model", device) for path in (policy, reference))
     found = np.zeros((3, len(comparisons)))
     for ids, segments in packed(comparisons, tokens_per_batch):
         with autocast(device):
-            tokens = divergence(*models, segments.to(device))
+            tokens = divergence(policy_model, reference_model, segments.to(device))
         k1 = (tokens.policy - tokens.reference).double()
         owner = segments.owner.numpy()
         for row, values in enumerate((tokens.kl.double(), k1, torch.expm1(-k1) + k1)):

@@ -11,7 +11,9 @@ def main(argv: list[str]) -> int:
     """Exit code 0 when everything is written; `--follow` always gives 0, for tracking never fails a workflow."""
     parser = argparse.ArgumentParser(prog="prefdag track", description=__doc__)
     parser.add_argument("suite", type=Path, help="the suite's folder, results/<suite>")
-    parser.add_argument("--follow", action="store_true", help="go on till the process --parent is gone or SIGTERM comes")
+    parser.add_argument(
+        "--follow", action="store_true", help="go on till the process --parent is gone or SIGTERM comes"
+    )
     parser.add_argument("--parent", type=int, metavar="PID", help="the workflow that is followed")
     parser.add_argument("--poll", type=float, default=2.0, metavar="SECONDS", help="pause between two looks (2)")
     arguments = parser.parse_args(argv)

@@ -1,0 +1,36 @@
+# What people and CI both call. Everything happens in .venv; nothing else on the machine changes.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Without byte code every start takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: reproduce test lint ui clean
+
+reproduce: $(STAMP)  ## install, run the embedded suite, print the table of runs
+	snakemake
+
+test: $(STAMP)  ## all tests
+	pytest -n 2 --dist loadfile
+
+lint: $(STAMP)  ## style and types
+	ruff check .
+	ruff format --check .
+	mypy workflow/prefdag
+
+ui: $(STAMP)  ## browse the runs in MLflow
+	prefdag ui
+
+clean:  ## remove results (not the environment)
+	rm -rf results/* .snakemake
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	  { echo "prefdag needs Python 3.11 or 3.12, but $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	-$(VENV)/bin/python -m compileall -q -j 2 $(VENV)/lib workflow > /dev/null 2>&1
+	touch $(STAMP)
