@@ -67,7 +67,9 @@ def test_token_logprobs_of_a_peer(name: str) -> None:
     prompts = torch.as_tensor(given["prompt_len"]).expand(len(tokens))
     places = [(row, at) for row in range(len(tokens)) for at in range(int(prompts[row]), int(ends[row]))]
     rows, at = torch.tensor(places).T
-    found = LogProbs(token_logprobs(logits[rows, at - 1], tokens[rows, at], lambda states: states), rows, (len(tokens), 1))
+    found = LogProbs(
+        token_logprobs(logits[rows, at - 1], tokens[rows, at], lambda states: states), rows, (len(tokens), 1)
+    )
     found.total.sum().backward()
     assert found.total.flatten().tolist() == pytest.approx(expected["loss"], abs=1e-9)
     assert found.mean.flatten().tolist() == pytest.approx(expected["mean"], abs=1e-9)

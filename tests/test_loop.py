@@ -162,8 +162,15 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path: Path) -> None:
 
 
 def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path) -> None:
-    """45 steps: every second one (45 // 20), among them the first; and the last."""
+    """46 steps: every second one (46 // 20), from the first on; and the last."""
     store, model = stored(tmp_path, comparisons(5, 1)), tiny()
-    steps = train(model, store, settings(batch_size=1, max_steps=46, epochs=10), supervised(model, store), None, lambda: {"seen": 1.0})
+    steps = train(
+        model,
+        store,
+        settings(batch_size=1, max_steps=46, epochs=10),
+        supervised(model, store),
+        None,
+        lambda: {"seen": 1.0},
+    )
     probed = [step.number for step in steps if "seen" in step.metrics]
     assert probed == [*range(1, 46, 2), 46]

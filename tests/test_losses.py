@@ -33,7 +33,9 @@ ENTRIES = {
 def cases(*methods: str) -> list[Any]:
     found = json.loads(ORACLES.read_text())["cases"] if ORACLES.exists() else []
     # SimPO's registry entry has no label smoothing, which one of its peer's cases asks for.
-    chosen = [case for case in found if case["method"] in methods and not (case["method"] == "simpo" and "eps" in case["hp"])]
+    chosen = [
+        case for case in found if case["method"] in methods and not (case["method"] == "simpo" and "eps" in case["hp"])
+    ]
     absent = pytest.param(None, marks=pytest.mark.skip(MISSING))
     return [pytest.param(case, id=case["id"]) for case in chosen] or [absent]
 

@@ -15,8 +15,8 @@ SPREAD = 8  # the largest KL is this many times the median: a linear axis would 
 def frontier(runs: pd.DataFrame, reward_label: str) -> Figure:
     """Reward against sequence KL to the reference, both with 95% intervals; one colour and marker a method.
 
-    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. A method's settings are joined in
-    the order of their KL; seeds of one setting are points of their own and the line goes through their mean.
+    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. A method's settings are joined
+    in the order of their KL; seeds of one setting are points of their own and the line goes through their mean.
     """
     with look():
         figure = new_figure(7.2, 4.6)

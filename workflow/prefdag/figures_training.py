@@ -34,9 +34,8 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
         for axes, method in zip(panels, methods, strict=False):
             members = _members(curves, runs, method)
             for run, colour in zip(members["run"], _colours(members), strict=True):
-                measured = curves[run].dropna(subset=["held_out_chosen_logratio"])
                 for side, dashes in LINES.items():
-                    _draw(axes, measured, f"held_out_{side}_logratio", colour, dashes)
+                    _draw(axes, curves[run], f"held_out_{side}_logratio", colour, dashes)
             axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
             axes.set_ylabel("log-ratio to SFT (nats)")
             axes.set_xlabel("optimizer step")
@@ -47,7 +46,7 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
 
 
 def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
-    """Loss, margin of the summed log-ratios and accuracy over steps: a row a method, as losses cannot be compared."""
+    """Loss, margin and accuracy on the training batches over steps: a row a method, as losses cannot be compared."""
     methods = _methods(curves, runs)
     with look():
         figure = new_figure(8.2, 0.3 + 1.9 * len(methods))
@@ -78,7 +77,8 @@ def smoothed(values: pd.Series) -> pd.Series:
 
 
 def _draw(axes: Axes, curve: pd.DataFrame, column: str, colour: tuple, dashes: object) -> None:
-    if column in curve:
+    if column in curve:  # nothing is held out where a suite has no validation split
+        curve = curve.dropna(subset=[column])
         axes.plot(curve["step"], curve[column], color=colour, linewidth=0.5, alpha=0.22, zorder=2)
         axes.plot(curve["step"], smoothed(curve[column]), color=colour, linewidth=1.3, linestyle=dashes, zorder=3)
 

@@ -22,7 +22,7 @@ from prefdag.models import autocast
 from prefdag.segments import Segments, pack
 from prefdag.store import Store
 
-PROBES = 20
+PROBES = 10
 Losses = tuple[Tensor, dict[str, Tensor]]
 
 

@@ -34,7 +34,7 @@ WEIGHTS = "model/model.safetensors"
 # The interpreter that runs Snakemake runs the jobs; only `fetch` may reach the network.
 shell.prefix(
     f"set -euo pipefail; export PATH='{os.path.dirname(sys.executable)}':\"$PATH\" PYTHONPATH='{ROOT}/workflow' PYTHONUNBUFFERED=1 "
-    "TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; "
+    "TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
 )
 OFFLINE = "HF_HUB_OFFLINE=1 "
 

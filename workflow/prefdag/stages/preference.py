@@ -25,7 +25,7 @@ from prefdag.segments import Segments, packed
 from prefdag.stage import Workspace
 from prefdag.store import Store
 
-PROBED = 64  # held-out comparisons that are watched during training
+PROBED = 48  # held-out comparisons that are watched during training
 Reference = Callable[[Sequence[int], Segments], LogProbs]
 
 

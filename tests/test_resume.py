@@ -1,0 +1,170 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit: weights, records, probes."""
+
+import os
+import signal
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from comparisons import comparisons, stored, tiny
+from prefdag.checkpoint import Checkpoint, told_to_stop
+from prefdag.config.objectives import objective
+from prefdag.config.training import Training
+from prefdag.errors import Stopped
+from prefdag.loop import Step, Task, train
+from prefdag.reference import ReferenceCache, write_cache
+from prefdag.stages.preference import displacement, preference_task
+from prefdag.store import Store
+
+STEPS = 12
+OPTIMIZERS = ["adamw", "rmsprop"]
+
+
+class Run:
+    """One process's worth of a DPO training: everything made afresh but the store, the cache and the checkpoint."""
+
+    def __init__(self, store: Store, reference: ReferenceCache, optimizer: str) -> None:
+        self.model = tiny(dtype=torch.float32)
+        self.task = preference_task(objective({"method": "dpo"}, "tests", "row"), self.model, reference)
+        self.store = store
+        self.settings = Training(
+            batch_size=4, learning_rate=1e-2, max_steps=STEPS, epochs=9, optimizer=optimizer, warmup_steps=3,
+            weight_decay=0.1, tokens_per_batch=60,
+        )  # fmt: skip
+
+    def steps(self, checkpoint: Checkpoint | None = None) -> Iterator[Step]:
+        probe = displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
+        return train(self.model, self.store, self.settings, self.task, checkpoint, probe)
+
+    def same_weights(self, other: "Run") -> bool:
+        theirs = other.model.state_dict()
+        return all(torch.equal(value, theirs[name]) for name, value in self.model.state_dict().items())
+
+
+class LongAgo(Checkpoint):
+    """Never due: only a wish to stop makes it save."""
+
+    def due(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return stored(tmp_path / "store", comparisons(18, 2))
+
+
+@pytest.fixture
+def reference(store: Store, tmp_path: Path) -> ReferenceCache:
+    from test_reference import cache_of
+
+    return cache_of(tmp_path / "reference", tiny(dtype=torch.float32), store)
+
+
+def test_the_cache_fixture_is_what_write_cache_wrote(store: Store, reference: ReferenceCache, tmp_path: Path) -> None:
+    assert write_cache(tiny(dtype=torch.float32), store, tmp_path / "again.npy", 100) == len(reference.values)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_killed_training_resumes_bit_for_bit(
+    optimizer: str, store: Store, reference: ReferenceCache, tmp_path: Path
+) -> None:
+    """The process vanishes after step 5, which was saved."""
+    whole = Run(store, reference, optimizer)
+    expected = list(whole.steps())
+    killed = Run(store, reference, optimizer)
+    steps = killed.steps(Checkpoint(tmp_path / "resume", seconds_between=0))
+    assert list(islice(steps, 5)) == expected[:5]
+    steps.close()
+    assert not killed.same_weights(whole)
+    resumed = Run(store, reference, optimizer)
+    assert list(resumed.steps(Checkpoint(tmp_path / "resume", seconds_between=0))) == expected
+    assert resumed.same_weights(whole)
+    assert len(expected) == STEPS and "held_out_margin" in expected[-1].metrics
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_training_told_to_stop_saves_and_resumes_bit_for_bit(
+    optimizer: str, store: Store, reference: ReferenceCache, tmp_path: Path
+) -> None:
+    """A real SIGTERM in the middle of step 6: the step is finished, saved, and `Stopped` is raised."""
+    whole = Run(store, reference, optimizer)
+    expected = list(whole.steps())
+    stopped, calls = Run(store, reference, optimizer), 0
+    right, before = stopped.task, signal.getsignal(signal.SIGTERM)
+
+    def losses(ids, segments):
+        nonlocal calls
+        if segments.shape[0] and len(seen) == 5 and (calls := calls + 1) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return right.losses(ids, segments)
+
+    stopped.task, seen = Task(losses, right.normaliser), []
+    with pytest.raises(Stopped, match="SIGTERM"):
+        for step in stopped.steps(LongAgo(tmp_path / "resume")):
+            seen.append(step)
+    assert seen == expected[:5] and signal.getsignal(signal.SIGTERM) is before
+    resumed = Run(store, reference, optimizer)
+    steps = resumed.steps(LongAgo(tmp_path / "resume"))
+    assert list(islice(steps, 6)) == expected[:6], "the saved records come first, step 6 among them"
+    assert list(steps) == expected[6:]
+    assert resumed.same_weights(whole)
+
+
+def test_a_finished_training_is_only_read_again(store: Store, reference: ReferenceCache, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "resume", seconds_between=0)
+    whole = Run(store, reference, "adamw")
+    expected = list(whole.steps(checkpoint))
+    again = Run(store, reference, "adamw")
+    again.task = Task(lambda ids, segments: pytest.fail("a step was taken"), len)
+    assert list(again.steps(checkpoint)) == expected and again.same_weights(whole)
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "model"])
+def test_a_checkpoint_that_loses_state_is_caught(
+    lost: str, store: Store, reference: ReferenceCache, tmp_path: Path
+) -> None:
+    """The broken twins: moments that start from nothing again, weights that start from the beginning again."""
+
+    class Forgetful(Checkpoint):
+        def load(self):
+            state = super().load()
+            fresh = tiny(dtype=torch.float32).state_dict()
+            return state | {"model": fresh} if lost == "model" else _without_moments(state)
+
+    whole, killed, resumed = (Run(store, reference, "adamw") for _ in range(3))
+    list(whole.steps())
+    list(islice(killed.steps(Checkpoint(tmp_path / "resume", seconds_between=0)), 5))
+    list(resumed.steps(Forgetful(tmp_path / "resume")))
+    assert not resumed.same_weights(whole)
+
+
+def _without_moments(state: dict) -> dict:
+    return state | {"optimizer": state["optimizer"] | {"state": {}}}
+
+
+def test_a_checkpoint_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that dies half-way leaves the one before it in place."""
+    checkpoint = Checkpoint(tmp_path / "resume")
+    assert checkpoint.load() is None and not checkpoint.due()
+    checkpoint.save({"history": [1]})
+
+    def half_way(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", half_way)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.save({"history": [1, 2]})
+    assert checkpoint.load() == {"history": [1]}
+
+
+def test_signals_are_noted_by_name_and_handlers_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with told_to_stop() as noted:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert noted == ["SIGINT", "SIGTERM"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
