@@ -1,4 +1,4 @@
-"""What the proofs share: tiny models with lively weights, random comparisons, and the distance between two computations.
+"""What the proofs share: tiny models with lively weights, random comparisons, the distance of two computations.
 
 Every proof measures the same three things of two computations - values, a loss, the gradient of every parameter -
 and asserts how far apart they are; a broken twin is measured by the very same function.

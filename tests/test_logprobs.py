@@ -46,7 +46,7 @@ def test_token_logprobs_of_given_logits() -> None:
 
 
 def test_log_ratios_are_subtracted_before_they_are_summed() -> None:
-    """4,000 tokens of -2.5 against -2.5 + 2^-16 in float32: the sum of the differences is exact, that of the sums not."""
+    """4,000 tokens of -2.5 against -2.5 + 2^-16 in float32: sums of differences are exact, differences of sums not."""
     owner = torch.zeros(4000, dtype=torch.int64)
     policy = LogProbs(torch.full((4000,), -2.5), owner, (1, 1))
     reference = LogProbs(torch.full((4000,), -2.5 + 2.0**-16), owner, (1, 1))
@@ -78,7 +78,7 @@ def test_token_logprobs_of_a_peer(name: str) -> None:
 
 
 def full_distributions(model: PreTrainedModel, found: Sequence[Comparison]) -> list[Tensor]:
-    """log p over the vocabulary at each response token, one response and one padded-free pass at a time: [tokens, V]."""
+    """log p over the vocabulary at each response token, [tokens, V], a response at a time and nothing padded."""
     parts = []
     for one in found:
         for response in one.responses:

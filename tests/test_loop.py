@@ -46,7 +46,7 @@ def trained(task: Tasks, store: Store, **values: object) -> tuple[list[Step], Te
 
 
 def budgets_apart(task: Callable[[int], Tasks], store: Store, optimizer: str) -> float:
-    """How far losses, gradient norms and weights of 3 steps are apart under different budgets. Twins go through it too."""
+    """How far losses, gradient norms and weights are apart after 3 steps of different budgets; twins go through it too."""
     runs = [trained(task(budget), store, tokens_per_batch=budget, optimizer=optimizer) for budget in BUDGETS]
     first, vector = runs[0]
     apart = [(other - vector).abs().max().item() for _, other in runs[1:]]
@@ -117,7 +117,7 @@ def test_metrics_are_means_over_the_steps_comparisons(tmp_path: Path) -> None:
 
 
 def moved(**values: object) -> tuple[Tensor, Tensor, float]:
-    """One step on the task sum(w^2) / 2 of a single layer: weights before (its gradient too) and after; gradient norm."""
+    """One step on the loss sum(w^2) / 2 of one layer: weights before (its gradient too) and after, and gradient norm."""
     layer = torch.nn.Linear(3, 1, bias=False).double()
     layer.weight.data.copy_(torch.tensor([[3.0, -4.0, 0.0]]))
     before = layer.weight.detach().clone()
@@ -128,8 +128,8 @@ def moved(**values: object) -> tuple[Tensor, Tensor, float]:
 
 
 def test_adamw_by_hand(tmp_path: Path) -> None:
-    """First step: lr * g / (|g| + 1e-8) = lr * sign(g), after a decay of lr * 0.1 * w; a gradient of 0 does not move."""
-    before, after, norm = moved(folder=tmp_path, learning_rate=0.01, weight_decay=0.1)
+    """First step: lr * g / (|g| + 1e-8) = lr * sign(g), after a decay of lr * 0.1 * w; a gradient of 0 moves nothing."""
+    _, after, norm = moved(folder=tmp_path, learning_rate=0.01, weight_decay=0.1)
     assert norm == pytest.approx(5)
     assert after[0].tolist() == pytest.approx([3 - 0.003 - 0.01, -4 + 0.004 + 0.01, 0], abs=1e-9)
 

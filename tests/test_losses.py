@@ -77,7 +77,7 @@ def close(found: Any, expected: Any, tolerance: float) -> bool:
 
 @pytest.mark.parametrize("case", cases("dpo", "cdpo", "ipo_sum", "ipo_mean", "simpo"))
 def test_peers_pairs(case: dict[str, Any]) -> None:
-    """Values, and gradients by the summed log-probs, of the authors' own code (named in the file), extremes included."""
+    """Values, and gradients by the summed log-probs, of the authors' own code (named in the file); extremes too."""
     given = fixture(case)
     chosen, rejected = leaf(given["pc"]), leaf(given["pr"])
     policy = of_sums(chosen, rejected, given["nc"], given["nr"])

@@ -44,7 +44,7 @@ def test_verdicts_are_one_half_or_nothing():
 
 
 def test_interval_of_two_prompts_is_derived_by_hand():
-    """Prompts 0 and 1 drawn twice with return: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4, so the 95% interval is [0, 1]."""
+    """Prompts 0 and 1 drawn twice: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 95% interval is [0, 1]."""
     assert statistics.bootstrap_interval([0, 1], [0, 1], seed="coin") == (0.0, 1.0)
 
 

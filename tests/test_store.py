@@ -96,8 +96,7 @@ def test_what_is_no_store_is_refused_in_a_sentence(fault: str, tmp_path: Path) -
 
 def test_a_writer_that_fails_leaves_no_store(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), StoreWriter(tmp_path, num_responses=1, scored=False) as writer:
-        writer.add([1], [[2]], row=0, prompt=0)
-        raise ZeroDivisionError
+        writer.add([1], [[2]], row=1 // 0, prompt=0)
     with pytest.raises(UserError, match="not a token store"):
         Store.open(tmp_path)
 
