@@ -46,7 +46,7 @@ def trained(task: Tasks, store: Store, **values: object) -> tuple[list[Step], Te
 
 
 def budgets_apart(task: Callable[[int], Tasks], store: Store, optimizer: str) -> float:
-    """How far losses, gradient norms and weights are apart after 3 steps of different budgets; twins go through it too."""
+    """How far losses, gradient norms and weights are apart after 3 steps of different budgets; also of twins."""
     runs = [trained(task(budget), store, tokens_per_batch=budget, optimizer=optimizer) for budget in BUDGETS]
     first, vector = runs[0]
     apart = [(other - vector).abs().max().item() for _, other in runs[1:]]
@@ -107,17 +107,22 @@ def test_a_steps_loss_is_the_sum_over_the_global_count(tmp_path: Path) -> None:
     assert first.num_tokens == sum(len(one.prompt) + len(one.responses[0]) for one in taken)
 
 
+def simpo_per_token(model: PreTrainedModel, store: Store) -> Task:
+    return replace(simpo(model, store), normaliser=lambda ids: 7.0 * len(ids))
+
+
 def test_metrics_are_means_over_the_steps_comparisons(tmp_path: Path) -> None:
+    """Whatever the loss is divided by."""
     found = comparisons(13, 2)
     store, model = stored(tmp_path, found), tiny()
     total = logprobs(model, pack([found[index] for index in members(0, 13, 5, 0)])).total
-    (first, *_), _ = trained(simpo, store, tokens_per_batch=40)
+    (first, *_), _ = trained(simpo_per_token, store, tokens_per_batch=40)
     assert first.metrics["chosen_logprob"] == pytest.approx(total[:, 0].mean().item(), abs=1e-10)
     assert first.metrics["rejected_logprob"] == pytest.approx(total[:, 1].mean().item(), abs=1e-10)
 
 
 def moved(**values: object) -> tuple[Tensor, Tensor, float]:
-    """One step on the loss sum(w^2) / 2 of one layer: weights before (its gradient too) and after, and gradient norm."""
+    """One step on the loss sum(w^2) / 2: weights before (which are its gradient too) and after, and gradient norm."""
     layer = torch.nn.Linear(3, 1, bias=False).double()
     layer.weight.data.copy_(torch.tensor([[3.0, -4.0, 0.0]]))
     before = layer.weight.detach().clone()
@@ -128,10 +133,18 @@ def moved(**values: object) -> tuple[Tensor, Tensor, float]:
 
 
 def test_adamw_by_hand(tmp_path: Path) -> None:
-    """First step: lr * g / (|g| + 1e-8) = lr * sign(g), after a decay of lr * 0.1 * w; a gradient of 0 moves nothing."""
+    """First step: lr * g / (|g| + 1e-8) = lr * sign(g), after a decay of lr * 0.1 * w; no gradient, no move."""
     _, after, norm = moved(folder=tmp_path, learning_rate=0.01, weight_decay=0.1)
     assert norm == pytest.approx(5)
     assert after[0].tolist() == pytest.approx([3 - 0.003 - 0.01, -4 + 0.004 + 0.01, 0], abs=1e-9)
+
+
+def test_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
+    """The first of two steps of warm-up moves by half; the record says the rate of every step."""
+    before, after, _ = moved(folder=tmp_path / "one", learning_rate=0.01, warmup_steps=2)
+    assert (before - after)[0].tolist() == pytest.approx([0.005, -0.005, 0], abs=1e-9)
+    steps, _ = trained(supervised, stored(tmp_path / "many", comparisons(13, 1)), schedule="linear")
+    assert [step.learning_rate for step in steps] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
 
 
 def test_rmsprop_by_hand(tmp_path: Path) -> None:
@@ -161,16 +174,10 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path: Path) -> None:
     assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)
 
 
-def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path) -> None:
-    """46 steps: every second one (46 // 20), from the first on; and the last."""
+def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 steps and about 4 probes: every third step (12 // 4) from the first on; and the last."""
+    monkeypatch.setattr("prefdag.loop.PROBES", 4)
     store, model = stored(tmp_path, comparisons(5, 1)), tiny()
-    steps = train(
-        model,
-        store,
-        settings(batch_size=1, max_steps=46, epochs=10),
-        supervised(model, store),
-        None,
-        lambda: {"seen": 1.0},
-    )
-    probed = [step.number for step in steps if "seen" in step.metrics]
-    assert probed == [*range(1, 46, 2), 46]
+    chosen = settings(batch_size=1, max_steps=12, epochs=10)
+    steps = train(model, store, chosen, supervised(model, store), None, lambda: {"seen": 1.0})
+    assert [step.number for step in steps if "seen" in step.metrics] == [1, 4, 7, 10, 12]

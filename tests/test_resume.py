@@ -51,6 +51,11 @@ class LongAgo(Checkpoint):
         return False
 
 
+def read(steps: Iterator[Step], seen: list[Step]) -> None:
+    for step in steps:
+        seen.append(step)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return stored(tmp_path / "store", comparisons(18, 2))
@@ -103,7 +108,7 @@ def test_a_training_told_to_stop_saves_and_resumes_bit_for_bit(
 
     stopped.task, seen = Task(losses, right.normaliser), []
     with pytest.raises(Stopped, match="SIGTERM"):
-        seen.extend(stopped.steps(LongAgo(tmp_path / "resume")))
+        read(stopped.steps(LongAgo(tmp_path / "resume")), seen)
     assert seen == expected[:5] and signal.getsignal(signal.SIGTERM) is before
     resumed = Run(store, reference, optimizer)
     steps = resumed.steps(LongAgo(tmp_path / "resume"))

@@ -144,6 +144,8 @@ def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:
     given = logits(0.125, 0.5, 0.125, 0.25, rows=8)
     assert choose(given, UNIFORM, 1.0, 0.6).tolist() == [1, 1, 1, 1, 1, 3, 3, 3]
     assert choose(given, UNIFORM, 1.0, 0.5).tolist() == [1] * 8
+    equal = choose(torch.zeros(8, 4), UNIFORM, 1.0, 0.5)
+    assert equal.tolist() == [0, 0, 0, 1, 1, 1, 1, 1], "two quarters reach a half exactly"
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])

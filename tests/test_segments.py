@@ -107,6 +107,14 @@ def test_logprobs_and_gradients_equal_the_padded_path(shape: str, num_responses:
     assert logprob_distance(tiny(shape), found, pack(found, PACKINGS[packing])) < TOLERANCE
 
 
+def test_a_layers_own_scale_is_kept() -> None:
+    """GPT-2 can scale attention by its layer's number; another scale than 1 / sqrt(d) must reach the scores."""
+    model, found = tiny("gpt2"), comparisons(6, 2)
+    model.base_model.h[1].attn.scaling /= 2
+    assert logprob_distance(model, found, pack(found, PACKINGS["shuffled"])) < TOLERANCE
+    assert (logprobs(model, pack(found)).tokens - logprobs(tiny("gpt2"), pack(found)).tokens).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_loss_and_its_gradients_equal_the_padded_path(shape: str, loss: str) -> None:

@@ -53,7 +53,7 @@ def test_the_world_is_the_same_everywhere():
     lines = (f"{review.prompt}|{review.continuation}\n" for review in reviews(0, 100))
     assert (
         hashlib.sha256("".join(lines).encode()).hexdigest()
-        == "a618c5524ec0f3659a72595e1a6f259fb2ae430545bc8ce46568b1c7411437b6"
+        == "214a199a8b32f96db4f664dbb889422683ebae5ca56a77aded59d13495a45dc0"
     )
 
 

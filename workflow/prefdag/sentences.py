@@ -251,13 +251,10 @@ def past(verb: str) -> str:
 
 
 def write(draw: Draw) -> str:
-    """A review of 2 to 4 sentences: what the film is about, a scene, opinions, and usually a last word."""
+    """A review of 2 or 3 sentences: what the film is about, an opinion or a scene, and usually a last word."""
     writer = Writer(draw)
-    num_sentences = draw.integer(2, 4)
     sentences = [writer.sentence(OPENINGS)]
-    if num_sentences == 4:
-        sentences.append(writer.sentence(SCENES))
-    if num_sentences >= 3:
+    if draw.chance(0.5):
         sentences.append(writer.sentence(OPINIONS if draw.chance(0.7) else SCENES))
     sentences.append(writer.sentence(CLOSINGS if draw.chance(0.6) else OPINIONS))
     return " ".join(sentences)

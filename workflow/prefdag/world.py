@@ -14,7 +14,7 @@ from prefdag.errors import UserError
 from prefdag.seeds import named_seed
 from prefdag.sentences import Draw, write
 
-MIN_WORDS, MAX_WORDS = 20, 45
+MIN_WORDS, MAX_WORDS = 12, 34
 MIN_PROMPT_WORDS, MAX_PROMPT_WORDS = 2, 8
 # So many reviews in a row without a new prompt mean that the world has next to none left.
 PATIENCE = 2000

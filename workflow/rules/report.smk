@@ -4,7 +4,7 @@ INPUTS   scores, judgements and generations of every policy, curves of every run
 OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, figures/
 """
 
-FIGURES = ("frontier", "logratios", "training", "lengths")
+FIGURES = ("frontier", "lengths", *(("logratios", "training") if SUITE.runs else ()))
 
 
 def manifests(stage, policies):
