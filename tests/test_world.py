@@ -185,7 +185,8 @@ def test_content_follows_the_genre(sample: list[str]):
     for name, text in texts:
         words = set(re.findall(r"[a-z-]+", text))
         shown += bool(words & nouns[name])
-        foreign = {noun for noun in words - nouns[name] - other_words if num_genres[noun] == 1}
+        own = {word for noun in nouns[name] for word in noun.split()}  # a `train station` is no space station
+        foreign = {noun for noun in words - own - other_words if num_genres[noun] == 1}
         assert not foreign, (foreign, text)
     assert len(texts) > 0.7 * len(sample)
     assert shown > 0.9 * len(texts)
