@@ -53,7 +53,7 @@ def test_the_world_is_the_same_everywhere():
     lines = (f"{review.prompt}|{review.continuation}\n" for review in reviews(0, 100))
     assert (
         hashlib.sha256("".join(lines).encode()).hexdigest()
-        == "214a199a8b32f96db4f664dbb889422683ebae5ca56a77aded59d13495a45dc0"
+        == "bc9e519ce3b8d947400489e849570014287c350036804fca0f71c195901be8cf"
     )
 
 

@@ -1,6 +1,7 @@
 """Writes the reviews of the embedded text world: sentence forms, and the draws that fill them."""
 
 import random
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -8,7 +9,7 @@ from prefdag import lexicon
 from prefdag.lexicon import Opinion
 
 # Chosen so that VADER's score of reviews spreads over the whole of [-1, 1] with a mean near 0 (tests/test_world.py).
-LEANING = 0.4  # how far the latent sentiment decides the sign of a sentence
+LEANING = 0.48  # how far the latent sentiment decides the sign of a sentence
 PLAIN = 0.2  # share of sentences without an opinion
 NEGATED = 0.18  # share of opinions that are a negated opposite
 
@@ -109,7 +110,9 @@ class Writer:
 
     def __init__(self, draw: Draw):
         self._draw = draw
-        self._latent = 2 * draw.uniform() - 1  # sentiment of the review, in [-1, 1)
+        even = 2 * draw.uniform() - 1
+        # Sentiment of the review, in [-1, 1): most reviews lean clearly to one side, some are mixed.
+        self._latent = math.copysign(math.sqrt(abs(even)), even)
         self._sign = 0  # of the sentence being written: -1, 0 or 1
         self._plural = False  # number of the subject written last
         self._used: set[str] = set()

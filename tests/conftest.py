@@ -1,0 +1,95 @@
+"""A finished run of a miniature suite, made once: the DAG's tests change copies of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MINI = """
+name: mini
+threads: 1
+model:
+  source: scratch
+  scratch: {architecture: llama, vocab_size: 500, hidden_size: 32, layers: 1, heads: 2, context: 256}
+data:
+  source: world
+  world: {reviews: 1500, validation_reviews: 30, train_prompts: 24, validation_prompts: 8, test_prompts: 16}
+prepare:
+  adapter: world
+  template: continuation
+  bos: true
+  end_of_turn: eos
+  over_long: drop
+  max_prompt_tokens: 64
+  max_response_tokens: 200
+pretrain: {batch_size: 32, max_steps: 60, epochs: 9, learning_rate: 1e-2, warmup_steps: 5}
+sft: {batch_size: 16, max_steps: 10, learning_rate: 1e-3}
+pairs: {num_samples: 4, max_new_tokens: 128}
+reward: {batch_size: 8, learning_rate: 1e-3, max_steps: 6}
+reference: {}
+preference: {batch_size: 2, epochs: 1, max_steps: 5, learning_rate: 1e-3}
+generate: {max_new_tokens: 64}
+score: {reward: vader, bootstrap: 100}
+judge: {bootstrap: 100}
+runs:
+  - {name: dpo, method: dpo, beta: 0.1}
+  - {name: dpo-strong, method: dpo, beta: 1}
+  - {name: simpo, method: simpo}
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the repository in a folder of its own."""
+
+    folder: Path
+
+    def snakemake(self, *arguments: str, suite: str = "configs/mini.yaml") -> subprocess.CompletedProcess[str]:
+        """Run Snakemake at the copy's root, as a user would, on one suite."""
+        command = [sys.executable, "-m", "snakemake", *(["--configfile", suite] if suite else []), *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True)
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace `old`, which must stand there once, by `new`."""
+        text = (self.folder / path).read_text()
+        assert text.count(old) == 1, f"{path}: {old!r} stands {text.count(old)} times"
+        (self.folder / path).write_text(text.replace(old, new))
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "MLFLOW"))}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def checkout(folder: Path) -> Project:
+    """What a clone would hold, in a new folder, with the miniature suite beside the shipped ones."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in filter(None, names):
+        source, target = ROOT / name, folder / name
+        if source.is_symlink() or source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target, follow_symlinks=False)
+    (folder / "configs/mini.yaml").write_text(MINI)
+    return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature suite, really run to its end. Read only: take `copy` to change something."""
+    project = checkout(tmp_path_factory.mktemp("finished") / "prefdag")
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return project
+
+
+@pytest.fixture
+def copy(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished run, times and all."""
+    shutil.copytree(finished.folder, tmp_path / "prefdag", symlinks=True)
+    return Project(tmp_path / "prefdag")

@@ -1,0 +1,112 @@
+"""The project itself: pins, ceilings, commands, and mistakes in a suite as Snakemake meets them."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT, checkout, environment
+
+PACKAGE = ROOT / "workflow/prefdag"
+
+
+def tracked() -> list[Path]:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_conda_and_pip_have_the_same_pins():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda[-1]["pip"] == pinned
+    assert all("==" in pin for pin in pinned)
+    assert pinned[0].startswith("torch=="), "torch comes before whatever depends on it"
+
+
+def test_ceilings():
+    """A function 60 lines, a module 300, rules 120, the Snakefile 40."""
+    for path in tracked():
+        lines = len(path.read_text(errors="replace").splitlines())
+        if path.suffix == ".smk":
+            assert lines <= 120, path
+        if path.name == "Snakefile":
+            assert lines <= 40, path
+        if path.suffix == ".py" and path.is_relative_to(PACKAGE):
+            assert lines <= 300, path
+            assert path.stem not in ("utils", "helpers", "misc", "base", "manager"), path
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_every_stage_has_one_word():
+    """Rule file, module and schema of a stage have its name."""
+    stages = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")}
+    assert stages == {path.stem for path in (ROOT / "workflow/rules").glob("*.smk")} - {"common"}
+    assert stages - {"fetch"} <= {path.stem for path in (PACKAGE / "config").glob("*.py")}
+
+
+def test_the_readmes_make_targets_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    named = re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text())
+    assert {"reproduce", "test", "ui"} <= set(named) <= set(targets)
+
+
+def test_the_readmes_paths_exist():
+    named = re.findall(r"`((?:configs|docs|tests|profiles|workflow)/[\w./-]+)`", (ROOT / "README.md").read_text())
+    assert named
+    for path in named:
+        assert (ROOT / path).exists(), path
+    for figure in re.findall(r"!\[.*?\]\((\S+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / figure).is_file(), figure
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("make")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_the_readmes_commands_run(command: str, tmp_path: Path):
+    """Snakemake's as dry runs in a clean checkout, verbatim; the others as they stand."""
+    project = checkout(tmp_path / "clone")
+    dry = command if " -n" in command or not command.startswith("snakemake") else f"{command} -n"
+    bin_first = {**environment(), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    bin_first["PYTHONPATH"] = str(project.folder / "workflow")
+    dry = re.sub(r"^prefdag", "python -m prefdag", dry)
+    done = subprocess.run(dry, shell=True, cwd=project.folder, env=bin_first, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_a_mistake_in_a_suite_is_one_sentence(tmp_path: Path):
+    """Through Snakemake: the sentence, exit code 2, no traceback, nothing started."""
+    project = checkout(tmp_path / "clone")
+    project.edit("configs/mini.yaml", "name: dpo, method: dpo, beta: 0.1}", "name: dpo, method: dpo, beta: -1}")
+    done = project.snakemake()
+    assert done.returncode == 2
+    sentence = "prefdag: configs/mini.yaml: runs.dpo.beta: expected a number above 0, got -1"
+    assert sentence in done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert not list((project.folder / "results").glob("*"))
+
+
+def test_nothing_heavy_is_imported_while_parsing():
+    """The Snakefile is parsed in every cluster job."""
+    code = "import sys, prefdag.plan, prefdag.config.suite, prefdag.sources\n"
+    code += "print([name for name in ('torch', 'transformers', 'mlflow', 'pandas', 'numpy') if name in sys.modules])"
+    inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
+    done = subprocess.run([sys.executable, "-c", code], env=inside, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_path_of_a_machine_and_no_index_is_tracked():
+    forbidden = re.compile(r"(?<![\w.])/(?:work|root|home)/|index-url")
+    for path in tracked():
+        if path.suffix not in (".png", ".svg") and path != Path(__file__):
+            assert not forbidden.search(path.read_text(errors="replace")), path

@@ -1,0 +1,197 @@
+"""A finished run and its reruns: what an edit touches, and nothing else. One file, so that one worker makes the run."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import Project, checkout, environment
+
+RUNS = ("dpo", "dpo-strong", "simpo")
+RESULTS = "results/mini"
+AFTER_SCORES = {("report", "")}
+
+
+def planned(project: Project, suite: str = "configs/mini.yaml") -> set[tuple[str, str]]:
+    """(rule, wildcard) of every job that a dry run would run, `all` left out."""
+    done = project.snakemake("-n", suite=suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", text, re.M)
+    found = {(rule, "".join(re.findall(r"wildcards: \w+=(\S+)", about))) for rule, about in jobs if rule != "all"}
+    assert found or "Nothing to be done" in text, text
+    return found
+
+
+def following(*policies: str) -> set[tuple[str, str]]:
+    """What follows a run's weights: its generations, scores and judgement, and the report."""
+    return {(stage, policy) for stage in ("generate", "score", "judge") for policy in policies} | AFTER_SCORES
+
+
+def test_nothing_changed_nothing_runs(finished: Project):
+    assert planned(finished) == set()
+
+
+def test_a_beta_reruns_its_run_and_what_follows(copy: Project):
+    copy.edit("configs/mini.yaml", "name: dpo-strong, method: dpo, beta: 1}", "name: dpo-strong, method: dpo, beta: 2}")
+    assert planned(copy) == {("preference", "dpo-strong")} | following("dpo-strong")
+
+
+def test_a_new_row_runs_itself_and_what_follows(copy: Project):
+    copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: new, method: cdpo, beta: 0.3}\n")
+    assert planned(copy) == {("preference", "new")} | following("new")
+
+
+def test_the_losses_rerun_preference_and_later(copy: Project):
+    copy.edit(
+        "workflow/prefdag/losses.py",
+        "beta * margin((policy - reference).total))",
+        "margin((policy - reference).total))",
+    )
+    assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
+
+
+def test_the_report_reruns_alone(copy: Project):
+    copy.edit("workflow/prefdag/stages/report.py", "\nclass Run(", "\nNEW = 1\n\n\nclass Run(")
+    assert planned(copy) == {("report", "")}
+
+
+def test_touching_every_file_reruns_nothing(copy: Project):
+    for path in copy.folder.rglob("*"):
+        if path.is_file() and RESULTS not in str(path) and ".snakemake" not in path.parts:
+            os.utime(path)
+    assert planned(copy) == set()
+
+
+def test_a_fresh_clone_beside_the_results_reruns_nothing(copy: Project, tmp_path: Path):
+    fresh = checkout(tmp_path / "elsewhere")
+    for name in ("results", ".snakemake"):
+        shutil.move(copy.folder / name, fresh.folder / name)
+    assert planned(fresh) == set()
+
+
+def test_swapped_numbers_are_seen(copy: Project):
+    """The same two values under other keys: Snakemake compares parameters as sets, so they stand in one."""
+    copy.edit("configs/mini.yaml", "preference: {batch_size: 2, epochs: 1,", "preference: {batch_size: 1, epochs: 2,")
+    assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
+
+
+def test_a_comment_in_the_readme_reruns_nothing(copy: Project):
+    (copy.folder / "README.md").write_text((copy.folder / "README.md").read_text() + "\n<!-- a comment -->\n")
+    assert planned(copy) == set()
+
+
+def test_lost_weights_are_made_again(copy: Project):
+    (copy.folder / RESULTS / "sft/model/model.safetensors").unlink()
+    assert ("sft", "") in planned(copy)
+
+
+def test_a_loss_without_reference_has_no_such_edge(finished: Project):
+    read = {
+        run: json.loads((finished.folder / RESULTS / f"preference/{run}/manifest.json").read_text()) for run in RUNS
+    }
+    assert [run for run in RUNS if "reference" in read[run]["inputs"]] == ["dpo", "dpo-strong"]
+
+
+def test_every_job_left_its_manifest_log_and_benchmark(finished: Project):
+    manifests = sorted((finished.folder / RESULTS).rglob("manifest.json"))
+    assert len(manifests) == 9 + 3 + 5 + 5 + 4 + 1  # two of prepare; base and sft are not aligned, sft is not judged
+    for path in manifests:
+        assert (path.parent / "log.txt").is_file()
+        assert (path.parent / "benchmark.tsv").is_file()
+        content = json.loads(path.read_text())
+        assert {"stage", "config", "code", "inputs", "files", "facts"} == set(content)
+        assert str(finished.folder) not in path.read_text(), "a manifest holds no absolute path"
+        for name, entry in content["files"].items():
+            assert (path.parent / name).stat().st_size == entry["size"]
+    assert not any((finished.folder / RESULTS / ".partial").iterdir())
+
+
+def test_the_first_step_of_dpo_is_ln_2(finished: Project):
+    curves = pd.read_csv(finished.folder / RESULTS / "preference/dpo/curves.csv")
+    assert curves["loss"][0] == pytest.approx(0.693147, abs=1e-5)
+    assert curves["held_out_chosen_logratio"].notna().any()
+
+
+def test_the_table_of_runs(finished: Project):
+    runs = pd.read_csv(finished.folder / RESULTS / "report/runs.csv")
+    expected = [
+        "run",
+        "method",
+        "seed",
+        "reward",
+        "reward_low",
+        "reward_high",
+        "kl",
+        "kl_se",
+        "length",
+        "win_rate",
+        "win_low",
+        "win_high",
+    ]
+    assert list(runs.columns[: len(expected)]) == expected
+    assert list(runs["run"]) == ["base", "sft", *RUNS]
+    assert (runs["reward_low"] <= runs["reward"]).all()
+    assert (runs["reward"] <= runs["reward_high"]).all()
+    assert runs.set_index("run")["kl"]["sft"] == 0
+    assert (runs.set_index("run")["kl"][list(RUNS)] > 0).all()
+
+
+def test_the_page_needs_no_network(finished: Project):
+    page = (finished.folder / RESULTS / "report/index.html").read_text()
+    assert not re.search(r"(src|href)=[\"']?https?:", page)
+    assert page.count("data:image/png;base64,") >= 4
+    figures = finished.folder / RESULTS / "report/figures"
+    assert {path.stem for path in figures.glob("*.png")} == {path.stem for path in figures.glob("*.svg")}
+
+
+def test_mlflow_has_every_job(finished: Project):
+    journals = list((finished.folder / RESULTS / ".journal").glob("*.jsonl"))
+    with sqlite3.connect(finished.folder / "results/mlflow.db") as database:
+        states = [state for (state,) in database.execute("select status from runs")]
+    assert len(journals) == 27
+    assert states == ["FINISHED"] * len(journals)
+
+
+def test_snakemakes_own_report(finished: Project):
+    done = finished.snakemake("--report", "report.html")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (finished.folder / "report.html").stat().st_size > 100_000
+
+
+def test_two_clean_runs_give_identical_manifests(finished: Project, tmp_path: Path):
+    again = checkout(tmp_path / "again")
+    done = again.snakemake(f"{RESULTS}/judge/dpo/manifest.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifests = sorted((again.folder / RESULTS).rglob("manifest.json"))
+    assert len(manifests) == 15
+    for path in manifests:
+        assert path.read_bytes() == (finished.folder / path.relative_to(again.folder)).read_bytes(), path
+
+
+def test_a_failing_job_says_why(copy: Project):
+    copy.edit("configs/mini.yaml", "max_prompt_tokens: 64", "max_prompt_tokens: 1")
+    done = copy.snakemake()
+    assert done.returncode != 0
+    assert "prefdag: " in done.stdout + done.stderr
+    assert "no row of the train split can be used" in done.stdout + done.stderr
+
+
+def test_the_run_continues_by_plain_commands(copy: Project):
+    """A stage is an ordinary command: the judge again, without Snakemake, gives the same manifest."""
+    folder = copy.folder / RESULTS
+    before = (folder / "judge/dpo/manifest.json").read_bytes()
+    config = json.dumps(json.loads(before)["config"])
+    command = [sys.executable, "-m", "prefdag", "judge", "--config", config]
+    command += ["--scores", f"{RESULTS}/score/dpo/manifest.json", "--against", f"{RESULTS}/score/sft/manifest.json"]
+    command += ["--output", f"{RESULTS}/judge/dpo/manifest.json"]
+    inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
+    subprocess.run(command, cwd=copy.folder, env=inside, check=True, capture_output=True)
+    assert (folder / "judge/dpo/manifest.json").read_bytes() == before

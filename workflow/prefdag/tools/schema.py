@@ -1,0 +1,96 @@
+"""`prefdag schema`: the JSON schema of suites, for editors; `--table` writes every key and every loss as Markdown."""
+
+import argparse
+import json
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.section import Section
+from prefdag.config.suite import Suite
+
+INTRODUCTION = """# Suites
+
+One YAML file is one suite. This page is made by `prefdag schema --table` from the config models,
+and a test holds it to them.
+A key without a default must be stated. `seed` and `threads` of the suite hold for every section that
+states none of its own.
+
+`runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
+in which every list is swept and named. `extends: other.yaml` starts from another suite.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the schema of a suite."""
+    parser = argparse.ArgumentParser(prog="prefdag schema", description=main.__doc__)
+    parser.add_argument("--table", action="store_true", help="as Markdown tables instead of JSON schema")
+    if parser.parse_args(argv).table:
+        print(table(), end="")
+    else:
+        print(json.dumps(Suite.model_json_schema(), indent=1))
+    return 0
+
+
+def table() -> str:
+    """Every section's keys, and the registry of losses, as Markdown."""
+    parts = [INTRODUCTION, *_sections("", Suite), _losses()]
+    return "\n".join(parts)
+
+
+def _sections(name: str, section: type[Section]) -> list[str]:
+    inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field)) and key != "runs"}
+    rows = [_row(key, field) for key, field in section.model_fields.items() if key not in inner and key != "runs"]
+    title = f"\n## {name or 'The suite'}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n"
+    found = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
+    for key, kind in inner.items():
+        found += _sections(f"{name}.{key}" if name else key, kind)
+    return found
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+    return f"| `{key}` | {default} | {field.description or _kind(field)} |"
+
+
+def _kind(field: FieldInfo) -> str:
+    choices = getattr(field.annotation, "__args__", ())
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    if texts:
+        return " or ".join(f"`{choice}`" for choice in texts)
+    limits = [
+        f"{name} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(limit, name)
+    ]
+    signs = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    return ", ".join(f"{signs[limit.split()[0]]} {limit.split()[1]}" for limit in limits)
+
+
+def _losses() -> str:
+    """The registry: method, formula, options with their defaults, what it reads, paper."""
+    lines = [
+        "\n## Losses\n",
+        "D: difference of summed log-ratios, S: summed log-prob, A: average log-prob, s: sigmoid.\n",
+    ]
+    lines += ["| method | formula | options | reads | paper |", "|---|---|---|---|---|"]
+    for name, entry in OBJECTIVES.items():
+        options = ", ".join(_option(key, field) for key, field in entry.model_fields.items() if key != "method")
+        reads = ", ".join(sorted(entry.reads)) or "-"
+        lines.append(f"| `{name}` | {entry.formula} | {options or '-'} | {reads} | {entry.paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def _option(key: str, field: FieldInfo) -> str:
+    default: Any = "stated" if field.is_required() else field.default
+    meaning = _kind(field)
+    return f"`{key}` = {default}" + (f" ({meaning})" if meaning else "")
