@@ -51,7 +51,7 @@ class Project:
 
     def snakemake(self, *arguments: str, suite: str = "configs/mini.yaml") -> subprocess.CompletedProcess[str]:
         """Run Snakemake at the copy's root, as a user would, on one suite."""
-        command = [sys.executable, "-m", "snakemake", *(["--configfile", suite] if suite else []), *arguments]
+        command = [sys.executable, "-m", "snakemake", *arguments, *(["--configfile", suite] if suite else [])]
         return subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True)
 
     def edit(self, path: str, old: str, new: str) -> None:
