@@ -53,7 +53,7 @@ def test_the_world_is_the_same_everywhere():
     lines = (f"{review.prompt}|{review.continuation}\n" for review in reviews(0, 100))
     assert (
         hashlib.sha256("".join(lines).encode()).hexdigest()
-        == "bc9e519ce3b8d947400489e849570014287c350036804fca0f71c195901be8cf"
+        == "1bda606a58ce5eb9740b8c1d147db96ce2dfc18eb6ece16abc8b77d5ca34927b"
     )
 
 

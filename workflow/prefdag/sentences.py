@@ -9,7 +9,7 @@ from prefdag import lexicon
 from prefdag.lexicon import Opinion
 
 # Chosen so that VADER's score of reviews spreads over the whole of [-1, 1] with a mean near 0 (tests/test_world.py).
-LEANING = 0.48  # how far the latent sentiment decides the sign of a sentence
+LEANING = 0.75  # how far the latent sentiment decides the sign of a sentence
 PLAIN = 0.2  # share of sentences without an opinion
 NEGATED = 0.18  # share of opinions that are a negated opposite
 
@@ -161,7 +161,7 @@ class Writer:
         """A sentence of a form not used before. Its opinions agree, but for what is conceded before a `but`."""
         form = self._new(forms, self._draw.item)
         self._plural = False
-        self._sign = 1 if self._draw.chance(0.5 + LEANING * self._latent) else -1
+        self._sign = 1 if self._draw.chance(min(0.97, max(0.03, 0.5 + LEANING * self._latent))) else -1
         if not _OPINIONATED.search(form) and self._draw.chance(PLAIN):
             self._sign = 0
         text = _ARTICLE.sub(r"\1n ", _SLOT.sub(lambda slot: self._slots[slot[1]](), form))
@@ -257,7 +257,7 @@ def write(draw: Draw) -> str:
     """A review of 2 or 3 sentences: what the film is about, an opinion or a scene, and usually a last word."""
     writer = Writer(draw)
     sentences = [writer.sentence(OPENINGS)]
-    if draw.chance(0.5):
+    if draw.chance(0.7):
         sentences.append(writer.sentence(OPINIONS if draw.chance(0.7) else SCENES))
     sentences.append(writer.sentence(CLOSINGS if draw.chance(0.6) else OPINIONS))
     return " ".join(sentences)
