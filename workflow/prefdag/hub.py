@@ -13,9 +13,9 @@ def snapshot(
 
     Raises `UserError` for a repository that is missing, gated or out of reach.
     """
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-    from requests.exceptions import RequestException
 
     try:
         commit = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
@@ -28,7 +28,7 @@ def snapshot(
         raise UserError(
             f"hub:{name}: no such {kind} on the Hub, or it is private; check the name or set HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, RequestException, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise UserError(f"hub:{name}: the Hub cannot be reached ({type(error).__name__}); check the network") from None
     assert commit is not None
     return Path(folder), commit

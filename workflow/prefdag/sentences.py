@@ -1,7 +1,7 @@
 """Writes the reviews of the embedded text world: sentence forms, and the draws that fill them."""
 
-import random
 import math
+import random
 import re
 from collections.abc import Callable, Sequence
 
