@@ -137,8 +137,8 @@ def write_comparisons(folder: Path, num: int) -> Path:
 
 def write_reward(folder: Path) -> Path:
     folder.mkdir()
-    before = {"accuracy": 0.512, "mean": 0.031, "std": 0.204, "n": 400}
-    after = {"accuracy": 0.764, "mean": 0.942, "std": 1.533, "n": 400}
+    before = {"accuracy": 0.512, "accuracy_low": 0.46, "accuracy_high": 0.56, "mean": 0.031, "std": 0.204, "n": 400}
+    after = {"accuracy": 0.764, "accuracy_low": 0.72, "accuracy_high": 0.81, "mean": 0.942, "std": 1.533, "n": 400}
     (folder / "evaluation.json").write_text(json.dumps({"before": before, "after": after}))
     return touched(folder)
 

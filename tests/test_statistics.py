@@ -100,13 +100,6 @@ def test_the_order_of_rows_does_not_matter():
     )
 
 
-def test_wilson_by_hand():
-    """8 of 10 with z = 2: centre (0.8 + 0.2) / 1.4 = 5/7, half 2 sqrt(0.016 + 0.01) / 1.4 = 0.23035."""
-    low, high = statistics.wilson_interval(0.8, 10, z=2)
-    assert (low, high) == pytest.approx((5 / 7 - 0.230350, 5 / 7 + 0.230350), abs=1e-5)
-    assert statistics.wilson_interval(1.0, 10)[1] == 1.0
-
-
 def test_one_prompt_has_no_interval():
     with pytest.raises(UserError, match="at least 2 prompts, got 1"):
         statistics.summarise([1, 2, 3], [5, 5, 5], seed="one")

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefdag.figures import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, look, new_figure
-from prefdag.statistics import wilson_interval
 
 MODELS = {"untrained": "before training", "trained": "after training"}
 
@@ -99,16 +98,15 @@ def _two_colours(scores: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def reward_accuracy(evaluation: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Share of held-out comparisons ranked right before and after training, with 95% Wilson intervals.
+    """Share of held-out comparisons ranked right before and after training, with 95% intervals over prompts.
 
-    evaluation: `before` and `after`, each with accuracy and n.
+    evaluation: `before` and `after`, each with accuracy, accuracy_low and accuracy_high.
     """
     with look():
         figure = new_figure(4.6, 1.5)
         axes = figure.add_subplot()
         for place, (when, colour) in enumerate((("before", GREY), ("after", ORANGE))):
-            accuracy, n = evaluation[when]["accuracy"], int(evaluation[when]["n"])
-            low, high = wilson_interval(accuracy, n)
+            accuracy, low, high = (evaluation[when][key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
             axes.barh(place, 100 * accuracy, color=colour, height=0.6, alpha=0.85)
             error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)

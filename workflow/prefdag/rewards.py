@@ -16,6 +16,7 @@ from prefdag.logprobs import hidden_states, margin
 from prefdag.models import autocast
 from prefdag.seeds import named_seed
 from prefdag.segments import Segments, packed
+from prefdag.statistics import bootstrap_interval
 from prefdag.store import Comparison, Store
 
 
@@ -63,12 +64,20 @@ def score_all(
     return found
 
 
-def evaluation(values: NDArray[np.float32]) -> dict[str, float]:
-    """Accuracy (ties half) on chosen against rejected, mean and deviation of all rewards; values [N, 2]."""
-    chosen, rejected = values[:, 0].astype(float), values[:, 1].astype(float)
-    accuracy = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
-    mean, std = float(values.mean(dtype=float)), float(values.std(dtype=float))
-    return {"accuracy": accuracy, "mean": mean, "std": std, "n": len(values)}
+def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[str, float]:
+    """Accuracy (ties half) with its interval over prompts, mean and deviation of all rewards.
+
+    values: [N, 2], chosen first; prompts: [N]. Comparisons of one prompt share responses, so they count as one draw.
+    """
+    right = (values[:, 0] > values[:, 1]) + 0.5 * (values[:, 0] == values[:, 1])
+    low, high = bootstrap_interval(right, prompts, seed="reward accuracy")
+    accuracy = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
+    return {
+        **accuracy,
+        "mean": float(values.mean(dtype=float)),
+        "std": float(values.std(dtype=float)),
+        "n": len(values),
+    }
 
 
 def write_evaluation(path: Path, before: dict[str, float], after: dict[str, float]) -> None:

@@ -91,14 +91,6 @@ def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: floa
     return WinRate(float(verdicts.mean()), low, high, wins, ties, losses, len(verdicts))
 
 
-def wilson_interval(share: float, n: int, *, z: float = 1.96) -> tuple[float, float]:
-    """Interval (low, high) of a share of `n` independent trials (Wilson 1927); stays within 0 and 1."""
-    assert n > 0 and 0 <= share <= 1, (share, n)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """values [N] as float64, and sum [G] and number [G] of the rows of each prompt."""
     values = np.asarray(values, dtype=np.float64)

@@ -20,7 +20,6 @@ from prefdag.figures_frontier import frontier
 from prefdag.figures_training import logratios, training
 from prefdag.page import page
 from prefdag.stage import Workspace
-from prefdag.statistics import wilson_interval
 from prefdag.store import Store
 from prefdag.tables import compared, runs_csv, runs_table, seeds_table, title
 
@@ -162,7 +161,7 @@ def _evaluation_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
     for when in ("before", "after") if evaluation is not None else ():
         assert evaluation is not None
         entry = evaluation[when]
-        low, high = wilson_interval(entry["accuracy"], entry["n"])
+        low, high = entry["accuracy_low"], entry["accuracy_high"]
         accuracy = _percent({"mean": entry["accuracy"], "low": low, "high": high})
         rows.append({**entry, "when": f"{when} training", "accuracy": accuracy})
     return rows

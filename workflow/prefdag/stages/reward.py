@@ -56,9 +56,10 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     after = score_all(model.eval(), held_out, settings.tokens_per_batch)
     save(model, policy.parent / "model", here.output / "model")
     _write_scores(here.output / "scores.csv", held_out, before, after)
-    write_evaluation(here.output / "evaluation.json", evaluation(before), evaluation(after))
     here.makes_model("reward", parents=["policy"])
-    facts = {"before": evaluation(before), "after": evaluation(after)}
+    prompts = np.asarray(held_out.prompts)
+    facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
+    write_evaluation(here.output / "evaluation.json", **facts)
     here.results({f"{name}_{when}": value for when, found in facts.items() for name, value in found.items()})
     here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
     return facts
