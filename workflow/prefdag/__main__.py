@@ -1,8 +1,10 @@
 """The `prefdag` command: a stage (`prefdag sft ...`) or a tool (`prefdag show configs/hh.yaml`)."""
 
+import gc
 import signal
 import sys
 from importlib import import_module, util
+from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
 from prefdag.stage import command
@@ -14,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     name = argv[0] if argv else "help"
     try:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
-            return command(name, import_module(f"prefdag.stages.{name}"), argv[1:])
+            return command(name, _imported(f"prefdag.stages.{name}"), argv[1:])
         if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
@@ -24,6 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     except Stopped as stop:
         print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
         return 128 + getattr(signal, str(stop), 15)
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a stage with the garbage collector asleep: it finds nothing in there, and takes a tenth of the time."""
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 if __name__ == "__main__":

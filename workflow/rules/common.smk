@@ -77,7 +77,8 @@ def tokenizer_option(wildcards, input):
 def start_writer():
     """Follow the journals into MLflow while the workflow runs. Its trouble costs a view, never a run."""
     os.makedirs(f"{RESULTS}/.journal", exist_ok=True)
-    command = [sys.executable, "-m", "prefdag", "track", RESULTS, "--follow", "--parent", str(os.getpid())]
+    # Nice: the jobs come first, the view of them may lag.
+    command = ["nice", "-n", "10", sys.executable, "-m", "prefdag", "track", RESULTS, "--follow", "--parent", str(os.getpid())]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}/workflow"}
     with open(f"{RESULTS}/.journal/writer.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
