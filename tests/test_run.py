@@ -173,7 +173,7 @@ def test_two_clean_runs_give_identical_manifests(finished: Project, tmp_path: Pa
     done = again.snakemake(f"{RESULTS}/judge/dpo/manifest.json")
     assert done.returncode == 0, done.stderr[-2000:]
     manifests = sorted((again.folder / RESULTS).rglob("manifest.json"))
-    assert len(manifests) == 15
+    assert len(manifests) == 14
     for path in manifests:
         assert path.read_bytes() == (finished.folder / path.relative_to(again.folder)).read_bytes(), path
 

@@ -62,7 +62,8 @@ def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) ->
     axes.errorbar(
         members["kl"],
         members["reward"],
-        xerr=[np.minimum(1.96 * members["kl_se"], members["kl"]), 1.96 * members["kl_se"]],
+        # Float32 sums of a policy that has hardly moved may come to -1e-8.
+        xerr=[np.minimum(1.96 * members["kl_se"], members["kl"].clip(lower=0)), 1.96 * members["kl_se"]],
         yerr=[members["reward"] - members["reward_low"], members["reward_high"] - members["reward"]],
         fmt="none",
         ecolor=colour,
