@@ -14,7 +14,7 @@ from comparisons import comparisons, measured, tiny
 from prefdag.config.objectives import objective
 from prefdag.logprobs import LogProbs, logprobs, margin
 from prefdag.losses import loss_of
-from prefdag.rewards import bradley_terry
+from prefdag.reward_losses import bradley_terry
 from prefdag.segments import pack
 
 ORACLES = Path(__file__).parents[2] / "shared/reference/oracles-open.json"

@@ -25,7 +25,8 @@ from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.logprobs import LogProbs, logprobs
 from prefdag.losses import loss_of
 from prefdag.naive import float64_norms, naive_logprobs
-from prefdag.rewards import bradley_terry, rewards
+from prefdag.reward_losses import bradley_terry
+from prefdag.rewards import RewardModel
 from prefdag.segments import Segments, num_tokens, pack, packed
 from prefdag.store import Comparison
 from prefdag.supervised import mean_nll, supervised
@@ -90,7 +91,7 @@ def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segment
         each = bradley_terry(scores)
         return {"scores": scores, "each": each, "loss": each.sum()}
 
-    fast = measured(model, lambda: of(rewards(model, segments)))
+    fast = measured(model, lambda: of(RewardModel((model,))(segments)))
     slow = measured(model, lambda: of(naive_rewards(model, found)))
     return distance(fast, slow)
 

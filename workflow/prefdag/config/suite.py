@@ -72,7 +72,22 @@ class Suite(Section):
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
+        for name in self.score.implicit:
+            self._check_implicit(name)
         return self
+
+    def _check_implicit(self, name: str) -> None:
+        """beta times a log-ratio to the reference needs a beta and a reference."""
+        found = [run for run in self.runs if run.name == name]
+        known = ", ".join(run.name for run in self.runs)
+        if not found:
+            raise ValueError(f"score.implicit: there is no run {name!r}; the runs are {known}")
+        objective = found[0].objective
+        if "reference" not in objective.reads or "beta" not in objective.parameters():
+            raise ValueError(
+                f"score.implicit: {name} ({objective.method}) has no implicit reward; its loss must read "
+                "the reference and have a beta"
+            )
 
     def run(self, name: str) -> Run:
         return next(run for run in self.runs if run.name == name)
