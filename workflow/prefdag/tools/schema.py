@@ -58,7 +58,7 @@ def _section_of(field: FieldInfo) -> type[Section] | None:
 
 def _row(key: str, field: FieldInfo) -> str:
     default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-    return f"| `{key}` | {default} | {field.description or _kind(field)} |"
+    return f"| `{key}` | {default} | {field.description or allowed(field)} |"
 
 
 def _kind(field: FieldInfo) -> str:
@@ -92,5 +92,5 @@ def _losses() -> str:
 
 def _option(key: str, field: FieldInfo) -> str:
     default: Any = "stated" if field.is_required() else field.default
-    meaning = _kind(field)
+    meaning = allowed(field)
     return f"`{key}` = {default}" + (f" ({meaning})" if meaning else "")
