@@ -81,7 +81,7 @@ max(0, |D| - beta)
 | option | default | allowed | meaning |
 |---|---|---|---|
 | `beta` | `2.0` | a number above 0 |  |
-| `size` | `null` | a whole number or `null` at least 1 | how many; a\|b |
+| `size` | `null` | a whole number at least 1, or `null` | how many; a\|b |
 | `of` | **stated** | `sums` or `means` |  |
 | `whole` | `false` | `true` or `false` |  |
 """

@@ -23,7 +23,7 @@ A prompt has K responses, the best first. Of a pair, `w` is the chosen (preferre
 
 | sign | meaning |
 |---|---|
-| `S_w`, `S_l` | summed log-prob of a response under the policy: its counted tokens, the end of turn among them, in nats |
+| `S_w`, `S_l` | summed log-prob under the policy of a response's counted tokens, its end of turn among them, in nats |
 | `R_w`, `R_l` | the same under the reference policy |
 | `n_w`, `n_l` | number of counted tokens |
 | `A = S / n` | average log-prob of a token |
@@ -33,9 +33,10 @@ A prompt has K responses, the best first. Of a pair, `w` is the chosen (preferre
 | `s` | the sigmoid; `log s` its logarithm, `softplus(x) = log(1 + e^x)` |
 | `beta`, `gamma`, ... | the options of the method, by the names of its table |
 
-One value comes out for each comparison. A step's loss is their sum over the step divided by the number of its comparisons.
-**Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size is part of the
-method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has no such edge in the DAG.
+One value comes out for each comparison. A step's loss is their sum over the step, divided by the number of its
+comparisons. **Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size is
+part of the method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has no
+such edge in the DAG.
 """
 KINDS = {
     "Preference pairs, against a reference": ("two", True),
@@ -45,7 +46,7 @@ KINDS = {
 }
 RESPONSES = {"one": "one, labelled", "two": "two, chosen and rejected", "many": "K, best first"}
 SCOPES = {"comparison": "a comparison", "step": "a whole step"}
-NAMES = {float: "a number", int: "a whole number", str: "text", bool: "`true` or `false`", type(None): "`null`"}
+NAMES = {float: "a number", int: "a whole number", str: "text", bool: "`true` or `false`"}
 
 
 def main(argv: list[str]) -> int:
@@ -103,9 +104,9 @@ def _option(name: str, field: FieldInfo) -> str:
 
 def _allowed(field: FieldInfo) -> str:
     """Choices, or the type and its limits."""
-    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind in NAMES]
-    named = " or ".join(NAMES[kind] for kind in kinds)
-    return " ".join(filter(None, [named, allowed(field)]))
+    kinds = (field.annotation, *get_args(field.annotation))
+    words = [*(NAMES[kind] for kind in kinds if kind in NAMES), allowed(field)]
+    return " ".join(filter(None, words)) + (", or `null`" if type(None) in kinds else "")
 
 
 def _inline(text: str) -> str:

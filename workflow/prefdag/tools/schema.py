@@ -61,7 +61,8 @@ def _row(key: str, field: FieldInfo) -> str:
     return f"| `{key}` | {default} | {field.description or allowed(field)} |"
 
 
-def _kind(field: FieldInfo) -> str:
+def allowed(field: FieldInfo) -> str:
+    """The choices or the limits of a key, in words; empty where it has none."""
     choices = getattr(field.annotation, "__args__", ())
     texts = [choice for choice in choices if isinstance(choice, str)]
     if texts:
