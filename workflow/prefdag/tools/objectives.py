@@ -34,9 +34,9 @@ A prompt has K responses, the best first. Of a pair, `w` is the chosen (preferre
 | `beta`, `gamma`, ... | the options of the method, by the names of its table |
 
 One value comes out for each comparison. A step's loss is their sum over the step, divided by the number of its
-comparisons. **Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size is
-part of the method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has no
-such edge in the DAG.
+comparisons. **Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size
+is part of the method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has
+no such edge in the DAG.
 """
 KINDS = {
     "Preference pairs, against a reference": ("two", True),

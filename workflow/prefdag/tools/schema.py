@@ -18,7 +18,8 @@ A key without a default must be stated. `seed` and `threads` of the suite hold f
 states none of its own.
 
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
-in which every list is swept and named. `extends: other.yaml` starts from another suite.
+in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
+(`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
 """
 
 
