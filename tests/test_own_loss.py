@@ -291,6 +291,18 @@ def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: 
     assert loss_of(found)(pair(-10, -15), pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
 
 
+@pytest.mark.parametrize("folder", [".", "configs"])
+def test_what_is_not_counted_cannot_be_imported(folder: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither from beside the file by a name made at run time, nor from the working directory, as `python -m` allows."""
+    monkeypatch.syspath_prepend(str(here))
+    (here / "configs").mkdir()
+    (here / folder / "uncounted.py").write_text("")
+    text = "__import__('un' + 'counted')" if folder == "configs" else "import uncounted"
+    (here / "configs/my_losses.py").write_text(f"{text}\n{DPO}")
+    with pytest.raises(UserError, match=r"importing it raised ModuleNotFoundError: No module named 'uncounted'"):
+        loss_of(objective({"method": f"configs/{METHOD}"}, "tests", "row"))
+
+
 def test_a_file_counts_what_it_imports_from_the_package(here: Path):
     (here / "my_losses.py").write_text(DPO + "from prefdag import detokenize\n")
     counted = set(sources("preference", [Path("my_losses.py")])) - set(sources("preference"))
