@@ -26,11 +26,13 @@ from prefdag.errors import Stopped, UserError
 from prefdag.logprobs import LogProbs, margin
 from prefdag.loop import train
 from prefdag.losses import LOSSES, loss_of
+from prefdag.losses.own import own_loss
 from prefdag.manifest import read_manifest
 from prefdag.reference import ReferenceCache
 from prefdag.sources import code_digest, sources
 from prefdag.stages.preference import preference_task
 from prefdag.store import Store
+from prefdag.tables import title
 from test_losses import pair
 from test_reference import cache_of
 
@@ -242,6 +244,22 @@ def test_what_a_signature_says(here: Path):
     assert (own.reads, own.responses, own.scope) == ({"reference"}, "two", "comparison")
 
 
+def test_inputs_and_options_are_passed_by_name(here: Path):
+    """S_w - S_l = 5, scores 3 and 1, scale 0.5: 5 + 0.5 * 2 = 6; twice the reference's margin of 2 beside it: 10."""
+    text = (
+        "def f(policy, reference, *, scale: float, scores):\n    margin = lambda values: values[:, 0] - values[:, 1]\n"
+    )
+    text += "    return margin(policy.total + scale * scores + 2 * reference.total)\n"
+    (here / "own.py").write_text(text)
+    loss = own_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
+    given = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
+    assert loss(pair(-10, -15), **given).item() == 10
+
+
+def test_it_is_printed_by_its_functions_name():
+    assert title("configs/my_losses.py:dpo_offset") == title("dpo_offset") == "dpo offset"
+
+
 RETURNED = {
     "policy.total": "returned float64 values of shape [1, 2]; expected one floating-point value per comparison, [1]",
     "policy.total.sum()": "returned float64 values of shape []; expected one",
@@ -293,7 +311,7 @@ def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: 
 
 @pytest.mark.parametrize("folder", [".", "configs"])
 def test_what_is_not_counted_cannot_be_imported(folder: str, here: Path, monkeypatch: pytest.MonkeyPatch):
-    """Neither from beside the file by a name made at run time, nor from the working directory, as `python -m` allows."""
+    """Neither beside the file by a name made at run time, nor in the working directory, where `python -m` looks."""
     monkeypatch.syspath_prepend(str(here))
     (here / "configs").mkdir()
     (here / folder / "uncounted.py").write_text("")

@@ -41,7 +41,7 @@ def own_loss(objective: Own) -> Callable[..., Tensor]:
 
 
 def _imported(path: Path) -> ModuleType:
-    # `python -m` looks for modules in the working directory as well: what lies there is not counted, so not to be found.
+    # `python -m` looks for modules in the working directory too: what lies there is not counted, so not to be found.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path.cwd()]
     sys.meta_path.insert(0, _Beside(path))
     module_name = f"own_loss_{path.stem}"  # a name of no other module, whatever the file is called
