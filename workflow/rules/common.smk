@@ -17,9 +17,10 @@ def checked_suite():
     """The suite, or one sentence and exit code 2. A key written twice is only seen in the files themselves."""
     label = str((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
     try:
-        for path in workflow.configfiles:
-            read_yaml(Path(path))
-        return resolve(config, os.path.relpath(label))
+        stated = {}
+        for path in map(os.path.relpath, workflow.configfiles):
+            stated.update(dict.fromkeys(read_yaml(Path(path)), path))
+        return resolve(config, os.path.relpath(label), stated)
     except UserError as mistake:
         print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
         os._exit(2)  # Snakemake would wrap any exception in its own report
@@ -38,9 +39,9 @@ WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "
 
 
-def sources(stage):
-    """Files that the stage's code is made of, compared by content."""
-    return [os.path.relpath(path, ROOT) for path in sources_of(stage)]
+def sources(stage, own=()):
+    """Files that the stage's code is made of, compared by content; own: files of the user's own among them."""
+    return [os.path.relpath(path, ROOT) for path in sources_of(stage, own)]
 
 
 def config_of(stage, name=None):
