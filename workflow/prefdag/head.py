@@ -3,7 +3,7 @@
 Shapes: T positions, D hidden size, V vocabulary. The forward pass turns the logits into exp(logit - maximum) in place,
 row block by row block while they are in the cache; the backward pass multiplies with them as they are:
 
-    d log p(y) / d logits = onehot(y) - softmax     =>     dH = g (W[y] - (E W) / s),   dW = onehot^T (g H) - E^T (g H / s)
+    d log p(y) / d logits = onehot(y) - softmax,  so  dH = g (W[y] - E W / s)  and  dW = onehot^T (g H) - E^T (g H / s)
 
 with E the stored exponentials and s their sums. Three products in all, as without any loss, and one pass over the
 logits. On a CPU fresh large buffers cost more than arithmetic, so E lies in a buffer that is used again and again.
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 CHUNK_BYTES = 256 << 20
 BLOCK_BYTES = 2 << 20  # rows whose logits stay in a core's cache while they are turned into exponentials
