@@ -31,7 +31,7 @@ def set_up(threads: int) -> torch.device:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
-    deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
