@@ -11,8 +11,10 @@ from functools import partial
 from torch import Tensor
 
 from prefdag.config.objectives import Objective
+from prefdag.config.objectives.own import Own
 from prefdag.logprobs import LogProbs
 from prefdag.losses.free import preferred_ft, simpo, unlikelihood
+from prefdag.losses.own import own_loss
 from prefdag.losses.pairs import cdpo, dpo, ipo
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -22,6 +24,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 def loss_of(objective: Objective) -> Callable[[LogProbs, LogProbs | None], Tensor]:
     """The loss of a registry entry with its parameters bound, called with (policy, reference or None)."""
+    if isinstance(objective, Own):
+        return own_loss(objective)
     loss = partial(LOSSES[objective.method], **objective.parameters())
     if "reference" in objective.reads:
         return loss
