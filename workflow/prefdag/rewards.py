@@ -5,7 +5,7 @@ Shapes: B comparisons of K responses; H heads, those of every member of an ensem
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
@@ -48,12 +48,15 @@ class RewardModel:
     """An ensemble of members (one model for each seed), each with one or more heads on its trunk."""
 
     members: tuple[PreTrainedModel, ...]
-    scoring: Scoring = Scoring()
+    scoring: Scoring = field(default_factory=Scoring)
 
     def __call__(self, segments: Segments) -> Tensor:
         """Reward of every response: [B, K], float32. A row alone scores the same as in a batch."""
-        values = torch.cat([head_rewards(model, segments, self.scoring) for model in self.members], -1)
-        return reward_of(values, self.scoring)
+        return reward_of(self.values(segments), self.scoring)
+
+    def values(self, segments: Segments) -> Tensor:
+        """What every head says of every response: [B, K, H], before offsets."""
+        return torch.cat([head_rewards(model, segments, self.scoring) for model in self.members], -1)
 
 
 def head_rewards(model: PreTrainedModel, segments: Segments, scoring: Scoring) -> Tensor:
@@ -116,7 +119,7 @@ def head_of_scorer(model: PreTrainedModel) -> nn.Linear:
 
 
 def initial_heads(model: PreTrainedModel, std: float, seeds: Sequence[int]) -> None:
-    """Draw the untrained heads' weights, an equal number for each seed; a head does not depend on how many there are."""
+    """Draw the untrained heads' weights, an equal number for each seed, the same however many there are."""
     weight = head_of_scorer(model).weight
     heads = len(weight) // len(seeds)
     for row in range(len(weight)):
@@ -187,11 +190,11 @@ class ImplicitReward:
     def of_run(cls, run: Manifest, reference: PreTrainedModel, device: torch.device) -> Self:
         """Of a run of the stage `preference`; beta is the one that it was trained with.
 
-        Raises `UserError` where its loss has none.
+        Raises `UserError` where its loss has no beta or reads no reference.
         """
         objective = run.content["config"].get("objective", {})
-        if "beta" not in objective:
-            raise UserError(f"{run.path}: has no beta, so no implicit reward; name a run whose loss reads a reference")
+        if "beta" not in objective or "reference" not in run.content["inputs"]:
+            raise UserError(f"{run.path}: no implicit reward; name a run whose loss has a beta and reads the reference")
         return cls(load_policy(run.folder / "model", device), reference, float(objective["beta"]))
 
     def __call__(self, segments: Segments) -> Tensor:
@@ -235,4 +238,5 @@ def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[
 
 
 def write_evaluation(path: Path, found: dict[str, dict[str, float]]) -> None:
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    """Evaluations by name, in the order in which the report shows them."""
+    path.write_text(json.dumps(found, indent=1) + "\n")

@@ -64,13 +64,14 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     before = score_all(RewardModel((untrained,), scoring), held_out, budget, device)
     del untrained
     members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
-    steps = _trainings(members, store, settings, scoring, here.resume)
+    steps = trainings(members, store, settings, scoring, here.resume)
     total = len(members) * total_steps(store, settings)
     record(steps, total, here.journal, here.output / "curves.csv", "reward")
-    if settings.normalise != "none":
-        scoring = _normalised(members, stores[settings.normalise], scoring, budget, device)
     model = RewardModel(tuple(member.eval() for member in members), scoring)
-    after = score_all(model, held_out, budget, device)
+    if settings.normalise != "none":
+        scoring = zero_mean(score_all(model.values, stores[settings.normalise], budget, device), scoring)
+    apart = score_all(model.values, held_out, budget, device)
+    after = reward_of(torch.from_numpy(apart), scoring).numpy()
     for place, member in enumerate(members):
         save(member, folder, member_folder(here.output, place, scoring.seeds))
     (here.output / SCORING).write_text(scoring.canonical() + "\n")
@@ -78,8 +79,11 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     here.makes_model("reward", parents=["policy"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
+    if apart.shape[-1] > 1:
+        names = _heads_named(settings)
+        facts |= {name: evaluation(apart[..., head], prompts) for head, name in enumerate(names)}
     write_evaluation(here.output / "evaluation.json", facts)
-    here.results({f"{name}_{when}": value for when, found in facts.items() for name, value in found.items()})
+    here.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
     return facts
 
@@ -102,7 +106,14 @@ def _with_heads(folder: Path, settings: Reward, seeds: Sequence[int], device: to
     return model
 
 
-def _trainings(
+def _heads_named(settings: Reward) -> list[str]:
+    """What tells each head of an ensemble from the others: its seed, its number, or both."""
+    seeds = [f"seed {seed}" for seed in settings.trainings] if len(settings.trainings) > 1 else [""]
+    heads = [f"head {number + 1}" for number in range(settings.heads)] if settings.heads > 1 else [""]
+    return [f"{seed} {head}".strip() for seed in seeds for head in heads]
+
+
+def trainings(
     members: Sequence[PreTrainedModel], store: Store, settings: Reward, scoring: Scoring, resume: Path
 ) -> Iterator[Step]:
     """The steps of one training after the other, numbered through; each seed has an order of its own."""
@@ -146,17 +157,6 @@ def reward_loss(settings: Reward, values: Tensor, lengths: Tensor, margin: Tenso
     if settings.centring_coefficient is not None:
         loss = loss + settings.centring_coefficient * CENTRING[settings.centring](values)
     return loss
-
-
-def _normalised(
-    members: Sequence[PreTrainedModel], store: Store, scoring: Scoring, tokens_per_batch: int, device: torch.device
-) -> Scoring:
-    """The scoring that gives mean reward 0 over the responses of a store."""
-
-    def apart(segments: Segments) -> Tensor:
-        return torch.cat([head_rewards(member.eval(), segments, scoring) for member in members], -1)
-
-    return zero_mean(score_all(apart, store, tokens_per_batch, device), scoring)
 
 
 def _write_scores(path: Path, store: Store, before: np.ndarray, after: np.ndarray) -> None:

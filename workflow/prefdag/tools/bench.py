@@ -26,7 +26,8 @@ from prefdag.logprobs import LogProbs, logprobs
 from prefdag.loop import Losses, Task, train
 from prefdag.models import load_policy, load_scorer, set_up
 from prefdag.reference import write_cache
-from prefdag.rewards import bradley_terry, initial_head, rewards
+from prefdag.reward_losses import bradley_terry
+from prefdag.rewards import RewardModel, initial_heads
 from prefdag.rows import read_rows
 from prefdag.segments import Segments, packed
 from prefdag.stages.preference import preference_task
@@ -63,8 +64,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = set_up(arguments.threads)
     num = arguments.pairs_per_step
     store = store_of(arguments.ids, folder, num, num_responses=1 if arguments.task == "sft" else 2)
-    load = load_scorer if arguments.task == "reward" else load_policy
-    model = load(arguments.model, device)
+    reward = arguments.task == "reward"
+    model = load_scorer(arguments.model, device, new_heads=1) if reward else load_policy(arguments.model, device)
     before = _rss_mb()
     if arguments.task == "reference":
         seconds, losses = _reference_pass(model, store, arguments), list[float]()
@@ -142,10 +143,11 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
             loss = objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo")
             return preference_task(loss, model.train(), cached)
         case "reward":
-            initial_head(model, 0.02, 0)
+            initial_heads(model, 0.02, (0,))
+            rewards = RewardModel((model,))
 
             def of_rewards(ids: Sequence[int], segments: Segments) -> Losses:
-                return bradley_terry(rewards(model, segments)), {}
+                return bradley_terry(rewards(segments)), {}
 
             return Task(of_rewards, len)
         case _:
