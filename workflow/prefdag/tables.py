@@ -71,7 +71,8 @@ def runs_table(
 def _flat(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
     columns: dict[str, float | None] = {}
-    for metric in METRICS:
+    implicit = [name for name in summary if name.startswith("implicit_")]
+    for metric in (*METRICS, *implicit):
         entry = summary.get(metric) or {}
         columns[metric] = entry.get("mean")
         columns |= {f"{metric}_{key}": entry.get(key) for key in ("low", "high", "se")}

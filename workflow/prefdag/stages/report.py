@@ -60,10 +60,10 @@ def run(
     tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in scores}
     sizes = {name: (table["prompt_id"].nunique(), len(table)) for name, table in tables.items()}
     runs = runs_table([row.model_dump() for row in job.runs], _summaries(scores), _summaries(judges), sizes)
-    evaluation = json.loads((reward.parent / "evaluation.json").read_text()) if reward else None
     curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in preferences}
     shown = ["sft", *compared(runs, job.report.compare)]
-    drawn = _figures(job, runs, tables, curves, shown, comparisons, evaluation)
+    accuracies = _accuracies(reward, scores, runs)
+    drawn = _figures(job, runs, tables, curves, shown, comparisons, accuracies)
     ranks = _league(job, here, runs, tables, curves)
     if ranks is not None:
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
@@ -78,7 +78,8 @@ def run(
         curves=bool(curves),
         league=_league_rows(ranks, job.report.matched_kl),
         matched_kl=job.report.matched_kl,
-        evaluation=_evaluation_rows(evaluation),
+        evaluation=_evaluation_rows(accuracies),
+        reward_model=reward is not None,
         samples=_samples(generations, tables, runs, ["base", *shown], job.report.samples),
         num_prompts=_range(runs["num_prompts"]),
         num_generations=_range(runs["num_generations"]),
@@ -98,7 +99,7 @@ def _figures(
     curves: dict[str, pd.DataFrame],
     shown: list[str],
     comparisons: Path,
-    evaluation: dict[str, Any] | None,
+    accuracies: dict[str, Any],
 ) -> dict[str, Figure]:
     """Every figure that these inputs allow, by name."""
     display = dict(zip(runs["run"], runs["display"], strict=True))
@@ -114,10 +115,11 @@ def _figures(
         curves = {name: curve for name, curve in curves.items() if name in set(runs["run"])}
     if curves:
         figures |= {"logratios": logratios(curves, runs), "training": training(curves, runs)}
-    if evaluation:
+    if accuracies:
+        figures["reward_accuracy"] = reward_accuracy(accuracies)
+    if "trained" in tables["sft"]:
         two = {display[name]: tables[name][["untrained", "trained"]] for name in shown[:2]}
         figures |= {"reward_histograms": reward_histograms(two), "reward_boxes": reward_boxes(two)}
-        figures["reward_accuracy"] = reward_accuracy(evaluation)
     return figures
 
 
@@ -195,14 +197,24 @@ def _range(counts: pd.Series) -> str:
     return str(counts.min()) if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
 
 
-def _evaluation_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _accuracies(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -> dict[str, Any]:
+    """Held-out evaluations by what the page calls them: the reward model's, its heads', and the implicit rewards'."""
+    found = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
+    named = {f"{name} training" if name in ("before", "after") else f"{name} alone": found[name] for name in found}
+    display = dict(zip(runs["run"], runs["display"], strict=True))
+    for path in scores:
+        if (path.parent / "evaluation.json").exists():
+            evaluation = json.loads((path.parent / "evaluation.json").read_text())
+            named[f"implicit, {display[path.parent.name]}"] = evaluation["implicit"]
+    return named
+
+
+def _evaluation_rows(accuracies: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for when in ("before", "after") if evaluation is not None else ():
-        assert evaluation is not None
-        entry = evaluation[when]
+    for which, entry in accuracies.items():
         low, high = entry["accuracy_low"], entry["accuracy_high"]
         accuracy = _percent({"mean": entry["accuracy"], "low": low, "high": high})
-        rows.append({**entry, "when": f"{when} training", "accuracy": accuracy})
+        rows.append({**entry, "which": which, "accuracy": accuracy})
     return rows
 
 
