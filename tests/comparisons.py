@@ -74,11 +74,12 @@ def comparisons(num: int, num_responses: int, seed: int = 0, longest: int = 8) -
     return [one(index) for index in range(num)]
 
 
-def stored(folder: Path, found: Sequence[Comparison]) -> Store:
-    """The comparisons as a token store."""
-    with StoreWriter(folder, num_responses=len(found[0].responses), scored=False) as writer:
+def stored(folder: Path, found: Sequence[Comparison], scores: Sequence[list[float]] | None = None) -> Store:
+    """The comparisons as a token store, with the scores of each one's responses where there are some."""
+    with StoreWriter(folder, num_responses=len(found[0].responses), scored=scores is not None) as writer:
         for row, one in enumerate(found):
-            writer.add(one.prompt.tolist(), [response.tolist() for response in one.responses], row=row, prompt=row)
+            parts, scored = [response.tolist() for response in one.responses], None if scores is None else scores[row]
+            writer.add(one.prompt.tolist(), parts, row=row, prompt=row, scores=scored)
     return Store.open(folder)
 
 
