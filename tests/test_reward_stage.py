@@ -225,7 +225,7 @@ def generations(folder: Path, found: list[Comparison]) -> None:
 BETAS = {"dpo": 0.1, "strong": 0.4}
 
 
-def score(folder: Path, suite: Path, implicit: tuple[str, ...] = tuple(BETAS), name: str = "dpo") -> int:
+def score(folder: Path, suite: Path, implicit: tuple[str, ...] = tuple(BETAS), output: str = "dpo") -> int:
     """Score the generations of `dpo` by the reward model and the implicit rewards; returns the exit code."""
     names = {"generations": "generate/dpo", "policy": "preference/dpo", "reward": "reward"}
     given = [text for name, path in names.items() for text in (f"--{name}", str(folder / path / "manifest.json"))]
@@ -233,7 +233,7 @@ def score(folder: Path, suite: Path, implicit: tuple[str, ...] = tuple(BETAS), n
         given += [f"--{name}", str(suite / path / "manifest.json")]
     given += ["--implicit", *(str(folder / f"preference/{run}/manifest.json") for run in implicit)]
     config = json.dumps({"score": {"reward": "trained", "implicit": list(BETAS), "tokens_per_batch": 40}})
-    return main(["score", "--config", config, *given, "--output", str(folder / f"score/{name}/manifest.json")])
+    return main(["score", "--config", config, *given, "--output", str(folder / f"score/{output}/manifest.json")])
 
 
 @pytest.fixture(scope="module")
