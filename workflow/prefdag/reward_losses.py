@@ -17,6 +17,7 @@ def bradley_terry(values: Tensor, *, margin: Tensor | None = None, label_smoothi
     margin m [..., pairs], in the order of `gaps`: Touvron et al. 2023 (Llama 2), eq. 2. label_smoothing e: labels are
     wrong with this probability, Mitchell 2023, eq. 3.
     """
+    assert margin is None or margin.ndim == values.ndim  # a [B] would be broadcast to [B, B]
     logit = gaps(values) if margin is None else gaps(values) - margin
     loss = -F.logsigmoid(logit)
     if label_smoothing:
