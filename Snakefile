@@ -19,6 +19,7 @@ include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
 include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
 include: "workflow/rules/judge.smk"  # scores              -> win rates
 include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
+include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
 
 
 rule all:

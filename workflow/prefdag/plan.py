@@ -60,6 +60,7 @@ _PARTS = {
     "score": lambda suite, name: {"score": suite.score},
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
+    "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
 }
 
 

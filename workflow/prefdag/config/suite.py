@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
 
+from prefdag.config.benchmark import Benchmark
 from prefdag.config.data import Data
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
@@ -58,6 +59,7 @@ class Suite(Section):
     score: Score
     judge: Judge = Judge()
     report: Report = Report()
+    benchmark: Benchmark = Benchmark()
     runs: tuple[Run, ...]
 
     @field_validator("name")

@@ -19,19 +19,21 @@ import numpy as np
 import torch
 
 from prefdag.batches import members
+from prefdag.benchmark.ladder import RUNGS, trained
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
 from prefdag.loop import Losses, Task, train
+from prefdag.losses import loss_of
 from prefdag.models import load_policy, load_scorer, set_up
 from prefdag.reference import write_cache
 from prefdag.reward_losses import bradley_terry
 from prefdag.rewards import RewardModel, initial_heads
 from prefdag.rows import read_rows
-from prefdag.segments import Segments, packed
+from prefdag.segments import Segments, pack, packed
 from prefdag.stages.preference import preference_task
-from prefdag.store import Store, StoreWriter
+from prefdag.store import Comparison, Store, StoreWriter
 
 TASKS = ("dpo", "reward", "reference", "sft")
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -49,11 +51,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens-per-batch", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--rung", choices=tuple(RUNGS), help="of DPO, a plainer form of the step, to measure against")
     parser.add_argument("--json", action="store_true", help="print one JSON line (the only form there is)")
     arguments = parser.parse_args(argv)
     for name in ("pairs_per_step", "steps", "threads", "tokens_per_batch"):
         if getattr(arguments, name) < 1:
             raise UserError(f"bench --{name.replace('_', '-')}: expected at least 1, got {getattr(arguments, name)}")
+    if arguments.rung and arguments.task != "dpo":
+        raise UserError(f"bench --rung: the rungs are of --task dpo, got {arguments.task}")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measured(arguments, Path(folder))), flush=True)
     return 0
@@ -69,6 +74,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     before = _rss_mb()
     if arguments.task == "reference":
         seconds, losses = _reference_pass(model, store, arguments), list[float]()
+    elif arguments.rung:
+        seconds, losses = _climbed(model, store, arguments)
     else:
         seconds, losses = _training(model, store, arguments, folder)
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
@@ -128,6 +135,31 @@ def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: P
         losses.append(step.loss)
         began = time.perf_counter()
     return seconds, losses
+
+
+def _climbed(model: Any, store: Store, arguments: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """The same training by one rung of the ladder; its reference log-probs are the product's."""
+    num = arguments.pairs_per_step
+    steps, references = [], []
+    for number in range(min(arguments.steps, len(store) // num)):
+        step = [store[int(index)] for index in members(number, len(store), num, 0)]
+        steps.append(step)
+        references.append(_reference_of(model, step))
+    loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
+    seconds, losses = list[float](), list[float]()
+    began = time.perf_counter()
+    rate, budget = arguments.learning_rate, arguments.tokens_per_batch
+    for value in trained(model.train(), steps, references, loss, arguments.rung, budget, rate):
+        seconds.append(time.perf_counter() - began)
+        losses.append(value)
+        began = time.perf_counter()
+    return seconds, losses
+
+
+@torch.no_grad()
+def _reference_of(model: Any, step: Sequence[Comparison]) -> list[torch.Tensor]:
+    """Log-probs of each comparison's response tokens: [n_w + n_l]."""
+    return [logprobs(model, pack([comparison])).tokens for comparison in step]
 
 
 def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> Task:
