@@ -24,7 +24,9 @@ from functools import partial
 from typing import Any
 
 from prefdag.config.objectives import Objective
+from prefdag.config.objectives.own import Own
 from prefdag.losses import absolute, batch, free, pairs, rankings, singles, tokens
+from prefdag.losses.own import own_loss
 
 LOSSES: dict[str, Callable[..., Any]] = {
     loss.__name__: loss
@@ -45,4 +47,6 @@ LOSSES: dict[str, Callable[..., Any]] = {
 
 def loss_of(objective: Objective) -> Callable[..., Any]:
     """The loss of a registry entry with its options bound, called as compute(policy, **what the entry reads)."""
+    if isinstance(objective, Own):
+        return own_loss(objective)
     return partial(LOSSES[objective.method], **objective.parameters())

@@ -23,7 +23,8 @@ def kto(
     """
     distance = (policy - reference).total[:, 0] - mismatched.mean().clamp(min=0)
     signed = torch.where(labels, distance, -distance)
-    return torch.where(labels, lambda_d, lambda_u) * torch.sigmoid(-beta * signed)
+    loss = torch.sigmoid(-beta * signed)
+    return torch.where(labels, lambda_d * loss, lambda_u * loss)
 
 
 def bco(

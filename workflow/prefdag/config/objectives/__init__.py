@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from prefdag.config.objectives import absolute, batch, free, pairs, rankings, singles, tokens
 from prefdag.config.objectives.entry import Objective
+from prefdag.config.objectives.own import is_own, own_entry
 from prefdag.errors import UserError
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -27,15 +28,22 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
+def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
+    """The entry of a method: the registry's, or of `my_losses.py:my_loss` what that file of the user's own states."""
+    if is_own(method):
+        return own_entry(method, where, inside)
+    if not isinstance(method, str) or method not in OBJECTIVES:
+        raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
+    return OBJECTIVES[method]
+
+
 def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
     """The validated objective of one row; `where` is the suite's file, `inside` the row.
 
     Raises `UserError` for an unknown method, and for an option that the method does not read.
     """
     method = values.get("method")
-    if method not in OBJECTIVES:
-        raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
-    entry = OBJECTIVES[method]
+    entry = entry_of(method, where, inside)
     own = [name for name in entry.model_fields if name != "method"]
     for key in values:
         if key not in entry.model_fields:
