@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from prefdag.config.objectives import objective
@@ -24,8 +24,8 @@ from prefdag.losses.batch import dpo_of_kept, moving
 from prefdag.losses.terms import chosen_nll
 
 Values = tuple[Tensor, Leaves]
-# beta-DPO's running mean and deviation of the gap before the step, as its peer was run.
-MOMENTS = {"mean": 1.5, "std": 4.0}
+# beta-DPO's running mean and deviation of the gap before the step, and its draw, as its peer was run.
+MOMENTS, MOMENTUM, DRAW = {"mean": 1.5, "std": 4.0}, 0.9, 7
 # What peers' hyper-parameters are called here, where one name serves every method, and those that only say which branch
 # of a peer's function was run.
 NAMES = {"eps": "label_smoothing", "w_d": "lambda_d", "w_u": "lambda_u", "kind": "loss", "ld_alpha": "alpha"}
@@ -41,8 +41,8 @@ class Case(Section):
     fixture: str
     inputs: str
     reduction: str
-    hp: dict[str, Any] = {}
-    expected: dict[str, Any] = {}
+    hp: dict[str, Any] = Field(default_factory=dict)
+    expected: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def group(self) -> str:
@@ -129,17 +129,24 @@ def registered(method: str, renamed: Callable[[dict[str, Any]], dict[str, Any]] 
 
 
 def beta_dpo(case: Case, fixture: Fixture) -> Values:
-    """With the mask of pairs kept that its peer drew, which the case gives beside the expected values."""
+    """With the pairs that its peer keeps: those that the case gives as `mask`, or else drawn as the peer draws them."""
     given, hp = pair(fixture), case.hp
     gap = margin((given.policy - given.inputs["reference"]).total)
-    after = moving(gap.detach(), MOMENTS, momentum=0.9)
-    return dpo_of_kept(gap, fixed(case.expected["mask"]), after["mean"], hp["beta"], hp["a"]), given.leaves
+    after = moving(gap.detach(), MOMENTS, MOMENTUM)
+    if "mask" in case.expected:
+        kept = fixed(case.expected["mask"])
+    else:
+        weights = torch.exp(-0.5 * ((gap.detach() - after["mean"]) / after["std"]) ** 2)
+        drawn = torch.Generator().manual_seed(DRAW)
+        places = torch.multinomial(weights, int(len(gap) * (1 - hp["mode_weight"])), generator=drawn)
+        kept = torch.zeros_like(weights).index_fill(0, places, 1.0)
+    return dpo_of_kept(gap, kept, after["mean"], hp["beta"], hp["a"]), given.leaves
 
 
 def token_unlikelihood(case: Case, fixture: Fixture) -> Values:
     """The rejected response's half alone."""
     given = READERS[case.group](fixture)
-    return free.token_unlikelihood(given.policy)[:, 1], given.leaves
+    return case.hp.get("alpha", 1.0) * free.token_unlikelihood(given.policy)[:, 1], given.leaves
 
 
 def batch_logps(case: Case, fixture: Fixture) -> Values:
@@ -150,18 +157,30 @@ def batch_logps(case: Case, fixture: Fixture) -> Values:
 def orpo_trl_batch(case: Case, fixture: Fixture) -> Values:
     """The odds ratio of responses, the likelihood of prompt and chosen response together."""
     given = logits(fixture)
-    whole = Counted.of(fixture, 1).logprobs(given.leaves["policy_logits"])  # type: ignore[arg-type]
+    policy_logits = given.leaves["policy_logits"]
+    assert isinstance(policy_logits, Tensor)
+    whole = Counted.of(fixture, 1).logprobs(policy_logits)
     return free.orpo(given.policy, lam=case.hp["beta"], nll="none") + chosen_nll(whole, "per_token"), given.leaves
 
 
-def reward_model(loss: Callable[[Tensor, Fixture, dict[str, Any]], Tensor]) -> Method:
-    """A loss of the rewards of pairs."""
+def reward_model(loss: Callable[..., Tensor], *inputs: str) -> Method:
+    """A loss of the rewards of pairs, and of the fixture's `inputs`."""
 
     def values(case: Case, fixture: Fixture) -> Values:
         leaves = {side: leaf(fixture[side]) for side in ("r_c", "r_r")}
-        return loss(torch.stack(list(leaves.values()), 1), fixture, case.hp), dict(leaves)
+        given = (fixed(fixture[name]) for name in inputs)
+        hp = {NAMES.get(key, key): value for key, value in case.hp.items()}
+        return loss(torch.stack(list(leaves.values()), 1), *given, **hp), dict(leaves)
 
     return values
+
+
+def centred(values: Tensor, c: float) -> Tensor:
+    return rewards.bradley_terry(values) + c * rewards.centring(values)
+
+
+def squared(values: Tensor, c: float) -> Tensor:
+    return rewards.bradley_terry(values) + c * rewards.squares(values)
 
 
 def rm_plackett_luce(case: Case, fixture: Fixture) -> Values:
@@ -176,16 +195,28 @@ def gae(case: Case, fixture: Fixture) -> Values:
 
 
 def _ratio(hp: dict[str, Any]) -> dict[str, Any]:
-    """SimPO's gamma as gamma / beta."""
+    """SimPO's gamma as gamma / beta, unless it is stated so."""
+    if "gamma" not in hp:
+        return hp
     return {**{key: value for key, value in hp.items() if key != "gamma"}, "gamma_beta_ratio": hp["gamma"] / hp["beta"]}
 
 
-def of_tokens(name: str, loss: Callable[[Tensor, dict[str, Tensor], dict[str, Any]], Tensor]) -> Method:
-    """A quantity of padded tokens, with gradients by the fixture's `name`."""
+def _called(name: str, ours: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What one peer calls by another name."""
+    return lambda hp: {ours if key == name else key: value for key, value in hp.items()}
+
+
+def _without_alpha(hp: dict[str, Any]) -> dict[str, Any]:
+    """One function of the peer's serves TDPO1 and TDPO2; the first does not read the second's alpha."""
+    return {key: value for key, value in hp.items() if key != "alpha"}
+
+
+def of_tokens(name: str, loss: Callable[..., Tensor], *inputs: str) -> Method:
+    """A quantity of padded tokens and of the fixture's `inputs`, with gradients by the fixture's `name`."""
 
     def values(case: Case, fixture: Fixture) -> Values:
         asked = leaf(fixture[name])
-        return loss(asked, {key: fixed(value) for key, value in fixture.items()}, case.hp), {name: asked}
+        return loss(asked, *(fixed(fixture[key]) for key in inputs), **case.hp), {name: asked}
 
     return values
 
@@ -201,42 +232,33 @@ METHODS: dict[str, Method] = {
     "robust_dpo": registered("robust"),
     "ipo_sum": registered("ipo", logprob="summed"),
     "ipo_mean": registered("ipo", logprob="averaged"),
-    "ipo_mean_tok": registered("ipo", lambda hp: {"beta": hp["tau"]}, logprob="averaged"),
+    "ipo_mean_tok": registered("ipo", _called("tau", "beta"), logprob="averaged"),
     "hinge_noref": registered("cpo", cpo_alpha=0.0, loss="hinge"),
     "cpo_pref": registered("cpo", cpo_alpha=0.0),
     "slic_cal": registered("slic", lam=0.0),
     "simpo": registered("simpo", _ratio),
     "simpo_hinge": registered("simpo", _ratio, loss="hinge"),
-    "orpo": registered("orpo", lambda hp: {"lam": hp["beta"]}),
-    "orpo_or": registered("orpo", lambda hp: {"lam": hp["beta"]}, nll="none"),
+    "orpo": registered("orpo", _called("beta", "lam")),
+    "orpo_or": registered("orpo", _called("beta", "lam"), nll="none"),
     "orpo_trl_batch": orpo_trl_batch,
     "rpo": registered("rpo", nll="per_token"),
     "rpo_seqmean": registered("rpo", nll="per_response"),
     "exo_authors": registered("exo_pair", target="authors"),
-    "tdpo1": registered("tdpo1", lambda hp: {"beta": hp["beta"]}),
+    "tdpo1": registered("tdpo1", _without_alpha),
     "plackett_luce_dpo": registered("plackett_luce"),
     "multi_negative_dpo": registered("multi_negative"),
     "beta_dpo": beta_dpo,
     "unlikelihood_tokens": token_unlikelihood,
     "batch_logps": batch_logps,
-    "rm_bt": reward_model(lambda values, fixture, hp: rewards.bradley_terry(values)),
-    "rm_margin": reward_model(lambda values, fixture, hp: rewards.bradley_terry(values, fixed(fixture["margin"]))),
-    "rm_center": reward_model(
-        lambda values, fixture, hp: rewards.bradley_terry(values) + hp["c"] * rewards.centring(values)
-    ),
-    "rm_l2_aa": reward_model(
-        lambda values, fixture, hp: rewards.bradley_terry(values) + hp["c"] * rewards.squares(values)
-    ),
+    "rm_bt": reward_model(rewards.bradley_terry),
+    "rm_margin": reward_model(rewards.bradley_terry, "margin"),
+    "rm_center": reward_model(centred),
+    "rm_l2_aa": reward_model(squared),
     "rm_plackett_luce": rm_plackett_luce,
-    "ppo_policy": of_tokens(
-        "logp", lambda logp, of, hp: policy_gradient.ppo_policy(logp, of["old_logp"], of["adv"], of["mask"], **hp)
-    ),
-    "ppo_value": of_tokens(
-        "values",
-        lambda values, of, hp: policy_gradient.ppo_value(values, of["old_values"], of["returns"], of["mask"], **hp),
-    ),
+    "ppo_policy": of_tokens("logp", policy_gradient.ppo_policy, "old_logp", "adv", "mask"),
+    "ppo_value": of_tokens("values", policy_gradient.ppo_value, "old_values", "returns", "mask"),
     "gae": gae,
-    "kl_k1": of_tokens("logp", lambda logp, of, hp: policy_gradient.kl_k1(logp, of["ref_logp"])),
-    "kl_k2": of_tokens("logp", lambda logp, of, hp: policy_gradient.kl_k2(logp, of["ref_logp"])),
-    "kl_k3": of_tokens("logp", lambda logp, of, hp: policy_gradient.kl_k3(logp, of["ref_logp"])),
+    "kl_k1": of_tokens("logp", policy_gradient.kl_k1, "ref_logp"),
+    "kl_k2": of_tokens("logp", policy_gradient.kl_k2, "ref_logp"),
+    "kl_k3": of_tokens("logp", policy_gradient.kl_k3, "ref_logp"),
 }

@@ -47,13 +47,12 @@ def of_lists(chosen: list[Tensor], rejected: list[Tensor]) -> LogProbs:
 
 def pair(fixture: Fixture) -> Given:
     """Summed log-probs of pairs, with counts and scores."""
-    leaves: Leaves = {side: leaf(fixture[side]) for side in ("pc", "pr")}
-    counts = torch.tensor([fixture["nc"], fixture["nr"]]).T
-    policy = of_sums(torch.stack([leaves["pc"], leaves["pr"]], 1), counts)  # type: ignore[arg-type]
-    inputs = {"reference": of_sums(fixed([fixture["rc"], fixture["rr"]]).T, counts)}
+    leaves = {side: leaf(fixture[side]) for side in ("pc", "pr")}
+    counts = torch.tensor([fixture["nc"], fixture["nr"]], dtype=torch.long).T
+    inputs: dict[str, Any] = {"reference": of_sums(fixed([fixture["rc"], fixture["rr"]]).T, counts)}
     if "sc" in fixture:
         inputs["scores"] = fixed([fixture["sc"], fixture["sr"]]).T
-    return Given(policy, leaves, inputs)
+    return Given(of_sums(torch.stack(list(leaves.values()), 1), counts), dict(leaves), inputs)
 
 
 def tok(fixture: Fixture) -> Given:
@@ -118,9 +117,8 @@ def singles(fixture: Fixture, kl: str) -> Given:
     Mismatched answers are swapped where their mean log-ratio has not the sign that `kl` opens with, "pos" or "neg".
     """
     sides = {side: [sum(v) if isinstance(v, list) else v for v in fixture[side]] for side in ("pc", "pr", "rc", "rr")}
-    leaves: Leaves = {side: leaf(sides[side]) for side in ("pc", "pr")}
-    counts = torch.tensor([*fixture["nc"], *fixture["nr"]])[:, None]
-    policy = of_sums(torch.cat([leaves["pc"], leaves["pr"]])[:, None], counts)  # type: ignore[arg-type]
+    leaves = {side: leaf(sides[side]) for side in ("pc", "pr")}
+    counts = torch.tensor([*fixture["nc"], *fixture["nr"]], dtype=torch.long)[:, None]
     inputs: dict[str, Any] = {
         "reference": of_sums(fixed([*sides["rc"], *sides["rr"]])[:, None], counts),
         "labels": torch.arange(len(counts)) < len(counts) // 2,
@@ -130,7 +128,7 @@ def singles(fixture: Fixture, kl: str) -> Given:
         ratios = fixed([sum(now) - sum(then) for now, then in zip(fixture["kp"], fixture["kr"], strict=True)])
         swapped = ratios.mean() * {"pos": 1, "neg": -1}.get(kl[:3], 0) < 0
         inputs["mismatched"] = (-ratios if swapped else ratios).repeat(2)
-    return Given(policy, leaves, inputs)
+    return Given(of_sums(torch.cat(list(leaves.values()))[:, None], counts), dict(leaves), inputs)
 
 
 READERS: dict[str, Callable[[Fixture], Given]] = {"pair": pair, "tok": tok, "kwise": kwise, "logits": logits}

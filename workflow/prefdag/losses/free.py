@@ -60,7 +60,7 @@ def token_unlikelihood(policy: LogProbs) -> Tensor:
 
 def cpl(policy: LogProbs, *, alpha: float, bias: float, discount: float) -> Tensor:
     """Hejna et al. 2023: -log s(alpha (G_w - bias G_l)), with G = sum_t discount^t log p_t."""
-    discounted = policy.summed(policy.tokens * discount**policy.position)
+    discounted = policy.summed(policy.tokens * discount ** policy.position.to(policy.tokens.dtype))
     return -F.logsigmoid(alpha * (discounted[:, 0] - bias * discounted[:, 1]))
 
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, margin
 from prefdag.losses.terms import box_cox, logistic
 
@@ -42,9 +43,13 @@ def hinge(policy: LogProbs, reference: LogProbs, *, beta: float) -> Tensor:
 
 
 def odpo(policy: LogProbs, reference: LogProbs, *, scores: Tensor, beta: float, alpha: float) -> Tensor:
-    """Amini et al. 2024: -log s(beta D - alpha log(r_w - r_l)); a tied pair has loss and gradient 0."""
+    """Amini et al. 2024: -log s(beta D - alpha log(r_w - r_l)); a tied pair has loss and gradient 0.
+
+    Raises `UserError` where the chosen response's score is the lower one.
+    """
     gap = margin(scores)
-    assert (gap >= 0).all(), "the chosen response's score is below the rejected one's"
+    if not (gap >= 0).all():
+        raise UserError("odpo: a chosen response has a lower score than the rejected one; leave such pairs out")
     offset = alpha * torch.where(gap > 0, gap, 1.0).log()
     return torch.where(gap > 0, -F.logsigmoid(beta * margin((policy - reference).total) - offset), 0.0)
 

@@ -45,5 +45,5 @@ def nca_k(
 
 def _soft_labels(scores: Tensor, alpha: float, first_bonus: float) -> Tensor:
     """softmax(r / alpha), the first response's score raised by `first_bonus`: [B, K]."""
-    raised = scores + first_bonus * F.one_hot(torch.zeros_like(scores[:, 0], dtype=torch.long), scores.shape[1])
-    return F.softmax(raised / alpha, dim=1)
+    first = torch.arange(scores.shape[1], device=scores.device) == 0
+    return F.softmax(torch.where(first, scores + first_bonus, scores) / alpha, dim=1)

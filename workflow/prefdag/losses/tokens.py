@@ -15,7 +15,8 @@ def ld_dpo(policy: LogProbs, reference: LogProbs, *, beta: float, alpha: float) 
     """
     ratio = policy - reference
     shared = ratio.count.min(dim=1).values[ratio.owner // 2]
-    return -F.logsigmoid(beta * margin(ratio.summed(torch.where(ratio.position < shared, 1.0, alpha) * ratio.tokens)))
+    weighed = torch.where(ratio.position < shared, ratio.tokens, alpha * ratio.tokens)
+    return -F.logsigmoid(beta * margin(ratio.summed(weighed)))
 
 
 def wpo(policy: LogProbs, reference: LogProbs, *, collision: Tensor, beta: float, label_smoothing: float) -> Tensor:
