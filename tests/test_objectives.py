@@ -20,7 +20,9 @@ class Shown(Objective):
     reads = frozenset({"labels", "reference"})
     responses: ClassVar[str] = "one"
     scope: ClassVar[str] = "step"
+    first_step: ClassVar[str] = "log(2)"
     conventions: ClassVar[str] = "some tools\n    take means"
+    read_with: ClassVar[tuple[tuple[str, str, str], ...]] = (("whole", "of", "sums"),)
     method: Literal["shown"]
     beta: Positive = 2.0
     size: int | None = Field(None, ge=1, description="how many; a|b")
@@ -76,6 +78,7 @@ max(0, |D| - beta)
 - **Reads**: `labels`, `reference`
 - **Responses**: one, labelled
 - **Scope**: a whole step
+- **First step**: `log(2)`
 - **Conventions**: some tools take means
 
 | option | default | allowed | meaning |
@@ -83,5 +86,5 @@ max(0, |D| - beta)
 | `beta` | `2.0` | a number above 0 |  |
 | `size` | `null` | a whole number at least 1, or `null` | how many; a\|b |
 | `of` | **stated** | `sums` or `means` |  |
-| `whole` | `false` | `true` or `false` |  |
+| `whole` | `false` | `true` or `false` | with `of: sums` alone |
 """

@@ -256,6 +256,41 @@ def test_inputs_and_options_are_passed_by_name(here: Path):
     assert loss(pair(-10, -15), **given).item() == 10
 
 
+COUNTING = """
+def my_dpo(policy, state):
+    return policy.total[:, 0], {"seen": state.get("seen", 0) + 1}
+my_dpo.scope = "step"
+"""
+
+
+def test_a_loss_with_a_state(here: Path):
+    """It may read every input; one that reads `state` returns (values, next state), and is of the whole step."""
+    (here / "my_losses.py").write_text(COUNTING)
+    entry = objective({"method": METHOD}, "suite.yaml", "row")
+    assert entry.reads == {"state"}
+    values, after = loss_of(entry)(pair(-10, -15), state={"seen": 2})
+    assert values.tolist() == [-10] and after == {"seen": 3}
+    (here / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
+    with pytest.raises(
+        UserError, match='reads `state`, which is carried from step to step; write my_dpo.scope = "step"'
+    ):
+        objective({"method": METHOD}, "suite.yaml", "row")
+
+
+@pytest.mark.parametrize(
+    "returned", ["policy.total[:, 0]", "(policy.total[:, 0], 1)", '(policy.total[:, 0], {"a": "b"})']
+)
+def test_what_a_loss_with_a_state_may_not_return(returned: str, here: Path):
+    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"must return \(values, state\), the state a dict of numbers by name"):
+        loss(pair(-10, -15), state={})
+    (here / "my_losses.py").write_text(re.sub("return .*", "return policy.total, {}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"returned float64 values of shape \[1, 2\]; expected one"):
+        loss(pair(-10, -15), state={})
+
+
 def test_it_is_printed_by_its_functions_name():
     assert title("configs/my_losses.py:dpo_offset") == title("dpo_offset") == "dpo offset"
 
