@@ -47,8 +47,9 @@ def test_every_loss_stands_there_once_with_its_options():
 
 def test_an_entry_as_it_is_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(OBJECTIVES, "shown", Shown)
-    text = page()
-    assert text[text.index("## Single labelled responses") :].rstrip() == EXPECTED.strip()
+    (section,) = re.findall(r"^## Single labelled responses\n.*?(?=^## )", page(), re.M | re.S)
+    assert section.splitlines()[2].endswith(", [`shown`](#shown)")
+    assert section[section.index("### `shown`") :].strip() == EXPECTED.strip()
 
 
 def test_every_row_of_every_table_has_the_cells_of_its_head(monkeypatch: pytest.MonkeyPatch):
@@ -62,10 +63,6 @@ def test_every_row_of_every_table_has_the_cells_of_its_head(monkeypatch: pytest.
 
 
 EXPECTED = r"""
-## Single labelled responses
-
-[`shown`](#shown)
-
 ### `shown`
 
 Takes \<all\> of `a_b`|c.
