@@ -54,7 +54,7 @@ def of_tokens(found: LogProbs) -> Values:
 def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
     """The loss of the log-probs, its other inputs being given."""
     given, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
-    given = given.with_(reference=reference, collision=-each_token, divergence=each_token)
+    given = given.with_(reference=reference, collision=reference.tokens, divergence=each_token)
 
     def values(found: LogProbs) -> Values:
         each = given.with_(found).loss(**row)
