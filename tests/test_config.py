@@ -9,6 +9,7 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag import plan
+from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.suite import merged, read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.tools.schema import table
@@ -67,7 +68,7 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
 
 def test_an_unknown_method_names_the_known_ones():
     assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
-        "configs/x.yaml: runs.a.method: expected one of cdpo, dpo, ipo, preferred_ft, simpo, unlikelihood, got 'dop'"
+        f"configs/x.yaml: runs.a.method: expected one of {', '.join(sorted(OBJECTIVES))}, got 'dop'"
     )
 
 

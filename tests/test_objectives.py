@@ -20,7 +20,9 @@ class Shown(Objective):
     reads = frozenset({"labels", "reference"})
     responses: ClassVar[str] = "one"
     scope: ClassVar[str] = "step"
+    first_step: ClassVar[str] = "log(2)"
     conventions: ClassVar[str] = "some tools\n    take means"
+    read_with: ClassVar[tuple[tuple[str, str, str], ...]] = (("whole", "of", "sums"),)
     method: Literal["shown"]
     beta: Positive = 2.0
     size: int | None = Field(None, ge=1, description="how many; a|b")
@@ -45,8 +47,9 @@ def test_every_loss_stands_there_once_with_its_options():
 
 def test_an_entry_as_it_is_shown(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(OBJECTIVES, "shown", Shown)
-    text = page()
-    assert text[text.index("## Single labelled responses") :].rstrip() == EXPECTED.strip()
+    (section,) = re.findall(r"^## Single labelled responses\n.*?(?=^## )", page(), re.M | re.S)
+    assert section.splitlines()[2].endswith(", [`shown`](#shown)")
+    assert section[section.index("### `shown`") :].strip() == EXPECTED.strip()
 
 
 def test_every_row_of_every_table_has_the_cells_of_its_head(monkeypatch: pytest.MonkeyPatch):
@@ -60,10 +63,6 @@ def test_every_row_of_every_table_has_the_cells_of_its_head(monkeypatch: pytest.
 
 
 EXPECTED = r"""
-## Single labelled responses
-
-[`shown`](#shown)
-
 ### `shown`
 
 Takes \<all\> of `a_b`|c.
@@ -76,6 +75,7 @@ max(0, |D| - beta)
 - **Reads**: `labels`, `reference`
 - **Responses**: one, labelled
 - **Scope**: a whole step
+- **First step**: `log(2)`
 - **Conventions**: some tools take means
 
 | option | default | allowed | meaning |
@@ -83,5 +83,5 @@ max(0, |D| - beta)
 | `beta` | `2.0` | a number above 0 |  |
 | `size` | `null` | a whole number at least 1, or `null` | how many; a\|b |
 | `of` | **stated** | `sums` or `means` |  |
-| `whole` | `false` | `true` or `false` |  |
+| `whole` | `false` | `true` or `false` | with `of: sums` alone |
 """

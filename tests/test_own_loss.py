@@ -256,6 +256,41 @@ def test_inputs_and_options_are_passed_by_name(here: Path):
     assert loss(pair(-10, -15), **given).item() == 10
 
 
+COUNTING = """
+def my_dpo(policy, state):
+    return policy.total[:, 0], {"seen": state.get("seen", 0) + 1}
+my_dpo.scope = "step"
+"""
+
+
+def test_a_loss_with_a_state(here: Path):
+    """It may read every input; one that reads `state` returns (values, next state), and is of the whole step."""
+    (here / "my_losses.py").write_text(COUNTING)
+    entry = objective({"method": METHOD}, "suite.yaml", "row")
+    assert entry.reads == {"state"}
+    values, after = loss_of(entry)(pair(-10, -15), state={"seen": 2})
+    assert values.tolist() == [-10] and after == {"seen": 3}
+    (here / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
+    with pytest.raises(
+        UserError, match='reads `state`, which is carried from step to step; write my_dpo.scope = "step"'
+    ):
+        objective({"method": METHOD}, "suite.yaml", "row")
+
+
+@pytest.mark.parametrize(
+    "returned", ["policy.total[:, 0]", "(policy.total[:, 0], 1)", '(policy.total[:, 0], {"a": "b"})']
+)
+def test_what_a_loss_with_a_state_may_not_return(returned: str, here: Path):
+    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"must return \(values, state\), the state a dict of numbers by name"):
+        loss(pair(-10, -15), state={})
+    (here / "my_losses.py").write_text(re.sub("return .*", "return policy.total, {}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"returned float64 values of shape \[1, 2\]; expected one"):
+        loss(pair(-10, -15), state={})
+
+
 def test_it_is_printed_by_its_functions_name():
     assert title("configs/my_losses.py:dpo_offset") == title("dpo_offset") == "dpo offset"
 
@@ -275,7 +310,7 @@ def test_what_a_function_may_not_return(returned: str, here: Path):
     (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", DPO))
     loss = loss_of(objective({"method": METHOD}, "tests", "row"))
     with pytest.raises(UserError) as found:
-        loss(pair(-10, -15), pair(-12, -14))
+        loss(pair(-10, -15), reference=pair(-12, -14))
     assert str(found.value).startswith(f"my_losses.py: my_dpo {RETURNED[returned]}")
 
 
@@ -289,7 +324,7 @@ def test_a_file_that_cannot_be_imported_and_a_signal_in_it(here: Path):
         re.sub("return .*", "from prefdag.errors import Stopped; raise Stopped('SIGTERM')", DPO)
     )
     with pytest.raises(Stopped):
-        loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), pair(-12, -14))
+        loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))
 
 
 BESIDE = DPO.replace("from prefdag.logprobs import margin", "from own_margins import margin")
@@ -306,7 +341,7 @@ def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: 
     found = objective({"method": f"losses of mine/{METHOD}", "beta": 0.1}, "tests", "row")
     counted = set(sources("preference", found.own_code())) - set(sources("preference"))
     assert counted == {Path("losses of mine/my_losses.py"), Path("losses of mine/own_margins.py")}
-    assert loss_of(found)(pair(-10, -15), pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
+    assert loss_of(found)(pair(-10, -15), reference=pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
 
 
 @pytest.mark.parametrize("folder", [".", "configs"])
@@ -349,7 +384,7 @@ def test_an_edit_of_the_byte_code_kind_is_seen(here: Path):
     """Same second, same size: Python's own cache would not notice; D = 3, beta 1 and then 2."""
     for beta, expected in ((1, 0.048587), (2, 0.002476)):
         (here / "my_losses.py").write_text(DPO.replace("logsigmoid(beta", f"logsigmoid({beta}"))
-        found = loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), pair(-12, -14))
+        found = loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))
         assert found.item() == pytest.approx(expected, abs=1e-6)
 
 

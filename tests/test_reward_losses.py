@@ -1,7 +1,6 @@
-"""Losses of reward models: arithmetic that a reader can redo, identities, and peers' executed code."""
+"""Losses of reward models: arithmetic that a reader can redo, and identities; peers' cases are in test_oracles."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 from prefdag.config.reward import Reward
 from prefdag.reward_losses import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.stages.reward import reward_loss
-from test_losses import cases, close, fixture, leaf
 
 
 def tensor(*values: float) -> Tensor:
@@ -113,33 +111,3 @@ def test_options_of_the_loss_by_hand(options: dict[str, Any], expected: float) -
     margin = tensor(1) if options.get("margin") == "scores" else None
     found = reward_loss(settings(**options), tensor(2, 0.5), torch.tensor([10, 5]), margin)
     assert found.item() == pytest.approx(expected, abs=1e-6)
-
-
-PEERS: dict[str, Callable[[Tensor, dict[str, Any], dict[str, Any]], Tensor]] = {
-    "rm_margin": lambda values, given, hp: bradley_terry(values, margin=leaf(given["margin"])[:, None]),
-    "rm_center": lambda values, given, hp: bradley_terry(values) + hp["c"] * pair_sum(values),
-    "rm_l2_aa": lambda values, given, hp: bradley_terry(values) + hp["c"] * each(values),
-}
-
-
-@pytest.mark.parametrize("case", cases(*PEERS))
-def test_peers_pairs(case: dict[str, Any]) -> None:
-    """Values and gradients of TRL and align-anything (named in the file): means over a batch."""
-    given = fixture({**case, "inputs": case["inputs"].split(":")[0]})
-    chosen, rejected = leaf(given["r_c"]), leaf(given["r_r"])
-    loss = PEERS[case["method"]](torch.stack([chosen, rejected], 1), given, case["hp"]).mean()
-    loss.backward()
-    assert close(loss, case["expected"]["loss"], 1e-11)
-    assert close(chosen.grad, case["expected"]["grad"]["r_c"], 1e-11)
-    assert close(rejected.grad, case["expected"]["grad"]["r_r"], 1e-11)
-
-
-@pytest.mark.parametrize("case", cases("rm_plackett_luce"))
-def test_peers_rankings(case: dict[str, Any]) -> None:
-    """allRank's listMLE: values and gradients of each ranking."""
-    given = fixture({**case, "inputs": case["inputs"].split(":")[0]})
-    scores = torch.tensor(given["scores"], dtype=torch.float64, requires_grad=True)
-    loss = plackett_luce(scores)
-    loss.sum().backward()
-    assert close(loss, case["expected"]["loss"], 1e-11)
-    assert close(scores.grad, case["expected"]["grad"]["scores"], 1e-11)

@@ -33,12 +33,18 @@ class LogProbs:
     @property
     def total(self) -> Tensor:
         """Summed log-prob of each response: [B, K]."""
-        return self._summed(self.tokens)
+        return self.summed(self.tokens)
 
     @property
     def count(self) -> Tensor:
         """Counted tokens of each response, as floats: [B, K]."""
-        return self._summed(torch.ones_like(self.tokens))
+        return self.summed(torch.ones_like(self.tokens))
+
+    @property
+    def position(self) -> Tensor:
+        """Place of every token in its response, from 0: [T]. The tokens of a response are contiguous and in order."""
+        starts = torch.searchsorted(self.owner, self.owner)
+        return torch.arange(len(self.owner), device=self.owner.device) - starts
 
     @property
     def mean(self) -> Tensor:
@@ -50,7 +56,8 @@ class LogProbs:
         assert self.shape == other.shape and self.tokens.shape == other.tokens.shape
         return type(self)(self.tokens - other.tokens, self.owner, self.shape)
 
-    def _summed(self, values: Tensor) -> Tensor:
+    def summed(self, values: Tensor) -> Tensor:
+        """Sums over each response's tokens of values [T]: [B, K]."""
         total = values.new_zeros(self.shape[0] * self.shape[1])
         return total.index_add(0, self.owner, values).view(self.shape)
 

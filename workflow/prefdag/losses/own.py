@@ -17,25 +17,29 @@ from prefdag.logprobs import LogProbs
 from prefdag.sources import sources_of_own
 
 
-def own_loss(objective: Own) -> Callable[..., Tensor]:
+def own_loss(objective: Own) -> Callable[..., Any]:
     """The user's function with its options bound, called with (policy, <the inputs it reads> by name).
 
     Raises `UserError`, one sentence naming file and function, where the file cannot be imported, the function raises,
-    or what it returns is not one floating-point value per comparison, [B].
+    or what it returns is not one floating-point value per comparison, [B], and after them, of a loss that reads
+    `state`, the next state as a dict of numbers.
     """
     path, name = parts(objective.method)
     function = getattr(_imported(path), name)
     options = objective.parameters()
 
-    def compute(policy: LogProbs, reference: LogProbs | None = None, **inputs: Any) -> Tensor:
-        given = inputs if reference is None else {"reference": reference, **inputs}
+    def compute(policy: LogProbs, **inputs: Any) -> Any:
         try:
-            values = function(policy, **given, **options)
+            found = function(policy, **inputs, **options)
         except (Stopped, UserError):
             raise
         except Exception as error:
             raise UserError(f"{path}: {name} raised {_told(error, path)}; mend the function and rerun") from error
-        return _checked(values, policy, f"{path}: {name}")
+        place = f"{path}: {name}"
+        if "state" not in objective.reads:
+            return _checked(found, policy, place)
+        values, state = _with_state(found, place)
+        return _checked(values, policy, place), state
 
     return compute
 
@@ -89,6 +93,15 @@ def _told(error: Exception, path: Path) -> str:
         trace = trace.tb_next
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if line is None else f"{text} (line {line})"
+
+
+def _with_state(found: Any, place: str) -> tuple[Any, dict[str, float]]:
+    """Values and next state, if that is what the function returned: the state is saved as JSON between steps."""
+    match found:
+        case (values, dict(state)) if all(isinstance(key, str) for key in state):
+            if all(isinstance(value, (int, float)) for value in state.values()):
+                return values, state
+    raise UserError(f"{place} reads `state`, so it must return (values, state), the state a dict of numbers by name")
 
 
 def _checked(values: Any, policy: LogProbs, place: str) -> Tensor:

@@ -97,7 +97,7 @@ def preference_task(loss: Objective, model: PreTrainedModel, reference: Referenc
         policy = logprobs(model, segments)
         cached = reference(ids, segments) if reference is not None else None
         with torch.autocast(policy.tokens.device.type, enabled=False):
-            values = compute(policy, cached)
+            values = compute(policy) if cached is None else compute(policy, reference=cached)
             return values, _watched(policy, cached)
 
     return Task(losses, len)

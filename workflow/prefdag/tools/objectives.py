@@ -9,9 +9,10 @@ from typing import get_args
 from pydantic.fields import FieldInfo
 
 from prefdag.config.objectives import OBJECTIVES, Objective
+from prefdag.config.objectives.entry import StepIfPerToken
 from prefdag.tools.schema import allowed
 
-LEGEND = """# Objectives
+LEGEND = r"""# Objectives
 
 Every preference loss of the registry, as a row of a suite names it (`method: dpo`). This page is made by
 `prefdag objectives` from `workflow/prefdag/config/objectives/`, and a test holds it to that. A loss in a Python file of
@@ -36,7 +37,19 @@ A prompt has K responses, the best first. Of a pair, `w` is the chosen (preferre
 One value comes out for each comparison. A step's loss is their sum over the step, divided by the number of its
 comparisons. **Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size
 is part of the method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has
-no such edge in the DAG.
+no such edge in the DAG. **First step** is the value where the policy is the reference, where that is one of the options
+alone.
+
+| input | what it is |
+|---|---|
+| `reference` | the reference's log-probs of the same tokens |
+| `scores` | a score of every response |
+| `labels` | whether the one response is desirable |
+| `mismatched` | log-ratio of another prompt's response after this prompt, without gradient |
+| `collision` | `log sum_v p_v^2` at every response token, without gradient |
+| `divergence` | `KL(reference \|\| policy)` over the vocabulary at every response token |
+| `noise` | uniform numbers of the step's own stream |
+| `state` | numbers carried from step to step |
 """
 KINDS = {
     "Preference pairs, against a reference": ("two", True),
@@ -67,7 +80,7 @@ def _members(title: str) -> dict[str, type[Objective]]:
     return {
         method: entry
         for method, entry in OBJECTIVES.items()
-        if getattr(entry, "responses", "two") == responses and referred in (None, "reference" in entry.reads)
+        if entry.responses == responses and referred in (None, "reference" in entry.reads)
     }
 
 
@@ -83,22 +96,31 @@ def _entry(method: str, entry: type[Objective]) -> str:
     facts = {
         "Source": _inline(entry.paper),
         "Reads": reads,
-        "Responses": RESPONSES[getattr(entry, "responses", "two")],
-        "Scope": SCOPES[getattr(entry, "scope", "comparison")],
+        "Responses": RESPONSES[entry.responses],
+        "Scope": _scope(entry),
+        "First step": f"`{entry.first_step}`" if entry.first_step else "",
+        "Conventions": _inline(entry.conventions),
     }
-    if conventions := getattr(entry, "conventions", ""):
-        facts["Conventions"] = _inline(conventions)
     lines = [f"### `{method}`\n", _inline(inspect.cleandoc(entry.__doc__ or "")) + "\n"]
     lines += ["```text", *(line.strip() for line in entry.formula.splitlines()), "```\n"]
-    lines += [*(f"- **{name}**: {text}" for name, text in facts.items()), ""]
-    options = [_option(key, field) for key, field in entry.model_fields.items() if key != "method"]
+    lines += [*(f"- **{name}**: {text}" for name, text in facts.items() if text), ""]
+    options = [_option(entry, key, field) for key, field in entry.model_fields.items() if key != "method"]
     table = ["| option | default | allowed | meaning |", "|---|---|---|---|", *options, ""]
     return "\n".join([*lines, *(table if options else ["No options.\n"])])
 
 
-def _option(name: str, field: FieldInfo) -> str:
+def _scope(entry: type[Objective]) -> str:
+    """Of an entry of which some rows are of a step, which."""
+    if isinstance(inspect.getattr_static(entry, "scope"), StepIfPerToken):
+        return "a comparison; with `nll: per_token` a whole step"
+    return SCOPES[entry.scope]
+
+
+def _option(entry: type[Objective], name: str, field: FieldInfo) -> str:
     default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-    cells = (f"`{name}`", default, _allowed(field), _inline(field.description or ""))
+    read_with = [f"with `{other}: {choice}` alone" for option, other, choice in entry.read_with if option == name]
+    meaning = "; ".join(filter(None, [_inline(field.description or ""), *read_with]))
+    cells = (f"`{name}`", default, _allowed(field), meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

@@ -4,21 +4,27 @@ Torch-free, so that every row of every suite is checked while Snakemake parses. 
 `prefdag.losses`, one function per entry, of the same name.
 """
 
-from typing import Any
+from typing import Any, get_args
 
+from prefdag.config.objectives import absolute, batch, free, pairs, rankings, singles, tokens
 from prefdag.config.objectives.entry import Objective
-from prefdag.config.objectives.free import PreferredFT, SimPO, Unlikelihood
 from prefdag.config.objectives.own import is_own, own_entry
-from prefdag.config.objectives.pairs import CDPO, DPO, IPO
 from prefdag.errors import UserError
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "dpo": DPO,
-    "cdpo": CDPO,
-    "ipo": IPO,
-    "simpo": SimPO,
-    "preferred_ft": PreferredFT,
-    "unlikelihood": Unlikelihood,
+    get_args(entry.model_fields["method"].annotation)[0]: entry
+    for entry in (
+        *(pairs.DPO, pairs.CDPO, pairs.Robust, pairs.DPONorm, pairs.IPO, pairs.Hinge, pairs.ODPO, pairs.REBEL),
+        *(pairs.EXO, pairs.DiscoPOP, pairs.FDPO, pairs.LogRatio),
+        *(absolute.CalDPO, absolute.SPPOHard, absolute.DPOP, absolute.RPO, absolute.NCAPair, absolute.BiasedNCA),
+        *(absolute.APOZero, absolute.APODown),
+        *(batch.AOT, batch.AOTUnpaired, batch.BetaDPO),
+        *(tokens.LDDPO, tokens.WPO, tokens.TDPO1, tokens.TDPO2),
+        *(free.SimPO, free.AlphaPO, free.ORPO, free.CPO, free.SLiC, free.PreferredFT, free.Unlikelihood),
+        *(free.UnlikelihoodTokens, free.CPL, free.CPLRef),
+        *(singles.KTO, singles.BCO, singles.APOZeroUnpaired),
+        *(rankings.PlackettLuce, rankings.MultiNegative, rankings.AllPairs, rankings.InfoNCA, rankings.NCA),
+    )
 }
 
 

@@ -11,16 +11,14 @@ import ast
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, create_model
 
-from prefdag.config.objectives.entry import Objective
+from prefdag.config.objectives.entry import INPUTS, STATED, Objective
 from prefdag.errors import UserError
 from prefdag.sources import parsed, sources_of_own
 
-INPUTS = ("reference", "scores", "labels", "mismatched", "collision", "divergence", "noise", "state")
-STATED = {"responses": ("one", "two", "many"), "scope": ("comparison", "step")}
 TAKEN = ("name", "method", "seeds", "paper", "formula")
 KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 FORM = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
@@ -28,9 +26,6 @@ FORM = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 class Own(Objective):
     """A loss in a Python file of the user's own."""
-
-    responses: ClassVar[str] = "two"
-    scope: ClassVar[str] = "comparison"
 
     @classmethod
     def parse(cls, values: Any, where: str, inside: str = "") -> Self:
@@ -99,6 +94,10 @@ def _entry(path: Path, tree: ast.Module, name: str) -> type[Own]:
     entry = create_model(name, __base__=Own, **options)
     paper, _, formula = (ast.get_docstring(functions[name]) or "").partition("\n")[0].rpartition(": ")
     stated = _stated(tree, path, name)
+    if "state" in reads and stated.get("scope") != "step":
+        raise UserError(
+            f'{path}: {name} reads `state`, which is carried from step to step; write {name}.scope = "step"'
+        )
     for key, value in {**stated, "reads": frozenset(reads), "paper": paper, "formula": formula.rstrip(".")}.items():
         setattr(entry, key, value)
     return entry
