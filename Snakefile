@@ -6,6 +6,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/beside.smk"  # MLflow writer, warm starts
 include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
 include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
 include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids

@@ -58,6 +58,24 @@ def test_the_losses_rerun_preference_and_later(copy: Project):
     assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
 
 
+def test_a_loss_of_the_users_own_reruns_its_run_alone(copy: Project):
+    """A new row by a file beside the suite; a comment in it ends where it began, an edit reruns what it touches."""
+    manifest = f"{RESULTS}/preference/own/manifest.json"
+    copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: own, method: mine.py:chosen}\n")
+    mine = copy.folder / "configs/mine.py"
+    mine.write_text("def chosen(policy):\n    return -policy.total[:, 0]\n")
+    assert copy.snakemake(manifest).returncode == 0
+    made = (copy.folder / manifest).read_bytes()
+    assert planned(copy) == following("own")
+    mine.write_text("# maximum likelihood\n" + mine.read_text())
+    assert planned(copy) == {("preference", "own")} | following("own")
+    assert copy.snakemake(manifest).returncode == 0
+    assert (copy.folder / manifest).read_bytes() == made
+    assert planned(copy) == following("own")
+    mine.write_text(mine.read_text().replace("-policy", "-2 * policy"))
+    assert planned(copy) == {("preference", "own")} | following("own")
+
+
 def test_the_report_reruns_alone(copy: Project):
     copy.edit("workflow/prefdag/stages/report.py", "\nclass Run(", "\nNEW = 1\n\n\nclass Run(")
     assert planned(copy) == {("report", "")}

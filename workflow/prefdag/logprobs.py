@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prefdag.attention import NAME
+from prefdag.head import target_logprobs
 from prefdag.segments import Segments
 
 CHUNK_BYTES = 64 << 20
@@ -79,7 +80,13 @@ def hidden_states(model: PreTrainedModel, segments: Segments) -> Tensor:
 def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
     """Log-prob of every response token under a causal language model, from one forward pass."""
     states = hidden_states(model, segments).index_select(0, segments.predictor)
-    return LogProbs(token_logprobs(states, segments.target, head_of(model)), segments.owner, segments.shape)
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    if states.dtype == head.weight.dtype:
+        tokens = target_logprobs(states, head.weight, head.bias, segments.target)
+    else:  # under autocast the head's product is in another precision than its weights
+        tokens = token_logprobs(states, segments.target, head_of(model))
+    return LogProbs(tokens, segments.owner, segments.shape)
 
 
 def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils import deterministic
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +30,8 @@ def set_up(threads: int) -> torch.device:
     """Fix the number of threads, ask for deterministic kernels, and name the device."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

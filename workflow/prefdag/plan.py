@@ -4,6 +4,7 @@ Torch-free and quick: Snakemake asks while it parses, in every cluster job.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from prefdag.config.model import Origin
@@ -90,6 +91,11 @@ def folder_of(suite: Suite, policy: str) -> str:
 def tokenizer_folder(suite: Suite) -> str | None:
     """The fetched tokenizer of a model from scratch, if it has one."""
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def own_code_of(suite: Suite, run: str) -> tuple[Path, ...]:
+    """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
+    return suite.run(run).own_code()
 
 
 def reads_reference(suite: Suite, run: str) -> bool:

@@ -28,6 +28,7 @@ SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda"
 
 def title(method: str) -> str:
     """A method's name as papers print it."""
+    method = method.rpartition(":")[2]  # of a loss in a file of the user's own, the function
     return TITLES.get(method, method.replace("_", " ") if len(method) > 6 else method.upper())
 
 

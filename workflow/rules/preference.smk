@@ -9,10 +9,15 @@ def reference_of(wildcards):
     return [manifest("reference")] if plan.reads_reference(SUITE, wildcards.run) else []
 
 
+def code_of_run(wildcards):
+    """The stage's code, and where the loss is the user's own, its file and what that imports."""
+    return sources("preference", plan.own_code_of(SUITE, wildcards.run))
+
+
 rule preference:
     """Align the SFT policy with the preference loss of one run."""
     input:
-        code=sources("preference"),
+        code=code_of_run,
         policy=manifest("sft"),
         weights=ancient_weights("sft"),
         comparisons=manifest("prepare/comparisons"),

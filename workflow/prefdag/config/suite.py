@@ -13,7 +13,8 @@ from prefdag.config.data import Data
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
 from prefdag.config.model import Model
-from prefdag.config.objectives import OBJECTIVES, Objective, objective
+from prefdag.config.objectives import Objective, entry_of, objective
+from prefdag.config.objectives.own import located
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
@@ -86,10 +87,11 @@ def _checked_name(name: str) -> str:
 
 def read_suite(paths: list[str]) -> Suite:
     """Read one suite file, with further files merged over it key by key, as Snakemake's --configfile does."""
-    values: dict[str, Any] = {}
+    values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
-        values = merged(values, read_yaml(Path(path)))
-    return resolve(values, paths[-1])
+        read = read_yaml(Path(path))
+        values, stated = merged(values, read), {**stated, **dict.fromkeys(read, path)}
+    return resolve(values, paths[-1], stated)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -124,17 +126,25 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def resolve(values: Mapping[str, Any], where: str) -> Suite:
-    """Validate a suite and expand its rows. `where` names the file in every mistake's sentence."""
-    values = dict(values)
+def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite:
+    """Validate a suite and expand its rows. `where` names the file in every mistake's sentence.
+
+    stated: which file states a section, where several were merged; paths in it are taken from that file.
+    """
+    values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
     if extended := values.pop("extends", None):
-        values = merged(read_yaml(Path(where).parent / str(extended)), values)
+        path = Path(stated["extends"]).parent / str(extended)
+        below = read_yaml(path)
+        values, stated = merged(below, values), {**dict.fromkeys(below, str(path)), **stated}
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
     for stage, section in Suite.model_fields.items():
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
-    rows = [*_rows(values.pop("runs", None), "runs", where), *_grid(values.pop("grid", None), where)]
+    rows = [
+        *_located(_rows(values.pop("runs", None), "runs", where), stated.get("runs", where)),
+        *_located(_grid(values.pop("grid", None), where), stated.get("grid", where)),
+    ]
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
     runs = _expanded(rows, preference, where)
@@ -167,9 +177,15 @@ def _grid(grid: Any, where: str) -> list[dict[str, Any]]:
         swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
         for choice in itertools.product(*(entry[key] for key in swept)):
             chosen = dict(zip(swept, choice, strict=True))
-            parts = [str(entry.get("name", entry.get("method"))), *(f"{key}{value}" for key, value in chosen.items())]
+            title = str(entry.get("name", entry.get("method"))).rpartition(":")[2]
+            parts = [title, *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
             rows.append({**entry, **chosen, "name": "-".join(parts)})
     return rows
+
+
+def _located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
+    """The rows with the files of the user's own losses found from the suite file that states them."""
+    return [{**row, "method": located(row.get("method"), suite)} for row in rows]
 
 
 def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
@@ -196,7 +212,7 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     seeds = row.pop("seeds", [None])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
-    own = OBJECTIVES[row["method"]].model_fields if row.get("method") in OBJECTIVES else {}
+    own = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
     loss = objective(row, where, inside)
     runs = []

@@ -24,14 +24,29 @@ from functools import partial
 from typing import Any
 
 from prefdag.config.objectives import Objective
-from prefdag.losses.free import preferred_ft, simpo, unlikelihood
-from prefdag.losses.pairs import cdpo, dpo, ipo
+from prefdag.config.objectives.own import Own
+from prefdag.losses import absolute, batch, free, pairs, rankings, singles, tokens
+from prefdag.losses.own import own_loss
 
 LOSSES: dict[str, Callable[..., Any]] = {
-    loss.__name__: loss for loss in (dpo, cdpo, ipo, simpo, preferred_ft, unlikelihood)
+    loss.__name__: loss
+    for loss in (
+        *(pairs.dpo, pairs.cdpo, pairs.robust, pairs.dpo_norm, pairs.ipo, pairs.hinge, pairs.odpo, pairs.rebel),
+        *(pairs.exo_pair, pairs.discopop, pairs.f_dpo, pairs.log_ratio),
+        *(absolute.caldpo, absolute.sppo_hard, absolute.dpop, absolute.rpo, absolute.nca_pair, absolute.biased_nca),
+        *(absolute.apo_zero, absolute.apo_down),
+        *(batch.aot, batch.aot_unpaired, batch.beta_dpo),
+        *(tokens.ld_dpo, tokens.wpo, tokens.tdpo1, tokens.tdpo2),
+        *(free.simpo, free.alphapo, free.orpo, free.cpo, free.slic, free.preferred_ft, free.unlikelihood),
+        *(free.unlikelihood_tokens, free.cpl, free.cpl_ref),
+        *(singles.kto, singles.bco, singles.apo_zero_unpaired),
+        *(rankings.plackett_luce, rankings.multi_negative, rankings.all_pairs, rankings.infonca_k, rankings.nca_k),
+    )
 }
 
 
 def loss_of(objective: Objective) -> Callable[..., Any]:
     """The loss of a registry entry with its options bound, called as compute(policy, **what the entry reads)."""
+    if isinstance(objective, Own):
+        return own_loss(objective)
     return partial(LOSSES[objective.method], **objective.parameters())

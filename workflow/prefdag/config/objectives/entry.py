@@ -1,6 +1,8 @@
 """What every entry of the registry of preference losses states."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from prefdag.config.section import Section
 
@@ -9,10 +11,11 @@ class Objective(Section):
     """One preference loss.
 
     reads: what its function takes beside the policy's log-probs, by keyword (see `prefdag.losses`).
-    responses: how many a comparison has; "one" is a response with a label, "two" a pair, "many" two or more, best first.
-    scope: "step" where a comparison's value depends on the others, so that it must see the whole optimizer step at once.
-    first_step: its value where the policy is the reference, as Python, of its options; empty where that depends on data.
+    responses: how many a comparison has; "one" with a label, "two" a pair, "many" two or more, best first.
+    scope: "step" where a comparison's value depends on the others, so that it must see an optimizer step at once.
+    first_step: its value where the policy is the reference, as Python, of its options; empty where that varies.
     conventions: where tools disagree about what goes by this name.
+    read_with: (option, other, choice) for an option that is read with one choice of another option only.
     """
 
     paper: ClassVar[str]
@@ -22,7 +25,15 @@ class Objective(Section):
     scope: ClassVar[Any] = "comparison"
     first_step: ClassVar[str] = ""
     conventions: ClassVar[str] = ""
+    read_with: ClassVar[tuple[tuple[str, str, str], ...]] = ()
     method: str
+
+    @model_validator(mode="after")
+    def _reads_its_options(self) -> Self:
+        for option, other, choice in self.read_with:
+            if getattr(self, other) != choice and getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{option} is read with {other}: {choice} alone; leave it out")
+        return self
 
     def parameters(self) -> dict[str, Any]:
         """The loss's own keyword arguments."""
