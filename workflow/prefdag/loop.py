@@ -31,7 +31,7 @@ MicroBatch = tuple[list[int], Segments]
 class Batch:
     """What one optimizer step sees: its comparisons in the seed's order, and the same ones packed into micro-batches.
 
-    number: of the step, from 0. micro_batches(): (ids, segments) of each, on the model's device; may be asked twice.
+    number: of the step, from 0. micro_batches(): (ids, segments) of each, on the model's device.
     """
 
     number: int
@@ -40,16 +40,15 @@ class Batch:
 
 
 class Sums:
-    """Metrics summed over the comparisons that have them; a comparison whose value is NaN has none."""
+    """Metrics summed over the comparisons that have them: a metric's tensor holds one value of each of those."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, int]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         for name, values in metrics.items():
-            measured = values[~values.isnan()] if values.isnan().any() else values
             total, num = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + measured.sum().item(), num + len(measured))
+            self._sums[name] = (total + values.sum().item(), num + len(values))
 
     def means(self) -> dict[str, float]:
         """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
@@ -77,7 +76,7 @@ class Trainable(Protocol):
 class Task:
     """A loss that is a sum of `losses` over a step's comparisons, divided by `normaliser`; it has no state.
 
-    losses(ids, segments) returns one value per comparison, [B], and further per-comparison metrics, each [B];
+    losses(ids, segments) returns one value per comparison, [B], and further metrics, each of the comparisons that have it;
     normaliser(ids) is the step's global count (of comparisons, or of tokens).
     """
 

@@ -21,24 +21,22 @@ def sides(values: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def watched(policy: LogProbs, reference: LogProbs | None, labels: Tensor | None) -> dict[str, Tensor]:
-    """Metrics of each comparison, each [B].
+    """Metrics, each of the comparisons that have it.
 
     Of K >= 2 responses: summed log-probs of chosen (the best) and rejected (the mean of the others), and with a
     reference their log-ratios, the margin and whether it is positive; without one, margin and accuracy are of average
-    log-probs. Of a single response: the same of the desirable and the undesirable, NaN where it is of the other kind,
-    and with a reference whether the log-ratio has the sign of the label.
+    log-probs. Of single responses: log-probs and log-ratios of the desirable and of the undesirable ones, and with a
+    reference whether the log-ratio has the sign of the label.
     """
     totals = {"logprob": policy.total} | ({} if reference is None else {"logratio": (policy - reference).total})
+    metrics: dict[str, Tensor] = {}
     if labels is not None:
-        metrics = {}
         for name, total in totals.items():
-            for side, kept in (("desirable", labels), ("undesirable", ~labels)):
-                metrics[f"{side}_{name}"] = torch.where(kept, total[:, 0], torch.nan)
+            metrics |= {f"desirable_{name}": total[labels, 0], f"undesirable_{name}": total[~labels, 0]}
         if reference is not None:
             ratio = totals["logratio"][:, 0]
             metrics["accuracy"] = _won(torch.where(labels, ratio, -ratio))
         return metrics
-    metrics = {}
     for name, total in totals.items():
         metrics[f"chosen_{name}"], metrics[f"rejected_{name}"] = sides(total)
     chosen, rejected = sides(policy.mean if reference is None else totals["logratio"])

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefdag.alignment import Alignment
 from prefdag.batches import members
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
-from prefdag.loop import Losses, Task, train
+from prefdag.loop import Losses, Task, Trainable, train
 from prefdag.models import load_policy, load_scorer, set_up
 from prefdag.reference import write_cache
 from prefdag.rewards import bradley_terry, initial_head, rewards
 from prefdag.rows import read_rows
 from prefdag.segments import Segments, packed
-from prefdag.stages.preference import preference_task
 from prefdag.store import Store, StoreWriter
 
 TASKS = ("dpo", "reward", "reference", "sft")
@@ -129,18 +129,18 @@ def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: P
     return seconds, losses
 
 
-def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> Task:
+def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> Trainable:
     match arguments.task:
         case "dpo":
             write_cache(model.eval(), store, folder / "reference.npy", arguments.tokens_per_batch)
             values, starts = np.load(folder / "reference.npy", mmap_mode="r"), store.response_starts()
 
-            def cached(ids: Sequence[int], segments: Segments) -> LogProbs:
+            def cached(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
                 tokens = np.concatenate([values[starts[index] : starts[index + 1]] for index in ids])
-                return LogProbs(torch.from_numpy(tokens).to(segments.owner.device), segments.owner, segments.shape)
+                return LogProbs(torch.from_numpy(tokens).to(batch.owner.device), batch.owner, batch.shape)
 
             loss = objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo")
-            return preference_task(loss, model.train(), cached)
+            return Alignment(loss, model.train(), store, cached)
         case "reward":
             initial_head(model, 0.02, 0)
 
