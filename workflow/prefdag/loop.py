@@ -76,7 +76,7 @@ class Trainable(Protocol):
 class Task:
     """A loss that is a sum of `losses` over a step's comparisons, divided by `normaliser`; it has no state.
 
-    losses(ids, segments) returns one value per comparison, [B], and further metrics, each of the comparisons that have it;
+    losses(ids, segments) returns one value per comparison, [B], and metrics, each of the comparisons that have it;
     normaliser(ids) is the step's global count (of comparisons, or of tokens).
     """
 

@@ -14,6 +14,8 @@ from prefdag.errors import UserError
 from prefdag.seeds import generator
 from prefdag.store import Comparison, Store
 
+LOG_OF_GAP = frozenset({"odpo"})  # losses that a chosen response of the lower score has no value for
+
 
 @dataclass(frozen=True)
 class Unpaired:
@@ -119,9 +121,17 @@ def view_of(store: Store, objective: Objective) -> Store | Unpaired:
 
 
 def _scored(store: Store, objective: Objective) -> Store:
-    if "scores" in objective.reads and store.scores is None:
+    if "scores" not in objective.reads:
+        return store
+    if store.scores is None:
         raise UserError(
             f"{store.folder}: {objective.method} reads scores, and these comparisons have none; give rows `scores`, or "
             "choose a loss that reads none"
+        )
+    if objective.method in LOG_OF_GAP and (wrong := store.rows[store.scores[:, 0] < store.scores[:, 1]]).size:
+        named = ", ".join(map(str, wrong[:10])) + (", ..." if wrong.size > 10 else "")
+        raise UserError(
+            f"{store.folder}: {objective.method} takes the log of chosen minus rejected score, and the chosen one has "
+            f"the lower score in source rows {named}; put the better response first there"
         )
     return store
