@@ -20,9 +20,12 @@ from prefdag.checkpoint import Checkpoint
 from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
+from prefdag.logprobs import LogProbs, logprobs
 from prefdag.loop import Step, train
+from prefdag.losses import LOSSES
 from prefdag.models import autocast
 from prefdag.naive import float64_norms
+from prefdag.segments import pack
 from prefdag.views import Unpaired, view_of
 
 WHOLE = ["aot", "aot_unpaired", "bco", "beta_dpo", "cpo", "kto", "orpo per_token", "rpo per_token"]
@@ -125,11 +128,12 @@ def test_a_training_step_equals_the_plain_path(name: str, tmp_path: Path) -> Non
 
 def test_a_loss_whose_comparisons_do_not_meet_is_a_plain_loop_bit_for_bit(tmp_path: Path) -> None:
     """float32: what every micro-batch's losses, summed over the step's count, accumulate."""
-    from prefdag.logprobs import logprobs
-    from prefdag.losses import LOSSES
-
     one = aligned("dpo", tmp_path, tiny(dtype=torch.float32))
-    reference = lambda ids, batch: replace(one.reference(ids, batch), tokens=one.reference(ids, batch).tokens.float())  # noqa: E731
+    exact = one.reference
+
+    def reference(ids: list[int], batch: Any) -> LogProbs:
+        return replace(exact(ids, batch), tokens=exact(ids, batch).tokens.float())
+
     one = replace(one, reference=reference)
     batch = batch_of(one.store, ORDERS[0], 60)
     outcome, loss = one.accumulate(batch, {}), 0.0
@@ -220,9 +224,6 @@ def test_what_is_watched_of_rankings(tmp_path: Path) -> None:
     """The best response against the mean of the others."""
     one = aligned("plackett_luce", tmp_path)
     metrics = one.accumulate(batch_of(one.store, [3], ONE_PASS), {}).metrics
-    from prefdag.logprobs import logprobs
-    from prefdag.segments import pack
-
     ratio = (logprobs(one.model, pack([one.store[3]])) - one.reference([3], pack([one.store[3]]))).total[0]
     assert metrics["chosen_logratio"] == pytest.approx(ratio[0].item(), abs=1e-12)
     assert metrics["margin"] == pytest.approx((ratio[0] - ratio[1:].mean()).item(), abs=1e-12)
