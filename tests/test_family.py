@@ -15,7 +15,8 @@ from prefdag.__main__ import main
 from prefdag.config.objectives import objective
 from prefdag.figures_training import logratios, training
 from prefdag.league import league
-from prefdag.manifest import read_manifest
+from prefdag.manifest import describe, read_manifest
+from prefdag.stages.pairs import write_pairs, write_rankings
 from prefdag.store import Store
 from test_league import scores
 from test_mistakes import SCRATCH, _command, _stage, said
@@ -89,6 +90,25 @@ def test_rankings_hold_all_responses_and_their_scores(folder: Path) -> None:
     dropped = {"3 responses, not 4 as the first row has": {"count": 1, "rows": [5]}}
     assert audit["splits"]["train"]["dropped"] == dropped
     assert not (folder / "prepare/rankings/test").exists(), "no ranking is generated from"
+
+
+def test_sampled_rankings_lie_in_a_folder_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """Of what `pairs` wrote: 6 pairs of each prompt are comparisons, its 4 responses in a row are a ranking."""
+    suite = tmp_path / "suite"
+    (suite / "pairs/rankings").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        prompts = [f"{split} {number}" for number in range(3)]
+        scored = [[(score, answer) for score, answer in enumerate(ANSWERS[::-1])]] * 3
+        write_pairs(suite / f"pairs/{split}.jsonl", prompts, scored)
+        write_rankings(suite / f"pairs/rankings/{split}.jsonl", prompts, scored, 4)
+    (suite / "pairs/manifest.json").write_bytes(describe(suite / "pairs", "pairs", {}, "code", {}, None))
+    prepare = read_manifest(folder / "prepare/rankings/manifest.json").content["config"]["prepare"]
+    for dataset, shape in (("comparisons", (18, 2)), ("rankings", (3, 4))):
+        config = {"prepare": {**prepare, "adapter": "world"}, "dataset": dataset}
+        _stage(suite, f"prepare/{dataset}", config, rows="pairs", tokenizer=str(folder / "pretrain"))
+        store = Store.open(suite / f"prepare/{dataset}/train")
+        assert (len(store), store.num_responses) == shape and store.scores is not None
+        assert (np.diff(store.scores, axis=1) < 0).all(), "best first"
 
 
 @pytest.fixture(scope="module")

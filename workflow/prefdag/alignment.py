@@ -22,7 +22,7 @@ from prefdag.losses import loss_of
 from prefdag.models import autocast
 from prefdag.seeds import generator
 from prefdag.segments import Segments, packed
-from prefdag.store import Store
+from prefdag.store import Indexed, Store
 from prefdag.views import Mismatched, Unpaired
 from prefdag.vocabulary import PER_TOKEN, Read, read
 from prefdag.watched import watched
@@ -232,17 +232,17 @@ class MismatchedRatios:
     def __init__(self, model: PreTrainedModel, view: Unpaired, seed: int, tokens_per_batch: int) -> None:
         self.model, self.tokens_per_batch = model, tokens_per_batch
         self.comparisons = Mismatched(view, seed)
-        self.start = self._totals(range(len(view)))
+        self.start = self._totals(self.comparisons)
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
         """Nats, of the examples `ids` of the view in that order: [B], float64."""
-        return self._totals(ids) - self.start[list(ids)]
+        return self._totals([self.comparisons[index] for index in ids]) - self.start[list(ids)]
 
     @torch.no_grad()
-    def _totals(self, ids: Sequence[int]) -> Tensor:
+    def _totals(self, comparisons: Indexed) -> Tensor:
         device = next(self.model.parameters()).device
-        totals = torch.zeros(len(ids), dtype=torch.float64)
-        for places, segments in packed([self.comparisons[index] for index in ids], self.tokens_per_batch):
+        totals = torch.zeros(len(comparisons), dtype=torch.float64)
+        for places, segments in packed(comparisons, self.tokens_per_batch):
             with autocast(device):
                 found = logprobs(self.model, segments.to(device))
             # Summed in float64: float32 sums near -3,700 are 2.4e-4 apart.

@@ -31,8 +31,15 @@ class Comparison:
     responses: tuple[NDArray[np.int32], ...]
 
 
-class Comparisons(Protocol):
-    """Comparisons of K responses to run a model on, in an order of their own: a store, or a view of one.
+class Indexed(Protocol):
+    """Comparisons to run a model on, in an order of their own."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Comparison: ...
+
+
+class Comparisons(Indexed, Protocol):
+    """Comparisons of K responses each, and where they come from: a store, or a view of one.
 
     rows, prompts: [N]; scores: [N, K], None where the data has none.
     """
@@ -45,8 +52,6 @@ class Comparisons(Protocol):
     def scores(self) -> NDArray[np.float32] | None: ...
     @property
     def num_responses(self) -> int: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Comparison: ...
     def lengths(self) -> NDArray[np.int64]: ...
     def response_starts(self) -> NDArray[np.int64]: ...
 

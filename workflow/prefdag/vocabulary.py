@@ -49,9 +49,8 @@ def read(
         with torch.no_grad():
             others = hidden_states(reference, segments).index_select(0, segments.predictor)
     names = sorted(wanted)
-    values = _token_values(
-        states, segments.target, head_of(model), names, others, reference and head_of(reference), chunk_bytes
-    )
+    other_head = None if reference is None else head_of(reference)
+    values = _token_values(states, segments.target, head_of(model), names, others, other_head, chunk_bytes)
     policy = LogProbs(values[0], segments.owner, segments.shape)
     return Read(policy, dict(zip(names, values[1:], strict=True)))
 
