@@ -18,6 +18,7 @@ from comparisons import comparisons, stored, tiny
 from conftest import MINI, ROOT, checkout
 from prefdag import plan
 from prefdag.__main__ import main
+from prefdag.alignment import Alignment
 from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.config.section import Positive
 from prefdag.config.suite import Suite, merged, read_suite, resolve
@@ -30,7 +31,6 @@ from prefdag.losses.own import own_loss
 from prefdag.manifest import read_manifest
 from prefdag.reference import ReferenceCache
 from prefdag.sources import code_digest, sources
-from prefdag.stages.preference import preference_task
 from prefdag.store import Store
 from prefdag.tables import title
 from test_losses import pair
@@ -75,7 +75,7 @@ def trained(entry: dict[str, Any], store: Store, reference: ReferenceCache) -> t
     """Losses of six steps and the weights after them, in one row."""
     model = tiny(dtype=torch.float32)
     settings = Training(batch_size=4, learning_rate=1e-2, max_steps=6, epochs=9, tokens_per_batch=60)
-    task = preference_task(objective(entry, "tests", "row"), model, reference)
+    task = Alignment(objective(entry, "tests", "row"), model, store, reference)
     losses = [step.loss for step in train(model, store, settings, task)]
     return losses, torch.nn.utils.parameters_to_vector(model.parameters()).detach()
 

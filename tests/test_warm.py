@@ -120,7 +120,7 @@ def test_a_cold_job_writes_the_same_bits_as_a_warm_one(finished: Project, tmp_pa
     results = finished.folder / "results/mini"
     made = json.loads((results / "preference/dpo/manifest.json").read_text())
     config = json.dumps(made["config"])
-    inputs = {"policy": "sft", "comparisons": "prepare/comparisons", "reference": "reference"}
+    inputs = {"policy": "sft", "comparisons": "prepare/comparisons", "reference": "reference/comparisons"}
     options = [f"--{name}={results / folder / 'manifest.json'}" for name, folder in inputs.items()]
     output = tmp_path / "mini/preference/dpo/manifest.json"
     command = [sys.executable, "-m", "prefdag", "preference", "--config", config, *options, f"--output={output}"]

@@ -3,9 +3,11 @@
 An adapter returns a `TextComparison` or raises `Unusable` with the reason; the audit counts reasons and names rows.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefdag.errors import UserError
 from prefdag.rows import Row, read_rows
@@ -39,8 +41,8 @@ def pairs(row: Row) -> TextComparison:
     responses = row["responses"]
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise Unusable("responses are not text")
-    scores = tuple(map(float, row["scores"])) if row.get("scores") is not None else None
-    return TextComparison(prompt, _usable(*responses), scores)
+    scores = row.get("scores")
+    return TextComparison(prompt, _usable(*responses), None if scores is None else _scores(scores, len(responses)))
 
 
 def hh(row: Row) -> TextComparison:
@@ -59,6 +61,14 @@ def _text(row: Row, key: str) -> str:
     if not isinstance(row[key], str):
         raise Unusable(f"`{key}` is not text")
     return row[key]
+
+
+def _scores(values: Any, num_responses: int) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != num_responses:
+        raise Unusable("not one score for each response")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise Unusable("scores are not finite numbers")
+    return tuple(map(float, values))
 
 
 def _usable(*responses: str) -> tuple[str, ...]:

@@ -101,3 +101,8 @@ def own_code_of(suite: Suite, run: str) -> tuple[Path, ...]:
 
 def reads_reference(suite: Suite, run: str) -> bool:
     return "reference" in suite.run(run).objective.reads
+
+
+def dataset_of(suite: Suite, run: str) -> str:
+    """The dataset, prepared and with a reference cache of its own, that a run is trained on."""
+    return suite.run(run).dataset

@@ -123,7 +123,7 @@ def trained(
     model: PreTrainedModel,
     steps: Sequence[Sequence[Comparison]],
     references: Sequence[Sequence[Tensor]],
-    loss: Callable[[LogProbs, LogProbs], Tensor],
+    loss: Callable[..., Tensor],
     rung: str,
     tokens_per_batch: int,
     learning_rate: float,
@@ -139,7 +139,7 @@ def trained(
         total = 0.0
         for taken, policy in RUNGS[rung](model, step, tokens_per_batch):
             fixed = LogProbs(torch.cat([reference[place] for place in taken]), policy.owner, policy.shape)
-            part = loss(policy, fixed).sum() / len(step)
+            part = loss(policy, reference=fixed).sum() / len(step)
             part.backward()
             total += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
@@ -30,6 +30,7 @@ from prefdag.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 RESERVED = ("base", "sft")
+Dataset = Literal["comparisons", "rankings"]
 
 
 class Run(Section):
@@ -38,6 +39,7 @@ class Run(Section):
     name: str
     objective: SerializeAsAny[Objective]
     preference: Preference
+    dataset: Dataset = "comparisons"
 
 
 class Suite(Section):
@@ -77,7 +79,28 @@ class Suite(Section):
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
         for name in self.score.implicit:
             self._check_implicit(name)
+        for run in self.runs:
+            if mistake := self._lacking(run):
+                raise ValueError(f"runs.{run.name}.{mistake}")
         return self
+
+    def _lacking(self, run: Run) -> str | None:
+        """What the data of a run is known to lack before it is made."""
+        method, entry, adapter = run.objective.method, run.objective, self.prepare.adapter
+        rows_of_two = self.pairs is None and adapter != "pairs"
+        if run.dataset == "rankings" and entry.responses == "two":
+            return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
+        if run.dataset == "rankings" and rows_of_two:
+            return (
+                f"dataset: rows of the adapter `{adapter}` hold two responses; sample rankings by the section `pairs`, "
+                "or give rows of more `responses` to the adapter `pairs`"
+            )
+        if "scores" in entry.reads and rows_of_two:
+            return (
+                f"method: {method} reads scores, and rows of the adapter `{adapter}` have none; sample and score "
+                "responses by the section `pairs`, or give rows with `scores` to the adapter `pairs`"
+            )
+        return None
 
     def _check_implicit(self, name: str) -> None:
         """beta times a log-ratio to the reference needs a beta and a reference."""
@@ -86,10 +109,11 @@ class Suite(Section):
         if not found:
             raise ValueError(f"score.implicit: there is no run {name!r}; the runs are {known}")
         objective = found[0].objective
-        if "reference" not in objective.reads or "beta" not in objective.parameters():
+        beta = objective.parameters().get("beta")
+        if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
             raise ValueError(
                 f"score.implicit: {name} ({objective.method}) has no implicit reward; its loss must read "
-                "the reference and have a beta"
+                "the reference and have one beta"
             )
 
     def run(self, name: str) -> Run:
@@ -231,10 +255,21 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
     own = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
+    about = (
+        {"dataset": _dataset(row.pop("dataset"), where, inside)} if "dataset" in row and "dataset" not in own else {}
+    )
     loss = objective(row, where, inside)
     runs = []
     for seed in seeds:
         chosen = {**preference, **training, **({} if seed is None else {"seed": seed})}
         suffix = "" if seed is None else f"-seed{seed}"
-        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=Preference.parse(chosen, where, inside)))
+        settings = Preference.parse(chosen, where, inside)
+        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
     return runs
+
+
+def _dataset(given: Any, where: str, inside: str) -> Dataset:
+    if given not in get_args(Dataset):
+        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {given!r}")
+    found: Dataset = given
+    return found

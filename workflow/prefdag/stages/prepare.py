@@ -26,7 +26,7 @@ Rows = Iterator[tuple[int, TextComparison]]
 
 class Job(Section):
     prepare: Prepare
-    dataset: Literal["demonstrations", "comparisons"]
+    dataset: Literal["demonstrations", "comparisons", "rankings"]
 
 
 def run(job: Job, here: Workspace, *, rows: Path, tokenizer: Path) -> dict[str, Any]:
@@ -35,15 +35,16 @@ def run(job: Job, here: Workspace, *, rows: Path, tokenizer: Path) -> dict[str, 
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
     vocabulary = load_tokenizer(next((folder for folder in folders if folder.is_dir()), folders[0]))
     adapter = "pairs" if sampled else job.prepare.adapter
+    folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
     prompts: dict[bytes, tuple[int, str]] = {}
     audits, stores = {}, {}
     for split in SPLITS if job.dataset == "comparisons" else SPLITS[:2]:
-        source = rows.parent / f"{split}.jsonl"
+        source = folder / f"{split}.jsonl"
         own_file = source.is_file()
         audit = audits[split] = SplitAudit()
         unusable: dict[str, list[int]] = {}
-        found = comparisons(adapter, source if own_file else rows.parent / "train.jsonl", unusable)
-        kept = _of_split(job.prepare, found, split, own_file, rows.parent, audit)
+        found = comparisons(adapter, source if own_file else folder / "train.jsonl", unusable)
+        kept = _of_split(job.prepare, found, split, own_file, folder, audit)
         _write_split(job, here.output / split, kept, vocabulary, audit, split, prompts)
         if own_file:  # else they are rows of the train file, named there
             audit.unusable(unusable)
@@ -90,10 +91,12 @@ def _write_split(
     prompts: dict[bytes, tuple[int, str]],
 ) -> None:
     end = end_of_turn(tokenizer, job.prepare)
-    num_responses = 1 if job.dataset == "demonstrations" else 2
     first = next(found, None)
-    scored = num_responses == 2 and first is not None and first[1].scores is not None
+    num_responses = {"demonstrations": 1, "comparisons": 2}.get(job.dataset) or _ranked(first)
+    scored = num_responses > 1 and first is not None and first[1].scores is not None
     rows = itertools.chain([first], found) if first is not None else iter(())
+    if job.dataset == "rankings":
+        rows = _of_size(rows, num_responses, audit)
     with StoreWriter(folder, num_responses, scored) as writer:
         while batch := list(itertools.islice(rows, ENCODED_AT_ONCE)):
             for (row, comparison), prompt, responses in _encoded(job, batch, tokenizer, num_responses, split):
@@ -102,9 +105,26 @@ def _write_split(
                     audit.drop(reason, row)
                     continue
                 number = _prompt_number(comparison.prompt, split, prompts)
-                scores = list(comparison.scores) if scored and comparison.scores else None
+                if num_responses > 1 and (comparison.scores is not None) != scored:
+                    raise UserError(
+                        f"{split}: row {row}: scores stand in some rows only; give every row scores or none"
+                    )
+                scores = list(comparison.scores[:num_responses]) if scored and comparison.scores else None
                 writer.add(prompt, responses, row=row, prompt=number, scores=scores)
                 audit.use(len(prompt), [len(response) for response in responses])
+
+
+def _ranked(first: tuple[int, TextComparison] | None) -> int:
+    """K of a split's rankings: that of its first row; a row of another K is left out and counted."""
+    return max(2, len(first[1].responses)) if first is not None else 2
+
+
+def _of_size(found: Rows, num_responses: int, audit: SplitAudit) -> Rows:
+    for row, comparison in found:
+        if len(comparison.responses) == num_responses:
+            yield row, comparison
+        else:
+            audit.drop(f"{len(comparison.responses)} responses, not {num_responses} as the first row has", row)
 
 
 def _encoded(

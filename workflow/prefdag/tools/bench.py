@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefdag.alignment import Alignment
 from prefdag.batches import members
 from prefdag.benchmark.ladder import RUNGS, trained
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
-from prefdag.loop import Losses, Task, train
+from prefdag.loop import Losses, Task, Trainable, train
 from prefdag.losses import loss_of
 from prefdag.models import load_policy, load_scorer, set_up
 from prefdag.reference import write_cache
@@ -32,7 +33,6 @@ from prefdag.reward_losses import bradley_terry
 from prefdag.rewards import RewardModel, initial_heads
 from prefdag.rows import read_rows
 from prefdag.segments import Segments, pack, packed
-from prefdag.stages.preference import preference_task
 from prefdag.store import Comparison, Store, StoreWriter
 
 TASKS = ("dpo", "reward", "reference", "sft")
@@ -162,18 +162,18 @@ def _reference_of(model: Any, step: Sequence[Comparison]) -> list[torch.Tensor]:
     return [logprobs(model, pack([comparison])).tokens for comparison in step]
 
 
-def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> Task:
+def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> Trainable:
     match arguments.task:
         case "dpo":
             write_cache(model.eval(), store, folder / "reference.npy", arguments.tokens_per_batch)
             values, starts = np.load(folder / "reference.npy", mmap_mode="r"), store.response_starts()
 
-            def cached(ids: Sequence[int], segments: Segments) -> LogProbs:
+            def cached(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
                 tokens = np.concatenate([values[starts[index] : starts[index + 1]] for index in ids])
-                return LogProbs(torch.from_numpy(tokens).to(segments.owner.device), segments.owner, segments.shape)
+                return LogProbs(torch.from_numpy(tokens).to(batch.owner.device), batch.owner, batch.shape)
 
             loss = objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo")
-            return preference_task(loss, model.train(), cached)
+            return Alignment(loss, model.train(), store, cached)
         case "reward":
             initial_heads(model, 0.02, (0,))
             rewards = RewardModel((model,))

@@ -20,6 +20,10 @@ states none of its own.
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
 in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
 (`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
+
+`dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
+`dataset: comparisons`. A loss of single responses takes comparisons apart: the best response is desirable, the others
+are not, and `batch_size` counts responses.
 """
 
 
