@@ -1,0 +1,180 @@
+"""Theory made executable: in a world that can be enumerated, population losses are minimised where papers say."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prefdag.config.exact import Exact
+from prefdag.config.objectives import objective
+from prefdag.exact import World, divergence, enumerated
+from prefdag.tabular import Minimum, Population, Tokens, minimise, pairs, rankings, singles
+
+SMALL = Exact(length=2)  # 3 prompts, 7 responses each
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.of(SMALL)
+
+
+def trained(world: World, population: Population | None = None, **row: Any) -> Minimum:
+    return minimise(world, objective(row, "test", "row"), population or pairs(world))
+
+
+def additive(world: World, targets: Tensor) -> Tensor:
+    """The log-ratios h(y) whose differences lie closest to targets [X, Y, Y], pairs drawn from the reference: [X, Y].
+
+    Weighted least squares by numpy, then shifted so that pi_ref exp(h) sums to 1.
+    """
+    chance, num = world.log_reference.exp().numpy(), len(world.responses)
+    left, right = (index.ravel() for index in np.indices((num, num)))
+    found = []
+    for x in range(len(chance)):
+        root = np.sqrt(chance[x][left] * chance[x][right])[:, None]
+        design = root * (np.eye(num)[left] - np.eye(num)[right])
+        found.append(np.linalg.lstsq(design, root[:, 0] * targets[x].numpy().ravel(), rcond=None)[0])
+    ratio = torch.from_numpy(np.array(found))
+    return ratio - (world.log_reference + ratio).logsumexp(1, keepdim=True)
+
+
+def test_every_response_is_there_once():
+    """One word, at most two tokens: end; word end; word word."""
+    assert enumerated(1, 2) == [(1,), (0, 1), (0, 0)]
+    assert len(World.of(Exact()).responses) == 1 + 2 + 4 + 8
+    assert len(set(World.of(Exact()).responses)) == 15
+
+
+def test_a_policy_is_a_distribution_and_its_tokens_are_the_products_factors(world: World):
+    """By hand: response (0, end) of prompt 1 is p(0 | empty) p(end | 0), rows 0 and 1 of its table."""
+    torch.testing.assert_close(world.log_reference.exp().sum(1), torch.ones(3, dtype=torch.float64))
+    at = world.responses.index((0, 2))
+    rows = world.reference[1].log_softmax(-1)
+    tokens = Tokens(world, torch.tensor([[1 * 7 + at, 0]])).logprobs(world.reference)
+    torch.testing.assert_close(tokens.tokens[:2], torch.stack([rows[0, 0], rows[1, 2]]))
+    assert tokens.count.tolist() == [[2, 1]]
+    torch.testing.assert_close(tokens.total[0, 0], world.log_reference[1, at])
+
+
+def test_populations_are_distributions(world: World):
+    for population in (pairs(world), pairs(world, 0.2), singles(world), rankings(world, 3)):
+        assert population.weights.sum().item() == pytest.approx(1, abs=1e-12)
+        assert (population.weights > 0).all()
+    torch.testing.assert_close(rankings(world, 2).weights, pairs(world).weights)
+
+
+def test_the_frontier_is_the_best_there_is(world: World):
+    """No policy has more reward at its KL; what one lacks is beta times its KL to the optimum of that KL."""
+    draw = torch.Generator().manual_seed(1)
+    for scale in (0.1, 1.0, 3.0):
+        noise = torch.randn(world.reference.shape, generator=draw, dtype=torch.float64)
+        policy = world.log_policy(world.reference + scale * noise)
+        beta = world.beta_at(world.kl(policy))
+        gap = world.best_at(world.kl(policy)) - world.value(policy)
+        assert gap > 0
+        assert gap == pytest.approx(beta * divergence(policy, world.optimum(beta)), rel=1e-6)
+    assert world.best_at(0) == pytest.approx(world.value(world.log_reference), abs=1e-6)
+    assert world.best_at(1e3) == pytest.approx(world.reward.max(1).values.mean().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 1.0, 3.0])
+def test_dpo_reaches_the_optimum(world: World, beta: float):
+    """Rafailov et al. 2023, section 4: pi* = pi_ref exp(r / beta) / Z, and beta log(pi / pi_ref) is r plus f(x)."""
+    policy = trained(world, method="dpo", beta=beta).log_policy
+    optimum = world.optimum(beta)
+    assert divergence(policy, optimum) < 1e-8
+    off = beta * (policy - world.log_reference) - world.reward
+    assert (off.max(1).values - off.min(1).values).max() < 1e-3
+    assert off.std(0).max() > 0.01, "f(x) is not one constant"
+    assert world.kl(policy) == pytest.approx(world.kl(optimum), abs=1e-6)
+    assert world.best_at(world.kl(policy)) - world.value(policy) < 1e-8
+
+
+def test_dpo_with_another_beta_misses_the_optimum(world: World):
+    policy = trained(world, method="dpo", beta=1.0).log_policy
+    assert divergence(policy, world.optimum(0.5)) > 0.01
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0])
+def test_ipo_reaches_its_own_fixed_point(world: World, beta: float):
+    """Of both orders of a pair p (D - c)^2 + (1 - p) (D + c)^2 = (D - (2 p - 1) c)^2 + const with c = 1 / (2 beta):
+
+    D regressed on (2 p - 1) / (2 beta), which for independent draws from mu is h(y) = mean over mu(y') of that.
+    """
+    targets = (2 * world.preferred - 1) / (2 * beta)
+    policy = trained(world, method="ipo", beta=beta, logprob="summed").log_policy
+    ratio = policy - world.log_reference
+    torch.testing.assert_close(ratio, additive(world, targets), rtol=0, atol=1e-6)
+    mean = (targets * world.log_reference.exp()[:, None, :]).sum(2)
+    torch.testing.assert_close(ratio - ratio[:, :1], mean - mean[:, :1], rtol=0, atol=1e-6)
+    assert divergence(policy, world.optimum(beta)) > 1e-3, "which is not DPO's"
+
+
+def test_rebel_is_exact_on_scores(world: World):
+    """(D - eta (r - r'))^2 is 0 at pi_ref exp(eta r) / Z."""
+    found = trained(world, method="rebel", eta=2.0)
+    assert found.loss < 1e-15
+    torch.testing.assert_close(found.log_policy, world.optimum(0.5), rtol=0, atol=1e-6)
+
+
+def test_preferred_ft_is_the_distribution_of_the_preferred(world: World):
+    """Maximum likelihood: pi(y) = 2 mu(y) sum_y' mu(y') p(y > y')."""
+    chance = world.log_reference.exp()
+    expected = 2 * chance * (world.preferred * chance[:, None, :]).sum(2)
+    torch.testing.assert_close(trained(world, method="preferred_ft").log_policy.exp(), expected, rtol=0, atol=1e-8)
+
+
+def test_robust_undoes_the_flips_that_cdpo_keeps(world: World):
+    """Chowdhury et al. 2024: with a tenth of the labels turned round, robust at 0.1 is DPO without; DPO is not."""
+    noisy, row = pairs(world, flips=0.1), {"beta": 1.0}
+    robust = trained(world, noisy, method="robust", label_smoothing=0.1, **row)
+    assert divergence(robust.log_policy, world.optimum(1.0)) < 1e-8
+    assert divergence(trained(world, noisy, method="dpo", **row).log_policy, world.optimum(1.0)) > 1e-3
+    smoothed = trained(world, method="cdpo", label_smoothing=0.1, **row)
+    flipped = trained(world, noisy, method="dpo", **row)
+    torch.testing.assert_close(smoothed.log_policy, flipped.log_policy, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["plackett_luce", "multi_negative", "all_pairs"])
+def test_rankings_reach_the_optimum(world: World, method: str):
+    """Rafailov et al. 2023, appendix A.3: K = 3 responses ranked by a Plackett-Luce model of the reward."""
+    policy = trained(world, rankings(world, 3), method=method, beta=1.0).log_policy
+    assert divergence(policy, world.optimum(1.0)) < 1e-8
+
+
+def test_a_detached_weight_does_not_move_wpos_optimum(world: World):
+    """WPO's weight scales pairs alike in both orders, so DPO's optimum is its fixed point."""
+    policy = trained(world, method="wpo", beta=1.0).log_policy
+    assert divergence(policy, world.optimum(1.0)) < 1e-8
+
+
+def test_kto_above_its_reference_point_is_apo_zero(world: World):
+    """While the mismatched mean is below 0, z is 0 and KTO's loss is APO-zero's, value for value."""
+    rows: list[dict[str, Any]] = [{"method": "kto", "beta": 1.0}, {"method": "apo_zero_unpaired", "beta": 1.0}]
+    first, second = (trained(world, singles(world), **row) for row in rows)
+    torch.testing.assert_close(first.log_policy.exp(), second.log_policy.exp(), rtol=0, atol=1e-6)
+
+
+def test_rewards_that_differ_by_the_prompt_alone_are_one(world: World):
+    """Rafailov et al. 2023, lemmas 1 and 2: r + f(x) gives the same preferences and the same optimal policy."""
+    shift = torch.tensor([[3.0], [-1.0], [0.5]], dtype=torch.float64)
+    moved = World(world.words, world.responses, world.reward + shift, world.reference)
+    torch.testing.assert_close(moved.preferred, world.preferred)
+    torch.testing.assert_close(rankings(moved, 3).weights, rankings(world, 3).weights)
+    torch.testing.assert_close(moved.optimum(0.3), world.optimum(0.3))
+    scaled = World(world.words, world.responses, world.reward * 2, world.reference)
+    assert not torch.allclose(scaled.preferred, world.preferred)
+
+
+def test_the_reparametrisation_gives_the_reward_back(world: World):
+    """Rafailov et al. 2023, eq. 5: r = beta log(pi* / pi_ref) + beta log Z."""
+    beta = 0.3
+    log_partition = (world.log_reference + world.reward / beta).logsumexp(1, keepdim=True)
+    again = beta * (world.optimum(beta) - world.log_reference) + beta * log_partition
+    torch.testing.assert_close(again, world.reward)
+    assert math.exp(log_partition[0]) == pytest.approx(
+        (world.log_reference.exp() * (world.reward / beta).exp())[0].sum().item()
+    )
