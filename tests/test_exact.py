@@ -1,16 +1,26 @@
 """Theory made executable: in a world that can be enumerated, population losses are minimised where papers say."""
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from conftest import ROOT, checkout
+from prefdag import plan
 from prefdag.config.exact import Exact
-from prefdag.config.objectives import objective
+from prefdag.config.objectives import OBJECTIVES, objective
+from prefdag.config.population import LEFT_OUT
+from prefdag.config.suite import ExactSuite, read_suite, resolve
+from prefdag.errors import UserError
 from prefdag.exact import World, divergence, enumerated
+from prefdag.stages.exact import Job as SweepJob
 from prefdag.tabular import Minimum, Population, Tokens, minimise, pairs, rankings, singles
 
 SMALL = Exact(length=2)  # 3 prompts, 7 responses each
@@ -178,3 +188,82 @@ def test_the_reparametrisation_gives_the_reward_back(world: World):
     assert math.exp(log_partition[0]) == pytest.approx(
         (world.log_reference.exp() * (world.reward / beta).exp())[0].sum().item()
     )
+
+
+SUITE: dict[str, Any] = {
+    "name": "tiny",
+    "threads": 2,
+    "exact": {"prompts": 2, "words": 1, "length": 2},
+    "grid": [{"method": "dpo", "beta": [0.5, 1, 2]}],
+    "runs": [{"name": "ft", "method": "preferred_ft"}],
+}
+
+
+def test_an_entry_of_the_grid_is_one_job():
+    suite = resolve(SUITE, "x.yaml")
+    assert isinstance(suite, ExactSuite)
+    assert [(run.name, len(run.objectives)) for run in suite.runs] == [("ft", 1), ("dpo", 3)]
+    assert plan.threads_of(suite, "exact", "dpo") == 2
+    read = json.loads(plan.config_of(suite, "exact", "dpo"))
+    assert [loss["beta"] for loss in read["run"]["objectives"]] == [0.5, 1, 2]
+    assert SweepJob.parse(read, "exact --config").run == suite.run("dpo"), "the job reads the very losses again"
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"method": "aot"}, "runs.it: aot has no population loss to minimise: it couples the order statistics"),
+        ({"method": "rpo", "nll": "per_token"}, "runs.it: rpo has no population loss to minimise: nll: per_token"),
+        ({"method": "dpo", "beta": -1}, "runs.it.beta: expected a number above 0, got -1"),
+        ({"method": "dpo", "seeds": [0]}, "runs.it.seeds: dpo does not read seeds; its options are beta"),
+        ({"method": "dpo", "flips": 0.5}, "runs.it.flips: expected a number below 0.5, got 0.5"),
+        (
+            {"method": "plackett_luce", "flips": 0.1},
+            "runs.it: flips turns pairs round, and plackett_luce reads rankings",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(row: dict[str, Any], sentence: str):
+    with pytest.raises(UserError) as mistake:
+        resolve({**SUITE, "runs": [{"name": "it", **row}]}, "x.yaml")
+    assert str(mistake.value).startswith(f"x.yaml: {sentence}")
+
+
+def test_sections_of_other_suites_have_no_place_beside_exact():
+    with pytest.raises(UserError, match=r"^x.yaml: sft: unknown key"):
+        resolve({**SUITE, "sft": {}}, "x.yaml")
+    with pytest.raises(UserError, match=r"^x.yaml: exact.prompts: expected a number of at least 2, got 1$"):
+        resolve({**SUITE, "exact": {"prompts": 1}}, "x.yaml")
+
+
+def test_every_loss_has_a_row_or_a_reason():
+    """The shipped suite holds every loss of the registry that has a population version."""
+    suite = read_suite([str(ROOT / "configs/exact.yaml")])
+    methods = {loss.method for run in suite.runs for loss in run.objectives}
+    assert methods | set(LEFT_OUT) == set(OBJECTIVES)
+    assert not methods & set(LEFT_OUT)
+
+
+def test_a_tiny_suite_runs_to_its_page_and_then_there_is_nothing_to_do(tmp_path: Path):
+    """With a loss of the user's own beside it, which is DPO: it ends where DPO does."""
+    project = checkout(tmp_path / "clone")
+    own = "def mine(policy, reference, *, beta: float):\n    ratio = (policy - reference).total\n"
+    own += "    return (1 + (beta * (ratio[:, 1] - ratio[:, 0])).exp()).log()\n"
+    (project.folder / "configs/mine.py").write_text(own)
+    rows = [*SUITE["grid"], {"name": "mine", "method": "mine.py:mine", "beta": [1, 2]}]
+    (project.folder / "configs/tiny.yaml").write_text(json.dumps({**SUITE, "threads": 1, "grid": rows}))
+    done = project.snakemake(suite="configs/tiny.yaml")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = project.folder / "results/tiny"
+    points = pd.read_csv(results / "report/points.csv").set_index(["run", "setting"])
+    assert len(points) == 6
+    assert (points.loc[["dpo", "mine"], "gap"].abs() < 1e-9).all()
+    assert points.loc[("mine", "beta=2.0"), "kl"] == pytest.approx(points.loc[("dpo", "beta=2.0"), "kl"])
+    page = (results / "report/index.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "beta_dpo" in page and not re.search(r"(src|href)=[\"']?https?:", page)
+    again = project.snakemake("-n", suite="configs/tiny.yaml")
+    assert "Nothing to be done" in again.stdout + again.stderr
+    (project.folder / "configs/mine.py").write_text(own.replace("1 +", "1.0 +"))
+    again = project.snakemake("-n", suite="configs/tiny.yaml")
+    assert re.findall(r"wildcards: run=(\S+)", again.stdout + again.stderr) == ["mine"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.model import Origin
+from prefdag.config.population import LEFT_OUT
 from prefdag.config.report import Report
 from prefdag.config.section import Section
-from prefdag.config.population import LEFT_OUT
 from prefdag.config.suite import ExactSuite, Suite
 
 BEFORE_ALIGNMENT = ("base", "sft")
