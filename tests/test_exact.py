@@ -20,8 +20,9 @@ from prefdag.config.population import LEFT_OUT
 from prefdag.config.suite import ExactSuite, read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.exact import World, divergence, enumerated
+from prefdag.losses import loss_of
 from prefdag.stages.exact import Job as SweepJob
-from prefdag.tabular import Minimum, Population, Tokens, minimise, pairs, rankings, singles
+from prefdag.tabular import Minimum, Population, Tokens, minimise, pairs, population_loss, rankings, singles
 
 SMALL = Exact(length=2)  # 3 prompts, 7 responses each
 
@@ -166,6 +167,38 @@ def test_kto_above_its_reference_point_is_apo_zero(world: World):
     rows: list[dict[str, Any]] = [{"method": "kto", "beta": 1.0}, {"method": "apo_zero_unpaired", "beta": 1.0}]
     first, second = (trained(world, singles(world), **row) for row in rows)
     torch.testing.assert_close(first.log_policy.exp(), second.log_policy.exp(), rtol=0, atol=1e-6)
+
+
+def test_tdpos_reward_holds_the_token_kl(world: World):
+    """Zeng et al. 2024: beta (log pi / pi_ref + K) is r + f(x), so its optimum is not that of the sequence KL."""
+    beta = 0.3
+    found = trained(world, method="tdpo1", beta=beta)
+    held = found.logits.log_softmax(-1)
+    reference = world.reference.log_softmax(-1)
+    tokens = Tokens(world, torch.arange(world.reward.numel())[:, None])
+    every = tokens.logprobs(found.logits)
+    kl = every.summed(tokens.of_rows((reference.exp() * (reference - held)).sum(-1))).view(world.reward.shape)
+    off = beta * (found.log_policy - world.log_reference + kl) - world.reward
+    torch.testing.assert_close(off, off[:, :1].expand_as(off), rtol=0, atol=1e-5)
+    assert divergence(found.log_policy, world.optimum(beta)) > 0.01
+
+
+def test_what_is_held_does_not_change_the_gradient(world: World):
+    """At the held policy itself the gradient is that of the loss as training calls it."""
+    population = pairs(world)
+    tokens = Tokens(world, population.members)
+    noise = torch.randn(world.reference.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits = (world.reference + noise).requires_grad_()
+    reference, logp = world.reference.log_softmax(-1), logits.log_softmax(-1)
+    collision = tokens.of_rows((2 * logp).logsumexp(-1)).detach()
+    token_kl = tokens.of_rows((reference.exp() * (reference - logp)).sum(-1))
+    for method, inputs in (("wpo", {"collision": collision}), ("tdpo2", {"divergence": token_kl})):
+        loss = objective({"method": method, "beta": 1.0}, "test", "row")
+        values = loss_of(loss)(tokens.logprobs(logits), reference=tokens.logprobs(world.reference), **inputs)
+        (expected,) = torch.autograd.grad(population.weights @ values, logits, retain_graph=True)
+        (found,) = torch.autograd.grad(population_loss(world, loss, population)(logits, logits.detach()), logits)
+        torch.testing.assert_close(found, expected)
+        assert expected.abs().max() > 1e-3
 
 
 def test_rewards_that_differ_by_the_prompt_alone_are_one(world: World):

@@ -17,6 +17,7 @@ FAMILIES = {
     "own": "Your own",
 }
 TOGETHER = 7  # runs in one panel
+ACROSS = 3  # panels in a row
 AT_ZERO = 1e-15  # where a gap below float64's resolution is drawn
 AT_REST = 1e-6  # a gradient, as a share of the first one, above which a minimisation did not come to rest
 DID_NOT_MOVE = 1e-3  # nats
@@ -28,15 +29,17 @@ def exact_frontier(points: pd.DataFrame, curve: pd.DataFrame) -> Figure:
     points: columns run, family, kl, reward, gradient, a line per setting; curve: kl and reward of optimal policies.
     """
     panels = _panels(points)
+    rows = -(-len(panels) // ACROSS)
     with look():
-        figure = new_figure(9.6, 2.5 * -(-len(panels) // 2) + 0.3)
-        grid = figure.subplots(-(-len(panels) // 2), 2, sharex=True, sharey=True, squeeze=False)
-        for axes, (name, members) in zip(grid.flat, panels, strict=False):
+        figure = new_figure(13.0, 2.6 * rows + 0.3)
+        grid = figure.subplots(rows, ACROSS, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (name, members) in zip(grid, panels, strict=False):
             _draw_panel(axes, members, curve)
             axes.set_title(name)
-        for axes in grid.flat[len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
-            grid.flat[len(panels) - 2].xaxis.set_tick_params(labelbottom=True)
+        for axes in grid[: len(panels)][-ACROSS:]:
+            axes.xaxis.set_tick_params(labelbottom=True)
         figure.supxlabel("KL(policy || reference), nats", fontsize=9)
         figure.supylabel("expected reward", fontsize=9)
     return figure
@@ -60,15 +63,17 @@ def _draw_panel(axes: Axes, members: pd.DataFrame, curve: pd.DataFrame) -> None:
     axes.set_xticks([0, 0.1, 0.5, 1, 2, 3, 5, 8])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(-0.003, 1.08 * curve["kl"].max())
-    styles = method_styles(members["run"])
-    for run, own in members.groupby("run", sort=False):
+    runs = list(dict.fromkeys(members["run"]))
+    styles = {run: style for run, style in method_styles(runs).items() if run in runs}
+    sizes = np.linspace(9, 4, len(runs))  # falling, so that runs with the same minima stay apart
+    for (run, own), size in zip(members.groupby("run", sort=False), sizes, strict=False):
         colour, marker = styles[str(run)]
-        line = own.sort_values("kl")
-        axes.plot(line["kl"], line["reward"], color=colour, linewidth=1, alpha=0.5, zorder=3)
-        shape = {"marker": marker, "markersize": 5.5, "linestyle": "none", "color": colour, "zorder": 4}
-        axes.plot(line["kl"], line["reward"], label=run, markeredgecolor="white", markeredgewidth=0.6, **shape)
-        moving = line[~(line["gradient"] <= AT_REST)]
-        axes.plot(moving["kl"], moving["reward"], markerfacecolor="white", **shape)
+        rest = own["gradient"] <= AT_REST
+        shape = {"marker": marker, "markersize": size, "linestyle": "none", "color": colour, "zorder": 4}
+        filled = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+        axes.plot([], [], label=run, **{**shape, "markersize": 6}, **filled)
+        axes.plot(own["kl"][rest], own["reward"][rest], **shape, **filled)
+        axes.plot(own["kl"][~rest], own["reward"][~rest], markerfacecolor="white", **shape)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.03), borderaxespad=0.2, handlelength=1.2)
 
 

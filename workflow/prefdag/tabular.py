@@ -21,7 +21,8 @@ from prefdag.losses import loss_of
 
 ROUNDS = 20  # of minimising with what a loss detaches held
 STEPS = 500  # of one minimisation
-SMALL = 1e-11  # largest gradient entry, as a share of the first one's, at which a minimisation ends
+SMALL = 1e-10  # largest gradient entry, as a share of the first one's, at which a minimisation ends
+AT_REST = 1e-6  # the same, what was held being renewed, at which the rounds end
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,13 @@ class Population:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended: log pi(y | x) [X, Y], the loss there, and how it got there.
+    """Where a minimisation ended: the policy's logits and log pi(y | x) [X, Y], the loss there, and how it got there.
 
     gradient: the largest entry left, as a share of that at the reference (it stays large at a kink, and is not a number
     where a loss fell without bound); evaluations: of the loss and its gradient.
     """
 
+    logits: Tensor
     log_policy: Tensor
     loss: float
     gradient: float
@@ -120,12 +122,12 @@ def minimise(world: World, objective: Objective, population: Population) -> Mini
     first = _largest_gradient(loss, logits)
     evaluations, left = 0, 1.0
     for _ in range(ROUNDS):
-        evaluations += _descend(loss, logits, SMALL * first)
+        evaluations += _descend(loss, logits, max(SMALL, 0.01 * left if evaluations else 0.0) * first)
         before, left = left, _largest_gradient(loss, logits) / first
-        if not left > 10 * SMALL or left > before / 2:  # there, no longer getting there, or not a number
+        if not left > AT_REST or left > 0.9 * before:  # there, no longer getting there, or not a number
             break
     held = logits.detach()
-    return Minimum(world.log_policy(held), loss(held, held).item(), left, evaluations)
+    return Minimum(held, world.log_policy(held), loss(held, held).item(), left, evaluations)
 
 
 def population_of(world: World, objective: Objective, flips: float, ranked: int) -> Population:

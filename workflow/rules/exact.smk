@@ -23,7 +23,7 @@ rule exact:
         OFFLINE + "python -m prefdag exact --config {params.config:q} --output {output.manifest} 2>&1 | tee {log:q}"
 
 
-rule exact_report:
+rule report:
     """Every method against the exact frontier, and one page that shows them."""
     input:
         code=sources("report"),

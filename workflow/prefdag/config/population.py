@@ -24,7 +24,7 @@ class Sweep(Section):
 
     name: str
     flips: float = Field(0.0, ge=0, lt=0.5, description="the fraction of labels turned round")
-    objectives: tuple[SerializeAsAny[Objective], ...]
+    objectives: tuple[SerializeAsAny[Objective], ...] = Field(min_length=1)
 
     @field_validator("objectives", mode="before")
     @classmethod

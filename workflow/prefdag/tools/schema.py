@@ -4,11 +4,13 @@ import argparse
 import json
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.section import Section
-from prefdag.config.suite import Suite
+from prefdag.config.suite import ExactSuite, Suite
 
 INTRODUCTION = """# Suites
 
@@ -20,6 +22,9 @@ states none of its own.
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
 in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
 (`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
+
+A suite with the section `exact` (`configs/exact.yaml`) has no other but `name`, `seed` and `threads`: its rows take
+the method's options and `flips`, the fraction of labels turned round, and an entry of its `grid:` is one job.
 """
 
 
@@ -30,13 +35,13 @@ def main(argv: list[str]) -> int:
     if parser.parse_args(argv).table:
         print(table(), end="")
     else:
-        print(json.dumps(Suite.model_json_schema(), indent=1))
+        print(json.dumps(TypeAdapter(Suite | ExactSuite).json_schema(), indent=1))
     return 0
 
 
 def table() -> str:
     """Every section's keys, and the registry of losses, as Markdown."""
-    parts = [INTRODUCTION, *_sections("", Suite), _losses()]
+    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses()]
     return "\n".join(parts)
 
 
