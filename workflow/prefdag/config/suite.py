@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from prefdag.config.benchmark import Benchmark
 from prefdag.config.data import Data
+from prefdag.config.exact import Exact
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
 from prefdag.config.model import Model
 from prefdag.config.objectives import Objective, entry_of, objective
 from prefdag.config.objectives.own import located
 from prefdag.config.pairs import Pairs
+from prefdag.config.population import Sweep
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
 from prefdag.config.pretrain import Pretrain
@@ -24,7 +26,7 @@ from prefdag.config.reference import Reference
 from prefdag.config.report import Report
 from prefdag.config.reward import Reward
 from prefdag.config.score import Score
-from prefdag.config.section import Count, Section, Seed, explain
+from prefdag.config.section import Count, Section, Seed
 from prefdag.config.sft import SFT
 from prefdag.errors import UserError
 
@@ -120,13 +122,31 @@ class Suite(Section):
         return next(run for run in self.runs if run.name == name)
 
 
+class ExactSuite(Section):
+    """A suite with a section `exact`: losses minimised over a world that can be enumerated, and nothing else."""
+
+    name: str
+    seed: Seed = 0
+    threads: Count = 1
+    exact: Exact
+    runs: tuple[Sweep, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        return _checked_name(name)
+
+    def run(self, name: str) -> Sweep:
+        return next(run for run in self.runs if run.name == name)
+
+
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"expected letters, digits and . _ + - (at most 80, no `..`), got {name!r}")
     return name
 
 
-def read_suite(paths: list[str]) -> Suite:
+def read_suite(paths: list[str]) -> Suite | ExactSuite:
     """Read one suite file, with further files merged over it key by key, as Snakemake's --configfile does."""
     values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
@@ -167,7 +187,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite:
+def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite | ExactSuite:
     """Validate a suite and expand its rows. `where` names the file in every mistake's sentence.
 
     stated: which file states a section, where several were merged; paths in it are taken from that file.
@@ -178,21 +198,22 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         below = read_yaml(path)
         values, stated = merged(below, values), {**dict.fromkeys(below, str(path)), **stated}
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
-    for stage, section in Suite.model_fields.items():
+    kind = ExactSuite if "exact" in values else Suite
+    for stage, section in kind.model_fields.items():
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
-    rows = [
-        *_located(_rows(values.pop("runs", None), "runs", where), stated.get("runs", where)),
-        *_located(_grid(values.pop("grid", None), where), stated.get("grid", where)),
-    ]
+    rows = _located(_rows(values.pop("runs", None), "runs", where), stated.get("runs", where))
+    grid = _located(_rows(values.pop("grid", None), "grid", where), stated.get("grid", where))
+    if kind is ExactSuite:
+        sweeps = [
+            *(_sweep(row, [row], where) for row in rows),
+            *(_sweep(entry, _grid([entry]), where) for entry in grid),
+        ]
+        return ExactSuite.parse({**values, "runs": _named_once(sweeps, where)}, where)
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
-    runs = _expanded(rows, preference, where)
-    try:
-        return Suite.model_validate({**values, "runs": runs})
-    except ValidationError as error:
-        raise UserError(explain(error, where)) from None
+    return Suite.parse({**values, "runs": _expanded([*rows, *_grid(grid)], preference, where)}, where)
 
 
 def _fields_of(annotation: Any) -> frozenset[str]:
@@ -211,17 +232,31 @@ def _rows(rows: Any, key: str, where: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _grid(grid: Any, where: str) -> list[dict[str, Any]]:
+def _grid(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a grid: every key that holds a list takes each of its values; the name says which."""
     rows = []
-    for entry in _rows(grid, "grid", where):
+    for entry in grid:
         swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
         for choice in itertools.product(*(entry[key] for key in swept)):
             chosen = dict(zip(swept, choice, strict=True))
-            title = str(entry.get("name", entry.get("method"))).rpartition(":")[2]
-            parts = [title, *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
+            parts = [_title(entry), *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
             rows.append({**entry, **chosen, "name": "-".join(parts)})
     return rows
+
+
+def _title(entry: dict[str, Any]) -> str:
+    """What a grid's entry is called: its name, else its method."""
+    return str(entry.get("name", entry.get("method"))).rpartition(":")[2]
+
+
+def _sweep(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
+    """One job of an exact suite: all the rows that one entry stands for."""
+    name = _title(entry)
+    inside = f"runs.{name}"
+    losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
+    flips = {"flips": entry["flips"]} if "flips" in entry else {}
+    found = [objective(loss, where, inside) for loss in losses]
+    return Sweep.parse({"name": _name_of_row(name, where), "objectives": found, **flips}, where, inside)
 
 
 def _located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
@@ -234,6 +269,10 @@ def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str
     runs: list[Run] = []
     for row in rows:
         runs += _runs_of_row(dict(row), preference, where)
+    return _named_once(runs, where)
+
+
+def _named_once(runs: list[Any], where: str) -> list[Any]:
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -241,12 +280,15 @@ def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str
     return runs
 
 
-def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
-    name = row.pop("name", None)
+def _name_of_row(name: Any, where: str) -> str:
     try:
-        _checked_name(str(name) if name is not None else "")
+        return _checked_name(str(name) if name is not None else "")
     except ValueError as error:
         raise UserError(f"{where}: runs.name: {error}") from None
+
+
+def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
+    name = _name_of_row(row.pop("name", None), where)
     inside = f"runs.{name}"
     if name in RESERVED:
         raise UserError(f"{where}: {inside}: this name is taken by a policy before alignment; choose another")
