@@ -97,7 +97,8 @@ def _losses() -> str:
     for name, entry in OBJECTIVES.items():
         options = ", ".join(_option(key, field) for key, field in entry.model_fields.items() if key != "method")
         reads = ", ".join(sorted(entry.reads)) or "-"
-        lines.append(f"| `{name}` | {entry.formula.replace("|", r"\|")} | {options or '-'} | {reads} | {entry.paper} |")
+        formula = entry.formula.replace("|", "\\|")
+        lines.append(f"| `{name}` | {formula} | {options or '-'} | {reads} | {entry.paper} |")
     return "\n".join(lines) + "\n"
 
 
