@@ -16,7 +16,7 @@ from prefdag.config.model import Model
 from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
-from prefdag.config.prepare import Prepare
+from prefdag.config.prepare import Prepare, located
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Report
@@ -134,6 +134,8 @@ def resolve(values: Mapping[str, Any], where: str) -> Suite:
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
+    if "prepare" in values:
+        values["prepare"] = located(values["prepare"], where)
     rows = [*_rows(values.pop("runs", None), "runs", where), *_grid(values.pop("grid", None), where)]
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")

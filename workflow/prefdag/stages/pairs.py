@@ -2,12 +2,14 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefdag.adapters import prompts
+from prefdag.adapters import as_text, prompts
+from prefdag.adapters.text import Prompt
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
 from prefdag.config.section import Section
@@ -46,7 +48,7 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any
 
 
 def _answers(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, texts: list[str]
+    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, texts: list[Prompt]
 ) -> tuple[list[list[str]], int]:
     """The finished responses to each prompt, and how many never reached their end-of-turn.
 
@@ -64,18 +66,21 @@ def _answers(
     return [[found[number] for number in sorted(found)] for found in answers], unfinished
 
 
-def write_pairs(path: Path, texts: list[str], answers: list[list[str]]) -> dict[str, int]:
+def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[str]]) -> dict[str, int]:
     """One row per pair of responses to one prompt; ties state no preference and are counted, not written."""
     pairs = ties = 0
     with path.open("w", encoding="utf-8") as stream:
         for prompt, responses in zip(texts, answers, strict=True):
-            scored = list(zip(sentiment(prompt + response for response in responses).tolist(), responses, strict=True))
+            scored = list(
+                zip(sentiment(as_text(prompt) + response for response in responses).tolist(), responses, strict=True)
+            )
             for first, second in itertools.combinations(scored, 2):
                 if first[0] == second[0]:
                     ties += 1
                     continue
                 (high, better), (low, worse) = (first, second) if first[0] > second[0] else (second, first)
-                row = {"prompt": prompt, "responses": [better, worse], "scores": [high, low]}
+                asked = prompt if isinstance(prompt, str) else [{"role": r, "content": c} for r, c in prompt]
+                row = {"prompt": asked, "responses": [better, worse], "scores": [high, low]}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
                 pairs += 1
     return {"pairs": pairs, "ties": ties}
