@@ -120,7 +120,8 @@ class Chat:
         before, found, after = given.partition(system)
         if not found or not bare.startswith(before) or not bare.endswith(after) or len(bare) < len(before + after):
             return None
-        return bare[len(before) : len(bare) - len(after)]
+        own = bare[len(before) : len(bare) - len(after)]
+        return own if own or after else None
 
 
 def dialogue(text: str) -> tuple[Turn, ...] | None:
