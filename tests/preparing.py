@@ -37,6 +37,13 @@ def byte_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>", **rest)
 
 
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Every word is the same token: quick, for tests that look at rows and not at tokens."""
+    inner = Tokenizer(models.WordLevel({"<b>": 0, "<e>": 1, "<word>": 2}, unk_token="<word>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>", unk_token="<word>")
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,7 +57,11 @@ def fetch(folder: Path, data: dict[str, Any], **more: Any) -> int:
 
 
 def prepare(
-    folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, dataset: str = "comparisons", **changes: Any
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    dataset: str = "comparisons",
+    inputs: dict[str, Path] | None = None,
+    **changes: Any,
 ) -> tuple[int, Path]:
     """Prepare what was fetched into `folder`; returns the exit code and the dataset's folder."""
     at = folder / "out/fetch/tokenizer"
@@ -61,6 +72,8 @@ def prepare(
     output = folder / f"out/prepare/{dataset}/manifest.json"
     config = json.dumps({"prepare": {**PREPARE, **changes}, "dataset": dataset})
     command = ["prepare", "--config", config, "--rows", str(folder / "out/fetch/data/manifest.json")]
+    for name, path in (inputs or {}).items():
+        command += [f"--{name}", str(path)]
     return main([*command, "--tokenizer", str(at / "manifest.json"), "--output", str(output)]), output.parent
 
 

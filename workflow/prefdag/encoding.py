@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,7 +101,7 @@ class Encoder:
             if kept is not None:
                 found.kept.append(kept)
                 texts.append(row[2])
-        found.traits = _traits([kept.row for kept in found.kept], texts)
+        found.traits = traits_of([kept.row for kept in found.kept], texts)
         return found
 
     def _written(self, chunk: Chunk, number: int, line: bytes, found: Encoded) -> Iterator[Written]:
@@ -204,10 +204,9 @@ def _unit_hash(seed: int, text: str) -> float:
     return int.from_bytes(found[:8], "big") / 2**64
 
 
-def _traits(rows: list[int], comparisons: list[TextComparison]) -> NDArray[np.void]:
+def traits_of(rows: Sequence[int], comparisons: Sequence[TextComparison], near: bool = True) -> NDArray[np.void]:
+    """The traits of comparisons: [N]. near: with the signatures that near-duplicates are found by."""
     traits = np.zeros(len(rows), TRAITS)
-    if not rows:
-        return traits
     for index, comparison in enumerate(comparisons):
         prompt, responses = as_text(comparison.prompt), comparison.responses
         label = (str(comparison.scores),) if len(responses) == 1 and comparison.scores else ()
@@ -215,6 +214,8 @@ def _traits(rows: list[int], comparisons: list[TextComparison]) -> NDArray[np.vo
         traits[index]["whole"] = digest(prompt, *responses, *label)
         traits[index]["unordered"] = digest(prompt, *sorted(responses))
     traits["row"] = rows
+    if not near or not rows:
+        return traits
     signature = signatures(["\n".join((as_text(one.prompt), *one.responses)) for one in comparisons])
     traits["signature"], traits["bands"] = signature, bands(signature)
     return traits
