@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Without byte code every start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test lint ui clean
+.PHONY: reproduce test bench benchshort lint ui clean
 
 reproduce: $(STAMP)  ## install, run the embedded suite, print the table of runs
 	snakemake
@@ -19,6 +19,14 @@ lint: $(STAMP)  ## style and types
 	ruff check .
 	ruff format --check .
 	mypy workflow/prefdag
+
+bench: $(STAMP)  ## speed and memory against TRL, every cell (hours); writes docs/benchmarks.md's table
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	snakemake bench --configfile configs/quickstart.yaml configs/local/bench.yaml
+
+benchshort: $(STAMP)  ## the same on one cell, within ten minutes
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	snakemake bench
 
 ui: $(STAMP)  ## browse the runs in MLflow
 	prefdag ui

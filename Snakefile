@@ -6,6 +6,7 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/beside.smk"  # MLflow writer, warm starts
 include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
 include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
 include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids
@@ -18,6 +19,7 @@ include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
 include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
 include: "workflow/rules/judge.smk"  # scores              -> win rates
 include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
+include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
 
 
 rule all:

@@ -74,11 +74,18 @@ def comparisons(num: int, num_responses: int, seed: int = 0, longest: int = 8) -
     return [one(index) for index in range(num)]
 
 
-def stored(folder: Path, found: Sequence[Comparison]) -> Store:
-    """The comparisons as a token store."""
-    with StoreWriter(folder, num_responses=len(found[0].responses), scored=False) as writer:
+def stored(
+    folder: Path,
+    found: Sequence[Comparison],
+    scores: Sequence[list[float]] | None = None,
+    prompts: Sequence[int] | None = None,
+) -> Store:
+    """The comparisons as a token store; every prompt differs unless `prompts` says which are equal."""
+    with StoreWriter(folder, num_responses=len(found[0].responses), scored=scores is not None) as writer:
         for row, one in enumerate(found):
-            writer.add(one.prompt.tolist(), [response.tolist() for response in one.responses], row=row, prompt=row)
+            responses = [response.tolist() for response in one.responses]
+            given = None if scores is None else scores[row]
+            writer.add(one.prompt.tolist(), responses, row=row, prompt=prompts[row] if prompts else row, scores=given)
     return Store.open(folder)
 
 

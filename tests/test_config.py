@@ -9,6 +9,7 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag import plan
+from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.suite import merged, read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.tools.schema import table
@@ -67,7 +68,7 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
 
 def test_an_unknown_method_names_the_known_ones():
     assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
-        "configs/x.yaml: runs.a.method: expected one of cdpo, dpo, ipo, preferred_ft, simpo, unlikelihood, got 'dop'"
+        f"configs/x.yaml: runs.a.method: expected one of {', '.join(sorted(OBJECTIVES))}, got 'dop'"
     )
 
 
@@ -160,6 +161,40 @@ def test_every_local_file_fits_over_its_suite(path: str):
     found = read_suite([str(ROOT / "configs/hh.yaml"), path])
     assert not found.data.source.startswith("hub:")
     assert not found.model.source.startswith("hub:")
+
+
+REWARDS = "configs/x.yaml: reward"
+REWARD_MISTAKES = [
+    (
+        {"loss": "plackett_luce", "margin": "scores"},
+        f"{REWARDS}: margin: the loss plackett_luce does not read it; take ",
+    ),
+    ({"loss": "plackett_luce", "label_smoothing": 0.1}, f"{REWARDS}: label_smoothing: the loss plackett_luce does not"),
+    ({"label_smoothing": 0.6}, f"{REWARDS}.label_smoothing: expected a number of at most 0.5, got 0.6"),
+    ({"centring": "each"}, f"{REWARDS}: centring_coefficient: missing; centring `each` needs its weight, such as 0.01"),
+    ({"centring_coefficient": 0.1}, f"{REWARDS}: centring_coefficient: read only with centring `pair_sum` or `each`;"),
+    ({"combine": "minimum"}, f"{REWARDS}: combine: there is one head, so `minimum` is not read; state several heads"),
+    ({"combine": "minimum", "seeds": [3]}, f"{REWARDS}: combine: there is one head, so `minimum` is not read"),
+    ({"heads": 2, "head_std": 0}, f"{REWARDS}: head_std: 0 starts every head alike, so they stay alike; state a "),
+    ({"seeds": [1, 1]}, f"{REWARDS}: seeds: expected different whole numbers, got [1, 1]"),
+    ({"length_normalisation": -1}, f"{REWARDS}.length_normalisation: expected a number of at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REWARD_MISTAKES, ids=[text for _, text in REWARD_MISTAKES])
+def test_options_of_the_reward_model_that_do_not_go_together(options: dict[str, Any], sentence: str):
+    assert mistake(reward=options).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nobody", "score.implicit: there is no run 'nobody'; the runs are dpo, dpo-strong, simpo"),
+        ("simpo", "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have a"),
+    ],
+)
+def test_an_implicit_reward_needs_a_run_that_has_one(name: str, sentence: str):
+    assert mistake(score={"implicit": [name]}).startswith(f"configs/x.yaml: {sentence}")
 
 
 def test_the_table_of_keys_is_the_models():

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny
+from prefdag.alignment import Alignment
 from prefdag.batches import members, micro_batches
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
@@ -19,7 +20,6 @@ from prefdag.logprobs import logprobs
 from prefdag.loop import Step, Task, train
 from prefdag.naive import float64_norms
 from prefdag.segments import pack
-from prefdag.stages.preference import preference_task
 from prefdag.store import Store
 from prefdag.supervised import supervised
 
@@ -57,7 +57,7 @@ def budgets_apart(task: Callable[[int], Tasks], store: Store, optimizer: str) ->
 
 
 def simpo(model: PreTrainedModel, store: Store) -> Task:
-    return preference_task(objective({"method": "simpo"}, "tests", "row"), model, None)
+    return Alignment(objective({"method": "simpo"}, "tests", "row"), model, store).task(0)
 
 
 def mean_of_means(of: Tasks, budget: int) -> Tasks:

@@ -12,7 +12,7 @@ from comparisons import SHAPES, comparisons, tiny
 from prefdag.errors import UserError
 from prefdag.logprobs import logprobs
 from prefdag.models import load_policy, load_scorer, save
-from prefdag.rewards import initial_head, load_head, rewards
+from prefdag.rewards import RewardModel, initial_heads
 from prefdag.segments import pack
 
 CPU = torch.device("cpu")
@@ -65,18 +65,22 @@ def test_dropout_that_a_config_states_is_off_in_training(shape: str, rates: dict
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_scorer_is_the_policy_under_a_head(shape: str, tmp_path: Path) -> None:
-    """Its head is drawn from the seed; read back, it gives the very same rewards."""
+    """Its head is drawn from the seed; saved and loaded, it gives the very same rewards."""
     where = written(tiny(shape, dtype=torch.float32), tmp_path)
     segments, found = pack(comparisons(4, 2)), []
     for seed in (0, 0, 1):
-        model = load_scorer(where, CPU)
-        initial_head(model, 0.5, seed)
-        found.append(rewards(model, segments))
+        model = load_scorer(where, CPU, new_heads=1)
+        initial_heads(model, 0.5, (seed,))
+        found.append(RewardModel((model,))(segments))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-    save_file({"score.weight": model.score.weight.detach()}, tmp_path / "head.safetensors")
-    read = load_scorer(where, CPU)
-    load_head(read, tmp_path / "head.safetensors")
-    assert torch.equal(rewards(read, segments), found[2])
+    save(model, tmp_path / "tokenizer", tmp_path / "scorer")
+    assert torch.equal(RewardModel((load_scorer(tmp_path / "scorer", CPU),))(segments), found[2])
+
+
+def test_a_policy_is_no_reward_model(folder: Path) -> None:
+    """transformers would draw the head at random."""
+    with pytest.raises(UserError, match=r"its weights lack score.weight \(1 missing\)"):
+        load_scorer(folder, CPU)
 
 
 @pytest.mark.parametrize("architecture", ["opt", "bloom", "mistral", "mamba"])

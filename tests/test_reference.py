@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny
+from prefdag.alignment import Alignment
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
@@ -18,7 +19,6 @@ from prefdag.loop import Step, train
 from prefdag.manifest import Manifest, describe, read_manifest
 from prefdag.reference import ReferenceCache, cache_key, check_key, write_cache
 from prefdag.segments import pack, packed
-from prefdag.stages.preference import first_step_checked, preference_task
 from prefdag.store import Store
 
 CPU = torch.device("cpu")
@@ -96,9 +96,9 @@ def test_a_split_without_comparisons_has_an_empty_cache(model: PreTrainedModel, 
 
 def first_step(model: PreTrainedModel, store: Store, cache: ReferenceCache, **entry: object) -> Step:
     """The first step of a training of another copy of the policy, checked as the stage checks it."""
-    task = preference_task(objective(entry, "tests", "row"), model, cache)
+    task = Alignment(objective(entry, "tests", "row"), model, store, cache, start=1e-3)
     settings = Training(batch_size=8, learning_rate=1e-3, tokens_per_batch=100)
-    return next(train(model.train(), store, settings, first_step_checked(task, 1e-3)))
+    return next(train(model.train(), store, settings, task))
 
 
 def test_dpos_first_loss_is_ln_2(store: Store, cache: ReferenceCache) -> None:
@@ -117,14 +117,14 @@ def test_ipos_first_loss_is_its_target_squared(logprob: str, store: Store, cache
 def test_a_policy_that_is_not_the_reference_is_refused_before_it_moves(store: Store, cache: ReferenceCache) -> None:
     other = tiny(seed=1, dtype=torch.float32)
     before = torch.nn.utils.parameters_to_vector(other.parameters()).clone()
-    with pytest.raises(UserError, match=r"step 1: the policy is not the reference \(chosen log-ratios of"):
+    with pytest.raises(UserError, match=r"step 1: the policy is not the reference \(log-ratios of"):
         first_step(other, store, cache, method="dpo")
     assert torch.equal(torch.nn.utils.parameters_to_vector(other.parameters()), before)
 
 
-def test_only_the_first_micro_batch_is_checked(model: PreTrainedModel, store: Store, cache: ReferenceCache) -> None:
+def test_only_the_first_step_is_checked(model: PreTrainedModel, store: Store, cache: ReferenceCache) -> None:
     """A policy that has learnt is not the reference any more, and need not be."""
-    task = first_step_checked(preference_task(objective({"method": "dpo"}, "tests", "row"), model, cache), 1e-3)
+    task = Alignment(objective({"method": "dpo"}, "tests", "row"), model, store, cache, start=1e-3)
     settings = Training(batch_size=8, learning_rate=1e-2, tokens_per_batch=100, epochs=3)
     steps = list(train(model, store, settings, task))
     assert abs(steps[-1].metrics["chosen_logratio"]) > 0.1 and steps[-1].loss < math.log(2)

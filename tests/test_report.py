@@ -1,6 +1,7 @@
 """The report on a made-up results folder: its page, tables and figures, and that equal inputs give equal bytes."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +95,33 @@ def test_without_a_reward_model_its_sections_say_so(tmp_path):
     assert "trains no reward model" in page and "not measured" not in page
     assert not list(here.output.glob("figures/reward*"))
     assert pd.read_csv(here.output / "runs.csv")["trained"].isna().all()
+
+
+@pytest.mark.parametrize("reward", [True, False])
+def test_ensembles_and_implicit_rewards_are_shown(reward: bool, tmp_path):
+    """A row and a bar for each head and each implicit reward, with or without a reward model; columns in runs.csv."""
+    runs = RUNS[:2]
+    inputs = write_results(tmp_path, runs, num_prompts=6, num_steps=3, reward=reward)
+    one = {"accuracy": 0.6875, "accuracy_low": 0.6, "accuracy_high": 0.75, "mean": 0.1, "std": 1.0, "n": 48}
+    if reward:
+        path = inputs["reward"].parent / "evaluation.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seed 1": one, "seed 4": one}))
+    for path in inputs["scores"]:
+        summary = json.loads((path.parent / "summary.json").read_text())
+        summary["implicit_dpo"] = {"mean": 0.25, "low": 0.2, "high": 0.3, "se": 0.02, "n": 6}
+        (path.parent / "summary.json").write_text(json.dumps(summary))
+        if path.parent.name == runs[0]["name"]:
+            (path.parent / "evaluation.json").write_text(json.dumps({"implicit": one}))
+    here = made(tmp_path / "report", inputs, runs)
+    table = pd.read_csv(here.output / "runs.csv")
+    assert set(table["implicit_dpo"]) == {0.25} and set(table["implicit_dpo_high"]) == {0.3}
+    page = (here.output / "index.html").read_text()
+    section = page[page.index('<section id="reward">') :].partition("</section>")[0]
+    ensemble = ["before training", "after training", "seed 1 alone", "seed 4 alone"] if reward else []
+    assert re.findall(r'<th scope="row">(.*?)</th>', section) == [*ensemble, "implicit, DPO β=0.05"]
+    assert section.count("68.8% <small>[60.0, 75.0]</small>") == (3 if reward else 1)
+    assert ("trains no reward model" in section) == (not reward)
+    assert (here.output / "figures/reward_accuracy.svg").is_file()
 
 
 def test_a_suite_without_runs_still_has_a_report(tmp_path):

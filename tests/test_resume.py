@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from comparisons import comparisons, stored, tiny
+from prefdag.alignment import Alignment
 from prefdag.checkpoint import Checkpoint, told_to_stop
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import Stopped
 from prefdag.loop import Step, Task, train
 from prefdag.reference import ReferenceCache, write_cache
-from prefdag.stages.preference import displacement, preference_task
 from prefdag.store import Store
+from prefdag.watched import displacement
 
 STEPS = 12
 OPTIMIZERS = ["adamw", "rmsprop"]
@@ -28,7 +29,7 @@ class Run:
 
     def __init__(self, store: Store, reference: ReferenceCache, optimizer: str) -> None:
         self.model = tiny(dtype=torch.float32)
-        self.task = preference_task(objective({"method": "dpo"}, "tests", "row"), self.model, reference)
+        self.task = Alignment(objective({"method": "dpo"}, "tests", "row"), self.model, store, reference)
         self.store = store
         self.settings = Training(
             batch_size=4, learning_rate=1e-2, max_steps=STEPS, epochs=9, optimizer=optimizer, warmup_steps=3,
@@ -98,7 +99,7 @@ def test_a_training_told_to_stop_saves_and_resumes_bit_for_bit(
     whole = Run(store, reference, optimizer)
     expected = list(whole.steps())
     stopped, told = Run(store, reference, optimizer), []
-    right, before = stopped.task, signal.getsignal(signal.SIGTERM)
+    right, before = stopped.task.task(0), signal.getsignal(signal.SIGTERM)
 
     def losses(ids, segments):
         if len(seen) == 5 and not told:

@@ -1,5 +1,6 @@
 """A finished run and its reruns: what an edit touches, and nothing else. One file, so that one worker makes the run."""
 
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,42 @@ def test_the_losses_rerun_preference_and_later(copy: Project):
         "margin((policy - reference).total))",
     )
     assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
+
+
+def test_a_loss_of_the_users_own_reruns_its_run_alone(copy: Project):
+    """A new row by a file beside the suite; a comment in it ends where it began, an edit reruns what it touches."""
+    manifest = f"{RESULTS}/preference/own/manifest.json"
+    copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: own, method: mine.py:chosen}\n")
+    mine = copy.folder / "configs/mine.py"
+    mine.write_text("def chosen(policy):\n    return -policy.total[:, 0]\n")
+    assert copy.snakemake(manifest).returncode == 0
+    made = (copy.folder / manifest).read_bytes()
+    assert planned(copy) == following("own")
+    mine.write_text("# maximum likelihood\n" + mine.read_text())
+    assert planned(copy) == {("preference", "own")} | following("own")
+    assert copy.snakemake(manifest).returncode == 0
+    assert (copy.folder / manifest).read_bytes() == made
+    assert planned(copy) == following("own")
+    mine.write_text(mine.read_text().replace("-policy", "-2 * policy"))
+    assert planned(copy) == {("preference", "own")} | following("own")
+
+
+def test_an_implicit_reward_reruns_the_scores_and_later(copy: Project):
+    """Every score reads the run whose reward it is, that run's own the held-out comparisons; the report shows it."""
+    copy.edit("configs/mini.yaml", "score: {reward: vader,", "score: {implicit: [dpo], reward: vader,")
+    policies = ("base", "sft", *RUNS)
+    later = {("judge", policy) for policy in policies if policy != "sft"} | AFTER_SCORES
+    assert planned(copy) == {("score", policy) for policy in policies} | later
+    assert copy.snakemake().returncode == 0
+    results = copy.folder / RESULTS
+    run = hashlib.sha256((results / "preference/dpo/manifest.json").read_bytes()).hexdigest()
+    for policy in policies:
+        inputs = json.loads((results / f"score/{policy}/manifest.json").read_text())["inputs"]
+        assert inputs["implicit"] == [run] and ("comparisons" in inputs) == (policy == "dpo")
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")["implicit_dpo"]
+    assert runs["dpo"] > runs["sft"] and runs.notna().all()
+    assert "implicit, DPO β=0.1</th>" in (results / "report/index.html").read_text()
+    assert planned(copy) == set()
 
 
 def test_the_report_reruns_alone(copy: Project):

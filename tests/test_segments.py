@@ -1,6 +1,7 @@
 """The segment path equals the padded, full-softmax path: values, losses and every gradient, in float64."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +22,14 @@ from comparisons import (
     tiny_scorer,
     weights,
 )
-from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.logprobs import LogProbs, logprobs
-from prefdag.losses import loss_of
 from prefdag.naive import float64_norms, naive_logprobs
-from prefdag.rewards import bradley_terry, rewards
+from prefdag.reward_losses import bradley_terry
+from prefdag.rewards import RewardModel
 from prefdag.segments import Segments, num_tokens, pack, packed
 from prefdag.store import Comparison
 from prefdag.supervised import mean_nll, supervised
+from registry import ROWS, drawn_for, named
 
 TOLERANCE = 1e-9
 Rows = list[list[int]] | None
@@ -37,16 +38,6 @@ PACKINGS: dict[str, Rows] = {
     "one row": [[0, 1, 2, 3, 4, 5]],
     "shuffled": [[0, 3], [5, 1, 2], [4]],
     "ends first": [[5, 4, 3, 2, 1, 0]],
-}
-# Every entry of the registry; where one has two formulas, both.
-LOSSES = {
-    "dpo": {"method": "dpo"},
-    "cdpo": {"method": "cdpo", "label_smoothing": 0.2},
-    "ipo summed": {"method": "ipo", "logprob": "summed"},
-    "ipo averaged": {"method": "ipo", "logprob": "averaged"},
-    "simpo": {"method": "simpo"},
-    "preferred_ft": {"method": "preferred_ft"},
-    "unlikelihood": {"method": "unlikelihood"},
 }
 
 
@@ -61,11 +52,13 @@ def of_tokens(found: LogProbs) -> Values:
     return {"tokens": found.tokens, "total": found.total, "loss": (found.tokens * weights(len(found.tokens))).sum()}
 
 
-def of_loss(name: str, reference: LogProbs) -> Callable[[LogProbs], Values]:
-    loss = loss_of(objective(LOSSES[name], "tests", name))
+def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
+    """The loss of the log-probs, its other inputs being given."""
+    given, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
+    given = given.with_(reference=reference, collision=reference.tokens, divergence=each_token)
 
     def values(found: LogProbs) -> Values:
-        each = loss(found, reference)
+        each = given.with_(found).loss(**row)
         return {"each": each, "loss": each.sum()}
 
     return values
@@ -90,13 +83,9 @@ def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segment
         each = bradley_terry(scores)
         return {"scores": scores, "each": each, "loss": each.sum()}
 
-    fast = measured(model, lambda: of(rewards(model, segments)))
+    fast = measured(model, lambda: of(RewardModel((model,))(segments)))
     slow = measured(model, lambda: of(naive_rewards(model, found)))
     return distance(fast, slow)
-
-
-def test_the_losses_tested_are_the_registry() -> None:
-    assert {values["method"] for values in LOSSES.values()} == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -115,14 +104,15 @@ def test_a_layers_own_scale_is_kept() -> None:
     assert (logprobs(model, pack(found)).tokens - logprobs(tiny("gpt2"), pack(found)).tokens).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_loss_and_its_gradients_equal_the_padded_path(shape: str, loss: str) -> None:
-    found = comparisons(6, 2, seed=7)
+@pytest.mark.parametrize("row", ROWS, ids=named)
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_every_loss_and_its_gradients_equal_the_padded_path(shape: str, row: dict[str, Any]) -> None:
+    """A loss is a function of log-probs, which are equal for every architecture."""
+    found = comparisons(6, drawn_for(row).policy.shape[1], seed=7)
     with torch.no_grad():
         reference = naive_logprobs(tiny(shape, seed=1), found)
     segments = pack(found, PACKINGS["shuffled"])
-    assert logprob_distance(tiny(shape), found, segments, of_loss(loss, reference)) < TOLERANCE
+    assert logprob_distance(tiny(shape), found, segments, of_loss(row, reference)) < TOLERANCE
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

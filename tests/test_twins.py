@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+import registry
 from comparisons import ARCHITECTURES, comparisons, tiny, tiny_scorer
 from prefdag.naive import float64_norms, naive_logprobs
 from prefdag.segments import Segments, pack
+from registry import drawn_for, named
 from test_segments import TOLERANCE, logprob_distance, of_loss, reward_distance
 
 ROWS = [[0, 3], [5, 1, 2], [4]]
@@ -118,15 +121,15 @@ def test_reward_twins_are_caught(shape: str, twin: Twin) -> None:
     assert reward_distance(model, found, twin(segments)) > CAUGHT
 
 
-@pytest.mark.parametrize("loss", ["dpo", "cdpo", "ipo summed", "ipo averaged", "simpo", "preferred_ft", "unlikelihood"])
+@pytest.mark.parametrize("row", [row for row in registry.ROWS if drawn_for(row).policy.shape[1] > 1], ids=named)
 @pytest.mark.parametrize("twin", [siblings_visible, positions_restart, branch_at_the_sibling, siblings_swapped])
-def test_every_loss_catches_a_twin(loss: str, twin: Twin) -> None:
+def test_every_loss_catches_a_twin(row: dict[str, Any], twin: Twin) -> None:
     """siblings_visible and branch_at_the_sibling leave the chosen alone, so Preferred-FT alone cannot see them."""
-    found = comparisons(6, 2, seed=7)
+    found = comparisons(6, drawn_for(row).policy.shape[1], seed=7)
     with torch.no_grad():
         reference = naive_logprobs(tiny(seed=1), found)
-    off = logprob_distance(tiny(), found, twin(pack(found, ROWS)), of_loss(loss, reference))
-    blind = loss == "preferred_ft" and twin in (siblings_visible, branch_at_the_sibling)
+    off = logprob_distance(tiny(), found, twin(pack(found, ROWS)), of_loss(row, reference))
+    blind = row["method"] == "preferred_ft" and twin in (siblings_visible, branch_at_the_sibling)
     assert off < TOLERANCE if blind else off > CAUGHT
 
 

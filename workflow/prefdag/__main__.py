@@ -7,7 +7,7 @@ from importlib import import_module, util
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
-from prefdag.stage import command
+from prefdag.warm import run_warm
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,7 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     name = argv[0] if argv else "help"
     try:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
-            return command(name, _imported(f"prefdag.stages.{name}"), argv[1:])
+            if (code := run_warm(argv)) is not None:
+                return code
+            stage = _imported(f"prefdag.stages.{name}")
+            return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
         if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")

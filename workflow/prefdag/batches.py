@@ -4,6 +4,7 @@ Membership is decided by the seed alone; packing decides speed and nothing else.
 so the loader's whole state is the number of the step.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -24,8 +25,16 @@ def members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDAr
     """The comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
     per_epoch = math.ceil(num_comparisons / batch_size)
     epoch, place = divmod(step, per_epoch)
+    return _order(epoch, num_comparisons, seed)[place * batch_size : (place + 1) * batch_size]
+
+
+@functools.lru_cache(
+    maxsize=2
+)  # drawn once an epoch: 30 ms for 1.6 million comparisons, not 30 ms at each of its steps
+def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
     order = generator(seed, "order", epoch).permutation(num_comparisons)
-    return order[place * batch_size : (place + 1) * batch_size]
+    order.setflags(write=False)
+    return order
 
 
 def micro_batches(

@@ -1,7 +1,7 @@
 """Resumable state of a training, and the wish to stop.
 
-Interrupted and resumed equals uninterrupted: weights, optimizer moments and the records so far are saved together,
-and everything else is a pure function of the step's number.
+Interrupted and resumed equals uninterrupted: weights, optimizer moments and the records so far (the last of which
+holds the loss's adaptive state) are saved together, and everything else is a pure function of the step's number.
 """
 
 import os

@@ -17,19 +17,20 @@ def record(steps: Iterable[Step], total: int, journal: Journal, path: Path, titl
 
     curves.csv has a line per optimizer step and nothing that varies between equal runs.
     """
+    lines: list[dict[str, float]] = []
     last, said = None, time.monotonic()
-    with path.open("w", newline="") as stream:
-        writer = None
-        for step in steps:
-            values = step.values()
-            if writer is None:
-                writer = csv.DictWriter(stream, ["step", *values])  # the first step has every column
-                writer.writeheader()
-            writer.writerow({"step": step.number, **values})
-            journal.metrics(step.number, values)
-            if time.monotonic() - said > SECONDS_BETWEEN_LINES or step.number in (1, total):
-                print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
-                said = time.monotonic()
-            last = step
+    for step in steps:
+        values = step.values()
+        lines.append({"step": step.number, **values})
+        journal.metrics(step.number, values)
+        if time.monotonic() - said > SECONDS_BETWEEN_LINES or step.number in (1, total):
+            print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
+            said = time.monotonic()
+        last = step
     assert last is not None, "a training has at least one step"
+    columns = dict.fromkeys(name for line in lines for name in line)  # a step need not have every metric
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(columns))
+        writer.writeheader()
+        writer.writerows(lines)
     return last

@@ -69,6 +69,7 @@ class Encoder:
     """Encodes chunks, one at a time, each by itself.
 
     held_out: share of the prompts of files that belong to no split of their own, for validation and for test.
+    whole: a row of another number of responses is left out, counted, where a pair would be made of it.
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class Encoder:
         num_responses: int,
         tokenizer: PreTrainedTokenizerBase,
         held_out: dict[str, float],
+        whole: bool = False,
     ) -> None:
+        self.whole = whole
         self.prepare, self.num_responses, self.tokenizer, self.held_out = prepare, num_responses, tokenizer, held_out
         self.adapt = adapter_of(adapter)
         self.template = template_of(tokenizer, prepare)
@@ -127,11 +130,13 @@ class Encoder:
 
     def _comparisons(self, whole: TextComparison, chunk: Chunk, number: int) -> list[TextComparison]:
         """The row as comparisons of K responses; a demonstration of which all turns are counted is one for each."""
+        if self.whole and len(whole.responses) != self.num_responses:
+            raise Unusable(f"{len(whole.responses)} responses, not {self.num_responses} as the first row has")
         if len(whole.responses) < self.num_responses:
             where = f"{chunk.split or 'train'}: row {number}"
             raise UserError(f"{where}: {len(whole.responses)} response, but a comparison needs {self.num_responses}")
         if self.num_responses > 1:
-            return [self._pair(whole) if self.num_responses == 2 else _first(whole, self.num_responses)]
+            return [whole if self.whole else self._pair(whole)]
         if len(whole.responses) == 1 and whole.scores == (0.0,):
             raise Unusable("labelled bad")
         one = replace(_first(whole, 1), scores=None)

@@ -98,21 +98,22 @@ def _two_colours(scores: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def reward_accuracy(evaluation: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Share of held-out comparisons ranked right before and after training, with 95% intervals over prompts.
+    """Share of held-out comparisons ranked right by each reward, with 95% intervals over prompts.
 
-    evaluation: `before` and `after`, each with accuracy, accuracy_low and accuracy_high.
+    evaluation: what the bar is called -> accuracy, accuracy_low and accuracy_high; grey is before training.
     """
     with look():
-        figure = new_figure(4.6, 1.5)
+        figure = new_figure(4.6, 0.9 + 0.3 * len(evaluation))
         axes = figure.add_subplot()
-        for place, (when, colour) in enumerate((("before", GREY), ("after", ORANGE))):
-            accuracy, low, high = (evaluation[when][key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        for place, (which, found) in enumerate(evaluation.items()):
+            accuracy, low, high = (found[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+            colour = GREY if which == "before training" else ORANGE
             axes.barh(place, 100 * accuracy, color=colour, height=0.6, alpha=0.85)
             error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
             axes.text(100 * high + 1.5, place, f"{100 * accuracy:.1f}%", va="center", fontsize=8)
         axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_yticks([0, 1], ["before training", "after training"])
+        axes.set_yticks(range(len(evaluation)), list(evaluation))
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 25))
         axes.set_xlabel("held-out comparisons ranked right (%); dashed: chance")

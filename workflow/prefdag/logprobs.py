@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prefdag.attention import NAME
+from prefdag.head import target_logprobs
 from prefdag.segments import Segments
 
 CHUNK_BYTES = 64 << 20
@@ -32,12 +33,18 @@ class LogProbs:
     @property
     def total(self) -> Tensor:
         """Summed log-prob of each response: [B, K]."""
-        return self._summed(self.tokens)
+        return self.summed(self.tokens)
 
     @property
     def count(self) -> Tensor:
         """Counted tokens of each response, as floats: [B, K]."""
-        return self._summed(torch.ones_like(self.tokens))
+        return self.summed(torch.ones_like(self.tokens))
+
+    @property
+    def position(self) -> Tensor:
+        """Place of every token in its response, from 0: [T]. The tokens of a response are contiguous and in order."""
+        starts = torch.searchsorted(self.owner, self.owner)
+        return torch.arange(len(self.owner), device=self.owner.device) - starts
 
     @property
     def mean(self) -> Tensor:
@@ -49,7 +56,8 @@ class LogProbs:
         assert self.shape == other.shape and self.tokens.shape == other.tokens.shape
         return type(self)(self.tokens - other.tokens, self.owner, self.shape)
 
-    def _summed(self, values: Tensor) -> Tensor:
+    def summed(self, values: Tensor) -> Tensor:
+        """Sums over each response's tokens of values [T]: [B, K]."""
         total = values.new_zeros(self.shape[0] * self.shape[1])
         return total.index_add(0, self.owner, values).view(self.shape)
 
@@ -72,7 +80,13 @@ def hidden_states(model: PreTrainedModel, segments: Segments) -> Tensor:
 def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
     """Log-prob of every response token under a causal language model, from one forward pass."""
     states = hidden_states(model, segments).index_select(0, segments.predictor)
-    return LogProbs(token_logprobs(states, segments.target, head_of(model)), segments.owner, segments.shape)
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    if states.dtype == head.weight.dtype:
+        tokens = target_logprobs(states, head.weight, head.bias, segments.target)
+    else:  # under autocast the head's product is in another precision than its weights
+        tokens = token_logprobs(states, segments.target, head_of(model))
+    return LogProbs(tokens, segments.owner, segments.shape)
 
 
 def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

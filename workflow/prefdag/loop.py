@@ -1,13 +1,13 @@
 """The training loop: a generator of step records; the journal, the progress line and the tests are its readers.
 
-A step's loss is a sum over its comparisons divided by the step's global normaliser, never a mean of means, so how the
-step is packed into micro-batches does not change it.
+A step's loss is never a mean of means: it is a sum over the step's comparisons divided by a global count, or one number
+of the whole step (`prefdag.alignment`); how the step is packed into micro-batches does not change it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,27 +20,85 @@ from prefdag.config.training import Training
 from prefdag.errors import Stopped, UserError
 from prefdag.models import autocast
 from prefdag.segments import Segments, pack
-from prefdag.store import Store
+from prefdag.store import Comparisons
 
 PROBES = 10
 Losses = tuple[Tensor, dict[str, Tensor]]
+MicroBatch = tuple[list[int], Segments]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one optimizer step sees: its comparisons in the seed's order, and the same ones packed into micro-batches.
+
+    number: of the step, from 0. micro_batches(): (ids, segments) of each, on the model's device.
+    """
+
+    number: int
+    ids: list[int]
+    micro_batches: Callable[[], Iterator[MicroBatch]]
+
+
+class Sums:
+    """Metrics summed over the comparisons that have them: a metric's tensor holds one value of each of those."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, int]] = {}
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        for name, values in metrics.items():
+            total, num = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + values.sum().item(), num + len(values))
+
+    def means(self) -> dict[str, float]:
+        """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
+        return {name: total / num for name, (total, num) in self._sums.items() if num}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a backward pass through a step found. state: adaptive numbers as the next step is to be given them."""
+
+    loss: float
+    metrics: dict[str, float]
+    state: dict[str, float]
+
+
+class Trainable(Protocol):
+    """What a training minimises."""
+
+    def accumulate(self, batch: Batch, state: dict[str, float]) -> Outcome:
+        """Add the gradient of the step's loss to the parameters'. state: {} at the first step."""
+        ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a training minimises: the sum of `losses` over a step's comparisons, divided by `normaliser`.
+    """A loss that is a sum of `losses` over a step's comparisons, divided by `normaliser`; it has no state.
 
-    losses(ids, segments) returns one value per comparison, [B], and further per-comparison metrics, each [B];
+    losses(ids, segments) returns one value per comparison, [B], and metrics, each of the comparisons that have it;
     normaliser(ids) is the step's global count (of comparisons, or of tokens).
     """
 
     losses: Callable[[Sequence[int], Segments], Losses]
     normaliser: Callable[[Sequence[int]], float]
 
+    def accumulate(self, batch: Batch, state: dict[str, float]) -> Outcome:
+        """One pass: each micro-batch's part of the loss goes backward by itself."""
+        normaliser, loss, sums = self.normaliser(batch.ids), 0.0, Sums()
+        for ids, segments in batch.micro_batches():
+            with autocast(segments.owner.device):
+                losses, metrics = self.losses(ids, segments)
+            part = losses.sum() / normaliser
+            part.backward()
+            loss += part.item()
+            sums.add(metrics)
+        return Outcome(loss, sums.means(), state)
+
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. `metrics` are means over the step's comparisons."""
+    """One optimizer step. `metrics` are means over the step's comparisons; `state` is the loss's own after it."""
 
     number: int
     loss: float
@@ -49,24 +107,25 @@ class Step:
     num_comparisons: int
     num_tokens: int
     metrics: dict[str, float]
+    state: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, float]:
         """Everything measured, flat."""
         record = asdict(self)
-        metrics = record.pop("metrics")
+        metrics, state = record.pop("metrics"), record.pop("state")
         del record["number"]
-        return {**record, **metrics}
+        return {**record, **metrics, **{f"state_{name}": value for name, value in state.items()}}
 
 
-def total_steps(store: Store, settings: Training) -> int:
+def total_steps(store: Comparisons, settings: Training) -> int:
     return num_steps(len(store), settings.batch_size, settings.epochs, settings.max_steps)
 
 
 def train(
     model: nn.Module,
-    store: Store,
+    store: Comparisons,
     settings: Training,
-    task: Task,
+    task: Trainable,
     checkpoint: Checkpoint | None = None,
     probe: Callable[[], dict[str, float]] | None = None,
 ) -> Iterator[Step]:
@@ -79,17 +138,23 @@ def train(
     optimizer = _optimizer(model, settings)
     lengths = store.lengths()
     history: list[dict[str, Any]] = []
-    if checkpoint is not None and (state := checkpoint.load()) is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
+    state: dict[str, float] = {}
+    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history = saved["history"]
+        state = history[-1]["state"]
         yield from (Step(**record) for record in history)
     steps = total_steps(store, settings)
     with told_to_stop() as stop:
         for number in range(len(history), steps):
-            ids = members(number, len(store), settings.batch_size, settings.seed)
+            batch = _batch(model, store, lengths, settings, number)
+            outcome = task.accumulate(batch, state)
+            state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
-            record = _step(model, optimizer, store, ids, settings, task, number + 1, rate, lengths)
+            grad_norm = _updated(model, optimizer, store, batch, outcome, settings, rate)
+            num = len(batch.ids), int(lengths[batch.ids].sum())
+            record = Step(number + 1, outcome.loss, rate, grad_norm, *num, outcome.metrics, state)
             if probe is not None and (number % max(1, steps // PROBES) == 0 or number + 1 == steps):
                 record.metrics.update(probe())
             history.append(asdict(record))
@@ -100,39 +165,39 @@ def train(
             yield record
 
 
-def _step(
+def _batch(model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], settings: Training, number: int) -> Batch:
+    device = next(model.parameters()).device
+    ids = members(number, len(store), settings.batch_size, settings.seed).tolist()
+
+    def packings() -> Iterator[MicroBatch]:
+        for taken, rows in micro_batches(ids, lengths, settings.tokens_per_batch):
+            yield taken, pack([store[index] for index in taken], rows).to(device)
+
+    return Batch(number, ids, packings)
+
+
+def _updated(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    store: Store,
-    ids: NDArray[np.int64],
+    store: Comparisons,
+    batch: Batch,
+    outcome: Outcome,
     settings: Training,
-    task: Task,
-    number: int,
     rate: float,
-    lengths: NDArray[np.int64],
-) -> Step:
-    device = next(model.parameters()).device
-    normaliser = task.normaliser(ids.tolist())
-    loss, sums = 0.0, dict[str, float]()
-    for taken, rows in micro_batches(ids.tolist(), lengths, settings.tokens_per_batch):
-        segments = pack([store[index] for index in taken], rows).to(device)
-        with autocast(device):
-            losses, metrics = task.losses(taken, segments)
-        part = losses.sum() / normaliser
-        part.backward()
-        loss += part.item()
-        for name, values in metrics.items():
-            sums[name] = sums.get(name, 0.0) + values.sum().item()
-    if not math.isfinite(loss):
-        named = ", ".join(str(int(store.rows[index])) for index in ids)
-        raise UserError(f"step {number}: the loss is {loss}; the step's source rows are {named}; lower learning_rate")
+) -> float:
+    """Take the step that the accumulated gradient asks for; returns the gradient's norm before it was clipped."""
+    if not math.isfinite(outcome.loss):
+        named = ", ".join(str(int(store.rows[index])) for index in batch.ids)
+        raise UserError(
+            f"step {batch.number + 1}: the loss is {outcome.loss}; the step's source rows are {named}; "
+            "lower learning_rate"
+        )
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    means = {name: value / len(ids) for name, value in sums.items()}
-    return Step(number, loss, rate, grad_norm, len(ids), int(lengths[ids].sum()), means)
+    return grad_norm
 
 
 def schedule(step: int, steps: int, settings: Training) -> float:

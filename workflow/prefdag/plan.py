@@ -4,6 +4,7 @@ Torch-free and quick: Snakemake asks while it parses, in every cluster job.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from prefdag.config.model import Origin
@@ -59,6 +60,7 @@ _PARTS = {
     "score": lambda suite, name: {"score": suite.score},
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
+    "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
 }
 
 
@@ -92,5 +94,15 @@ def tokenizer_folder(suite: Suite) -> str | None:
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
 
 
+def own_code_of(suite: Suite, run: str) -> tuple[Path, ...]:
+    """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
+    return suite.run(run).own_code()
+
+
 def reads_reference(suite: Suite, run: str) -> bool:
     return "reference" in suite.run(run).objective.reads
+
+
+def dataset_of(suite: Suite, run: str) -> str:
+    """The dataset, prepared and with a reference cache of its own, that a run is trained on."""
+    return suite.run(run).dataset

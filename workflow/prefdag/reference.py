@@ -19,7 +19,7 @@ from prefdag.logprobs import LogProbs, logprobs
 from prefdag.manifest import Manifest
 from prefdag.models import autocast
 from prefdag.segments import Segments, pack, packed
-from prefdag.store import Store
+from prefdag.store import Comparisons
 
 VERIFIED_ROWS = 4
 # Nats per token: another packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
@@ -39,7 +39,7 @@ def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> 
 
 
 @torch.no_grad()
-def write_cache(model: PreTrainedModel, store: Store, path: Path, tokens_per_batch: int) -> int:
+def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_per_batch: int) -> int:
     """Log-probs of every response token of a store, in store order, as one float32 array: [response tokens]."""
     device = next(model.parameters()).device
     starts = store.response_starts()
@@ -59,7 +59,7 @@ def write_cache(model: PreTrainedModel, store: Store, path: Path, tokens_per_bat
 class ReferenceCache:
     """Cached log-probs of one split, read by memory map."""
 
-    def __init__(self, manifest: Manifest, split: str, store: Store) -> None:
+    def __init__(self, manifest: Manifest, split: str, store: Comparisons) -> None:
         """Open the cache of `split`. Raises `UserError` when it does not fit the store."""
         path = manifest.file(f"{split}.npy")
         self.path = path
@@ -68,14 +68,14 @@ class ReferenceCache:
         if len(self.values) != self.starts[-1]:
             raise UserError(f"{path}: holds {len(self.values)} tokens, the comparisons {self.starts[-1]}; {_REBUILD}")
 
-    def __call__(self, ids: Sequence[int], segments: Segments) -> LogProbs:
-        """The reference's `LogProbs` of a micro-batch whose comparisons are `ids`, in that order."""
+    def __call__(self, ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
+        """The reference's `LogProbs` of comparisons `ids`, in that order: of a micro-batch, or of a whole step."""
         parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
-        tokens = torch.from_numpy(np.concatenate(parts)).to(segments.owner.device)
-        return LogProbs(tokens, segments.owner, segments.shape)
+        tokens = torch.from_numpy(np.concatenate(parts)).to(batch.owner.device)
+        return LogProbs(tokens, batch.owner, batch.shape)
 
     @torch.no_grad()
-    def verify(self, model: PreTrainedModel, store: Store) -> float:
+    def verify(self, model: PreTrainedModel, store: Comparisons) -> float:
         """Recompute a few rows; returns the largest deviation in nats per token.
 
         Raises `UserError` when it is beyond what another packing explains.

@@ -1,75 +1,232 @@
-"""Reward models: a scalar head on the SFT policy, read at each response's last token, in float32."""
+"""Reward models: scalar heads on the SFT policy, and the implicit reward of an aligned policy.
+
+Shapes: B comparisons of K responses; H heads, those of every member of an ensemble one after the other.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefdag.logprobs import hidden_states, margin
-from prefdag.models import autocast
+from prefdag.config.section import NonNegative, Section
+from prefdag.errors import UserError
+from prefdag.logprobs import hidden_states, logprobs
+from prefdag.manifest import Manifest
+from prefdag.models import autocast, load_policy, load_scorer
 from prefdag.seeds import named_seed
 from prefdag.segments import Segments, packed
 from prefdag.statistics import bootstrap_interval
 from prefdag.store import Comparison, Store
 
+Rewards = Callable[[Segments], Tensor]  # the reward of every response: [B, K]
+HEADS, SCORING = "head.safetensors", "scoring.json"
 
-def rewards(model: PreTrainedModel, segments: Segments) -> Tensor:
-    """Reward of every response: [B, K], float32. A row alone scores the same as in a batch."""
+
+class Scoring(Section):
+    """How the heads' values become one reward; `scoring.json` beside the weights.
+
+    seeds: of the members. offset [H]: subtracted from each head's value, empty where nothing is.
+    """
+
+    seeds: tuple[int, ...] = (0,)
+    length_normalisation: NonNegative | None = None
+    combine: Literal["mean", "mean_minus_deviation", "minimum"] = "mean"
+    offset: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """An ensemble of members (one model for each seed), each with one or more heads on its trunk."""
+
+    members: tuple[PreTrainedModel, ...]
+    scoring: Scoring = field(default_factory=Scoring)
+
+    def __call__(self, segments: Segments) -> Tensor:
+        """Reward of every response: [B, K], float32. A row alone scores the same as in a batch."""
+        return reward_of(self.values(segments), self.scoring)
+
+    def values(self, segments: Segments) -> Tensor:
+        """What every head says of every response: [B, K, H], before offsets."""
+        return torch.cat([head_rewards(model, segments, self.scoring) for model in self.members], -1)
+
+
+def head_rewards(model: PreTrainedModel, segments: Segments, scoring: Scoring) -> Tensor:
+    """What every head of one model says of every response: [B, K, heads], before offsets.
+
+    The head is read at the response's last token; with length normalisation it is r / (alpha + n) of n tokens.
+    """
     states = hidden_states(model, segments)[segments.last.flatten()]
     with torch.autocast(states.device.type, enabled=False):
         head = head_of_scorer(model)
-        return F.linear(states.to(head.weight.dtype), head.weight).view(segments.last.shape)
+        values = F.linear(states.to(head.weight.dtype), head.weight).view(*segments.shape, -1)
+        if scoring.length_normalisation is None:
+            return values
+        return values / (scoring.length_normalisation + lengths_of(segments))[..., None]
 
 
-def bradley_terry(values: Tensor) -> Tensor:
-    """Bradley and Terry 1952: -log s(r_w - r_l), rewards [B, 2] -> [B]."""
-    return -F.logsigmoid(margin(values))
+def lengths_of(segments: Segments) -> Tensor:
+    """Counted tokens of every response: [B, K]."""
+    num_comparisons, num_responses = segments.shape
+    return torch.bincount(segments.owner, minlength=num_comparisons * num_responses).view(segments.shape)
+
+
+def reward_of(values: Tensor, scoring: Scoring) -> Tensor:
+    """One reward from the heads' values: [..., H] -> [...]."""
+    if scoring.offset:
+        values = values - values.new_tensor(scoring.offset)
+    return combined(values, scoring.combine)
+
+
+def combined(values: Tensor, how: str) -> Tensor:
+    """Mean, mean minus deviation (over all H, not H - 1) or minimum over heads: [..., H] -> [...].
+
+    Coste et al. 2023, section 3 (minimum: worst-case optimization); Eisenstein et al. 2023 (mean minus deviation).
+    """
+    match how:
+        case "mean":
+            return values.mean(-1)
+        case "mean_minus_deviation":
+            return values.mean(-1) - values.std(-1, correction=0)
+    assert how == "minimum"
+    return values.amin(-1)
+
+
+def zero_mean(values: NDArray[np.float32], scoring: Scoring) -> Scoring:
+    """The scoring whose rewards have mean 0 over the responses that `values` [N, K, H] are of.
+
+    Rafailov et al. 2023, section 3. A Bradley-Terry head is known up to a constant, so each head's own mean goes first:
+    only then do deviation and minimum compare like with like. What is left of the combined mean goes from all.
+    """
+    means = values.mean((0, 1), dtype=float)
+    centred = torch.from_numpy(values - means)
+    left = combined(centred, scoring.combine).mean().item()
+    return scoring.model_copy(update={"offset": tuple((means + left).tolist())})
 
 
 def head_of_scorer(model: PreTrainedModel) -> nn.Linear:
-    """The scalar head: hidden states [..., D] to rewards [..., 1]."""
+    """The heads: hidden states [..., D] to rewards [..., heads]."""
     assert isinstance(model.score, nn.Linear)
     return model.score
 
 
-def initial_head(model: PreTrainedModel, std: float, seed: int) -> None:
-    """Draw the untrained head's weights."""
-    random = torch.Generator().manual_seed(named_seed(seed, "reward head"))
-    head = head_of_scorer(model)
-    head.weight.data.copy_(torch.randn(head.weight.shape, generator=random) * std)
+def initial_heads(model: PreTrainedModel, std: float, seeds: Sequence[int]) -> None:
+    """Draw the untrained heads' weights, an equal number for each seed, the same however many there are."""
+    weight = head_of_scorer(model).weight
+    heads = len(weight) // len(seeds)
+    for row in range(len(weight)):
+        place, number = divmod(row, heads)
+        purpose = ("reward head", number) if number else ("reward head",)
+        random = torch.Generator().manual_seed(named_seed(seeds[place], *purpose))
+        weight.data[row] = torch.randn(weight.shape[1], generator=random) * std
 
 
-def load_head(model: PreTrainedModel, path: Path) -> None:
-    head = head_of_scorer(model)
-    head.weight.data.copy_(load_file(path)["score.weight"])
+def save_untrained(model: PreTrainedModel, folder: Path) -> None:
+    """The untrained heads, so that scoring can compare: before training all members share the SFT policy."""
+    save_file({"score.weight": head_of_scorer(model).weight.detach().cpu().clone()}, folder / HEADS)
+
+
+def untrained_reward_model(policy: Path, folder: Path, device: torch.device) -> RewardModel:
+    """The reward model in `folder` as it was before training: its first heads on the policy, nothing subtracted."""
+    weight = _heads(folder / HEADS)
+    model = load_scorer(policy, device, new_heads=len(weight))
+    head_of_scorer(model).weight.data.copy_(weight)
+    return RewardModel((model,), _scoring(folder).model_copy(update={"offset": ()}))
+
+
+def load_reward_model(folder: Path, device: torch.device) -> RewardModel:
+    """The trained reward model that the stage `reward` left in `folder`, ready to score.
+
+    Raises `UserError` for a folder without scoring.json, without its heads, or with others than scoring.json is of.
+    """
+    scoring = _scoring(folder)
+    members = tuple(
+        load_scorer(member_folder(folder, place, scoring.seeds), device) for place in range(len(scoring.seeds))
+    )
+    heads = sum(len(head_of_scorer(model).weight) for model in members)
+    if scoring.offset and len(scoring.offset) != heads:
+        raise UserError(
+            f"{folder / SCORING}: offset has {len(scoring.offset)} numbers for {heads} heads; rerun `reward`"
+        )
+    return RewardModel(members, scoring)
+
+
+def member_folder(folder: Path, place: int, seeds: Sequence[int]) -> Path:
+    """Where a member's weights lie: the first in model/, as every stage's; the others in seeds/<seed>/."""
+    return folder / f"seeds/{seeds[place]}" if place else folder / "model"
+
+
+def _scoring(folder: Path) -> Scoring:
+    path = folder / SCORING
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no {SCORING}, so it is no reward model; rerun `reward`")
+    return Scoring.parse_json(path.read_text(), str(path))
+
+
+def _heads(path: Path) -> Tensor:
+    if not path.is_file():
+        raise UserError(f"{path}: the untrained heads are missing; rerun `reward`")
+    return load_file(path)["score.weight"]
+
+
+@dataclass(frozen=True)
+class ImplicitReward:
+    """Rafailov et al. 2023, section 4: beta (log pi(y|x) - log pi_ref(y|x)), the reward that an aligned policy is
+    optimal for, without its prompt's constant beta log Z(x)."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    beta: float
+
+    @classmethod
+    def of_run(cls, run: Manifest, reference: PreTrainedModel, device: torch.device) -> Self:
+        """Of a run of the stage `preference`; beta is the one that it was trained with.
+
+        Raises `UserError` where its loss has no beta or reads no reference.
+        """
+        objective = run.content["config"].get("objective", {})
+        if "beta" not in objective or "reference" not in run.content["inputs"]:
+            raise UserError(f"{run.path}: no implicit reward; name a run whose loss has a beta and reads the reference")
+        return cls(load_policy(run.folder / "model", device), reference, float(objective["beta"]))
+
+    def __call__(self, segments: Segments) -> Tensor:
+        """Implicit reward of every response: [B, K], float32."""
+        return self.beta * (logprobs(self.policy, segments) - logprobs(self.reference, segments)).total
 
 
 @torch.no_grad()
 def score_all(
-    model: PreTrainedModel, comparisons: Sequence[Comparison] | Store, tokens_per_batch: int
+    rewards: Rewards, comparisons: Sequence[Comparison] | Store, tokens_per_batch: int, device: torch.device
 ) -> NDArray[np.float32]:
-    """Rewards of every response of every comparison: [N, K]."""
-    device = next(model.parameters()).device
-    found = np.zeros((len(comparisons), len(comparisons[0].responses)), dtype=np.float32)
+    """Rewards of every response of every comparison: [N, K], or [N, K, H] of a function that gives heads apart."""
+    found: NDArray[np.float32] | None = None
     for ids, segments in packed(comparisons, tokens_per_batch):
         with autocast(device):
-            found[ids] = rewards(model, segments.to(device)).cpu().numpy()
+            values = rewards(segments.to(device)).cpu().numpy()
+        if found is None:
+            found = np.zeros((len(comparisons), *values.shape[1:]), dtype=np.float32)
+        found[ids] = values
+    assert found is not None, "there is something to score"
     return found
 
 
 def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[str, float]:
     """Accuracy (ties half) with its interval over prompts, mean and deviation of all rewards.
 
-    values: [N, 2], chosen first; prompts: [N]. Comparisons of one prompt share responses, so they count as one draw.
+    values: [N, K], best first; prompts: [N]. A comparison's accuracy is the share of its ordered pairs that are ranked
+    right. Comparisons of one prompt share responses, so they count as one draw.
     """
-    right = (values[:, 0] > values[:, 1]) + 0.5 * (values[:, 0] == values[:, 1])
+    better, worse = np.triu_indices(values.shape[1], 1)
+    above, below = values[:, better], values[:, worse]
+    right = ((above > below) + 0.5 * (above == below)).mean(1)
     low, high = bootstrap_interval(right, prompts, seed="reward accuracy")
     accuracy = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
     return {
@@ -80,5 +237,6 @@ def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[
     }
 
 
-def write_evaluation(path: Path, before: dict[str, float], after: dict[str, float]) -> None:
-    path.write_text(json.dumps({"before": before, "after": after}, indent=1, sort_keys=True) + "\n")
+def write_evaluation(path: Path, found: dict[str, dict[str, float]]) -> None:
+    """Evaluations by name, in the order in which the report shows them."""
+    path.write_text(json.dumps(found, indent=1) + "\n")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefdag.batches import micro_batches
-from prefdag.store import Comparison, Store
+from prefdag.store import Comparison, Indexed
 
 PADDING = -1
 BLOCK = 1024  # comparisons that are sorted by length together
@@ -90,7 +90,7 @@ def num_tokens(comparison: Comparison) -> int:
     return len(comparison.prompt) + sum(map(len, comparison.responses))
 
 
-def packed(comparisons: Sequence[Comparison] | Store, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
+def packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
     """Every comparison once, in micro-batches, a block at a time so that planning stays linear."""
     for begin in range(0, len(comparisons), BLOCK):
         block = [comparisons[index] for index in range(begin, min(begin + BLOCK, len(comparisons)))]

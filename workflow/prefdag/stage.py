@@ -115,7 +115,7 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     root, name = _place(stage, output)
     inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
     digests = {key: _digests(value) for key, value in inputs.items()}
-    code = code_digest(stage)
+    code = code_digest(stage, job.own_code())
     config = job.model_dump(mode="json")
     key = f"{stage}-{name or 'all'}-{_key(config, code, digests)}"
     made = root / ".partial" / key

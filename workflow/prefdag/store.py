@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,31 @@ class Comparison:
 
     prompt: NDArray[np.int32]
     responses: tuple[NDArray[np.int32], ...]
+
+
+class Indexed(Protocol):
+    """Comparisons to run a model on, in an order of their own."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Comparison: ...
+
+
+class Comparisons(Indexed, Protocol):
+    """Comparisons of K responses each, and where they come from: a store, or a view of one.
+
+    rows, prompts: [N]; scores: [N, K], None where the data has none.
+    """
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+    @property
+    def prompts(self) -> NDArray[np.int64]: ...
+    @property
+    def scores(self) -> NDArray[np.float32] | None: ...
+    @property
+    def num_responses(self) -> int: ...
+    def lengths(self) -> NDArray[np.int64]: ...
+    def response_starts(self) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)

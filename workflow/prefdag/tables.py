@@ -17,18 +17,60 @@ FIRST_COLUMNS = (
 METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
 TITLES = {
     "base": "base",
+    "sft": "SFT",
+    "dpo": "DPO",
     "cdpo": "cDPO",
-    "preferred_ft": "Preferred-FT",
+    "robust": "Robust DPO",
+    "dpo_norm": "DPO-norm",
+    "ipo": "IPO",
+    "hinge": "Hinge",
+    "odpo": "ODPO",
+    "rebel": "REBEL",
+    "exo_pair": "EXO",
+    "discopop": "DiscoPOP",
+    "f_dpo": "f-DPO",
+    "log_ratio": "Log-ratio",
+    "caldpo": "Cal-DPO",
+    "sppo_hard": "SPPO",
+    "dpop": "DPOP",
+    "rpo": "RPO",
+    "nca_pair": "NCA (pairs)",
+    "biased_nca": "Biased NCA",
+    "apo_zero": "APO-zero",
+    "apo_down": "APO-down",
+    "aot": "AOT",
+    "aot_unpaired": "AOT (unpaired)",
+    "beta_dpo": "β-DPO",
+    "ld_dpo": "LD-DPO",
+    "wpo": "WPO",
+    "tdpo1": "TDPO1",
+    "tdpo2": "TDPO2",
     "simpo": "SimPO",
+    "alphapo": "AlphaPO",
+    "orpo": "ORPO",
+    "cpo": "CPO",
     "slic": "SLiC",
+    "preferred_ft": "Preferred-FT",
     "unlikelihood": "Unlikelihood",
+    "unlikelihood_tokens": "Token unlikelihood",
+    "cpl": "CPL",
+    "cpl_ref": "CPL-KL",
+    "kto": "KTO",
+    "bco": "BCO",
+    "apo_zero_unpaired": "APO-zero (unpaired)",
+    "plackett_luce": "Plackett-Luce",
+    "multi_negative": "S-DPO",
+    "all_pairs": "DPO (all pairs)",
+    "infonca_k": "InfoNCA",
+    "nca_k": "NCA",
 }
 SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
 
 
 def title(method: str) -> str:
     """A method's name as papers print it."""
-    return TITLES.get(method, method.replace("_", " ") if len(method) > 6 else method.upper())
+    method = method.rpartition(":")[2]  # of a loss in a file of the user's own, the function
+    return TITLES.get(method, method.replace("_", " "))
 
 
 def runs_table(
@@ -70,7 +112,8 @@ def runs_table(
 def _flat(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
     columns: dict[str, float | None] = {}
-    for metric in METRICS:
+    implicit = [name for name in summary if name.startswith("implicit_")]
+    for metric in (*METRICS, *implicit):
         entry = summary.get(metric) or {}
         columns[metric] = entry.get("mean")
         columns |= {f"{metric}_{key}": entry.get(key) for key in ("low", "high", "se")}

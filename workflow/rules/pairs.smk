@@ -1,12 +1,12 @@
 """Sample and label comparisons, where a suite asks for it.
 
 INPUTS   SFT policy, fetched prompts
-OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, summary.json
+OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, rankings/<split>.jsonl, summary.json
 """
 
 
 rule pairs:
-    """All pairs of the SFT policy's samples, labelled by the ground truth."""
+    """All pairs of the SFT policy's samples, and their rankings, labelled by the ground truth."""
     input:
         code=sources("pairs"),
         policy=manifest("sft"),

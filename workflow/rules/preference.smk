@@ -1,21 +1,31 @@
 """Preference training.
 
-INPUTS   SFT policy, comparisons, and the reference cache where the loss reads one
+INPUTS   SFT policy, the run's comparisons or rankings, and the reference cache where the loss reads one
 OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv
 """
 
 
+def comparisons_of(wildcards):
+    return manifest(f"prepare/{plan.dataset_of(SUITE, wildcards.run)}")
+
+
 def reference_of(wildcards):
-    return [manifest("reference")] if plan.reads_reference(SUITE, wildcards.run) else []
+    dataset = plan.dataset_of(SUITE, wildcards.run)
+    return [manifest(f"reference/{dataset}")] if plan.reads_reference(SUITE, wildcards.run) else []
+
+
+def code_of_run(wildcards):
+    """The stage's code, and where the loss is the user's own, its file and what that imports."""
+    return sources("preference", plan.own_code_of(SUITE, wildcards.run))
 
 
 rule preference:
     """Align the SFT policy with the preference loss of one run."""
     input:
-        code=sources("preference"),
+        code=code_of_run,
         policy=manifest("sft"),
         weights=ancient_weights("sft"),
-        comparisons=manifest("prepare/comparisons"),
+        comparisons=comparisons_of,
         reference=reference_of,
     output:
         manifest=f"{RESULTS}/preference/{{run}}/manifest.json",

@@ -1,12 +1,12 @@
 """Tokenise rows into comparisons, with an audit.
 
 INPUTS   fetched rows or sampled pairs, the base model's tokenizer
-OUTPUTS  results/<suite>/prepare/{demonstrations,comparisons}/manifest.json, token stores, audit.json, samples.html
+OUTPUTS  results/<suite>/prepare/<dataset>/manifest.json, token stores, audit.json, samples.html
 """
 
 
 def rows_of(wildcards):
-    sampled = SUITE.pairs is not None and wildcards.dataset == "comparisons"
+    sampled = SUITE.pairs is not None and wildcards.dataset != "demonstrations"
     return manifest("pairs" if sampled else "fetch/data")
 
 
@@ -21,7 +21,7 @@ rule prepare:
     params:
         config=config_of("prepare", "dataset"),
     wildcard_constraints:
-        dataset="demonstrations|comparisons",
+        dataset="demonstrations|comparisons|rankings",
     log:
         f"{RESULTS}/prepare/{{dataset}}/log.txt",
     benchmark:

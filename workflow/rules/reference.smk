@@ -1,7 +1,7 @@
 """Cache the reference policy's log-probs.
 
 INPUTS   SFT policy, comparisons
-OUTPUTS  results/<suite>/reference/manifest.json, <split>.npy
+OUTPUTS  results/<suite>/reference/<dataset>/manifest.json, <split>.npy
 """
 
 
@@ -11,16 +11,18 @@ rule reference:
         code=sources("reference"),
         policy=manifest("sft"),
         weights=ancient_weights("sft"),
-        comparisons=manifest("prepare/comparisons"),
+        comparisons=f"{RESULTS}/prepare/{{dataset}}/manifest.json",
     output:
-        manifest=manifest("reference"),
+        manifest=f"{RESULTS}/reference/{{dataset}}/manifest.json",
     params:
         config=config_of("reference"),
+    wildcard_constraints:
+        dataset="comparisons|rankings",
     threads: threads_of("reference")
     log:
-        f"{RESULTS}/reference/log.txt",
+        f"{RESULTS}/reference/{{dataset}}/log.txt",
     benchmark:
-        f"{RESULTS}/reference/benchmark.tsv"
+        f"{RESULTS}/reference/{{dataset}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag reference --config {params.config:q} --policy {input.policy}"
         " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,12 +1,13 @@
 """Train the reward model.
 
 INPUTS   SFT policy, comparisons
-OUTPUTS  results/<suite>/reward/manifest.json, model/, head.safetensors, evaluation.json, scores.csv, curves.csv
+OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, scoring.json, head.safetensors,
+         evaluation.json, scores.csv, curves.csv
 """
 
 
 rule reward:
-    """A Bradley-Terry reward model on the SFT policy."""
+    """Scalar heads on the SFT policy, trained on comparisons."""
     input:
         code=sources("reward"),
         policy=manifest("sft"),

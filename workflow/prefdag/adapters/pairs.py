@@ -41,6 +41,8 @@ def _listed(row: Row) -> TextComparison:
     if not isinstance(responses, list) or not all(isinstance(response, str) for response in responses):
         raise Unusable("responses are not text")
     scores = tuple(numbers(row["scores"], "scores")) if row.get("scores") is not None else None
+    if scores is not None and len(scores) != len(responses):
+        raise Unusable("not one score for each response")
     return TextComparison(_prompt(row), usable(*responses), scores)
 
 

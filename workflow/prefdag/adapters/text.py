@@ -1,5 +1,6 @@
 """What an adapter returns, and the checks that all of them share."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,9 @@ def ranked_best_first(prompt: Prompt, responses: Sequence[str], scores: Sequence
 
 
 def numbers(values: Any, key: str) -> list[float]:
-    """A list of numbers. Booleans, text and null are none."""
+    """A list of finite numbers. Booleans, text and null are none."""
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise Unusable(f"`{key}` is not a list of numbers")
+    if not all(map(math.isfinite, values)):
+        raise Unusable(f"`{key}` holds numbers that are not finite")
     return [float(value) for value in values]

@@ -9,6 +9,8 @@ ADAPTERS = (
     "world", "hh", "pairs", "ranked", "labelled", "demonstrations", "tldr", "imdb", "align-anything", "saferlhf-better",
     "saferlhf-safer", "ultrafeedback", "shp", "stack-exchange",
 )  # fmt: skip
+RANKED = ("pairs", "ranked", "ultrafeedback", "stack-exchange")  # rows of them may hold more than two responses
+SCORED = (*RANKED, "shp")  # rows of them may hold scores
 OWN = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 

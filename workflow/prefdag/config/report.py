@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from prefdag.config.section import Count, Section
+from prefdag.config.section import Count, Positive, Section
 
 
 class Report(Section):
@@ -16,3 +16,9 @@ class Report(Section):
     )
     samples: Count = Field(8, description="test prompts whose generations are shown side by side")
     reward_label: str = Field("reward (mean per generation)", description="the reward's name and unit on figures")
+    matched_kl: tuple[Positive, ...] = Field(
+        (), max_length=3, description="KLs in nats at which the league compares methods' rewards; none: no league"
+    )
+    step_times: bool = Field(
+        False, description="the league also shows time per step, which differs between otherwise equal runs"
+    )

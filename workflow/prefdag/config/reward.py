@@ -1,12 +1,64 @@
-"""The Bradley-Terry reward model."""
+"""The reward model: its loss, its ensemble, and how values become rewards."""
 
-from pydantic import Field
+from typing import Literal
 
-from prefdag.config.section import NonNegative
+from pydantic import Field, model_validator
+
+from prefdag.config.section import Count, NonNegative, Positive, Seed
 from prefdag.config.training import Training
 
 
 class Reward(Training):
-    """A scalar head on the SFT policy, trained on comparisons."""
+    """Scalar heads on the SFT policy, trained on comparisons."""
 
     head_std: NonNegative = Field(0.02, description="standard deviation of the head's initial weights")
+    loss: Literal["bradley_terry", "plackett_luce"] = Field(
+        "bradley_terry", description="`bradley_terry` of every ordered pair, or `plackett_luce` of the whole ranking"
+    )
+    label_smoothing: float = Field(0.0, ge=0, le=0.5, description="share of wrong labels (Bradley-Terry)")
+    margin: Literal["none", "scores"] = Field(
+        "none", description="what a pair's rewards must differ by: nothing, or as the data's scores (Bradley-Terry)"
+    )
+    centring: Literal["none", "pair_sum", "each"] = Field(
+        "none", description="penalty on (r_w + r_l)^2 of a pair (`pair_sum`, TRL) or on r^2 (`each`, align-anything)"
+    )
+    centring_coefficient: Positive | None = Field(None, description="its weight; TRL 0.01, align-anything 0.001")
+    length_normalisation: NonNegative | None = Field(None, description="alpha of the reward r / (alpha + tokens)")
+    length_penalty: NonNegative = Field(
+        0.0, description="the loss compares r + length_penalty * tokens (R-DPO's), so that r itself is free of length"
+    )
+    heads: Count = Field(1, description="heads on one trunk, each with its own initial weights")
+    seeds: tuple[Seed, ...] = Field((), description="one training for each, in place of `seed`: an ensemble of them")
+    combine: Literal["mean", "mean_minus_deviation", "minimum"] = Field(
+        "mean", description="the reward of an ensemble: `mean`, `mean_minus_deviation` or `minimum` over its heads"
+    )
+    normalise: Literal["none", "train", "validation"] = Field(
+        "none", description="subtract each head's mean reward over the responses of this split, after training"
+    )
+
+    @model_validator(mode="after")
+    def _nothing_goes_unread(self) -> "Reward":
+        if self.loss == "plackett_luce":
+            for key, unused in (("label_smoothing", 0.0), ("margin", "none")):
+                if getattr(self, key) != unused:
+                    raise ValueError(f"{key}: the loss plackett_luce does not read it; take bradley_terry or remove it")
+        if self.centring == "none" and self.centring_coefficient is not None:
+            raise ValueError("centring_coefficient: read only with centring `pair_sum` or `each`; state one")
+        if self.centring != "none" and self.centring_coefficient is None:
+            raise ValueError(
+                f"centring_coefficient: missing; centring `{self.centring}` needs its weight, such as 0.01"
+            )
+        if self.combine != "mean" and self.heads * len(self.trainings) == 1:
+            raise ValueError(
+                f"combine: there is one head, so `{self.combine}` is not read; state several heads or seeds"
+            )
+        if self.heads > 1 and not self.head_std:
+            raise ValueError("head_std: 0 starts every head alike, so they stay alike; state a number above 0")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different whole numbers, got {list(self.seeds)}")
+        return self
+
+    @property
+    def trainings(self) -> tuple[int, ...]:
+        """The seed of each training."""
+        return self.seeds or (self.seed,)

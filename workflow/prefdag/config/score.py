@@ -11,5 +11,8 @@ class Score(Compute):
     """What `reward` means in this suite, and how the intervals are drawn."""
 
     reward: Literal["vader", "trained"] = Field(description="the headline reward: ground truth, or the reward model")
+    implicit: tuple[str, ...] = Field(
+        (), description="runs whose implicit reward, beta times the log-ratio to SFT, scores every generation as well"
+    )
     tokens_per_batch: Count = 4096
     bootstrap: Count = Field(1000, description="resamples of the prompts behind each interval")

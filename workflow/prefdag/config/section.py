@@ -5,6 +5,7 @@ editors all come from these models.
 """
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,6 +33,10 @@ class Section(BaseModel):
             if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
                 raise ValueError(f"{key}: expected {_kind(field.annotation)}, got {str(value).lower()}")
         return values
+
+    def own_code(self) -> tuple[Path, ...]:
+        """Python files of the user's own that this section, or one inside it, names; a job counts them as its code."""
+        return tuple(path for _, value in self if isinstance(value, Section) for path in value.own_code())
 
     def canonical(self) -> str:
         """The section as canonical JSON: sorted keys, no spaces."""

@@ -4,19 +4,23 @@ import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
 
+from prefdag.config.adapters import RANKED, SCORED, is_own
+from prefdag.config.benchmark import Benchmark
 from prefdag.config.data import Data
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
 from prefdag.config.model import Model
-from prefdag.config.objectives import OBJECTIVES, Objective, objective
+from prefdag.config.objectives import Objective, entry_of, objective
+from prefdag.config.objectives.own import located
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
-from prefdag.config.prepare import Prepare, located
+from prefdag.config.prepare import Prepare
+from prefdag.config.prepare import located as files_located
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Report
@@ -28,6 +32,7 @@ from prefdag.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 RESERVED = ("base", "sft")
+Dataset = Literal["comparisons", "rankings"]
 
 
 class Run(Section):
@@ -36,6 +41,7 @@ class Run(Section):
     name: str
     objective: SerializeAsAny[Objective]
     preference: Preference
+    dataset: Dataset = "comparisons"
 
 
 class Suite(Section):
@@ -57,6 +63,7 @@ class Suite(Section):
     score: Score
     judge: Judge = Judge()
     report: Report = Report()
+    benchmark: Benchmark = Benchmark()
     runs: tuple[Run, ...]
 
     @field_validator("name")
@@ -72,7 +79,50 @@ class Suite(Section):
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
+        for name in self.score.implicit:
+            self._check_implicit(name)
+        for run in self.runs:
+            if mistake := self._lacking(run):
+                raise ValueError(f"runs.{run.name}.{mistake}")
         return self
+
+    def _lacking(self, run: Run) -> str | None:
+        """What the data of a run is known to lack before it is made."""
+        method, entry = run.objective.method, run.objective
+        if run.dataset == "rankings" and entry.responses == "two":
+            return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
+        if run.dataset == "rankings" and (adapter := self._adapter_outside(RANKED)):
+            return (
+                f"dataset: rows of the adapter `{adapter}` hold two responses; sample rankings by the section `pairs`, "
+                f"or give rows of more responses to one of the adapters {', '.join(RANKED)}"
+            )
+        if "scores" in entry.reads and (adapter := self._adapter_outside(SCORED)):
+            return (
+                f"method: {method} reads scores, and rows of the adapter `{adapter}` have none; sample and score "
+                f"responses by the section `pairs`, or give rows with scores to one of the adapters {', '.join(SCORED)}"
+            )
+        return None
+
+    def _adapter_outside(self, known: tuple[str, ...]) -> str | None:
+        """An adapter of the suite's comparisons that is neither among `known` nor the user's own, if there is one."""
+        if self.pairs is not None:
+            return None
+        stated = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
+        return next((adapter for adapter in stated if adapter not in known and not is_own(adapter)), None)
+
+    def _check_implicit(self, name: str) -> None:
+        """beta times a log-ratio to the reference needs a beta and a reference."""
+        found = [run for run in self.runs if run.name == name]
+        known = ", ".join(run.name for run in self.runs)
+        if not found:
+            raise ValueError(f"score.implicit: there is no run {name!r}; the runs are {known}")
+        objective = found[0].objective
+        beta = objective.parameters().get("beta")
+        if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
+            raise ValueError(
+                f"score.implicit: {name} ({objective.method}) has no implicit reward; its loss must read "
+                "the reference and have one beta"
+            )
 
     def run(self, name: str) -> Run:
         return next(run for run in self.runs if run.name == name)
@@ -86,10 +136,11 @@ def _checked_name(name: str) -> str:
 
 def read_suite(paths: list[str]) -> Suite:
     """Read one suite file, with further files merged over it key by key, as Snakemake's --configfile does."""
-    values: dict[str, Any] = {}
+    values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
-        values = merged(values, read_yaml(Path(path)))
-    return resolve(values, paths[-1])
+        read = read_yaml(Path(path))
+        values, stated = merged(values, read), {**stated, **dict.fromkeys(read, path)}
+    return resolve(values, paths[-1], stated)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -124,19 +175,27 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def resolve(values: Mapping[str, Any], where: str) -> Suite:
-    """Validate a suite and expand its rows. `where` names the file in every mistake's sentence."""
-    values = dict(values)
+def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite:
+    """Validate a suite and expand its rows. `where` names the file in every mistake's sentence.
+
+    stated: which file states a section, where several were merged; paths in it are taken from that file.
+    """
+    values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
     if extended := values.pop("extends", None):
-        values = merged(read_yaml(Path(where).parent / str(extended)), values)
+        path = Path(stated["extends"]).parent / str(extended)
+        below = read_yaml(path)
+        values, stated = merged(below, values), {**dict.fromkeys(below, str(path)), **stated}
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
     for stage, section in Suite.model_fields.items():
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
     if "prepare" in values:
-        values["prepare"] = located(values["prepare"], where)
-    rows = [*_rows(values.pop("runs", None), "runs", where), *_grid(values.pop("grid", None), where)]
+        values["prepare"] = files_located(values["prepare"], stated["prepare"])
+    rows = [
+        *_located(_rows(values.pop("runs", None), "runs", where), stated.get("runs", where)),
+        *_located(_grid(values.pop("grid", None), where), stated.get("grid", where)),
+    ]
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
     runs = _expanded(rows, preference, where)
@@ -169,9 +228,15 @@ def _grid(grid: Any, where: str) -> list[dict[str, Any]]:
         swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
         for choice in itertools.product(*(entry[key] for key in swept)):
             chosen = dict(zip(swept, choice, strict=True))
-            parts = [str(entry.get("name", entry.get("method"))), *(f"{key}{value}" for key, value in chosen.items())]
+            title = str(entry.get("name", entry.get("method"))).rpartition(":")[2]
+            parts = [title, *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
             rows.append({**entry, **chosen, "name": "-".join(parts)})
     return rows
+
+
+def _located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
+    """The rows with the files of the user's own losses found from the suite file that states them."""
+    return [{**row, "method": located(row.get("method"), suite)} for row in rows]
 
 
 def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
@@ -198,12 +263,23 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     seeds = row.pop("seeds", [None])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
-    own = OBJECTIVES[row["method"]].model_fields if row.get("method") in OBJECTIVES else {}
+    own = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
+    about = (
+        {"dataset": _dataset(row.pop("dataset"), where, inside)} if "dataset" in row and "dataset" not in own else {}
+    )
     loss = objective(row, where, inside)
     runs = []
     for seed in seeds:
         chosen = {**preference, **training, **({} if seed is None else {"seed": seed})}
         suffix = "" if seed is None else f"-seed{seed}"
-        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=Preference.parse(chosen, where, inside)))
+        settings = Preference.parse(chosen, where, inside)
+        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
     return runs
+
+
+def _dataset(given: Any, where: str, inside: str) -> Dataset:
+    if given not in get_args(Dataset):
+        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {given!r}")
+    found: Dataset = given
+    return found

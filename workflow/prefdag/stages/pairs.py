@@ -1,8 +1,12 @@
-"""Comparisons by the DPO paper's controlled protocol: sampled from the SFT policy, labelled by the ground truth."""
+"""Comparisons by the DPO paper's controlled protocol: sampled from the SFT policy, labelled by the ground truth.
+
+The same samples are written as rankings too, each prompt's responses in one row, for losses of more than two.
+"""
 
 import itertools
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from prefdag.stage import Workspace
 from prefdag.tokens import encode_prompts, load_tokenizer
 
 SPLITS = ("train", "validation", "test")
+Scored = tuple[float, str]  # a response after its reward
 
 
 class Job(Section):
@@ -30,17 +35,20 @@ class Job(Section):
 
 
 def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any]:
-    """Sample responses to every prompt and write all pairs of different reward, the better response first."""
+    """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
     device = set_up(job.pairs.threads)
     here.reads_model("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
     facts = {}
+    (here.output / "rankings").mkdir()
     for split in SPLITS:
         texts = list(prompts(rows.parent, job.prepare.adapter, split))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
-        facts[split] |= write_pairs(here.output / f"{split}.jsonl", texts, answers)
+        scored = [_scored(prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
+        facts[split] |= write_pairs(here.output / f"{split}.jsonl", texts, scored)
+        facts[split] |= write_rankings(here.output / f"rankings/{split}.jsonl", texts, scored, job.pairs.num_samples)
         print(f"pairs: {split}: {facts[split]}", flush=True)
     (here.output / "summary.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     here.journal.artifact(here.output / "summary.json", "summary.json")
@@ -66,21 +74,43 @@ def _answers(
     return [[found[number] for number in sorted(found)] for found in answers], unfinished
 
 
-def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[str]]) -> dict[str, int]:
+def _scored(prompt: Prompt, responses: list[str]) -> list[Scored]:
+    return list(zip(sentiment(as_text(prompt) + response for response in responses).tolist(), responses, strict=True))
+
+
+def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]]) -> dict[str, int]:
     """One row per pair of responses to one prompt; ties state no preference and are counted, not written."""
     pairs = ties = 0
     with path.open("w", encoding="utf-8") as stream:
-        for prompt, responses in zip(texts, answers, strict=True):
-            scored = list(
-                zip(sentiment(as_text(prompt) + response for response in responses).tolist(), responses, strict=True)
-            )
+        for prompt, scored in zip(texts, answers, strict=True):
             for first, second in itertools.combinations(scored, 2):
                 if first[0] == second[0]:
                     ties += 1
                     continue
-                (high, better), (low, worse) = (first, second) if first[0] > second[0] else (second, first)
-                asked = prompt if isinstance(prompt, str) else [{"role": r, "content": c} for r, c in prompt]
-                row = {"prompt": asked, "responses": [better, worse], "scores": [high, low]}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                stream.write(_row(prompt, sorted([first, second], key=itemgetter(0), reverse=True)))
                 pairs += 1
     return {"pairs": pairs, "ties": ties}
+
+
+def write_rankings(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]], size: int) -> dict[str, int]:
+    """One row per prompt, its `size` responses best first.
+
+    Counted, not written: prompts with fewer finished responses, and those of which two tie, as these have no order.
+    """
+    counts = {"rankings": 0, "rankings_short": 0, "rankings_tied": 0}
+    with path.open("w", encoding="utf-8") as stream:
+        for prompt, scored in zip(texts, answers, strict=True):
+            if len(scored) < size:
+                counts["rankings_short"] += 1
+            elif len({score for score, _ in scored}) < size:
+                counts["rankings_tied"] += 1
+            else:
+                stream.write(_row(prompt, sorted(scored, reverse=True)))
+                counts["rankings"] += 1
+    return counts
+
+
+def _row(prompt: Prompt, scored: list[Scored]) -> str:
+    scores, responses = zip(*scored, strict=True)
+    asked = prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
+    return json.dumps({"prompt": asked, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from prefdag.adapters import comparisons
 from prefdag.audit import SplitAudit, findings
 from prefdag.audit_pages import audit_page, samples_page
 from prefdag.config.prepare import Prepare
@@ -30,7 +31,7 @@ SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64,
 
 class Job(Section):
     prepare: Prepare
-    dataset: Literal["demonstrations", "comparisons"]
+    dataset: Literal["demonstrations", "comparisons", "rankings"]
 
 
 def run(
@@ -42,12 +43,15 @@ def run(
     """
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
     vocabulary = load_tokenizer(next((folder for folder in folders if folder.is_dir()), folders[0]))
-    adapter = "pairs" if read_manifest(rows).content["stage"] == "pairs" else job.prepare.adapter
+    sampled = read_manifest(rows).content["stage"] == "pairs"
+    adapter = "pairs" if sampled else job.prepare.adapter
+    folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
     splits = SPLITS if job.dataset == "comparisons" else SPLITS[:2]
-    files = {split: path for split in splits if (path := rows.parent / f"{split}.jsonl").is_file()}
+    files = {split: path for split in splits if (path := folder / f"{split}.jsonl").is_file()}
     shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
-    held_out = {split: 0.0 if (rows.parent / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
-    encoder = Encoder(job.prepare, adapter, 1 if job.dataset == "demonstrations" else 2, vocabulary, held_out)
+    held_out = {split: 0.0 if (folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
+    num_responses = {"demonstrations": 1, "comparisons": 2}.get(job.dataset) or _ranked(adapter, files["train"])
+    encoder = Encoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
     scratch = here.resume
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -67,6 +71,12 @@ def run(
         np.save(here.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
     _write_pages(here, report, samples_page(Store.open(here.output / "train"), vocabulary, f"{job.dataset}: samples"))
     return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
+
+
+def _ranked(adapter: str, train: Path) -> int:
+    """K of rankings: how many responses the first usable row has; a row of another K is left out and counted."""
+    first = next(comparisons(adapter, train), None)
+    return max(2, len(first.responses)) if first is not None else 2
 
 
 def _write_pages(here: Workspace, report: dict[str, Any], samples: str) -> None:
@@ -115,33 +125,27 @@ def _encoded(job: Job, files: dict[str, Path], encoder: Encoder) -> Iterator[Enc
 
 
 class _Split:
-    """The store of one split; scores are written where every row has them."""
+    """The store of one split, with scores where its rows have them. Raises `UserError` where only some have."""
 
     def __init__(self, folder: Path, num_responses: int) -> None:
         self.folder, self.num_responses = folder, num_responses
         self.writer: StoreWriter | None = None
-        self.all_scored = True
 
     def __enter__(self) -> "_Split":
         return self
 
     def add(self, prompt: list[int], responses: list[list[int]], row: int, digest: int, scores: Any) -> None:
         if self.writer is None:
-            scored = scores is not None and self.num_responses > 1
-            self.writer = StoreWriter(self.folder, self.num_responses, scored)
-        self.all_scored &= scores is not None
-        given = (scores or [0.0] * self.num_responses) if self.writer.scored else None
-        self.writer.add(prompt, responses, row=row, prompt=digest, scores=given)
+            self.writer = StoreWriter(self.folder, self.num_responses, scores is not None)
+        if self.writer.scored != (scores is not None):
+            where = f"{self.folder.name}: row {row}"
+            raise UserError(f"{where}: scores stand in some rows only; give every row scores or none")
+        self.writer.add(prompt, responses, row=row, prompt=digest, scores=scores)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             return
-        writer = self.writer or StoreWriter(self.folder, self.num_responses, scored=False)
-        writer.close()
-        if writer.scored and not self.all_scored:
-            (self.folder / "scores.npy").unlink()
-            about = json.loads((self.folder / "store.json").read_text())
-            (self.folder / "store.json").write_text(json.dumps({**about, "scored": False}, sort_keys=True) + "\n")
+        (self.writer or StoreWriter(self.folder, self.num_responses, scored=False)).close()
 
 
 def _number_prompts(output: Path, splits: tuple[str, ...]) -> None:

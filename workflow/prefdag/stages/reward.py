@@ -1,32 +1,44 @@
-"""The reward model: SFT policy and comparisons to a scalar head, before and after training."""
+"""The reward model: SFT policy and comparisons to scalar heads, before and after training."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefdag.checkpoint import Checkpoint
 from prefdag.config.reward import Reward
 from prefdag.config.section import Section
 from prefdag.curves import record
-from prefdag.logprobs import margin
-from prefdag.loop import Losses, Task, total_steps, train
+from prefdag.errors import UserError
+from prefdag.loop import Losses, Step, Task, total_steps, train
 from prefdag.models import load_scorer, save, set_up
+from prefdag.reward_losses import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.rewards import (
-    bradley_terry,
+    SCORING,
+    RewardModel,
+    Scoring,
     evaluation,
-    head_of_scorer,
-    initial_head,
-    rewards,
+    head_rewards,
+    initial_heads,
+    lengths_of,
+    member_folder,
+    reward_of,
+    save_untrained,
     score_all,
     write_evaluation,
+    zero_mean,
 )
 from prefdag.segments import Segments
 from prefdag.stage import Workspace
 from prefdag.store import Store
+
+CENTRING = {"pair_sum": pair_sum, "each": each}
 
 
 class Job(Section):
@@ -34,40 +46,124 @@ class Job(Section):
 
 
 def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """Train a Bradley-Terry reward model; accuracy, mean and deviation are those of the held-out pairs."""
+    """Train a reward model; accuracy, mean and deviation are those of the held-out comparisons."""
     settings = job.reward
     device = set_up(settings.threads)
     here.reads_model("policy", "sft")
     here.reads_dataset("comparisons", "train", "training")
     here.reads_dataset("comparisons", "test", "evaluation")
-    store, held_out = (Store.open(comparisons.parent / split) for split in ("train", "test"))
-    model = load_scorer(policy.parent / "model", device)
-    initial_head(model, settings.head_std, settings.seed)
-    save_file({"score.weight": head_of_scorer(model).weight.detach().cpu().clone()}, here.output / "head.safetensors")
-    before = score_all(model, held_out, settings.tokens_per_batch)
-
-    def losses(ids: Sequence[int], segments: Segments) -> Losses:
-        values = rewards(model, segments)
-        gap = margin(values).detach()
-        return bradley_terry(values), {"accuracy": (gap > 0) + 0.5 * (gap == 0), "margin": gap}
-
-    steps = train(model.train(), store, settings, Task(losses, len), Checkpoint(here.resume))
-    record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "reward")
-    after = score_all(model.eval(), held_out, settings.tokens_per_batch)
-    save(model, policy.parent / "model", here.output / "model")
+    stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation", "test")}
+    _check(settings, stores)
+    store, held_out = stores["train"], stores["test"]
+    scoring = Scoring(
+        seeds=settings.trainings, length_normalisation=settings.length_normalisation, combine=settings.combine
+    )
+    folder, budget = policy.parent / "model", settings.tokens_per_batch
+    untrained = _with_heads(folder, settings, settings.trainings, device)
+    save_untrained(untrained, here.output)
+    before = score_all(RewardModel((untrained,), scoring), held_out, budget, device)
+    del untrained
+    members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
+    steps = trainings(members, store, settings, scoring, here.resume)
+    total = len(members) * total_steps(store, settings)
+    record(steps, total, here.journal, here.output / "curves.csv", "reward")
+    model = RewardModel(tuple(member.eval() for member in members), scoring)
+    if settings.normalise != "none":
+        scoring = zero_mean(score_all(model.values, stores[settings.normalise], budget, device), scoring)
+    apart = score_all(model.values, held_out, budget, device)
+    after = reward_of(torch.from_numpy(apart), scoring).numpy()
+    for place, member in enumerate(members):
+        save(member, folder, member_folder(here.output, place, scoring.seeds))
+    (here.output / SCORING).write_text(scoring.canonical() + "\n")
     _write_scores(here.output / "scores.csv", held_out, before, after)
     here.makes_model("reward", parents=["policy"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
-    write_evaluation(here.output / "evaluation.json", **facts)
-    here.results({f"{name}_{when}": value for when, found in facts.items() for name, value in found.items()})
+    if apart.shape[-1] > 1:
+        names = _heads_named(settings)
+        facts |= {name: evaluation(apart[..., head], prompts) for head, name in enumerate(names)}
+    write_evaluation(here.output / "evaluation.json", facts)
+    here.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
     return facts
 
 
+def _check(settings: Reward, stores: dict[str, Store]) -> None:
+    """Refuse what the comparisons cannot give, before anything is loaded."""
+    train_store = stores["train"]
+    if train_store.num_responses < 2:
+        raise UserError(f"{train_store.folder}: one response a prompt is no comparison; a reward model needs 2 or more")
+    if settings.margin == "scores" and train_store.scores is None:
+        raise UserError(f"reward.margin: {train_store.folder} holds no scores; take data with scores or margin `none`")
+    if settings.normalise != "none" and not len(stores[settings.normalise]):
+        raise UserError(f"reward.normalise: the split {settings.normalise} is empty; name the other or hold rows out")
+
+
+def _with_heads(folder: Path, settings: Reward, seeds: Sequence[int], device: torch.device) -> PreTrainedModel:
+    """The policy under untrained heads: `heads` for each seed."""
+    model = load_scorer(folder, device, new_heads=settings.heads * len(seeds))
+    initial_heads(model, settings.head_std, seeds)
+    return model
+
+
+def _heads_named(settings: Reward) -> list[str]:
+    """What tells each head of an ensemble from the others: its seed, its number, or both."""
+    seeds = [f"seed {seed}" for seed in settings.trainings] if len(settings.trainings) > 1 else [""]
+    heads = [f"head {number + 1}" for number in range(settings.heads)] if settings.heads > 1 else [""]
+    return [f"{seed} {head}".strip() for seed in seeds for head in heads]
+
+
+def trainings(
+    members: Sequence[PreTrainedModel], store: Store, settings: Reward, scoring: Scoring, resume: Path
+) -> Iterator[Step]:
+    """The steps of one training after the other, numbered through; each seed has an order of its own."""
+    done = 0
+    for model, seed in zip(members, settings.trainings, strict=True):
+        task = Task(lambda ids, segments, model=model: losses(model, store, settings, scoring, ids, segments), len)  # type: ignore
+        own = settings.model_copy(update={"seed": seed})
+        for step in train(model.train(), store, own, task, Checkpoint(resume / f"seed{seed}")):
+            yield replace(step, number=done + step.number)
+        done += total_steps(store, settings)
+
+
+def losses(
+    model: PreTrainedModel,
+    store: Store,
+    settings: Reward,
+    scoring: Scoring,
+    ids: Sequence[int],
+    segments: Segments,
+) -> Losses:
+    """The mean over a model's heads of each one's loss, [B]; accuracy and margin are those of the combined reward."""
+    values = head_rewards(model, segments, scoring)
+    per_head = values.movedim(-1, 1)
+    margin = None
+    if settings.margin == "scores":
+        assert store.scores is not None
+        margin = gaps(torch.from_numpy(store.scores[np.asarray(ids)]).to(values))[:, None]
+    loss = reward_loss(settings, per_head, lengths_of(segments)[:, None], margin)
+    gap = gaps(reward_of(values.detach(), scoring))
+    accuracy = ((gap > 0) + 0.5 * (gap == 0)).mean(-1)
+    return loss.mean(-1), {"accuracy": accuracy, "margin": gap.mean(-1)}
+
+
+def reward_loss(settings: Reward, values: Tensor, lengths: Tensor, margin: Tensor | None) -> Tensor:
+    """The loss that `settings` state: rewards [..., K], lengths [..., K], margin [..., pairs] -> [...]."""
+    compared = explained_by_length(values, lengths, settings.length_penalty) if settings.length_penalty else values
+    if settings.loss == "plackett_luce":
+        loss = plackett_luce(compared)
+    else:
+        loss = bradley_terry(compared, margin=margin, label_smoothing=settings.label_smoothing)
+    if settings.centring_coefficient is not None:
+        loss = loss + settings.centring_coefficient * CENTRING[settings.centring](values)
+    return loss
+
+
 def _write_scores(path: Path, store: Store, before: np.ndarray, after: np.ndarray) -> None:
+    num = store.num_responses
+    names = ["chosen", "rejected"] if num == 2 else [f"rank{place + 1}" for place in range(num)]
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["row", "before_chosen", "before_rejected", "after_chosen", "after_rejected"])
+        writer.writerow(["row", *(f"{when}_{name}" for when in ("before", "after") for name in names)])
         for index, row in enumerate(store.rows):
             writer.writerow([int(row), *map(float, before[index]), *map(float, after[index])])

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,24 @@ import torch
 
 from prefdag.config.score import Score
 from prefdag.config.section import Section
+from prefdag.errors import UserError
 from prefdag.logprobs import divergence
-from prefdag.models import autocast, load_policy, load_scorer, set_up
-from prefdag.rewards import load_head, score_all
+from prefdag.manifest import read_manifest
+from prefdag.models import autocast, load_policy, set_up
+from prefdag.rewards import (
+    ImplicitReward,
+    Rewards,
+    evaluation,
+    load_reward_model,
+    score_all,
+    untrained_reward_model,
+    write_evaluation,
+)
 from prefdag.segments import packed
 from prefdag.sentiment import sentiment
 from prefdag.stage import Workspace
 from prefdag.statistics import summarise
-from prefdag.store import Comparison
+from prefdag.store import Comparison, Store
 
 Columns = dict[str, list[float]]
 
@@ -28,7 +38,15 @@ class Job(Section):
 
 
 def run(
-    job: Job, here: Workspace, *, generations: Path, policy: Path, reference: Path, reward: Path | None = None
+    job: Job,
+    here: Workspace,
+    *,
+    generations: Path,
+    policy: Path,
+    reference: Path,
+    implicit: list[Path],
+    reward: Path | None = None,
+    comparisons: Path | None = None,
 ) -> dict[str, Any]:
     """Score every generation; the summary has a mean with an interval over prompts for each column."""
     settings = job.score
@@ -36,14 +54,22 @@ def run(
     here.reads_model("policy", here.name or "policy")
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
-    comparisons = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
+    samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
     if settings.reward == "vader":
         columns["vader"] = sentiment(row["prompt"] + row["response"] for row in rows).tolist()
+    budget = settings.tokens_per_batch
     if reward is not None:
-        columns |= _reward_models(comparisons, reference, reward, settings.tokens_per_batch, device)
+        trained = load_reward_model(reward.parent, device)
+        untrained = untrained_reward_model(reference.parent / "model", reward.parent, device)
+        for name, model in (("trained", trained), ("untrained", untrained)):
+            columns[name] = _scored(model, samples, budget, device)
+    for name, rewards in _implicit_rewards(settings.implicit, implicit, reference, device):
+        columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
+        if comparisons is not None and name == here.name:
+            _evaluate(here, rewards, Store.open(comparisons.parent / "test"), budget, device)
     columns = {"reward": columns[settings.reward], **columns}
-    columns |= divergences(comparisons, policy, reference, settings.tokens_per_batch, device)
+    columns |= divergences(samples, policy, reference, budget, device)
     columns["length"] = [float(len(row["ids"])) for row in rows]
     columns["ended"] = [float(row["ended"]) for row in rows]
     columns |= {f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)}
@@ -64,18 +90,31 @@ def run(
 _LOGGED = (("", "mean"), ("_low", "low"), ("_high", "high"))
 
 
-def _reward_models(
-    comparisons: Sequence[Comparison], reference: Path, reward: Path, tokens_per_batch: int, device: torch.device
-) -> Columns:
-    """Scores of the trained reward model, and of the same head before training on the SFT policy."""
-    trained = load_scorer(reward.parent / "model", device)
-    untrained = load_scorer(reference.parent / "model", device)
-    load_head(untrained, reward.parent / "head.safetensors")
-    models = {"trained": trained, "untrained": untrained}
-    return {
-        name: score_all(model, comparisons, tokens_per_batch)[:, 0].astype(float).tolist()
-        for name, model in models.items()
-    }
+def _scored(
+    rewards: Rewards, samples: Sequence[Comparison], tokens_per_batch: int, device: torch.device
+) -> list[float]:
+    return score_all(rewards, samples, tokens_per_batch, device)[:, 0].astype(float).tolist()
+
+
+def _implicit_rewards(
+    names: Sequence[str], runs: Sequence[Path], reference: Path, device: torch.device
+) -> Iterator[tuple[str, ImplicitReward]]:
+    """The implicit reward of each named run, one policy in memory at a time."""
+    if [path.parent.name for path in runs] != list(names):
+        raise UserError(f"score --implicit: expected the manifests of {', '.join(names) or 'no run'}, in this order")
+    if runs:
+        model = load_policy(reference.parent / "model", device)
+    for name, path in zip(names, runs, strict=True):
+        yield name, ImplicitReward.of_run(read_manifest(path), model, device)
+
+
+def _evaluate(here: Workspace, rewards: Rewards, held_out: Store, tokens_per_batch: int, device: torch.device) -> None:
+    """Accuracy of the run's own implicit reward on the held-out comparisons, as the reward model's is measured."""
+    values = score_all(rewards, held_out, tokens_per_batch, device)
+    facts = evaluation(values, np.asarray(held_out.prompts))
+    write_evaluation(here.output / "evaluation.json", {"implicit": facts})
+    here.results({f"implicit_{name}": value for name, value in facts.items()})
+    here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
 
 
 def divergences(

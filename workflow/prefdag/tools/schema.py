@@ -18,7 +18,12 @@ A key without a default must be stated. `seed` and `threads` of the suite hold f
 states none of its own.
 
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
-in which every list is swept and named. `extends: other.yaml` starts from another suite.
+in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
+(`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
+
+`dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
+`dataset: comparisons`. A loss of single responses takes comparisons apart: the best response is desirable, the others
+are not, and `batch_size` counts responses.
 """
 
 
@@ -58,10 +63,11 @@ def _section_of(field: FieldInfo) -> type[Section] | None:
 
 def _row(key: str, field: FieldInfo) -> str:
     default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-    return f"| `{key}` | {default} | {field.description or _kind(field)} |"
+    return f"| `{key}` | {default} | {field.description or allowed(field)} |"
 
 
-def _kind(field: FieldInfo) -> str:
+def allowed(field: FieldInfo) -> str:
+    """The choices or the limits of a key, in words; empty where it has none."""
     choices = getattr(field.annotation, "__args__", ())
     texts = [choice for choice in choices if isinstance(choice, str)]
     if texts:
@@ -92,5 +98,5 @@ def _losses() -> str:
 
 def _option(key: str, field: FieldInfo) -> str:
     default: Any = "stated" if field.is_required() else field.default
-    meaning = _kind(field)
+    meaning = allowed(field)
     return f"`{key}` = {default}" + (f" ({meaning})" if meaning else "")

@@ -4,21 +4,37 @@ Torch-free, so that every row of every suite is checked while Snakemake parses. 
 `prefdag.losses`, one function per entry, of the same name.
 """
 
-from typing import Any
+from typing import Any, get_args
 
+from prefdag.config.objectives import absolute, batch, free, pairs, rankings, singles, tokens
 from prefdag.config.objectives.entry import Objective
-from prefdag.config.objectives.free import PreferredFT, SimPO, Unlikelihood
-from prefdag.config.objectives.pairs import CDPO, DPO, IPO
+from prefdag.config.objectives.own import is_own, own_entry
 from prefdag.errors import UserError
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    "dpo": DPO,
-    "cdpo": CDPO,
-    "ipo": IPO,
-    "simpo": SimPO,
-    "preferred_ft": PreferredFT,
-    "unlikelihood": Unlikelihood,
+    get_args(entry.model_fields["method"].annotation)[0]: entry
+    for entry in (
+        *(pairs.DPO, pairs.CDPO, pairs.Robust, pairs.DPONorm, pairs.IPO, pairs.Hinge, pairs.ODPO, pairs.REBEL),
+        *(pairs.EXO, pairs.DiscoPOP, pairs.FDPO, pairs.LogRatio),
+        *(absolute.CalDPO, absolute.SPPOHard, absolute.DPOP, absolute.RPO, absolute.NCAPair, absolute.BiasedNCA),
+        *(absolute.APOZero, absolute.APODown),
+        *(batch.AOT, batch.AOTUnpaired, batch.BetaDPO),
+        *(tokens.LDDPO, tokens.WPO, tokens.TDPO1, tokens.TDPO2),
+        *(free.SimPO, free.AlphaPO, free.ORPO, free.CPO, free.SLiC, free.PreferredFT, free.Unlikelihood),
+        *(free.UnlikelihoodTokens, free.CPL, free.CPLRef),
+        *(singles.KTO, singles.BCO, singles.APOZeroUnpaired),
+        *(rankings.PlackettLuce, rankings.MultiNegative, rankings.AllPairs, rankings.InfoNCA, rankings.NCA),
+    )
 }
+
+
+def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
+    """The entry of a method: the registry's, or of `my_losses.py:my_loss` what that file of the user's own states."""
+    if is_own(method):
+        return own_entry(method, where, inside)
+    if not isinstance(method, str) or method not in OBJECTIVES:
+        raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
+    return OBJECTIVES[method]
 
 
 def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
@@ -27,9 +43,7 @@ def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
     Raises `UserError` for an unknown method, and for an option that the method does not read.
     """
     method = values.get("method")
-    if method not in OBJECTIVES:
-        raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
-    entry = OBJECTIVES[method]
+    entry = entry_of(method, where, inside)
     own = [name for name in entry.model_fields if name != "method"]
     for key in values:
         if key not in entry.model_fields:

@@ -1,0 +1,162 @@
+"""The benchmark: what it runs on, that every rung computes the same, and what its table says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prefdag.benchmark import arms
+from prefdag.benchmark.arms import Arm, Cell
+from prefdag.benchmark.cells import Length, best, measured, ratios
+from prefdag.benchmark.ladder import RUNGS
+from prefdag.benchmark.page import as_markdown, speedups
+from prefdag.benchmark.shapes import LONGEST, PROFILES, SHAPES, write_ids, write_model
+from prefdag.config.benchmark import Benchmark
+from prefdag.errors import UserError
+from prefdag.models import load_policy
+from prefdag.store import Comparison
+from prefdag.tools import bench
+
+CELL = Cell("small", "hh", "dpo", Path("model"), Path("ids.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
+    tiny = {**sizes, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SHAPES, "tiny", ("llama", tiny))
+        return write_model("tiny", tmp_path_factory.mktemp("shape") / "tiny")
+
+
+@pytest.mark.parametrize(("profile", "sharing"), [("hh", 1.57), ("ultrafeedback", 1.18), ("tldr", 1.84)])
+def test_profiles_share_prompts_as_the_data_do(profile: str, sharing: float):
+    """(2P + C + R) / (P + C + R): how much a prompt written once saves."""
+    lengths = PROFILES[profile](384)
+    assert (lengths > 0).all() and lengths.sum(1).max() <= LONGEST
+    assert (lengths.sum() + lengths[:, 0].sum()) / lengths.sum() == pytest.approx(sharing, abs=0.03)
+
+
+def test_every_rung_computes_the_same(model_folder: Path):
+    """Log-probs of a step of 6 pairs, response by response, to float32's last digits of sums near -400."""
+    draw = np.random.default_rng(0)
+    step = [
+        Comparison(*(draw.integers(2, 300, draw.integers(1, 60)) for _ in range(1)), _responses(draw)) for _ in range(6)
+    ]
+    found = {}
+    for name, rung in RUNGS.items():
+        model = load_policy(model_folder, torch.device("cpu"))
+        if name in ("naive", "sorted", "completion"):
+            model.set_attn_implementation("sdpa")
+        totals = torch.zeros(len(step), 2)
+        with torch.no_grad():
+            for taken, policy in rung(model, step, 256):
+                totals[taken] = policy.total
+        found[name] = totals
+    for name, totals in found.items():
+        torch.testing.assert_close(totals, found["naive"], rtol=2e-6, atol=2e-4, msg=name)
+
+
+def _responses(draw: np.random.Generator) -> tuple[np.ndarray, ...]:
+    return tuple(draw.integers(2, 300, draw.integers(1, 50)).astype(np.int32) for _ in range(2))
+
+
+def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Three steps from the plain rung and from the product: losses within 1e-5, the first ln 2."""
+    ids = write_ids("hh", 300, 6, tmp_path / "ids.jsonl")
+    losses = {}
+    for rung in ("completion", ""):
+        own = ["--rung", rung] if rung else []
+        argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "3", *own]
+        assert bench.main([*argv, "--learning-rate", "1e-4", "--json"]) == 0
+        losses[rung] = json.loads(capsys.readouterr().out)["losses"]
+    assert losses["completion"] == pytest.approx(losses[""], abs=1e-5)
+    assert losses[""][0] == pytest.approx(np.log(2), abs=1e-6)
+    assert losses[""][0] != losses[""][2]
+
+
+def test_a_rung_is_of_dpo(model_folder: Path):
+    with pytest.raises(UserError, match="the rungs are of --task dpo, got sft"):
+        bench.main(["--model", str(model_folder), "--ids", "x", "--rung", "naive", "--task", "sft"])
+
+
+def runs(**speeds: list[float]) -> pd.DataFrame:
+    """Two rounds of each arm; losses that agree, but those of `off`."""
+    keys = {"shape": "small", "profile": "hh", "task": "dpo", "gemm_gflops": 200.0, "stolen": 0.01}
+    rows = [
+        {
+            **keys,
+            "arm": arm,
+            "round": turn,
+            "pairs_per_s": speed,
+            "memory_added_mb": 100.0 if arm == "prefdag" else 400.0,
+            "losses": [0.6931, 0.7] if arm == "off" else [0.6931, 0.69],
+        }
+        for arm, values in speeds.items()
+        for turn, speed in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_ratios_are_taken_round_by_round():
+    """24 / 6 and 20 / 4: median 4.5, between 4 and 5, though the machine's speed changed; memory 100 / 400."""
+    row = ratios(runs(prefdag=[24.0, 20.0], plain=[6.0, 4.0])).iloc[0]
+    assert (row["arm"], row["speedup"], row["lowest"], row["highest"]) == ("plain", 4.5, 4.0, 5.0)
+    assert (row["memory"], bool(row["agrees"])) == (0.25, True)
+
+
+def test_a_speed_up_over_other_losses_is_void():
+    found = ratios(runs(prefdag=[2.0, 2.0], off=[1.0, 1.0]))
+    assert not found.iloc[0]["agrees"]
+    assert found.iloc[0]["largest_difference"] == pytest.approx(0.01)
+    assert "**void**" in as_markdown(found, runs(prefdag=[2.0], off=[1.0]), Benchmark(), {})
+
+
+def test_the_table_and_the_figure_name_every_cell():
+    given = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
+    page = as_markdown(ratios(given), given, Benchmark(), {"torch": "2.13.0"})
+    assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00 |" in page
+    assert (
+        "| dpo | head on responses only | 2.7 | 2.8 |" in page or "| dpo | head on responses only | 2.8 | 2.8 |" in page
+    )
+    axes = speedups(ratios(given)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small, hh, dpo"]
+
+
+def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def ran(arm: Arm, *_: object) -> dict:
+        calls.append(arm.name)
+        keys = ("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
+        return {**dict.fromkeys(keys, 1.0), "losses": []}
+
+    monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
+    list(measured(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
+    assert calls == ["prefdag", "naive", "prefdag", "naive"]
+
+
+def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
+    def ran(arm: Arm, *_: object) -> dict:
+        keys = ("peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
+        return {**dict.fromkeys(keys, 1.0), "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], "losses": []}
+
+    monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
+    assert best(CELL, "trl-tuned", [(1, False), (2, True), (4, False)], Length(1, 3, 4, 1)).per_device == 2
+
+
+def test_an_arm_that_fails_says_its_last_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Arm, "command", lambda *_: ["sh", "-c", "echo first >&2; echo the reason >&2; exit 3"])
+    with pytest.raises(UserError, match=r"small/hh/dpo, prefdag: failed \(the reason\)"):
+        arms.run(Arm("prefdag"), CELL, 4, 3, 1)
+
+
+def test_a_missing_peer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    from prefdag.stages import benchmark
+
+    monkeypatch.setattr(benchmark, "_version", lambda name: "missing")
+    with pytest.raises(UserError, match="trl is not installed"):
+        benchmark._check_peer()

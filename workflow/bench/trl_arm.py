@@ -1,0 +1,173 @@
+"""TRL on a model folder and a file of token ids: the benchmark's peer, in a process of its own.
+
+python workflow/bench/trl_arm.py --arm defaults|tuned|patched --task dpo|reward|sft|reference --model DIR --ids FILE
+
+`defaults` keeps gradient checkpointing and a live reference; `tuned` turns the first off and computes reference
+log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA
+alone. All are float32 on CPU, without dropout, and take the pairs in the order of the file. Prints one JSON line like
+`prefdag bench`.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+import trl.trainer.utils
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+WARM_UP = 2
+TRAINERS = {
+    "dpo": (trl.DPOTrainer, trl.DPOConfig, AutoModelForCausalLM),
+    "reference": (trl.DPOTrainer, trl.DPOConfig, AutoModelForCausalLM),
+    "reward": (trl.RewardTrainer, trl.RewardConfig, AutoModelForSequenceClassification),
+    "sft": (trl.SFTTrainer, trl.SFTConfig, AutoModelForCausalLM),
+}
+
+
+class Clock(TrainerCallback):
+    """Seconds of each optimizer step, and the memory that stood before the first."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.start_rss_mb = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.start_rss_mb = _rss_mb()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def in_order(kind: type) -> type:
+    """The trainer on token ids as they are, in the order of the file; the reference pass is timed on its way."""
+
+    class Trainer(kind):  # type: ignore[valid-type, misc]
+        reference_seconds = 0.0
+
+        def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+            return dataset
+
+        def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
+            return SequentialSampler(self.train_dataset)
+
+        def _precompute_ref_logps(self, *arguments: Any, **options: Any) -> Dataset:
+            began = time.perf_counter()
+            found = super()._precompute_ref_logps(*arguments, **options)
+            self.reference_seconds = time.perf_counter() - began
+            return found
+
+    return Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", choices=("defaults", "tuned", "patched"), required=True)
+    parser.add_argument("--task", choices=tuple(TRAINERS), default="dpo")
+    parser.add_argument("--per-device", type=int, default=8)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--ids", type=Path, required=True)
+    parser.add_argument("--pairs-per-step", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-6)
+    parser.add_argument("--beta", type=float, default=0.1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.arm == "patched":
+        trl.trainer.utils._use_triton = lambda device: True  # only its choice of positions asks there
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measured(arguments, folder)))
+
+
+def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Train, or pass the pairs through the reference; pairs per second are medians over steps after the warm-up."""
+    kind, config, auto = TRAINERS[arguments.task]
+    num, fast, cuda = arguments.pairs_per_step, arguments.arm != "defaults", torch.cuda.is_available()
+    rows = [json.loads(line) for line in arguments.ids.read_text().splitlines()]
+    steps = min(arguments.steps, len(rows) // num)
+    own = {}
+    if config is trl.DPOConfig:
+        precomputed = fast or arguments.task == "reference"
+        own = {"beta": arguments.beta, "precompute_ref_log_probs": precomputed}
+    settings = config(
+        output_dir=folder,
+        per_device_train_batch_size=arguments.per_device,
+        gradient_accumulation_steps=num // arguments.per_device,
+        max_steps=1 if arguments.task == "reference" else steps,
+        learning_rate=arguments.learning_rate,
+        lr_scheduler_type="constant",
+        max_length=None,
+        gradient_checkpointing=not fast,
+        bf16=cuda,
+        use_cpu=not cuda,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **own,
+    )
+    clock = Clock()
+    head = {"num_labels": 1} if arguments.task == "reward" else {}
+    model = auto.from_pretrained(arguments.model, dtype=torch.float32, **head)
+    dataset = Dataset.from_list([columns(row, arguments.task) for row in rows[: steps * num]])
+    trainer = in_order(kind)(
+        model, args=settings, train_dataset=dataset, processing_class=_tokenizer(), callbacks=[clock]
+    )
+    trainer.train()
+    if arguments.task == "reference":
+        rate = len(dataset) / trainer.reference_seconds
+    else:
+        rate = num / statistics.median(clock.seconds[min(WARM_UP, len(clock.seconds) - 1) :])
+    return {
+        "task": arguments.task,
+        "pairs_per_s": rate,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "start_rss_mb": clock.start_rss_mb,
+        "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "versions": {"torch": torch.__version__, "trl": trl.__version__},
+    }
+
+
+def columns(row: dict[str, list[int]], task: str) -> dict[str, list[int]]:
+    """One pair as each trainer's collator takes it."""
+    prompt, chosen, rejected = (row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    if task == "reward":
+        return {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
+    if task == "sft":
+        return {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + chosen}
+    return row
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Only its padding id is read."""
+    backend = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+
+
+def _rss_mb() -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()

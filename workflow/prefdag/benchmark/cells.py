@@ -1,0 +1,99 @@
+"""Cells times arms, interleaved round by round, and what they come to."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from prefdag.benchmark.arms import Arm, Cell, run
+
+# 50 steps of float32 may differ by this much: maximum, and mean signed difference.
+LARGEST_DIFFERENCE, SIGNED_DIFFERENCE = 1e-4, 1e-6
+OURS = "prefdag"
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a measurement is: rounds of every arm, optimizer steps of a run, pairs of a step."""
+
+    rounds: int
+    steps: int
+    pairs_per_step: int
+    threads: int
+
+
+def measured(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dict[str, Any]]:
+    """One record for each run of an arm, A B C A B C, its losses among them."""
+    for turn in range(length.rounds):
+        for arm in arms:
+            found = run(arm, cell, length.pairs_per_step, length.steps, length.threads)
+            yield {
+                "shape": cell.shape,
+                "profile": cell.profile,
+                "task": cell.task,
+                "arm": arm.name,
+                "round": turn,
+                "per_device": arm.per_device or None,
+                "keeping": arm.keeping,
+                "pairs_per_s": found["pairs_per_s"],
+                "memory_added_mb": found["peak_rss_mb"] - found["start_rss_mb"],
+                "gemm_gflops": found["gemm_gflops"],
+                "stolen": found["stolen"],
+                "losses": found["losses"],
+            }
+
+
+def best(cell: Cell, arm: str, candidates: Sequence[tuple[int, bool]], length: Length) -> Arm:
+    """TRL's fastest setting (pairs per device, keeping freed pages) by one short run of each."""
+    short = Length(1, 3, length.pairs_per_step, length.threads)
+    arms = [Arm(arm, per_device=size, keeping=keeping) for size, keeping in candidates]
+    if len(arms) == 1:
+        return arms[0]
+    speeds = {arm: next(measured(cell, [arm], short))["pairs_per_s"] for arm in arms}
+    return max(speeds, key=lambda arm: speeds[arm])
+
+
+def disagreement(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of every arm's first run against prefdag's: largest and mean signed difference of the losses, step by step."""
+    first = runs[runs["round"] == 0].set_index("arm")["losses"]
+    rows = []
+    for arm, losses in first.items():
+        differences = [a - b for a, b in zip(losses, first[OURS], strict=False)]
+        if differences:
+            rows.append((arm, max(map(abs, differences)), statistics.fmean(differences)))
+    return pd.DataFrame(rows, columns=["arm", "largest_difference", "signed_difference"]).set_index("arm")
+
+
+def ratios(runs: pd.DataFrame) -> pd.DataFrame:
+    """prefdag's pairs per second over each arm's, round by round: median, lowest and highest; and memory's ratio.
+
+    `agrees` is whether the losses do; a speed-up over an arm that computes something else is void.
+    """
+    rows = []
+    for (shape, profile, task), cell in runs.groupby(["shape", "profile", "task"], sort=False):
+        off = disagreement(cell)
+        speed = cell.pivot(index="round", columns="arm", values="pairs_per_s")
+        memory = cell.groupby("arm")["memory_added_mb"].median()
+        for arm in [name for name in cell["arm"].unique() if name != OURS]:
+            quotient = speed[OURS] / speed[arm]
+            agrees = arm not in off.index or bool(
+                off.loc[arm, "largest_difference"] <= LARGEST_DIFFERENCE
+                and abs(off.loc[arm, "signed_difference"]) <= SIGNED_DIFFERENCE
+            )
+            rows.append(
+                {
+                    "shape": shape,
+                    "profile": profile,
+                    "task": task,
+                    "arm": arm,
+                    "speedup": quotient.median(),
+                    "lowest": quotient.min(),
+                    "highest": quotient.max(),
+                    "memory": memory[OURS] / memory[arm],
+                    "agrees": agrees,
+                    **(off.loc[arm].to_dict() if arm in off.index else {}),
+                }
+            )
+    return pd.DataFrame(rows)

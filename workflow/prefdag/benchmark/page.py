@@ -1,0 +1,86 @@
+"""The benchmark's table as Markdown, and its figure."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prefdag.config.benchmark import Benchmark
+from prefdag.figures import COLOURS, MARKERS, look, new_figure
+
+TITLES = {
+    "trl-defaults": "TRL, defaults",
+    "trl-tuned": "TRL, tuned",
+    "trl-patched": "TRL, tuned, response-only head",
+    "naive": "padded, all logits",
+    "sorted": "sorted, no mask",
+    "completion": "head on responses only",
+    "packed": "packed rows",
+    "shared": "prompt shared",
+}
+
+
+def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
+    """Every cell, every arm: prefdag's speed over it, lowest to highest round, memory, and whether the losses agree."""
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    lines = [
+        f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
+        f"{settings.threads} threads, float32 on CPU; {said}; a float32 product of 1024 x 1024 at "
+        f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
+        "",
+        "| shape | lengths | task | against | speed-up (rounds) | memory | largest loss difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found.to_dict("records"):
+        off = row.get("largest_difference")
+        agreement = (
+            "no losses" if off is None or np.isnan(off) else f"{off:.1e}" + ("" if row["agrees"] else " **void**")
+        )
+        speed = f"{row['speedup']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
+        cells = [row["shape"], row["profile"], row["task"], TITLES.get(row["arm"], row["arm"]), speed]
+        lines.append("| " + " | ".join([*cells, f"{row['memory']:.2f}", agreement]) + " |")
+    lines += ["", "| task | against | geometric mean over cells | lowest cell |", "|---|---|---|---|"]
+    for (task, arm), part in found.groupby(["task", "arm"], sort=False):
+        mean = float(np.exp(np.log(part["speedup"]).mean()))
+        lines.append(f"| {task} | {TITLES.get(str(arm), arm)} | {mean:.1f} | {part['speedup'].min():.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: pd.Series, digits: int) -> str:
+    low, high = (f"{value:.{digits}f}" for value in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def speedups(found: pd.DataFrame) -> Figure:
+    """prefdag's pairs per second over each arm's, a row a cell; bars are lowest to highest round."""
+    cells = list(dict.fromkeys(zip(found["shape"], found["profile"], found["task"], strict=True)))
+    arms = list(dict.fromkeys(found["arm"]))
+    with look():
+        figure = new_figure(7.2, 1.2 + 0.5 * len(cells))
+        axes = figure.add_subplot()
+        for number, arm in enumerate(arms):
+            part = found[found["arm"] == arm]
+            keys = zip(part["shape"], part["profile"], part["task"], strict=True)
+            height = np.array([cells.index(key) for key in keys]) + 0.6 * ((number + 0.5) / len(arms) - 0.5)
+            low, high = part["speedup"] - part["lowest"], part["highest"] - part["speedup"]
+            axes.errorbar(
+                part["speedup"],
+                height,
+                xerr=np.array([low, high]),
+                linestyle="none",
+                markersize=5,
+                elinewidth=1,
+                label=TITLES.get(arm, arm),
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
+            )
+        axes.set_xscale("log")
+        axes.axvline(1, color="#999999", linewidth=0.8)
+        axes.set_yticks(range(len(cells)), [", ".join(cell) for cell in cells])
+        axes.invert_yaxis()
+        axes.set_xlabel("speed-up in pairs per second (logarithmic)")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "25" else "")
+        figure.legend(loc="outside right upper")
+    return figure

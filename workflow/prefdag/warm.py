@@ -1,0 +1,154 @@
+"""Warm starts: one process imports torch and transformers once, and each job of a local run is a fork of it.
+
+Importing them takes 4 to 6 CPU seconds, more than many jobs' own work. The workflow starts the server; `prefdag
+<stage>` finds its socket in PREFDAG_WARM, hands over its arguments, environment and open files, and relays signals
+until the job ends. The server holds other people's modules only: a job imports prefdag's own after the fork, as they
+then are. Without a server (on clusters, by hand, or where the system has no pidfd) a stage starts cold, to the same
+bits.
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+VARIABLE = "PREFDAG_WARM"
+IMPORTS = (
+    "torch.utils.checkpoint",
+    "safetensors.torch",
+    "pydantic",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gpt2", "gpt_neox", "qwen2")),
+)
+PATIENCE = 1.0  # seconds between two looks at whether the workflow is still there
+
+
+def serve(path: Path, parent: int) -> None:
+    """Fork a job for each client that connects to the socket at `path`, until the process `parent` is gone."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        old = os.umask(0o077)
+        listener.bind(str(path))
+        os.umask(old)
+        listener.listen(64)  # before importing: whoever connects now waits here instead of importing as well
+        gc.disable()
+        for name in IMPORTS:
+            import_module(name)
+        gc.freeze()
+        gc.enable()
+        # Threads do not survive a fork. torch starts its own at the first parallel sum, which is never made here.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        listener.settimeout(PATIENCE)
+        while _alive(parent):
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            if os.fork() == 0:
+                listener.close()
+                _attend(client)
+                os._exit(0)
+            client.close()
+    path.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _attend(client: socket.socket) -> None:
+    """Fork the job, relay the client's signals to it, and send back how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    client.settimeout(None)
+    request, files = _received(client)
+    job = os.fork()
+    if job == 0:
+        client.close()
+        _become(request, files)
+    for file in files:
+        os.close(file)
+    watch = os.pidfd_open(job)
+    while True:
+        ready, _, _ = select.select([watch, client.fileno()], [], [])
+        if watch in ready:
+            _, status = os.waitpid(job, 0)
+            client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            return
+        if not (numbers := client.recv(16)):
+            os.kill(job, signal.SIGKILL)  # the client was killed, and nobody would know of this job
+            return
+        for number in numbers:
+            os.kill(job, number)
+
+
+def _become(request: dict[str, object], files: Sequence[int]) -> None:
+    """Turn this fork into the client's job: its files, folder, environment and arguments."""
+    code = 1
+    try:
+        for target, file in enumerate(files):
+            os.dup2(file, target)
+        os.chdir(str(request["folder"]))
+        os.environ.clear()
+        os.environ.update(request["environment"])  # type: ignore[call-overload]
+        sys.argv = ["prefdag", *request["arguments"]]  # type: ignore[misc]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = import_module("prefdag.__main__").main(sys.argv[1:])
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run_warm(arguments: Sequence[str]) -> int | None:
+    """Run a command in a fork of the warm server; None where there is no server, and the caller runs it itself."""
+    path = os.environ.pop(VARIABLE, None)
+    if path is None:
+        return None
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        server.connect(path)
+    except OSError:
+        return None
+    with server:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, _: server.sendall(bytes([number])))
+        request = {"arguments": list(arguments), "folder": os.getcwd(), "environment": dict(os.environ)}
+        body = json.dumps(request).encode()
+        socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
+        server.sendall(body)
+        answer = server.recv(16)
+    if not answer:
+        print("prefdag: the process that ran this job was killed, perhaps for its memory", file=sys.stderr)
+        return 137
+    code = int(answer)
+    return code if code >= 0 else 128 - code
+
+
+def _received(client: socket.socket) -> tuple[dict[str, object], Sequence[int]]:
+    head, files, _, _ = socket.recv_fds(client, 8, 3)
+    length = int.from_bytes(head, "big")
+    body = bytearray()
+    while len(body) < length:
+        body += client.recv(length - len(body))
+    return json.loads(body), files
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))
