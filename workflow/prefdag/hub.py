@@ -82,7 +82,7 @@ def _sentences(repository: Repository) -> Iterator[None]:
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -98,15 +98,20 @@ def _sentences(repository: Repository) -> Iterator[None]:
         raise UserError(
             f"{name}: no such {kind} on the Hub, or it is private; check the name or set HF_TOKEN"
         ) from None
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError by name, but the Hub gave no answer
+        raise _unanswered(name, error.__cause__ or error) from None
     except EntryNotFoundError:
         raise UserError(f"{name}: a locked file is no longer there at its commit; lock the suite anew") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        told = {429: "asks for fewer requests", 401: "asks for a token: set HF_TOKEN"}.get(
-            status, "answers with an error"
-        )
-        raise UserError(f"{name}: the Hub {told} (HTTP {status}); run again later, what has come is kept") from None
     except (HTTPError, OSError) as error:
-        raise UserError(
-            f"{name}: the Hub cannot be reached ({type(error).__name__}); check the network, what has come is kept"
-        ) from None
+        raise _unanswered(name, error) from None
+
+
+def _unanswered(name: str, error: BaseException) -> UserError:
+    """The sentence for a Hub that refuses for now, or does not answer at all."""
+    response = getattr(error, "response", None)
+    if response is None:
+        kind = type(error).__name__
+        return UserError(f"{name}: the Hub cannot be reached ({kind}); check the network, what has come is kept")
+    status = response.status_code
+    told = {429: "asks for fewer requests", 401: "asks for a token: set HF_TOKEN"}.get(status, "answers with an error")
+    return UserError(f"{name}: the Hub {told} (HTTP {status}); run again later, what has come is kept")

@@ -5,6 +5,7 @@ the user's to commit. `fetch` takes exactly what stands there. An entry is remov
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,9 @@ class Locked:
     files: Mapping[str, Mapping[str, Any]]
 
 
-def lock_path(suite_file: str | Path, name: str) -> Path:
-    """Where the lock of the suite `name` lies: beside the suite's (last) file."""
-    return Path(suite_file).parent / f"{name}.lock.json"
+def lock_path(suite_file: str | Path, name: str) -> str:
+    """Where a suite's lock lies: `name`, from the suite's (last) file, as a path from the working directory."""
+    return os.path.relpath(Path(suite_file).parent / name)
 
 
 def repositories(data: Data | None, model: Model | None) -> list[Repository]:

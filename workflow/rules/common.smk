@@ -20,7 +20,9 @@ def checked_suite():
         stated = {}
         for path in map(os.path.relpath, workflow.configfiles):
             stated.update(dict.fromkeys(read_yaml(Path(path)), path))
-        return resolve(config, os.path.relpath(label), stated)
+        suite = resolve(config, os.path.relpath(label), stated)
+        sources_of("prepare", suite.prepare.own_code())  # an adapter or template that is not there is found now
+        return suite
     except UserError as mistake:
         print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
         os._exit(2)  # Snakemake would wrap any exception in its own report

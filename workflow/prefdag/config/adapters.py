@@ -19,6 +19,11 @@ def is_own(adapter: str) -> bool:
     return adapter not in ADAPTERS
 
 
+def own_code(adapter: str) -> tuple[Path, ...]:
+    """The file of an adapter of the user's own; none for one of the package."""
+    return (own_parts(adapter)[0],) if is_own(adapter) else ()
+
+
 def own_parts(adapter: str) -> tuple[Path, str]:
     """File and function. Raises `UserError` where the adapter is not of that form."""
     found = OWN.fullmatch(adapter)

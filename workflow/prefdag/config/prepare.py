@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from prefdag.config.adapters import ADAPTERS, OWN, is_own, own_parts
+from prefdag.config.adapters import ADAPTERS, OWN, own_code
 from prefdag.config.section import Count, Fraction, Section, Seed
 
 TEMPLATES = ("continuation", "plain", "tldr", "chat")
@@ -73,7 +73,7 @@ class Prepare(Section):
 
     def own_code(self) -> tuple[Path, ...]:
         """Files of the user's own that the section names; a job counts them as its code."""
-        adapter = (own_parts(self.adapter)[0],) if is_own(self.adapter) else ()
+        adapter = own_code(self.adapter)
         return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, is_own
 from prefdag.config.benchmark import Benchmark
@@ -29,6 +29,7 @@ from prefdag.config.score import Score
 from prefdag.config.section import Count, Section, Seed, explain
 from prefdag.config.sft import SFT
 from prefdag.errors import UserError
+from prefdag.locks import lock_path
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 RESERVED = ("base", "sft")
@@ -64,6 +65,7 @@ class Suite(Section):
     judge: Judge = Judge()
     report: Report = Report()
     benchmark: Benchmark = Benchmark()
+    lock: str = Field("", description="where the Hub's commits are kept; default: <name>.lock.json beside the suite")
     runs: tuple[Run, ...]
 
     @field_validator("name")
@@ -199,8 +201,9 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
     runs = _expanded(rows, preference, where)
+    lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
     try:
-        return Suite.model_validate({**values, "runs": runs})
+        return Suite.model_validate({**values, "lock": lock, "runs": runs})
     except ValidationError as error:
         raise UserError(explain(error, where)) from None
 
