@@ -1,6 +1,7 @@
 """The Hub: a repository's commit and hashes for the lock, its files at that commit. Only `fetch` and `lock` come here.
 
-Downloads lie in the Hub's own cache (`HF_HOME`), where one that was cut off goes on.
+Downloads lie in the Hub's own cache (`HF_HOME`). The client goes on with a file where a connection was cut; a job
+that fails leaves the files that have come whole, and the next one takes them from there.
 """
 
 import fnmatch
@@ -111,7 +112,9 @@ def _unanswered(name: str, error: BaseException) -> UserError:
     response = getattr(error, "response", None)
     if response is None:
         kind = type(error).__name__
-        return UserError(f"{name}: the Hub cannot be reached ({kind}); check the network, what has come is kept")
+        return UserError(
+            f"{name}: the Hub cannot be reached ({kind}); check the network, files that came whole are kept"
+        )
     status = response.status_code
     told = {429: "asks for fewer requests", 401: "asks for a token: set HF_TOKEN"}.get(status, "answers with an error")
-    return UserError(f"{name}: the Hub {told} (HTTP {status}); run again later, what has come is kept")
+    return UserError(f"{name}: the Hub {told} (HTTP {status}); run again later, files that came whole are kept")
