@@ -190,7 +190,10 @@ def test_options_of_the_reward_model_that_do_not_go_together(options: dict[str, 
     ("name", "sentence"),
     [
         ("nobody", "score.implicit: there is no run 'nobody'; the runs are dpo, dpo-strong, simpo"),
-        ("simpo", "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have a"),
+        (
+            "simpo",
+            "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have one",
+        ),
     ],
 )
 def test_an_implicit_reward_needs_a_run_that_has_one(name: str, sentence: str):

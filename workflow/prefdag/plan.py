@@ -43,7 +43,8 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
         }
         for run in suite.runs
     ]
-    return {"report": suite.report, "suite": suite.name, "runs": runs}
+    expected = [entry.model_dump(mode="json") for entry in suite.expected]
+    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected}
 
 
 _PARTS = {

@@ -68,6 +68,19 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> list[in
     return [tokenizer.eos_token_id]
 
 
+def ending(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
+    """The token at which a sampled response has ended: its end-of-turn, or the tokenizer's own end where it has none.
+
+    Raises `UserError` where the tokenizer has neither.
+    """
+    found = [*end_of_turn(tokenizer, prepare), tokenizer.eos_token_id][0]
+    if found is None:
+        raise UserError(
+            "the tokenizer states no end-of-sequence token, so generation could not end; name an end-of-turn"
+        )
+    return int(found)
+
+
 def ended(ids: list[int], end: list[int], closes: bool) -> list[int]:
     """A response's ids with exactly one end-of-turn, the last of them.
 

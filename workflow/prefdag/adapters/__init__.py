@@ -70,14 +70,21 @@ def as_text(prompt: Prompt) -> str:
     return "".join(names.get(role, f"\n\n{role}: ") + content for role, content in prompt) + "\n\nAssistant:"
 
 
+def has_prompts(folder: Path, split: str) -> bool:
+    return any(path.is_file() for path in _files(folder, split))
+
+
+def _files(folder: Path, split: str) -> tuple[Path, Path]:
+    return folder / f"prompts-{split}.jsonl", folder / f"{split}.jsonl"
+
+
 def prompts(folder: Path, adapter: str, split: str) -> Iterator[Prompt]:
     """Distinct prompts of a split to sample responses to, in the order in which they come.
 
     They stand in prompts-<split>.jsonl where the source has such a file, and are those of its comparisons otherwise.
     """
-    own = folder / f"prompts-{split}.jsonl"
-    rows = folder / f"{split}.jsonl"
-    if not own.is_file() and not rows.is_file():
+    own, rows = _files(folder, split)
+    if not has_prompts(folder, split):
         raise UserError(
             f"{folder}: holds no prompts for the {split} split; name a `{split}` file in the suite's `data`"
         )

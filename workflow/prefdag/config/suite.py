@@ -12,6 +12,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from prefdag.config.adapters import RANKED, SCORED, is_own
 from prefdag.config.benchmark import Benchmark
 from prefdag.config.data import Data
+from prefdag.config.expected import Expected
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
 from prefdag.config.model import Model
@@ -65,6 +66,7 @@ class Suite(Section):
     judge: Judge = Judge()
     report: Report = Report()
     benchmark: Benchmark = Benchmark()
+    expected: tuple[Expected, ...] = Field((), description="published results, shown beside measured ones")
     lock: str = Field("", description="where the Hub's commits are kept; default: <name>.lock.json beside the suite")
     runs: tuple[Run, ...]
 

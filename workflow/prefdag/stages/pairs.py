@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefdag.adapters import as_text, prompts
+from prefdag.adapters import as_text, has_prompts, prompts
 from prefdag.adapters.text import Prompt
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
@@ -23,7 +23,8 @@ from prefdag.sampling import sample
 from prefdag.seeds import named_seed
 from prefdag.sentiment import sentiment
 from prefdag.stage import Workspace
-from prefdag.tokens import encode_prompts, load_tokenizer
+from prefdag.tokens import encode_prompts, ending, load_tokenizer
+from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
 Scored = tuple[float, str]  # a response after its reward
@@ -40,9 +41,12 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any
     here.reads_model("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
+    reach = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
+    check_window(policy.parent / "model", reach, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}
     (here.output / "rankings").mkdir()
-    for split in SPLITS:
+    # A split without prompts of its own is held out of train by `prepare`.
+    for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
         texts = list(prompts(rows.parent, job.prepare.adapter, split))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
@@ -66,7 +70,7 @@ def _answers(
     keys = [named_seed(0, split, text) for text in texts]
     answers: list[dict[int, str]] = [{} for _ in texts]
     unfinished = 0
-    for drawn in sample(model, encoded, keys, job.pairs, tokenizer.eos_token_id):
+    for drawn in sample(model, encoded, keys, job.pairs, ending(tokenizer, job.prepare)):
         if not drawn.ended:
             unfinished += 1
             continue

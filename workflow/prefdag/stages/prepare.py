@@ -23,6 +23,7 @@ from prefdag.stage import Workspace
 from prefdag.store import Store, StoreWriter
 from prefdag.tokens import load_tokenizer
 from prefdag.traits import Likes
+from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
 ENCODED_AT_ONCE = 500
@@ -42,7 +43,10 @@ def run(
     demonstrations: what SFT trains on, to tell which of these prompts it has seen.
     """
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
-    vocabulary = load_tokenizer(next((folder for folder in folders if folder.is_dir()), folders[0]))
+    model = next((folder for folder in folders if folder.is_dir()), folders[0])
+    vocabulary = load_tokenizer(model)
+    reach = job.prepare.max_prompt_tokens + job.prepare.max_response_tokens
+    check_window(model, reach, "prepare.max_prompt_tokens and max_response_tokens")
     sampled = read_manifest(rows).content["stage"] == "pairs"
     adapter = "pairs" if sampled else job.prepare.adapter
     folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
