@@ -29,6 +29,7 @@ from prefdag.config.reward import Reward
 from prefdag.config.score import Score
 from prefdag.config.section import Count, Section, Seed, explain
 from prefdag.config.sft import SFT
+from prefdag.config.size import Size
 from prefdag.errors import UserError
 from prefdag.locks import lock_path
 
@@ -67,6 +68,7 @@ class Suite(Section):
     report: Report = Report()
     benchmark: Benchmark = Benchmark()
     expected: tuple[Expected, ...] = Field((), description="published results, shown beside measured ones")
+    size: Size | None = None
     lock: str = Field("", description="where the Hub's commits are kept; default: <name>.lock.json beside the suite")
     runs: tuple[Run, ...]
 
