@@ -2,12 +2,12 @@
 
 A token costs 2 N FLOPs forward and 6 N forward and backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), N the
 parameters. Sampling reads every weight once a step, for all responses drawn at a time. Training keeps float32 weights,
-gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al. 2022,
-arXiv 2205.05198, equation 1, attention scores left out).
+gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al.
+2022, arXiv 2205.05198, equation 1, attention scores left out).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prefdag.config.sampling import Sampling
@@ -58,7 +58,7 @@ def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
     yield Cost("score", policies, policies * models * 2 * size.parameters * tokens / FLOPS / HOUR, models * held)
 
 
-def _training(stage: str, trainings: list[Training], size: Size, comparisons: int, tokens: int) -> Cost:
+def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> Cost:
     hours = most = 0.0
     for one in trainings:
         steps = math.ceil(one.epochs * comparisons / one.batch_size)
