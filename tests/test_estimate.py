@@ -29,7 +29,7 @@ def suite(**changes: object) -> Suite:
 
 
 def test_by_hand() -> None:
-    """SFT: 100 prompts, 7 steps of 16 rows of 30 tokens, 6e9 FLOPs each. Preference: 3 runs of 5 steps of 2 pairs of 50 tokens.
+    """SFT: 7 steps of 16 of 100 prompts, 30 tokens each, 6e9 FLOPs a token. Preference: 3 runs of 5 steps of 2 pairs.
 
     Reference: 600 pairs of 50 tokens, forward. Pairs: 600 / 6 prompts, 400 samples 64 at a time, so 7 times 20 steps of
     2 bytes a weight, and 400 prompts of 10 tokens. AdamW holds 16 bytes a weight, activations 34 x 10 x 100 a token.
