@@ -27,10 +27,11 @@ SHAPES = {
     "llama untied": {"architecture": "llama", "tie_embeddings": False},
     "gpt2": {"architecture": "gpt2"},
     "gpt_neox": {"architecture": "gpt_neox", "tie_embeddings": False},
+    "mistral": {"architecture": "mistral", "key_value_heads": 2},
     "qwen2": {"architecture": "qwen2", "key_value_heads": 2},
     "qwen2 untied": {"architecture": "qwen2", "key_value_heads": 1, "tie_embeddings": False},
 }
-ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "qwen2"]
+ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 
 Values = dict[str, Tensor]  # by name: what was computed, the loss, the gradient of each parameter
 

@@ -9,8 +9,9 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag import plan
+from prefdag.config.merging import merged
 from prefdag.config.objectives import OBJECTIVES
-from prefdag.config.suite import merged, read_suite, resolve
+from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.tools.schema import table
 
@@ -190,7 +191,10 @@ def test_options_of_the_reward_model_that_do_not_go_together(options: dict[str, 
     ("name", "sentence"),
     [
         ("nobody", "score.implicit: there is no run 'nobody'; the runs are dpo, dpo-strong, simpo"),
-        ("simpo", "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have a"),
+        (
+            "simpo",
+            "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have one",
+        ),
     ],
 )
 def test_an_implicit_reward_needs_a_run_that_has_one(name: str, sentence: str):

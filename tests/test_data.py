@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import ROOT
 from prefdag.__main__ import main
-from prefdag.adapters import Unusable, hh, pairs
+from prefdag.adapters.pairs import hh, pairs
+from prefdag.adapters.text import Unusable
 from prefdag.config.prepare import Prepare
 from prefdag.errors import UserError
 from prefdag.rows import read_rows
@@ -141,7 +142,7 @@ def test_hh_splits_at_the_last_assistant_turn():
     ("adapter", "row", "reason"),
     [
         (hh, {"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"}, "prompts differ"),
-        (hh, {"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant: y"}, "empty response"),
+        (hh, {"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant: y"}, "empty chosen"),
         (pairs, {"prompt": "a", "chosen": "x", "rejected": "x"}, "equal responses"),
         (pairs, {"prompt": "a", "chosen": True, "rejected": "x"}, "`chosen` is not text"),
         (pairs, {"prompt": "a", "chosen": "x"}, "no field `rejected`"),
@@ -225,5 +226,5 @@ def test_the_real_hh_file(prepared):
     found = audit(folder)
     assert found["rows_in"] == 2312
     assert found["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
-    assert found["dropped"]["empty response"]["count"] == 4
+    assert found["dropped"]["empty chosen"]["count"] == 4
     assert found["used"] == 2312 - 9

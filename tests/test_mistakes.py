@@ -60,12 +60,6 @@ def test_a_tokenizer_folder_without_tokenizer(capsys: pytest.CaptureFixture[str]
     assert "holds neither tokenizer.json" in fetch(capsys, tmp_path, "tokenizer", source=str(tmp_path))
 
 
-def test_the_hub_out_of_reach(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    sentence = fetch(capsys, tmp_path, "data", source="hub:some/where", train="a.jsonl")
-    assert "hub:some/where: the Hub cannot be reached" in sentence
-
-
 def test_a_missing_input(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     arguments = ["--config", '{"judge": {}}', "--scores", f"{tmp_path}/a/manifest.json", "--against", "b"]
     sentence = said(capsys, "judge", *arguments, "--output", f"{tmp_path}/judge/x/manifest.json")

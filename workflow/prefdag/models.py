@@ -91,8 +91,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check(config: PretrainedConfig, where: str) -> None:
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    check_supported(config.model_type, window, where)
+    check_supported(config.model_type, where)
     scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if scaling in ("dynamic", "longrope"):
         raise UserError(f"{where}: {scaling} rotary scaling depends on what shares a batch; use a model without it")
@@ -120,8 +119,10 @@ def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) 
     else:
         names = {"hidden_size": shape.hidden_size, "num_hidden_layers": shape.layers}
         names |= {"num_attention_heads": shape.heads, "intermediate_size": inner}
-        if shape.architecture in ("llama", "qwen2"):
+        if shape.architecture in ("llama", "mistral", "qwen2"):
             names["num_key_value_heads"] = shape.key_value_heads or shape.heads
+        if shape.architecture == "mistral":
+            names["sliding_window"] = shape.context
         config = AutoConfig.for_model(shape.architecture, max_position_embeddings=shape.context, **names, **common)
     torch.manual_seed(named_seed(seed, "initial weights"))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from prefdag.logprobs import LogProbs
@@ -63,7 +64,7 @@ def float64_norms() -> Iterator[None]:
         variance = states.pow(2).mean(-1, keepdim=True)
         return self.weight * (states * torch.rsqrt(variance + self.variance_epsilon))
 
-    kinds: tuple[Any, ...] = (LlamaRMSNorm, Qwen2RMSNorm)
+    kinds: tuple[Any, ...] = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
     before = {kind: kind.forward for kind in kinds}
     try:
         for kind in before:

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefdag.config.adapters import own_code
 from prefdag.config.model import Origin
 from prefdag.config.population import LEFT_OUT
 from prefdag.config.report import Report
 from prefdag.config.section import Section
 from prefdag.config.suite import ExactSuite, Suite
+from prefdag.locks import repositories
 
 BEFORE_ALIGNMENT = ("base", "sft")
 
@@ -28,11 +30,11 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
 
 
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
-    if name == "data":
-        return {"data": suite.data}
-    if name == "model":
-        return {"model": Origin(source=suite.model.source, revision=suite.model.revision)}
-    return {"tokenizer": Origin(source=str(suite.model.tokenizer), revision=None)}
+    model = Origin(source=suite.model.source, revision=suite.model.revision)
+    tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
+    fetched: dict[str, Section] = {"data": suite.data, "model": model, "tokenizer": tokenizer}
+    from_hub = repositories(suite.data, None) if name == "data" else repositories(None, suite.model)
+    return {str(name): fetched[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 
 def _report(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
         }
         for run in suite.runs
     ]
-    return {"report": suite.report, "suite": suite.name, "runs": runs}
+    expected = [entry.model_dump(mode="json") for entry in suite.expected]
+    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected}
 
 
 _PARTS = {
@@ -107,6 +110,17 @@ def folder_of(suite: Suite, policy: str) -> str:
 def tokenizer_folder(suite: Suite) -> str | None:
     """The fetched tokenizer of a model from scratch, if it has one."""
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def code_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
+    """The user's own files by which a stage reads rows: an adapter, and where prompts are written, a template."""
+    return own_code(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.own_code()
+
+
+def lock_of(suite: Suite, name: str) -> str | None:
+    """The lock that a job of `fetch` takes its commits from, None for what does not come from the Hub."""
+    found: str | None = _fetch(suite, name).get("lock")
+    return found
 
 
 def own_code_of(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:

@@ -15,6 +15,9 @@ from prefdag.errors import UserError
 Row = dict[str, Any]
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+PACKED = (".gz", ".xz", ".zst")
+FIELD_LIMIT = 1 << 30  # bytes of one CSV field; Python's own limit is 128 KiB
+ADAPTER = "_adapter"  # the key under which a mixture's row names the adapter of its source
 
 
 def refuse_lfs_pointer(path: Path) -> None:
@@ -25,18 +28,18 @@ def refuse_lfs_pointer(path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a jsonl, json, csv or parquet file, plain or .gz or .xz, in order.
+    """Rows of a jsonl, json, csv or parquet file, plain or .gz, .xz or .zst, in order.
 
     Raises `UserError` naming file and row (from 0) for anything that is not what its name says.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path in the suite's `data`")
     refuse_lfs_pointer(path)
-    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".xz") else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
     if reader is None:
         raise UserError(
-            f"{path}: cannot tell its format; the name must end in {', '.join(FORMATS)}, or .gz or .xz of one"
+            f"{path}: cannot tell its format; the name must end in {', '.join(FORMATS)}, or {', '.join(PACKED)} of one"
         )
     try:
         with _opened(path) as stream:
@@ -44,46 +47,95 @@ def read_rows(path: Path) -> Iterator[Row]:
                 if not isinstance(row, dict):
                     raise UserError(f"{path}: row {number}: expected an object with named fields, got {_kind(row)}")
                 yield row
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _BrokenZstandard) as error:
         raise UserError(f"{path}: the archive is broken or cut short ({error}); fetch it again") from None
 
 
+class _BrokenZstandard(Exception):
+    """What pyarrow says of a .zst file, as an error of its own."""
+
+
+class _Zstandard(io.RawIOBase):
+    """A .zst file as an ordinary stream."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+
+        self._stream = pyarrow.input_stream(str(path), compression="zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            block = self._stream.read(len(buffer))
+        except OSError as error:
+            raise _BrokenZstandard(str(error).splitlines()[0]) from None
+        buffer[: len(block)] = block
+        return len(block)
+
+
 def _opened(path: Path) -> BinaryIO:
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Zstandard(path), 1 << 16)
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
     return opener(path, "rb")
 
 
 def _jsonl(path: Path, stream: BinaryIO) -> Iterator[Any]:
     # Binary streams split at b"\n" alone: reviews hold U+0085 and U+2028, which text streams may split at.
-    number = 0
+    number = offset = 0
     for line in stream:
         if line.strip():
-            yield _decoded(path, number, line)
+            yield decoded(line, path, number, offset)
             number += 1
+        offset += len(line)
 
 
-def _decoded(path: Path, number: int, line: bytes) -> Any:
+def decoded(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
+    """The JSON value of a line; `offset` is where it starts in the (unpacked) file. Raises `UserError`."""
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: row {number}: not UTF-8 at byte {error.start} of the row; convert the file") from None
+        where = f"not UTF-8 at byte {error.start} of the row, byte {offset + error.start} of the file"
+        raise UserError(f"{path}: row {number}: {where}; convert the file") from None
     except json.JSONDecodeError as error:
         where = f"{error.msg} at character {error.pos}"
         raise UserError(f"{path}: row {number}: not valid JSON ({where}); mend or remove that line") from None
 
 
 def _json(path: Path, stream: BinaryIO) -> Iterator[Any]:
-    values = _decoded(path, 0, stream.read())
+    values = decoded(stream.read(), path)
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a JSON list of rows, got {_kind(values)}")
     yield from values
 
 
 def _csv(path: Path, stream: BinaryIO) -> Iterator[Any]:
+    csv.field_size_limit(FIELD_LIMIT)
     try:
-        yield from csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8", newline=""), strict=True)
-    except (csv.Error, UnicodeDecodeError) as error:
+        for number, row in enumerate(csv.DictReader(_Utf8(path, stream), strict=True)):
+            if None in row or None in row.values():
+                raise UserError(f"{path}: row {number}: more or fewer fields than the header names; mend that row")
+            yield row
+    except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None
+
+
+class _Utf8:
+    """Lines of a stream as text, split at newlines alone, which may stand inside a quoted field."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self.stream, self.offset = path, stream, 0
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.stream:
+            try:
+                yield line.decode("utf-8-sig" if self.offset == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                where = f"not UTF-8 at byte {self.offset + error.start} of the file"
+                raise UserError(f"{self.path}: {where}; convert the file") from None
+            self.offset += len(line)
 
 
 def _parquet(path: Path, stream: BinaryIO) -> Iterator[Any]:
@@ -91,7 +143,8 @@ def _parquet(path: Path, stream: BinaryIO) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(1024):
+        source = stream if stream.seekable() else io.BytesIO(stream.read())
+        for batch in pyarrow.parquet.ParquetFile(source).iter_batches(1024):
             yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
@@ -102,10 +155,14 @@ def _kind(value: Any) -> str:
 
 
 def write_rows(path: Path, rows: Iterator[Row]) -> int:
-    """Write rows as JSONL; returns how many."""
+    """Write rows as JSONL; returns how many. A row with a lone surrogate, which UTF-8 has no bytes for, is escaped."""
     num = 0
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
+    with path.open("wb") as stream:
         for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            try:
+                line = json.dumps(row, ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                line = json.dumps(row, default=str).encode()
+            stream.write(line + b"\n")
             num += 1
     return num

@@ -37,6 +37,8 @@ def _followed(waiting: list[Path]) -> list[Path]:
     while waiting:
         path = waiting.pop()
         if path not in found:
+            if not path.is_file():
+                raise UserError(f"{path}: no such file; its path is taken from the suite's")
             found.add(path)
             if path.suffix == ".py":
                 waiting += _imported(path) if path.is_relative_to(PACKAGE) else _imported_by_own(path)

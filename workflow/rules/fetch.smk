@@ -1,14 +1,30 @@
 """Fetch rows, model and tokenizer.
 
 INPUTS   none of ours: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,model,tokenizer}/manifest.json, and the files beside it
+OUTPUTS  results/<suite>/fetch/{data,model,tokenizer}/manifest.json, and the files beside it;
+         the lock beside the suite, where none is there
 """
+
+
+def lock_of(wildcards):
+    return [plan.lock_of(SUITE, wildcards.what)] if plan.lock_of(SUITE, wildcards.what) else []
+
+
+if not os.path.exists(SUITE.lock):  # once it is there, it is the user's: nothing of ours writes or deletes it
+
+    rule lock:
+        """What the Hub's branches are today, for the user to commit."""
+        output:
+            SUITE.lock,
+        shell:
+            "python -m prefdag lock " + " ".join(map(os.path.relpath, workflow.configfiles))
 
 
 rule fetch:
     """Fetch one thing that the suite names."""
     input:
         code=sources("fetch"),
+        lock=lock_of,
     output:
         manifest=f"{RESULTS}/fetch/{{what}}/manifest.json",
     params:

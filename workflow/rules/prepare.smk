@@ -1,7 +1,7 @@
 """Tokenise rows into comparisons, with an audit.
 
 INPUTS   fetched rows or sampled pairs, the base model's tokenizer
-OUTPUTS  results/<suite>/prepare/<dataset>/manifest.json, token stores, audit.json, samples.html
+OUTPUTS  results/<suite>/prepare/<dataset>/manifest.json, token stores, audit.json, audit.html, samples.html
 """
 
 
@@ -10,16 +10,25 @@ def rows_of(wildcards):
     return manifest("pairs" if sampled else "fetch/data")
 
 
+def demonstrations_of(wildcards):
+    """What SFT trains on: a held-out prompt may not be among it."""
+    return [] if wildcards.dataset == "demonstrations" else [manifest("prepare/demonstrations")]
+
+
 rule prepare:
     """One dataset as token stores."""
     input:
-        code=sources("prepare"),
+        code=sources("prepare", plan.code_of_rows(SUITE, "prepare")),
         rows=rows_of,
         tokenizer=manifest(plan.folder_of(SUITE, "base")),
+        demonstrations=demonstrations_of,
     output:
         manifest=f"{RESULTS}/prepare/{{dataset}}/manifest.json",
     params:
         config=config_of("prepare", "dataset"),
+        demonstrations=lambda wildcards, input: (
+            f"--demonstrations {input.demonstrations}" if input.demonstrations else ""
+        ),
     wildcard_constraints:
         dataset="demonstrations|comparisons|rankings",
     log:
@@ -28,4 +37,4 @@ rule prepare:
         f"{RESULTS}/prepare/{{dataset}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag prepare --config {params.config:q} --rows {input.rows}"
-        " --tokenizer {input.tokenizer} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --tokenizer {input.tokenizer} {params.demonstrations} --output {output.manifest} 2>&1 | tee {log:q}"

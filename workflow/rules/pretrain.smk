@@ -8,7 +8,7 @@ OUTPUTS  results/<suite>/pretrain/manifest.json, model/, curves.csv
 rule pretrain:
     """Tokenizer and language model from nothing."""
     input:
-        code=sources("pretrain"),
+        code=sources("pretrain", plan.code_of_rows(SUITE, "pretrain")),
         data=manifest("fetch/data"),
         tokenizer=[manifest(folder) for folder in [plan.tokenizer_folder(SUITE)] if folder],
     output:

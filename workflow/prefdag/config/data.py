@@ -1,8 +1,15 @@
-"""The raw rows: from the Hub, from local files, or from the embedded text world."""
+"""The raw rows: from the Hub, an address, local files, the embedded text world, or a mixture of such sources."""
 
-from pydantic import Field, model_validator
+import re
+from typing import Annotated
 
-from prefdag.config.section import Count, Section, Seed
+from pydantic import Field, field_validator, model_validator
+
+from prefdag.config.adapters import ADAPTERS
+from prefdag.config.section import Count, Positive, Section, Seed
+
+HUB = "hub:"
+ADDRESS = re.compile(r"https?://")
 
 
 class World(Section):
@@ -16,21 +23,64 @@ class World(Section):
     test_prompts: Count = 300
 
 
-class Data(Section):
+class Source(Section):
     """One source of rows. `train`, `validation` and `test` name files (or globs) inside it."""
 
-    source: str = Field(description="`world`, `hub:owner/name`, a local folder, or a local file")
+    source: str = Field(
+        description="`world`, `mixed`, `hub:owner/name`, an http(s) address, a local folder, or a local file"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a Hub repository")
-    train: str | None = Field(None, description="file or glob inside the source")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="of the file behind an address, where it must be stated, or of a local file"
+    )
+    train: str | None = Field(None, description="file or glob inside the source; a single file is train itself")
     validation: str | None = None
     test: str | None = None
     max_rows: Count | None = Field(None, description="read only this many rows of each split")
+    columns: dict[str, str] = Field(
+        {}, description="name that the adapter reads: column of the rows (`a.b` for b inside a)"
+    )
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> "Source":
+        if self.source.startswith(HUB) and self.train is None:
+            raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
+        if ADDRESS.match(self.source) and self.sha256 is None:
+            raise ValueError("sha256 is missing: a file behind an address must state its own (`sha256sum` prints it)")
+        if ADDRESS.match(self.source) and (self.validation or self.test):
+            raise ValueError("an address is one file and holds train alone; mix further sources in for other splits")
+        return self
+
+
+class Mixed(Source):
+    """One source of a mixture."""
+
+    weight: Positive | None = Field(None, description="share of the mixture's training rows, relative to the others")
+    count: Count | None = Field(None, description="training rows drawn from this source")
+    adapter: str | None = Field(None, description="where this source's rows need another one than `prepare.adapter`")
+
+    @field_validator("adapter")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in ADAPTERS:
+            raise ValueError(f"expected one of {', '.join(ADAPTERS)}, got {name!r}")
+        return name
+
+
+class Data(Source):
+    """One source of rows. `train`, `validation` and `test` name files (or globs) inside it."""
+
+    seed: Seed = Field(0, description="of the draw where sources are mixed")
+    sources: tuple[Mixed, ...] = Field((), description="for `mixed`: a list of sources, each with a weight or a count")
     world: World | None = None
 
     @model_validator(mode="after")
-    def _source_and_files_agree(self) -> "Data":
+    def _source_and_sizes_agree(self) -> "Data":
         if self.source == "world" and self.world is None:
             raise ValueError("source is `world`, so the key `world` must state its sizes")
-        if self.source != "world" and self.train is None:
-            raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
+        if (self.source == "mixed") != bool(self.sources):
+            raise ValueError("source `mixed` and the list `sources` go together: state both or neither")
+        stated = {(source.weight is not None, source.count is not None) for source in self.sources}
+        if self.sources and stated not in ({(True, False)}, {(False, True)}):
+            raise ValueError("sources: state a weight for each of them, or a count for each of them")
         return self

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from prefdag.config.section import Count, Section
 
-Architecture = Literal["llama", "gpt2", "gpt_neox", "qwen2"]
+Architecture = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 
 
 class Origin(Section):

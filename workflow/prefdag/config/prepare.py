@@ -1,22 +1,88 @@
 """From raw rows to comparisons of token ids. Nothing about tokens has a hidden default."""
 
-from typing import Literal
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from prefdag.config.adapters import ADAPTERS, OWN, own_code
 from prefdag.config.section import Count, Fraction, Section, Seed
+
+TEMPLATES = ("continuation", "plain", "tldr", "chat")
+JINJA = re.compile(r"(?!/)[\w./+ -]+\.jinja")
 
 
 class Prepare(Section):
     """How rows become comparisons, and comparisons tokens."""
 
     seed: Seed = 0
-    adapter: Literal["world", "hh", "pairs"] = Field(description="how rows are read as comparisons")
-    template: Literal["continuation", "plain"] = Field(description="how a prompt and a response are written as text")
+    adapter: str = Field(
+        description=f"how rows are read as comparisons: {', '.join(ADAPTERS)}, or `<file>.py:<function>` of your own"
+    )
+    template: str = Field(
+        description=f"how prompt and response are written: {', '.join(TEMPLATES)}, or a `<file>.jinja` of your own"
+    )
+    system: str | None = Field(None, description="system prompt of `chat` and Jinja templates; none: no system prompt")
+    counted: Literal["last", "all"] = Field(
+        "last", description="assistant turns of a demonstration that are counted: the last, or all (a comparison each)"
+    )
+    rejected: Literal["second", "worst", "random"] = Field(
+        "second", description="which of K > 2 responses a pair sets against the best"
+    )
     bos: bool = Field(description="one beginning-of-sequence token before the prompt")
-    end_of_turn: Literal["eos", "none"] = Field(description="the token that ends, and is counted with, each response")
-    over_long: Literal["drop", "error"] = Field(description="what happens to a row over the limits below")
+    end_of_turn: str = Field(
+        description="the token that ends, and is counted with, each response: `eos`, `none`, or the token itself"
+    )
+    over_long: Literal["drop", "cut-prompt-start", "cut-response-end", "error"] = Field(
+        description="what happens to a row over the limits below; a response cut at its end has no end-of-turn"
+    )
     max_prompt_tokens: Count
     max_response_tokens: Count
     validation_fraction: Fraction = Field(0.0, description="share of prompts held out of train, where no file is")
     test_fraction: Fraction = Field(0.0, description="share of prompts held out of train for test, where no file is")
+    leakage: Literal["error", "allow"] = Field(
+        "error", description="prompts shared between splits, or between SFT's training and held-out comparisons"
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _known_adapter(cls, name: str) -> str:
+        if name not in ADAPTERS and not OWN.fullmatch(name):
+            known = ", ".join(ADAPTERS)
+            raise ValueError(
+                f"expected one of {known}, or <file>.py:<function> relative to the suite's file, got {name!r}"
+            )
+        return name
+
+    @field_validator("template")
+    @classmethod
+    def _known_template(cls, name: str) -> str:
+        if name not in TEMPLATES and not JINJA.fullmatch(name):
+            known = ", ".join(TEMPLATES)
+            raise ValueError(f"expected one of {known}, or <file>.jinja relative to the suite's file, got {name!r}")
+        return name
+
+    @field_validator("end_of_turn")
+    @classmethod
+    def _some_token(cls, name: str) -> str:
+        if not name.strip():
+            raise ValueError("expected `eos`, `none`, or the text of one special token, got an empty text")
+        return name
+
+    def own_code(self) -> tuple[Path, ...]:
+        """Files of the user's own that the section names; a job counts them as its code."""
+        adapter = own_code(self.adapter)
+        return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter
+
+
+def located(values: Any, suite: str) -> Any:
+    """The section as jobs know it: paths taken from the suite's file become paths from the working directory."""
+    if not isinstance(values, dict):
+        return values
+    found = dict(values)
+    for key, form in (("adapter", OWN), ("template", JINJA)):
+        if isinstance(name := found.get(key), str) and form.fullmatch(name):
+            found[key] = os.path.relpath(Path(suite).parent / name)
+    return found

@@ -1,7 +1,13 @@
 """Supervised fine-tuning on demonstrations."""
 
+from pydantic import Field
+
 from prefdag.config.training import Training
 
 
 class SFT(Training):
     """Next-token prediction on the counted tokens of the first response."""
+
+    max_steps: int | None = Field(
+        None, ge=0, description="stop after this many optimizer steps; 0: the base model is the SFT policy as it is"
+    )

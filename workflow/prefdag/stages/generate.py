@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 
 from prefdag.config.generate import Generate
+from prefdag.config.prepare import Prepare
 from prefdag.config.section import Section
 from prefdag.detokenize import prompt_and_response
-from prefdag.errors import UserError
+from prefdag.manifest import read_manifest
 from prefdag.models import load_policy, set_up
 from prefdag.sampling import sample
 from prefdag.stage import Workspace
 from prefdag.store import Store
-from prefdag.tokens import load_tokenizer
+from prefdag.tokens import ending, load_tokenizer
+from prefdag.window import check_window
 
 
 class Job(Section):
@@ -29,14 +31,16 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     here.reads_dataset("comparisons", "test", "evaluation")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{policy.parent}: the tokenizer states no end-of-sequence token; generation could not end")
+    written = read_manifest(comparisons).content["config"]["prepare"]
+    end = ending(tokenizer, Prepare.parse(written, str(comparisons), "config.prepare"))
     store = Store.open(comparisons.parent / "test")
     numbers, first = np.unique(store.prompts, return_index=True)
     numbers, first = numbers[: settings.max_prompts], first[: settings.max_prompts]
     prompts = [store[int(index)].prompt.tolist() for index in first]
+    reach = max(map(len, prompts), default=0) + settings.max_new_tokens
+    check_window(policy.parent / "model", reach, "prompts and generate.max_new_tokens")
     drawn = sorted(
-        sample(model, prompts, [int(number) for number in numbers], settings, tokenizer.eos_token_id),
+        sample(model, prompts, [int(number) for number in numbers], settings, end),
         key=lambda one: (one.prompt, one.sample),
     )
     path = here.output / "generations.jsonl"

@@ -5,13 +5,15 @@ The same samples are written as rankings too, each prompt's responses in one row
 
 import itertools
 import json
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefdag.adapters import prompts
+from prefdag.adapters import as_text, has_prompts, prompts
+from prefdag.adapters.text import Prompt
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
 from prefdag.config.section import Section
@@ -21,7 +23,8 @@ from prefdag.sampling import sample
 from prefdag.seeds import named_seed
 from prefdag.sentiment import sentiment
 from prefdag.stage import Workspace
-from prefdag.tokens import encode_prompts, load_tokenizer
+from prefdag.tokens import encode_prompts, ending, load_tokenizer
+from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
 Scored = tuple[float, str]  # a response after its reward
@@ -38,9 +41,12 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any
     here.reads_model("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
+    reach = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
+    check_window(policy.parent / "model", reach, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}
     (here.output / "rankings").mkdir()
-    for split in SPLITS:
+    # A split without prompts of its own is held out of train by `prepare`.
+    for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
         texts = list(prompts(rows.parent, job.prepare.adapter, split))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
@@ -54,7 +60,7 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any
 
 
 def _answers(
-    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, texts: list[str]
+    job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, texts: list[Prompt]
 ) -> tuple[list[list[str]], int]:
     """The finished responses to each prompt, and how many never reached their end-of-turn.
 
@@ -64,7 +70,7 @@ def _answers(
     keys = [named_seed(0, split, text) for text in texts]
     answers: list[dict[int, str]] = [{} for _ in texts]
     unfinished = 0
-    for drawn in sample(model, encoded, keys, job.pairs, tokenizer.eos_token_id):
+    for drawn in sample(model, encoded, keys, job.pairs, ending(tokenizer, job.prepare)):
         if not drawn.ended:
             unfinished += 1
             continue
@@ -72,11 +78,11 @@ def _answers(
     return [[found[number] for number in sorted(found)] for found in answers], unfinished
 
 
-def _scored(prompt: str, responses: list[str]) -> list[Scored]:
-    return list(zip(sentiment(prompt + response for response in responses).tolist(), responses, strict=True))
+def _scored(prompt: Prompt, responses: list[str]) -> list[Scored]:
+    return list(zip(sentiment(as_text(prompt) + response for response in responses).tolist(), responses, strict=True))
 
 
-def write_pairs(path: Path, texts: list[str], answers: list[list[Scored]]) -> dict[str, int]:
+def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]]) -> dict[str, int]:
     """One row per pair of responses to one prompt; ties state no preference and are counted, not written."""
     pairs = ties = 0
     with path.open("w", encoding="utf-8") as stream:
@@ -90,7 +96,7 @@ def write_pairs(path: Path, texts: list[str], answers: list[list[Scored]]) -> di
     return {"pairs": pairs, "ties": ties}
 
 
-def write_rankings(path: Path, texts: list[str], answers: list[list[Scored]], size: int) -> dict[str, int]:
+def write_rankings(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]], size: int) -> dict[str, int]:
     """One row per prompt, its `size` responses best first.
 
     Counted, not written: prompts with fewer finished responses, and those of which two tie, as these have no order.
@@ -108,6 +114,7 @@ def write_rankings(path: Path, texts: list[str], answers: list[list[Scored]], si
     return counts
 
 
-def _row(prompt: str, scored: list[Scored]) -> str:
+def _row(prompt: Prompt, scored: list[Scored]) -> str:
     scores, responses = zip(*scored, strict=True)
-    return json.dumps({"prompt": prompt, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"
+    asked = prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
+    return json.dumps({"prompt": asked, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"

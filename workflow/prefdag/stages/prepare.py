@@ -1,27 +1,33 @@
 """Templating and tokenising: raw rows to token stores, with an audit of every row."""
 
-import hashlib
-import itertools
 import json
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.adapters import TextComparison, comparisons
-from prefdag.audit import SplitAudit, samples_page
+from prefdag.adapters import comparisons
+from prefdag.audit import SplitAudit, findings
+from prefdag.audit_pages import audit_page, samples_page
 from prefdag.config.prepare import Prepare
 from prefdag.config.section import Section
+from prefdag.encoding import Chunk, Encoded, Encoder, chunks
 from prefdag.errors import UserError
 from prefdag.manifest import read_manifest
+from prefdag.parallel import cores, in_order, with_progress
 from prefdag.stage import Workspace
 from prefdag.store import Store, StoreWriter
-from prefdag.tokens import encode_prompts, encode_responses, end_of_turn, load_tokenizer
+from prefdag.tokens import load_tokenizer
+from prefdag.traits import Likes
+from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
-ENCODED_AT_ONCE = 1000
-Rows = Iterator[tuple[int, TextComparison]]
+ENCODED_AT_ONCE = 500
+SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
 
 
 class Job(Section):
@@ -29,143 +35,156 @@ class Job(Section):
     dataset: Literal["demonstrations", "comparisons", "rankings"]
 
 
-def run(job: Job, here: Workspace, *, rows: Path, tokenizer: Path) -> dict[str, Any]:
-    """Write one token store per split, the audit, and a page of samples."""
-    sampled = read_manifest(rows).content["stage"] == "pairs"
+def run(
+    job: Job, here: Workspace, *, rows: Path, tokenizer: Path, demonstrations: Path | None = None
+) -> dict[str, Any]:
+    """Write one token store per split, the audit, and a page of samples.
+
+    demonstrations: what SFT trains on, to tell which of these prompts it has seen.
+    """
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
-    vocabulary = load_tokenizer(next((folder for folder in folders if folder.is_dir()), folders[0]))
+    model = next((folder for folder in folders if folder.is_dir()), folders[0])
+    vocabulary = load_tokenizer(model)
+    reach = job.prepare.max_prompt_tokens + job.prepare.max_response_tokens
+    check_window(model, reach, "prepare.max_prompt_tokens and max_response_tokens")
+    sampled = read_manifest(rows).content["stage"] == "pairs"
     adapter = "pairs" if sampled else job.prepare.adapter
     folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
-    prompts: dict[bytes, tuple[int, str]] = {}
-    audits, stores = {}, {}
-    for split in SPLITS if job.dataset == "comparisons" else SPLITS[:2]:
-        source = folder / f"{split}.jsonl"
-        own_file = source.is_file()
-        audit = audits[split] = SplitAudit()
-        unusable: dict[str, list[int]] = {}
-        found = comparisons(adapter, source if own_file else folder / "train.jsonl", unusable)
-        kept = _of_split(job.prepare, found, split, own_file, folder, audit)
-        _write_split(job, here.output / split, kept, vocabulary, audit, split, prompts)
-        if own_file:  # else they are rows of the train file, named there
-            audit.unusable(unusable)
-        stores[split] = store = Store.open(here.output / split)
-        if not len(store) and split == "train":
-            raise UserError(f"{source}: no row of the train split can be used: {'; '.join(audit.findings(split))}")
-        print("\n".join(f"prepare: {job.dataset}: {line}" for line in audit.findings(split)), flush=True)
-    report = {"dataset": job.dataset, "splits": {split: audit.to_dict() for split, audit in audits.items()}}
-    (here.output / "audit.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    page = samples_page(stores["train"], vocabulary, f"{job.dataset}: samples")
-    (here.output / "samples.html").write_text(page, encoding="utf-8")
-    for name in ("audit.json", "samples.html"):
-        here.journal.artifact(here.output / name, f"{job.dataset}-{name}")
+    splits = SPLITS if job.dataset == "comparisons" else SPLITS[:2]
+    files = {split: path for split in splits if (path := folder / f"{split}.jsonl").is_file()}
+    shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
+    held_out = {split: 0.0 if (folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
+    num_responses = {"demonstrations": 1, "comparisons": 2}.get(job.dataset) or _ranked(adapter, files["train"])
+    encoder = Encoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
+    scratch = here.resume
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    audits = _write(job, here.output, scratch, files, encoder, splits)
+    likes = {split: Likes(scratch / f"{split}.traits") for split in splits}
+    _number_prompts(here.output, splits)
+    report: dict[str, Any] = {
+        "dataset": job.dataset,
+        "shared_prompts": _shared_prompts(job, here.output, likes, vocabulary, demonstrations),
+        "splits": {split: audit.to_dict(likes[split]) for split, audit in audits.items()},
+    }
+    told = [line for split in splits for line in findings(split, report["splits"][split])]
+    if not audits["train"].used:
+        raise UserError(f"{files['train']}: no row of the train split can be used: {'; '.join(told)}")
+    print("\n".join(f"prepare: {job.dataset}: {line}" for line in told), flush=True)
+    if job.dataset == "demonstrations":
+        np.save(here.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
+    _write_pages(here, report, samples_page(Store.open(here.output / "train"), vocabulary, f"{job.dataset}: samples"))
     return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
 
 
-def _of_split(prepare: Prepare, found: Rows, split: str, own_file: bool, folder: Path, audit: SplitAudit) -> Rows:
-    """The rows that belong to a split: its own file's, or those of train whose prompt falls to it by its hash.
+def _ranked(adapter: str, train: Path) -> int:
+    """K of rankings: how many responses the first usable row has; a row of another K is left out and counted."""
+    first = next(comparisons(adapter, train), None)
+    return max(2, len(first.responses)) if first is not None else 2
 
-    By the prompt, never by the order of rows: no prompt is trained on and tested with.
+
+def _write_pages(here: Workspace, report: dict[str, Any], samples: str) -> None:
+    pages = {
+        "audit.json": json.dumps(report, indent=1, sort_keys=True) + "\n",
+        "audit.html": audit_page(report),
+        "samples.html": samples,
+    }
+    for name, text in pages.items():
+        (here.output / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        here.journal.artifact(here.output / name, f"{report['dataset']}-{name}")
+
+
+def _write(
+    job: Job, output: Path, scratch: Path, files: dict[str, Path], encoder: Encoder, splits: tuple[str, ...]
+) -> dict[str, SplitAudit]:
+    """One pass over the rows: token stores into `output`, their traits into `scratch`; returns the counts."""
+    audits = {split: SplitAudit() for split in splits}
+    with ExitStack() as stack:
+        stores = {split: stack.enter_context(_Split(output / split, encoder.num_responses)) for split in splits}
+        traits = {split: stack.enter_context((scratch / f"{split}.traits").open("wb")) for split in splits}
+        for found in _encoded(job, files, encoder):
+            for split, reason, row in found.dropped:
+                if split in audits:
+                    audits[split].drop(reason, row)
+            for index, kept in enumerate(found.kept):
+                if kept.split in audits:
+                    trait = found.traits[index]
+                    stores[kept.split].add(kept.prompt, kept.responses, kept.row, int(trait["prompt"]), kept.scores)
+                    traits[kept.split].write(trait.tobytes())
+                    audits[kept.split].use(kept)
+    return audits
+
+
+def _encoded(job: Job, files: dict[str, Path], encoder: Encoder) -> Iterator[Encoded]:
+    total = sum(path.stat().st_size for path in files.values())
+
+    def waiting() -> Iterator[Chunk]:
+        for split, path in files.items():
+            # Rows of the train file may fall to splits that have no file of their own.
+            yield from chunks(path, None if split == "train" else split, ENCODED_AT_ONCE)
+
+    workers = min(cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
+    found = in_order(encoder, waiting(), workers)
+    return with_progress(found, lambda one: one.size, total, f"prepare: {job.dataset}")
+
+
+class _Split:
+    """The store of one split, with scores where its rows have them. Raises `UserError` where only some have."""
+
+    def __init__(self, folder: Path, num_responses: int) -> None:
+        self.folder, self.num_responses = folder, num_responses
+        self.writer: StoreWriter | None = None
+
+    def __enter__(self) -> "_Split":
+        return self
+
+    def add(self, prompt: list[int], responses: list[list[int]], row: int, digest: int, scores: Any) -> None:
+        if self.writer is None:
+            self.writer = StoreWriter(self.folder, self.num_responses, scores is not None)
+        if self.writer.scored != (scores is not None):
+            where = f"{self.folder.name}: row {row}"
+            raise UserError(f"{where}: scores stand in some rows only; give every row scores or none")
+        self.writer.add(prompt, responses, row=row, prompt=digest, scores=scores)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            return
+        (self.writer or StoreWriter(self.folder, self.num_responses, scored=False)).close()
+
+
+def _number_prompts(output: Path, splits: tuple[str, ...]) -> None:
+    """Digests of prompts become numbers from 0, in the order in which the prompts first come."""
+    digests = [np.load(output / split / "prompts.npy") for split in splits]
+    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[inverse]
+    for split, part in zip(splits, np.split(numbers, np.cumsum([len(part) for part in digests])[:-1]), strict=True):
+        np.save(output / split / "prompts.npy", part.astype(np.int64))
+
+
+def _shared_prompts(
+    job: Job, output: Path, likes: dict[str, Likes], tokenizer: PreTrainedTokenizerBase, demonstrations: Path | None
+) -> dict[str, int]:
+    """Prompts that two splits have in common, and those that SFT trains on.
+
+    Raises `UserError` where a held-out prompt is trained on, unless the suite allows it: a test would know its answers.
     """
-    shares = {"validation": prepare.validation_fraction, "test": prepare.test_fraction}
-    held = {name: 0.0 if (folder / f"{name}.jsonl").is_file() else share for name, share in shares.items()}
-    for number, comparison in found:
-        place = _unit_hash(prepare.seed, comparison.prompt)
-        fallen = "validation" if place < held["validation"] else "test" if place < sum(held.values()) else "train"
-        if fallen == split or (own_file and split != "train"):
-            audit.rows_in += 1
-            yield number, comparison
-
-
-def _unit_hash(seed: int, text: str) -> float:
-    digest = hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _write_split(
-    job: Job,
-    folder: Path,
-    found: Rows,
-    tokenizer: PreTrainedTokenizerBase,
-    audit: SplitAudit,
-    split: str,
-    prompts: dict[bytes, tuple[int, str]],
-) -> None:
-    end = end_of_turn(tokenizer, job.prepare)
-    first = next(found, None)
-    num_responses = {"demonstrations": 1, "comparisons": 2}.get(job.dataset) or _ranked(first)
-    scored = num_responses > 1 and first is not None and first[1].scores is not None
-    rows = itertools.chain([first], found) if first is not None else iter(())
-    if job.dataset == "rankings":
-        rows = _of_size(rows, num_responses, audit)
-    with StoreWriter(folder, num_responses, scored) as writer:
-        while batch := list(itertools.islice(rows, ENCODED_AT_ONCE)):
-            for (row, comparison), prompt, responses in _encoded(job, batch, tokenizer, num_responses, split):
-                responses = [response + end for response in responses]
-                if reason := _over_long(job.prepare, row, split, prompt, responses):
-                    audit.drop(reason, row)
-                    continue
-                number = _prompt_number(comparison.prompt, split, prompts)
-                if num_responses > 1 and (comparison.scores is not None) != scored:
-                    raise UserError(
-                        f"{split}: row {row}: scores stand in some rows only; give every row scores or none"
-                    )
-                scores = list(comparison.scores[:num_responses]) if scored and comparison.scores else None
-                writer.add(prompt, responses, row=row, prompt=number, scores=scores)
-                audit.use(len(prompt), [len(response) for response in responses])
-
-
-def _ranked(first: tuple[int, TextComparison] | None) -> int:
-    """K of a split's rankings: that of its first row; a row of another K is left out and counted."""
-    return max(2, len(first[1].responses)) if first is not None else 2
-
-
-def _of_size(found: Rows, num_responses: int, audit: SplitAudit) -> Rows:
-    for row, comparison in found:
-        if len(comparison.responses) == num_responses:
-            yield row, comparison
-        else:
-            audit.drop(f"{len(comparison.responses)} responses, not {num_responses} as the first row has", row)
-
-
-def _encoded(
-    job: Job,
-    batch: list[tuple[int, TextComparison]],
-    tokenizer: PreTrainedTokenizerBase,
-    num_responses: int,
-    split: str,
-) -> Iterator[tuple[tuple[int, TextComparison], list[int], list[list[int]]]]:
-    for row, comparison in batch:
-        if len(comparison.responses) < num_responses:
-            raise UserError(f"{split}: row {row}: {len(comparison.responses)} response, but a comparison needs two")
-    texts = [response for _, comparison in batch for response in comparison.responses[:num_responses]]
-    prompts = encode_prompts(tokenizer, [comparison.prompt for _, comparison in batch], job.prepare)
-    responses = encode_responses(tokenizer, texts, job.prepare)
-    for index, (row, comparison) in enumerate(batch):
-        own = responses[index * num_responses : (index + 1) * num_responses]
-        if not all(own):
-            raise UserError(f"{split}: row {row}: a response comes to no token; remove it or change the tokenizer")
-        yield (row, comparison), prompts[index], own
-
-
-def _over_long(prepare: Prepare, row: int, split: str, prompt: list[int], responses: list[list[int]]) -> str | None:
-    """Why a row is over the limits, or None; with `over_long: error` that is a mistake to be told."""
-    longest = max(map(len, responses))
-    limits = (("prompt", len(prompt), prepare.max_prompt_tokens), ("response", longest, prepare.max_response_tokens))
-    for what, length, limit in limits:
-        if length > limit:
-            if prepare.over_long == "error":
-                key = f"prepare.max_{what}_tokens"
+    owners = {f"the {split} split": likes[split].prompts for split in likes}
+    if demonstrations is not None:
+        owners["SFT's training"] = np.load(demonstrations.parent / SFT_PROMPTS)
+    shared = {}
+    for split, own in likes.items():
+        for owner, others in owners.items():
+            if owner == f"the {split} split" or (split == "train" and owner.startswith("the ")):
+                continue  # of train and another split, the other one tells
+            found = np.flatnonzero(np.isin(own.prompts, others))
+            if not len(found):
+                continue
+            shared[f"{split} and {owner.removeprefix('the ')}"] = len(np.unique(own.prompts[found]))
+            if split != "train" and job.prepare.leakage == "error":
+                prompt = Store.open(output / split)[int(found[0])].prompt
+                text = str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]
                 raise UserError(
-                    f"{split}: row {row}: a {what} of {length} tokens is over {key} {limit}; raise it or drop"
+                    f"{split}: the prompt {text!r} is in {owner} too; split the data by prompt, or set "
+                    "prepare.leakage to allow"
                 )
-            return f"{what} over {limit} tokens"
-    return None
-
-
-def _prompt_number(text: str, split: str, prompts: dict[bytes, tuple[int, str]]) -> int:
-    """A number per distinct prompt. Raises `UserError` when two splits share one: a test would know its answers."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-    number, owner = prompts.setdefault(digest, (len(prompts), split))
-    if owner != split:
-        raise UserError(f"{split}: the prompt {text[:60]!r} is in the {owner} split too; split the data by prompt")
-    return number
+    return shared

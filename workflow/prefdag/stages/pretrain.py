@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefdag.adapters import texts
 from prefdag.checkpoint import Checkpoint
+from prefdag.config.adapters import own_code
 from prefdag.config.model import Architectural
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.section import Section
@@ -30,6 +31,9 @@ class Job(Section):
     adapter: str
     scratch: Architectural
     pretrain: Pretrain
+
+    def own_code(self) -> tuple[Path, ...]:
+        return own_code(self.adapter)
 
 
 def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:

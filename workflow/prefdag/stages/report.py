@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from prefdag.config.expected import Expected
 from prefdag.config.report import Report
 from prefdag.config.section import Section
 from prefdag.errors import UserError
@@ -25,6 +26,7 @@ from prefdag.figures_league import frontiers, league_figure
 from prefdag.figures_training import logratios, training
 from prefdag.league import league, seconds_per_step
 from prefdag.page import page
+from prefdag.published import published_rows
 from prefdag.stage import Workspace
 from prefdag.store import Store
 from prefdag.tables import compared, runs_csv, runs_table, seeds_table, title
@@ -48,6 +50,7 @@ class Job(Section):
     suite: str
     runs: tuple[Run, ...]
     left_out: dict[str, str] = Field({}, description="losses that an exact suite cannot hold, and why")
+    expected: tuple[Expected, ...] = ()
 
 
 def run(
@@ -87,6 +90,7 @@ def run(
         suite=job.suite,
         rows=[_row(row) for row in runs.to_dict("records")],
         seeds=[{**row, "win_rate": _percent(row["win_rate"])} for row in seeds_table(runs)],
+        published=published_rows(job.expected, runs, accuracies),
         curves=bool(curves),
         league=_league_rows(ranks, job.report.matched_kl),
         matched_kl=job.report.matched_kl,

@@ -28,10 +28,12 @@ def run(job: Job, here: Workspace, *, base: Path, demonstrations: Path) -> dict[
     held_out = Store.open(demonstrations.parent / "validation")
     model = load_policy(base.parent / "model", device)
     before = mean_nll(model, held_out, settings.tokens_per_batch)
-    steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
-    last = record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "sft")
+    num_steps = total_steps(store, settings)
+    if num_steps:
+        steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
+        record(steps, num_steps, here.journal, here.output / "curves.csv", "sft")
     save(model, base.parent / "model", here.output / "model")
     facts = {"nll_before": before, "nll_after": mean_nll(model.eval(), held_out, settings.tokens_per_batch)}
     here.makes_model("sft", parents=["base"])
-    here.results({**facts, "steps": last.number})
+    here.results({**facts, "steps": num_steps})
     return facts

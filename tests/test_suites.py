@@ -1,0 +1,205 @@
+"""The shipped suites: each resolves and plans, and runs to its report on tiny sources of the same shape."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+import pytest
+import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from conftest import ROOT, checkout
+from prefdag import plan
+from prefdag.__main__ import main
+from prefdag.config.model import Architectural
+from prefdag.config.suite import Suite, read_suite
+from prefdag.models import build, save
+from preparing import byte_tokenizer
+from test_run import planned
+from test_templates import LLAMA3, QWEN2, ZEPHYR, chat
+
+PAPERS = ("imdb-sentiment", "tldr", "hh", "align-anything", "align-anything-batch4", "zephyr", "simpo-llama3-instruct")
+WORDS = ["this", "film", "is", "a", "good", "bad", "great", "awful", "story", "and", "I", "love", "hate", "it"]
+Row = dict[str, Any]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_it_plans(name: str, tmp_path: Path) -> None:
+    """Nothing is fetched: a lock comes first, then every run of the suite."""
+    project = checkout(tmp_path / "clone")
+    jobs = planned(project, f"configs/{name}.yaml")
+    suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
+    assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= jobs
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_is_expected_is_of_a_run(name: str) -> None:
+    suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
+    runs = {run.name.rpartition("-seed")[0] or run.name for run in suite.runs} | {"base", "sft", "reward"}
+    assert {entry.run for entry in suite.expected} <= runs and all(entry.source for entry in suite.expected)
+
+
+def words() -> PreTrainedTokenizerFast:
+    """Few words, so that a model of random weights soon comes to an end."""
+    found = {word: number for number, word in enumerate(["<b>", "<e>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(found, unk_token="film"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>")
+
+
+def qwen() -> PreTrainedTokenizerFast:
+    return chat(QWEN2, ["<|im_start|>", "<|im_end|>"])
+
+
+def llama3() -> PreTrainedTokenizerFast:
+    return chat(LLAMA3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+
+
+def zephyr() -> PreTrainedTokenizerFast:
+    return chat(ZEPHYR, [])
+
+
+def review(split: str, number: int) -> Row:
+    return {"text": " ".join(WORDS[(number + place) % len(WORDS)] for place in range(12)), "label": number % 2}
+
+
+def post(split: str, number: int) -> Row:
+    info = {"subreddit": "pets", "title": f"{split} {number}", "post": "My cat sleeps."}
+    return {"info": info, "summaries": [{"text": "A cat sleeps."}, {"text": "No."}], "choice": number % 2}
+
+
+def question(split: str, number: int) -> Row:
+    texts = {"question": f"{split} {number}?", "response_1": "Yes, surely.", "response_2": "No."}
+    return {**texts, "overall_response": 1 + number % 2}
+
+
+def talk(split: str, number: int) -> Row:
+    asked = {"role": "user", "content": f"{split} {number}?"}
+    sides = {
+        side: [asked, {"role": "assistant", "content": text}] for side, text in (("chosen", "Yes"), ("rejected", "No"))
+    }
+    return {"prompt": asked["content"], **sides}
+
+
+def dialogue(split: str, number: int) -> Row:
+    begin = f"\n\nHuman: {split} {number}?\n\nAssistant:"
+    return {"chosen": f"{begin} Yes.", "rejected": f"{begin} No."}
+
+
+# Suite: architecture, tokenizer, a row, its files of train and test.
+TINY: dict[str, tuple[str, Callable[[], PreTrainedTokenizerFast], Callable[[str, int], Row], tuple[str, str]]] = {
+    "imdb-sentiment": ("gpt2", words, review, ("plain_text/train-0.parquet", "plain_text/test-0.parquet")),
+    "tldr": ("gpt_neox", byte_tokenizer, post, ("comparisons/train/0.parquet", "comparisons/validation/0.parquet")),
+    "hh": ("gpt_neox", byte_tokenizer, dialogue, ("harmless/train.jsonl.gz", "harmless/test.jsonl.gz")),
+    "align-anything": ("qwen2", qwen, question, ("text-to-text/train_30k.parquet", "text-to-text/val_1k.parquet")),
+    "zephyr": ("mistral", zephyr, talk, ("data/train_prefs-0.parquet", "data/test_prefs-0.parquet")),
+    "simpo-llama3-instruct": ("llama", llama3, talk, ("data/train-0.parquet", "data/test-0.parquet")),
+}
+TRAINING = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "tokens_per_batch": 2048}
+SIZES: Row = {
+    "prepare": {"validation_fraction": 0.3},
+    "preference": TRAINING,
+    "reference": {"tokens_per_batch": 2048},
+    "generate": {"max_prompts": 4, "max_new_tokens": 8, "batch_size": 8},
+    "score": {"bootstrap": 20, "tokens_per_batch": 2048},
+    "judge": {"bootstrap": 20},
+}
+
+
+def tiny(name: str, folder: Path) -> Suite:
+    """The shipped suite with source, model and sizes replaced by a second config file; nothing else."""
+    architecture, tokenizer, row, files = TINY[name]
+    for split, file in zip(("train", "test"), files, strict=True):
+        rows = [row(split, number) for number in range(24 if split == "train" else 6)]
+        path = folder / "rows" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        else:
+            path.write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in rows).encode()))
+    vocabulary = tokenizer()
+    vocabulary.save_pretrained(folder / "tokenizer")
+    shape = Architectural(architecture=architecture, hidden_size=16, layers=1, heads=2, context=4096)
+    model = build(shape, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, 0)
+    save(model, folder / "tokenizer", folder / "model")
+    suite = f"{ROOT}/configs/{name}.yaml"
+    stated = yaml.safe_load(Path(suite).read_text())
+    changes = {
+        "data": {"source": str(folder / "rows"), "revision": None},
+        "model": {"source": str(folder / "model")},
+        **SIZES,
+    }
+    if "reward" in stated:
+        changes["reward"] = TRAINING
+    if "pairs" in stated:
+        changes["pairs"] = {"max_new_tokens": 60, "batch_size": 64}
+    changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
+    return read_suite([suite, str(folder / "tiny.yaml")])
+
+
+def walk(suite: Suite, results: Path) -> list[str]:
+    """Every stage in the order of the DAG, one run of each method; returns the policies."""
+
+    def made(place: str) -> str:
+        return str(results / place / "manifest.json")
+
+    def stage(place: str, name: str | None = None, **inputs: str | list[str]) -> None:
+        command = [place.partition("/")[0], "--config", plan.config_of(suite, place.partition("/")[0], name)]
+        for key, value in inputs.items():
+            command += [f"--{key}", *([made(value)] if isinstance(value, str) else map(made, value))]
+        assert main([*command, "--output", made(place)]) == 0, place
+
+    runs = list({run.objective.method: run.name for run in reversed(suite.runs)}.values())
+    stage("fetch/data", "data")
+    stage("fetch/model", "model")
+    stage("prepare/demonstrations", "demonstrations", rows="fetch/data", tokenizer="fetch/model")
+    stage("sft", base="fetch/model", demonstrations="prepare/demonstrations")
+    if suite.pairs:
+        stage("pairs", policy="sft", rows="fetch/data")
+    rows = {"rows": "pairs" if suite.pairs else "fetch/data", "demonstrations": "prepare/demonstrations"}
+    stage("prepare/comparisons", "comparisons", tokenizer="fetch/model", **rows)
+    both = {"policy": "sft", "comparisons": "prepare/comparisons"}
+    reward = {"reward": "reward"} if suite.reward else {}
+    if suite.reward:
+        stage("reward", **both)
+    stage("reference/comparisons", **both)
+    for run in runs:
+        cache = {"reference": "reference/comparisons"} if plan.reads_reference(suite, run) else {}
+        stage(f"preference/{run}", run, **both, **cache)
+    policies = ["base", "sft", *runs]
+    for policy in policies:
+        at = plan.folder_of(suite, policy)
+        stage(f"generate/{policy}", policy=at, comparisons="prepare/comparisons")
+        stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, reference="sft", implicit=[], **reward)
+    for policy in ("base", *runs):
+        stage(f"judge/{policy}", scores=f"score/{policy}", against="score/sft")
+    stage(
+        "report",
+        scores=[f"score/{policy}" for policy in policies],
+        judges=[f"judge/{policy}" for policy in policies if policy != "sft"],
+        generations=[f"generate/{policy}" for policy in policies],
+        preferences=[f"preference/{run}" for run in runs],
+        comparisons="prepare/comparisons",
+        **reward,
+    )
+    return policies
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_runs_to_its_report(name: str, tmp_path: Path) -> None:
+    suite = tiny(name, tmp_path)
+    policies = walk(suite, tmp_path / "results")
+    table = pd.read_csv(tmp_path / "results/report/runs.csv")
+    assert sorted(table["run"]) == sorted(policies)
+    assert table["reward"].notna().all()
+    page = (tmp_path / "results/report/index.html").read_text()
+    assert ("Published results" in page) == bool(suite.expected)
+    for entry in suite.expected:
+        assert entry.measure in page and f"{entry.value:g}" in page

@@ -1,0 +1,79 @@
+"""GPU hours and memory of a suite, from counts of tokens and parameters: arithmetic, not a measurement.
+
+A token costs 2 N FLOPs forward and 6 N forward and backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), N the
+parameters. Sampling reads every weight once a step, for all responses drawn at a time. Training keeps float32 weights,
+gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al.
+2022, arXiv 2205.05198, equation 1, attention scores left out).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prefdag.config.sampling import Sampling
+from prefdag.config.size import Size
+from prefdag.config.suite import Suite
+from prefdag.config.training import Training
+
+FLOPS = 0.4 * 989e12  # one H100 (SXM, bf16 dense) at 40 % utilisation
+BANDWIDTH = 0.6 * 3.35e12  # bytes per second of its memory, at 60 %
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage: jobs of the same kind, GPU hours of all of them, and the most memory that one of them needs."""
+
+    stage: str
+    jobs: int
+    hours: float
+    gigabytes: float
+
+
+def costs(suite: Suite, size: Size) -> list[Cost]:
+    """Every stage that runs a model, in the order of the DAG."""
+    return list(_costs(suite, size))
+
+
+def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
+    prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
+    whole = pairs * (prompt + 2 * response)
+    held = 4 * size.parameters / 1e9  # float32 weights in GB
+    prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
+    if suite.sft.max_steps != 0:
+        yield _training("sft", [suite.sft], size, prompts, prompt + response)
+    if suite.pairs:
+        yield Cost("pairs", 1, _sampling(suite.pairs, size, prompts), held)
+    if suite.reward:
+        yield _training("reward", [suite.reward] * len(suite.reward.trainings), size, pairs, prompt + 2 * response)
+    if any("reference" in run.objective.reads for run in suite.runs):
+        yield Cost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
+    runs = [run.preference for run in suite.runs]
+    yield _training("preference", runs, size, pairs, prompt + 2 * response)
+    policies = len(suite.runs) + 2
+    prompts = suite.generate.max_prompts or pairs // 10
+    yield Cost("generate", policies, policies * _sampling(suite.generate, size, prompts), held)
+    tokens = prompts * suite.generate.num_samples * (prompt + response)
+    models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
+    yield Cost("score", policies, policies * models * 2 * size.parameters * tokens / FLOPS / HOUR, models * held)
+
+
+def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> Cost:
+    hours = most = 0.0
+    for one in trainings:
+        steps = math.ceil(one.epochs * comparisons / one.batch_size)
+        seen = min(steps, one.max_steps or steps) * one.batch_size
+        hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
+        state = {"adamw": 8, "rmsprop": 4}[one.optimizer]
+        activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
+        most = max(most, ((8 + state) * size.parameters + activations) / 1e9)
+    return Cost(stage, len(trainings), hours, most)
+
+
+def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
+    """Hours: each step reads the weights (bf16) once, or computes a token of every response, whichever takes longer."""
+    drawn = prompts * sampling.num_samples
+    steps = math.ceil(drawn / sampling.batch_size) * min(size.response_tokens, sampling.max_new_tokens)
+    batch = min(drawn, sampling.batch_size)
+    step = max(2 * size.parameters / BANDWIDTH, 2 * size.parameters * batch / FLOPS)
+    return (steps * step + 2 * size.parameters * drawn * size.prompt_tokens / FLOPS) / HOUR

@@ -1,0 +1,40 @@
+"""`prefdag plan SUITE [MORE ...]`: GPU hours and memory, estimated from counts of tokens and parameters."""
+
+import argparse
+import json
+from pathlib import Path
+
+from prefdag.config.size import Size
+from prefdag.config.suite import Suite, read_ordinary_suite
+from prefdag.errors import UserError
+from prefdag.estimate import costs
+
+
+def main(argv: list[str]) -> int:
+    """Print a line per stage and their sum. Tokens are the audit's where the suite's data is prepared."""
+    parser = argparse.ArgumentParser(prog="prefdag plan", description=main.__doc__)
+    parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
+    suite = read_ordinary_suite(parser.parse_args(argv).suite)
+    size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
+    found = costs(suite, size)
+    tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
+    print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
+    print("estimated for one H100 at 40 % of its bf16 peak, nothing measured")
+    print(f"{'stage':12} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
+    for one in found:
+        print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {one.gigabytes:6.0f}")
+    print(f"{'all':12} {'':5} {sum(one.hours for one in found):10.2f} {max(one.gigabytes for one in found):6.0f}")
+    return 0
+
+
+def sized(suite: Suite, audit: Path) -> tuple[Size, str]:
+    """The suite's size, and where its tokens were counted. Raises `UserError` where it states none."""
+    if suite.size is None:
+        raise UserError(f"{suite.name}: size is missing: state parameters, layers, hidden_size, comparisons and tokens")
+    if not audit.is_file():
+        return suite.size, "as the suite states"
+    train = json.loads(audit.read_text())["splits"]["train"]
+    used, tokens = train["used"], train["tokens"]
+    responses = (tokens["chosen"]["total"] + tokens["rejected"]["total"]) / (2 * used)
+    counts = {"prompt_tokens": tokens["prompt"]["total"] / used, "response_tokens": responses, "comparisons": used}
+    return suite.size.model_copy(update={name: round(count) for name, count in counts.items()}), "counted by the audit"
