@@ -7,19 +7,26 @@ if not workflow.overwrite_configfiles:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/beside.smk"  # MLflow writer, warm starts
-include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
-include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
-include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids
-include: "workflow/rules/sft.smk"  # base model          -> SFT policy
-include: "workflow/rules/pairs.smk"  # SFT policy, prompts -> sampled and labelled comparisons
-include: "workflow/rules/reward.smk"  # SFT policy, pairs   -> reward model
-include: "workflow/rules/reference.smk"  # SFT policy, pairs   -> cached log-probs
-include: "workflow/rules/preference.smk"  # policy, cache       -> aligned policy
-include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
-include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
-include: "workflow/rules/judge.smk"  # scores              -> win rates
-include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
-include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
+
+if plan.is_exact(SUITE):
+
+    include: "workflow/rules/exact.smk"  # nothing             -> minima in an enumerated world
+
+else:
+
+    include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
+    include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
+    include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids
+    include: "workflow/rules/sft.smk"  # base model          -> SFT policy
+    include: "workflow/rules/pairs.smk"  # SFT policy, prompts -> sampled and labelled comparisons
+    include: "workflow/rules/reward.smk"  # SFT policy, pairs   -> reward model
+    include: "workflow/rules/reference.smk"  # SFT policy, pairs   -> cached log-probs
+    include: "workflow/rules/preference.smk"  # policy, cache       -> aligned policy
+    include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
+    include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
+    include: "workflow/rules/judge.smk"  # scores              -> win rates
+    include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
+    include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
 
 
 rule all:

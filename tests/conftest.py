@@ -43,6 +43,17 @@ runs:
 """
 
 
+OWN_LOSS = """
+import torch.nn.functional as F
+from prefdag.logprobs import margin
+
+def my_dpo(policy, reference, beta: float = 0.1):
+    \"\"\"Rafailov et al. 2023, eq. 7: -log s(beta D).\"\"\"
+    return -F.logsigmoid(beta * margin((policy - reference).total))
+"""
+OWN_METHOD = "my_losses.py:my_dpo"
+
+
 @dataclass(frozen=True)
 class Project:
     """A copy of the repository in a folder of its own."""
@@ -93,3 +104,11 @@ def copy(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished run, times and all."""
     shutil.copytree(finished.folder, tmp_path / "prefdag", symlinks=True)
     return Project(tmp_path / "prefdag")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a loss of the user's own in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_losses.py").write_text(OWN_LOSS)
+    return tmp_path

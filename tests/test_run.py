@@ -53,8 +53,8 @@ def test_a_new_row_runs_itself_and_what_follows(copy: Project):
 def test_the_losses_rerun_preference_and_later(copy: Project):
     copy.edit(
         "workflow/prefdag/losses/pairs.py",
-        "beta * margin((policy - reference).total))",
-        "margin((policy - reference).total))",
+        "return -F.logsigmoid(beta * margin((policy - reference).total))",
+        "return -F.logsigmoid(margin((policy - reference).total))",
     )
     assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
 

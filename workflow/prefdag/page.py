@@ -10,8 +10,8 @@ import jinja2
 TEMPLATE = "page.html.jinja"
 
 
-def page(figures: Mapping[str, bytes], **content: Any) -> str:
-    """Fill the template. figures: name -> PNG bytes; everything that is no markup of ours is escaped."""
+def page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any) -> str:
+    """Fill a template. figures: name -> PNG bytes; everything that is no markup of ours is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -20,4 +20,4 @@ def page(figures: Mapping[str, bytes], **content: Any) -> str:
         lstrip_blocks=True,
     )
     images = {name: base64.b64encode(image).decode() for name, image in figures.items()}
-    return environment.get_template(TEMPLATE).render(figures=images, **content) + "\n"
+    return environment.get_template(template).render(figures=images, **content) + "\n"

@@ -9,15 +9,19 @@ from typing import Any
 
 from prefdag.config.adapters import own_code
 from prefdag.config.model import Origin
+from prefdag.config.population import LEFT_OUT
+from prefdag.config.report import Report
 from prefdag.config.section import Section
-from prefdag.config.suite import Suite
+from prefdag.config.suite import ExactSuite, Suite
 from prefdag.locks import repositories
 
 BEFORE_ALIGNMENT = ("base", "sft")
 
 
-def config_of(suite: Suite, stage: str, name: str | None = None) -> str:
+def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> str:
     """Canonical JSON of the keys that one job may read, and no other: Snakemake compares it as one value."""
+    if isinstance(suite, ExactSuite):
+        return _canonical(_EXACT_PARTS[stage](suite, name))
     if stage == "preference":
         assert name is not None
         run = suite.run(name)
@@ -66,6 +70,15 @@ _PARTS = {
     "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
 }
 
+_EXACT_PARTS = {
+    "exact": lambda suite, name: {"exact": suite.exact, "run": suite.run(name)},
+    "report": lambda suite, name: {"report": Report(), "suite": suite.name, "runs": [], "left_out": LEFT_OUT},
+}
+
+
+def is_exact(suite: Suite | ExactSuite) -> bool:
+    return isinstance(suite, ExactSuite)
+
 
 def _canonical(values: dict[str, Any]) -> str:
     plain = {
@@ -74,8 +87,10 @@ def _canonical(values: dict[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
 
-def threads_of(suite: Suite, stage: str, name: str | None = None) -> int:
+def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:
     """Threads of one job, from the suite: the site's number of cores must not change a sum."""
+    if isinstance(suite, ExactSuite):
+        return suite.exact.threads
     section = suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
     return int(section.threads)
 
@@ -108,7 +123,7 @@ def lock_of(suite: Suite, name: str) -> str | None:
     return found
 
 
-def own_code_of(suite: Suite, run: str) -> tuple[Path, ...]:
+def own_code_of(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
     """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
     return suite.run(run).own_code()
 

@@ -1,17 +1,16 @@
 """A suite: one experiment, one YAML file, checked whole before any job starts."""
 
-import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, is_own
 from prefdag.config.benchmark import Benchmark
 from prefdag.config.data import Data
+from prefdag.config.exact import Exact
 from prefdag.config.expected import Expected
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
@@ -19,15 +18,17 @@ from prefdag.config.model import Model
 from prefdag.config.objectives import Objective, entry_of, objective
 from prefdag.config.objectives.own import located
 from prefdag.config.pairs import Pairs
+from prefdag.config.population import Sweep
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
 from prefdag.config.prepare import located as files_located
 from prefdag.config.pretrain import Pretrain
+from prefdag.config.reading import grid_of, merged, read_yaml, rows_of, title_of
 from prefdag.config.reference import Reference
 from prefdag.config.report import Report
 from prefdag.config.reward import Reward
 from prefdag.config.score import Score
-from prefdag.config.section import Count, Section, Seed, explain
+from prefdag.config.section import Count, Section, Seed
 from prefdag.config.sft import SFT
 from prefdag.config.size import Size
 from prefdag.errors import UserError
@@ -134,13 +135,31 @@ class Suite(Section):
         return next(run for run in self.runs if run.name == name)
 
 
+class ExactSuite(Section):
+    """A suite with a section `exact`: losses minimised over a world that can be enumerated, and nothing else."""
+
+    name: str
+    seed: Seed = 0
+    threads: Count = 1
+    exact: Exact
+    runs: tuple[Sweep, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        return _checked_name(name)
+
+    def run(self, name: str) -> Sweep:
+        return next(run for run in self.runs if run.name == name)
+
+
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
         raise ValueError(f"expected letters, digits and . _ + - (at most 80, no `..`), got {name!r}")
     return name
 
 
-def read_suite(paths: list[str]) -> Suite:
+def read_suite(paths: list[str]) -> Suite | ExactSuite:
     """Read one suite file, with further files merged over it key by key, as Snakemake's --configfile does."""
     values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
@@ -149,39 +168,7 @@ def read_suite(paths: list[str]) -> Suite:
     return resolve(values, paths[-1], stated)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; a key written twice is a mistake and not the last one's luck."""
-    try:
-        with path.open(encoding="utf-8") as stream:
-            values = yaml.load(stream, Loader=_StrictLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such suite file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    return values
-
-
-class _StrictLoader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands twice in the mapping of line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mappings key by key, everything else replaced whole."""
-    result = dict(below)
-    for key, value in above.items():
-        under = result.get(key)
-        result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
-def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite:
+def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite | ExactSuite:
     """Validate a suite and expand its rows. `where` names the file in every mistake's sentence.
 
     stated: which file states a section, where several were merged; paths in it are taken from that file.
@@ -192,24 +179,26 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         below = read_yaml(path)
         values, stated = merged(below, values), {**dict.fromkeys(below, str(path)), **stated}
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
-    for stage, section in Suite.model_fields.items():
+    kind = ExactSuite if "exact" in values else Suite
+    for stage, section in kind.model_fields.items():
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
+    rows = _located(rows_of(values.pop("runs", None), "runs", where), stated.get("runs", where))
+    grid = _located(rows_of(values.pop("grid", None), "grid", where), stated.get("grid", where))
+    if kind is ExactSuite:
+        sweeps = [
+            *(_sweep(row, [row], where) for row in rows),
+            *(_sweep(entry, grid_of([entry]), where) for entry in grid),
+        ]
+        return ExactSuite.parse({**values, "runs": _named_once(sweeps, where)}, where)
     if "prepare" in values:
         values["prepare"] = files_located(values["prepare"], stated["prepare"])
-    rows = [
-        *_located(_rows(values.pop("runs", None), "runs", where), stated.get("runs", where)),
-        *_located(_grid(values.pop("grid", None), where), stated.get("grid", where)),
-    ]
+    lock = str(values.get("lock") or f"{values.get('name')}.lock.json")
+    values["lock"] = lock_path(stated.get("lock", where), lock)
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
-    runs = _expanded(rows, preference, where)
-    lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
-    try:
-        return Suite.model_validate({**values, "lock": lock, "runs": runs})
-    except ValidationError as error:
-        raise UserError(explain(error, where)) from None
+    return Suite.parse({**values, "runs": _expanded([*rows, *grid_of(grid)], preference, where)}, where)
 
 
 def _fields_of(annotation: Any) -> frozenset[str]:
@@ -220,25 +209,14 @@ def _fields_of(annotation: Any) -> frozenset[str]:
     return frozenset()
 
 
-def _rows(rows: Any, key: str, where: str) -> list[dict[str, Any]]:
-    if rows is None:
-        return []
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{where}: {key}: expected a list of rows such as `- {{name: dpo, method: dpo, beta: 0.1}}`")
-    return rows
-
-
-def _grid(grid: Any, where: str) -> list[dict[str, Any]]:
-    """Rows of a grid: every key that holds a list takes each of its values; the name says which."""
-    rows = []
-    for entry in _rows(grid, "grid", where):
-        swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
-        for choice in itertools.product(*(entry[key] for key in swept)):
-            chosen = dict(zip(swept, choice, strict=True))
-            title = str(entry.get("name", entry.get("method"))).rpartition(":")[2]
-            parts = [title, *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
-            rows.append({**entry, **chosen, "name": "-".join(parts)})
-    return rows
+def _sweep(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
+    """One job of an exact suite: all the rows that one entry stands for."""
+    name = title_of(entry)
+    inside = f"runs.{name}"
+    losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
+    flips = {"flips": entry["flips"]} if "flips" in entry else {}
+    found = [objective(loss, where, inside) for loss in losses]
+    return Sweep.parse({"name": _name_of_row(name, where), "objectives": found, **flips}, where, inside)
 
 
 def _located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
@@ -251,6 +229,10 @@ def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str
     runs: list[Run] = []
     for row in rows:
         runs += _runs_of_row(dict(row), preference, where)
+    return _named_once(runs, where)
+
+
+def _named_once(runs: list[Any], where: str) -> list[Any]:
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
@@ -258,12 +240,15 @@ def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str
     return runs
 
 
-def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
-    name = row.pop("name", None)
+def _name_of_row(name: Any, where: str) -> str:
     try:
-        _checked_name(str(name) if name is not None else "")
+        return _checked_name(str(name) if name is not None else "")
     except ValueError as error:
         raise UserError(f"{where}: runs.name: {error}") from None
+
+
+def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
+    name = _name_of_row(row.pop("name", None), where)
     inside = f"runs.{name}"
     if name in RESERVED:
         raise UserError(f"{where}: {inside}: this name is taken by a policy before alignment; choose another")

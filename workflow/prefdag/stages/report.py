@@ -1,6 +1,7 @@
 """report: every figure, the table of runs and one page that shows them.
 
-INPUTS   scores, judges, generations and curves of every policy, the comparisons, the reward model if there is one
+INPUTS   scores, judges, generations and curves of every policy, the comparisons, the reward model if there is one;
+         of an exact suite the minima of every loss, and nothing else
 OUTPUTS  index.html (opens by itself), runs.csv, figures/<name>.png and .svg
 """
 
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import Field
 
 from prefdag.config.expected import Expected
 from prefdag.config.report import Report
 from prefdag.config.section import Section
+from prefdag.errors import UserError
+from prefdag.exact_report import TEMPLATE, exact_report
 from prefdag.figures import rendered
 from prefdag.figures_distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
 from prefdag.figures_frontier import frontier
@@ -46,6 +50,7 @@ class Job(Section):
     suite: str
     runs: tuple[Run, ...]
     expected: tuple[Expected, ...] = ()
+    left_out: dict[str, str] = Field({}, description="losses that an exact suite cannot hold, and why")
 
 
 def run(
@@ -56,10 +61,17 @@ def run(
     judges: list[Path],
     generations: list[Path],
     preferences: list[Path],
-    comparisons: Path,
+    comparisons: Path | None = None,
     reward: Path | None = None,
+    exact: list[Path],
 ) -> dict:
     """Read what the other stages wrote, draw it, and write the page. Equal inputs give equal bytes."""
+    if exact:
+        return _of_exact(job, here, exact)
+    if comparisons is None:
+        raise UserError(
+            "report --comparisons: give the manifest of the comparisons, or --exact those of an exact suite"
+        )
     tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in scores}
     sizes = {name: (table["prompt_id"].nunique(), len(table)) for name, table in tables.items()}
     runs = runs_table([row.model_dump() for row in job.runs], _summaries(scores), _summaries(judges), sizes)
@@ -90,6 +102,15 @@ def run(
     )
     _write(here, "index.html", content)
     return {"policies": len(runs), "figures": sorted(images)}
+
+
+def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
+    figures, tables, content = exact_report(exact)
+    images = _write_figures(here, figures)
+    for name, table in tables.items():
+        _write(here, f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write(here, "index.html", page(images, TEMPLATE, suite=job.suite, left_out=job.left_out, **content))
+    return {"settings": len(tables["points"]), "figures": sorted(images)}
 
 
 def _summaries(manifests: list[Path]) -> dict[str, dict[str, Any]]:

@@ -4,11 +4,13 @@ import argparse
 import json
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.section import Section
-from prefdag.config.suite import Suite
+from prefdag.config.suite import ExactSuite, Suite
 
 INTRODUCTION = """# Suites
 
@@ -24,6 +26,9 @@ in which every list is swept and named. A method is a loss below or, in a Python
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
 `dataset: comparisons`. A loss of single responses takes comparisons apart: the best response is desirable, the others
 are not, and `batch_size` counts responses.
+
+A suite with the section `exact` (`configs/exact.yaml`) has no other but `name`, `seed` and `threads`: its rows take
+the method's options and `flips`, the fraction of labels turned round, and an entry of its `grid:` is one job.
 """
 
 
@@ -34,13 +39,13 @@ def main(argv: list[str]) -> int:
     if parser.parse_args(argv).table:
         print(table(), end="")
     else:
-        print(json.dumps(Suite.model_json_schema(), indent=1))
+        print(json.dumps(TypeAdapter(Suite | ExactSuite).json_schema(), indent=1))
     return 0
 
 
 def table() -> str:
     """Every section's keys, and the registry of losses, as Markdown."""
-    parts = [INTRODUCTION, *_sections("", Suite), _losses()]
+    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses()]
     return "\n".join(parts)
 
 
@@ -92,7 +97,8 @@ def _losses() -> str:
     for name, entry in OBJECTIVES.items():
         options = ", ".join(_option(key, field) for key, field in entry.model_fields.items() if key != "method")
         reads = ", ".join(sorted(entry.reads)) or "-"
-        lines.append(f"| `{name}` | {entry.formula} | {options or '-'} | {reads} | {entry.paper} |")
+        formula = entry.formula.replace("|", "\\|")
+        lines.append(f"| `{name}` | {formula} | {options or '-'} | {reads} | {entry.paper} |")
     return "\n".join(lines) + "\n"
 
 

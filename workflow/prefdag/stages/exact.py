@@ -1,0 +1,103 @@
+"""exact: one loss minimised over every comparison of an enumerated world, against the exact optimum.
+
+INPUTS   none: the world follows from the suite's section `exact`
+OUTPUTS  points.csv (a line per setting), policies.csv (its probability of every response), frontier.csv
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prefdag.config.exact import Exact
+from prefdag.config.objectives import Objective
+from prefdag.config.population import Sweep
+from prefdag.config.section import Section
+from prefdag.exact import World, divergence
+from prefdag.stage import Workspace
+from prefdag.tabular import Minimum, minimise, population_of
+
+STRONG, WEAK, ON_CURVE = 0.02, 50.0, 120  # betas of the curve's ends, and its points
+
+
+class Job(Section):
+    """The keys of `--config`."""
+
+    exact: Exact
+    run: Sweep
+
+
+def run(job: Job, here: Workspace) -> dict[str, Any]:
+    """Minimise a loss's population version at every setting of a row."""
+    torch.set_num_threads(job.exact.threads)
+    torch.use_deterministic_algorithms(True)
+    world = World.of(job.exact)
+    points, policies = [], []
+    for step, loss in enumerate(job.run.objectives):
+        population = population_of(world, loss, job.run.flips, job.exact.ranked)
+        found = minimise(world, loss, population)
+        point = measured(world, found)
+        points.append({**_about(job.run, loss), **point})
+        policies.append(_probabilities(world, found, points[-1]))
+        here.journal.metrics(step, {name: value for name, value in point.items() if np.isfinite(value)})
+    for name, table in {
+        "points": pd.DataFrame(points),
+        "policies": pd.concat(policies),
+        "frontier": curve(world),
+    }.items():
+        table.to_csv(here.output / f"{name}.csv", index=False, lineterminator="\n")
+    return {"settings": len(points), "responses": len(world.responses)}
+
+
+def measured(world: World, found: Minimum) -> dict[str, float]:
+    """What a policy is worth: its KL, reward, gap to the frontier, and distance to the frontier's policy at its KL.
+
+    spread: the largest range within a prompt of r - beta log(pi / pi_ref), beta being that of the frontier at its KL;
+    0 where the implicit reward is the reward up to a function of the prompt.
+    """
+    log_policy = found.log_policy
+    kl, reward = world.kl(log_policy), world.value(log_policy)
+    beta = world.beta_at(kl)
+    off = world.reward - beta * (log_policy - world.log_reference)
+    return {
+        "kl": kl,
+        "reward": reward,
+        "gap": world.best_at(kl) - reward,
+        "distance": divergence(log_policy, world.optimum(beta)),
+        "beta_of_frontier": beta,
+        "spread": (off.max(1).values - off.min(1).values).max().item(),
+        "loss": found.loss,
+        "gradient": found.gradient,
+        "evaluations": found.evaluations,
+    }
+
+
+def _about(row: Sweep, loss: Objective) -> dict[str, Any]:
+    """Which run and setting: options that the row sweeps are its label; family: where the registry has the loss."""
+    options = [other.parameters() for other in row.objectives]
+    swept = [key for key in options[0] if len({str(other[key]) for other in options}) > 1]
+    label = ", ".join(f"{key}={loss.parameters()[key]}" for key in swept)
+    family = type(loss).__module__.rpartition(".")[2]
+    about = {"run": row.name, "method": loss.method, "family": family, "setting": label, "flips": row.flips}
+    return {**about, "objective": json.dumps(loss.parameters(), sort_keys=True)}
+
+
+def _probabilities(world: World, found: Minimum, about: dict[str, Any]) -> pd.DataFrame:
+    """pi(y | x) beside pi_ref and the reward, a line per prompt and response."""
+    prompts, num = world.reward.shape
+    texts = ["".join("abcd"[token] if token < world.words else "." for token in y) for y in world.responses]
+    table = {"run": about["run"], "setting": about["setting"], "prompt": np.repeat(np.arange(prompts), num)}
+    table |= {"response": texts * prompts}
+    parts = {"reward": world.reward, "reference": world.log_reference.exp(), "policy": found.log_policy.exp()}
+    return pd.DataFrame({**table, **{name: values.flatten().numpy() for name, values in parts.items()}})
+
+
+def curve(world: World) -> pd.DataFrame:
+    """The exact frontier: beta, kl and reward of optimal policies, from the reference to the best responses."""
+    betas = np.geomspace(WEAK, STRONG, ON_CURVE)
+    optima = [world.optimum(beta) for beta in betas]
+    rows = [{"beta": beta, "kl": world.kl(one), "reward": world.value(one)} for beta, one in zip(betas, optima)]
+    reference = {"beta": np.inf, "kl": 0.0, "reward": world.value(world.log_reference)}
+    return pd.DataFrame([reference, *rows])

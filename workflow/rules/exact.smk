@@ -1,0 +1,44 @@
+"""Losses minimised over a world that can be enumerated, and the page that shows them.
+
+INPUTS   nothing but the suite
+OUTPUTS  results/<suite>/exact/<run>/manifest.json, points.csv, policies.csv, frontier.csv;
+         results/<suite>/report/manifest.json, index.html, points.csv, frontier.csv, figures/
+"""
+
+
+rule exact:
+    """Minimise the population version of one row's loss at each of its settings."""
+    input:
+        code=lambda wildcards: sources("exact", plan.own_code_of(SUITE, wildcards.run)),
+    output:
+        manifest=f"{RESULTS}/exact/{{run}}/manifest.json",
+    params:
+        config=config_of("exact", "run"),
+    threads: threads_of("exact")
+    log:
+        f"{RESULTS}/exact/{{run}}/log.txt",
+    benchmark:
+        f"{RESULTS}/exact/{{run}}/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag exact --config {params.config:q} --output {output.manifest} 2>&1 | tee {log:q}"
+
+
+rule report:
+    """Every method against the exact frontier, and one page that shows them."""
+    input:
+        code=sources("report"),
+        exact=[manifest(f"exact/{run.name}") for run in SUITE.runs],
+    output:
+        manifest=manifest("report"),
+        page=report(f"{RESULTS}/report/index.html", category="Report"),
+        points=report(f"{RESULTS}/report/points.csv", category="Tables"),
+        figures=report(expand(f"{RESULTS}/report/figures/{{figure}}.png", figure=("exact", "gaps")), category="Figures"),
+    params:
+        config=config_of("report"),
+    log:
+        f"{RESULTS}/report/log.txt",
+    benchmark:
+        f"{RESULTS}/report/benchmark.tsv"
+    shell:
+        "python -m prefdag report --config {params.config:q} --exact {input.exact} --output {output.manifest}"
+        " 2>&1 | tee {log:q}"
