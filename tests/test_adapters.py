@@ -11,7 +11,8 @@ from prefdag.adapters import ADAPTERS, adapter_of
 from prefdag.adapters.text import TextComparison, Unusable
 from prefdag.config.adapters import ADAPTERS as NAMES
 from prefdag.config.data import Data
-from prefdag.config.suite import merged, resolve
+from prefdag.config.merging import merged
+from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 from prefdag.mixture import shares
 from prefdag.rows import read_rows

@@ -9,8 +9,9 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag import plan
+from prefdag.config.merging import merged
 from prefdag.config.objectives import OBJECTIVES
-from prefdag.config.suite import merged, read_suite, resolve
+from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.tools.schema import table
 

@@ -8,8 +8,9 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag.__main__ import main
+from prefdag.config.merging import merged
 from prefdag.config.size import Size
-from prefdag.config.suite import Suite, merged, resolve
+from prefdag.config.suite import Suite, resolve
 from prefdag.estimate import BANDWIDTH, FLOPS, costs
 from prefdag.tools.plan import sized
 from test_suites import PAPERS

@@ -15,7 +15,7 @@ import yaml
 from conftest import MINI, ROOT, environment
 from hub_server import COMMIT, Hub, Repository, git_sha1, serving
 from prefdag.__main__ import main
-from prefdag.config.suite import merged
+from prefdag.config.merging import merged
 from prefdag.hub import matches
 from prefdag.rows import read_rows
 

@@ -20,9 +20,10 @@ from conftest import OWN_LOSS as DPO
 from conftest import OWN_METHOD as METHOD
 from prefdag.__main__ import main
 from prefdag.alignment import Alignment
+from prefdag.config.merging import merged
 from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.config.section import Positive
-from prefdag.config.suite import merged, resolve
+from prefdag.config.suite import resolve
 from prefdag.config.training import Training
 from prefdag.errors import Stopped, UserError
 from prefdag.logprobs import LogProbs, margin

@@ -9,7 +9,8 @@ import yaml
 
 from conftest import MINI, checkout
 from prefdag import plan
-from prefdag.config.suite import Suite, merged, resolve
+from prefdag.config.merging import merged
+from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 from prefdag.stages.pairs import write_pairs, write_rankings
 from test_run import planned

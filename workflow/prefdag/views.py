@@ -42,7 +42,7 @@ class Unpaired:
     def scores(self) -> NDArray[np.float32] | None:
         return None if self.store.scores is None else self.store.scores.reshape(-1, 1)
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Is the response desirable? [N * K]."""
         return np.arange(len(self)) % self.store.num_responses == 0

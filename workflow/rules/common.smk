@@ -6,7 +6,7 @@ import sys
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
 from prefdag import plan
-from prefdag.config.reading import read_yaml
+from prefdag.config.merging import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 from prefdag.sources import sources as sources_of
@@ -22,8 +22,7 @@ def checked_suite():
         for path in map(os.path.relpath, workflow.configfiles):
             stated.update(dict.fromkeys(read_yaml(Path(path)), path))
         suite = resolve(config, os.path.relpath(label), stated)
-        if not plan.is_exact(suite):  # an adapter or template that is not there is found now
-            sources_of("prepare", suite.prepare.own_code())
+        sources_of("prepare", suite.prepare.own_code())  # an adapter or template that is not there is found now
         return suite
     except UserError as mistake:
         print(f"prefdag: {mistake}", file=sys.stderr, flush=True)

@@ -1,11 +1,10 @@
 """A suite: one experiment, one YAML file, checked whole before any job starts."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, is_own
 from prefdag.config.benchmark import Benchmark
@@ -14,38 +13,24 @@ from prefdag.config.exact import Exact
 from prefdag.config.expected import Expected
 from prefdag.config.generate import Generate
 from prefdag.config.judge import Judge
+from prefdag.config.merging import merged, read_yaml
 from prefdag.config.model import Model
-from prefdag.config.objectives import Objective, entry_of, objective
-from prefdag.config.objectives.own import located
 from prefdag.config.pairs import Pairs
 from prefdag.config.population import Sweep
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
 from prefdag.config.prepare import located as files_located
 from prefdag.config.pretrain import Pretrain
-from prefdag.config.reading import grid_of, merged, read_yaml, rows_of, title_of
 from prefdag.config.reference import Reference
 from prefdag.config.report import Report
 from prefdag.config.reward import Reward
+from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.section import Count, Section, Seed
 from prefdag.config.sft import SFT
 from prefdag.config.size import Size
 from prefdag.errors import UserError
 from prefdag.locks import lock_path
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-RESERVED = ("base", "sft")
-Dataset = Literal["comparisons", "rankings"]
-
-
-class Run(Section):
-    """One preference run: one row of the suite, for one seed."""
-
-    name: str
-    objective: SerializeAsAny[Objective]
-    preference: Preference
-    dataset: Dataset = "comparisons"
 
 
 class Suite(Section):
@@ -76,7 +61,7 @@ class Suite(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        return _checked_name(name)
+        return checked_name(name)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Suite":
@@ -147,16 +132,10 @@ class ExactSuite(Section):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        return _checked_name(name)
+        return checked_name(name)
 
     def run(self, name: str) -> Sweep:
         return next(run for run in self.runs if run.name == name)
-
-
-def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name) or ".." in name:
-        raise ValueError(f"expected letters, digits and . _ + - (at most 80, no `..`), got {name!r}")
-    return name
 
 
 def read_suite(paths: list[str]) -> Suite | ExactSuite:
@@ -166,6 +145,14 @@ def read_suite(paths: list[str]) -> Suite | ExactSuite:
         read = read_yaml(Path(path))
         values, stated = merged(values, read), {**stated, **dict.fromkeys(read, path)}
     return resolve(values, paths[-1], stated)
+
+
+def read_ordinary_suite(paths: list[str]) -> Suite:
+    """The same, for what asks about models and data. Raises `UserError` for a suite of the exact world."""
+    suite = read_suite(paths)
+    if isinstance(suite, ExactSuite):
+        raise UserError(f"{paths[-1]}: a suite with the section `exact` has no model and no data; name another")
+    return suite
 
 
 def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite | ExactSuite:
@@ -184,21 +171,20 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         if stage in values and isinstance(values[stage], dict):
             fields = _fields_of(section.annotation)
             values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
-    rows = _located(rows_of(values.pop("runs", None), "runs", where), stated.get("runs", where))
-    grid = _located(rows_of(values.pop("grid", None), "grid", where), stated.get("grid", where))
+    rows = rows_located(rows_of(values.pop("runs", None), "runs", where), stated.get("runs", where))
+    grid = rows_located(rows_of(values.pop("grid", None), "grid", where), stated.get("grid", where))
     if kind is ExactSuite:
         sweeps = [
-            *(_sweep(row, [row], where) for row in rows),
-            *(_sweep(entry, grid_of([entry]), where) for entry in grid),
+            *(sweep_of(row, [row], where) for row in rows),
+            *(sweep_of(entry, grid_of([entry]), where) for entry in grid),
         ]
-        return ExactSuite.parse({**values, "runs": _named_once(sweeps, where)}, where)
+        return ExactSuite.parse({**values, "runs": named_once(sweeps, where)}, where)
     if "prepare" in values:
         values["prepare"] = files_located(values["prepare"], stated["prepare"])
-    lock = str(values.get("lock") or f"{values.get('name')}.lock.json")
-    values["lock"] = lock_path(stated.get("lock", where), lock)
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
-    return Suite.parse({**values, "runs": _expanded([*rows, *grid_of(grid)], preference, where)}, where)
+    lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
+    return Suite.parse({**values, "lock": lock, "runs": expanded([*rows, *grid_of(grid)], preference, where)}, where)
 
 
 def _fields_of(annotation: Any) -> frozenset[str]:
@@ -207,71 +193,3 @@ def _fields_of(annotation: Any) -> frozenset[str]:
         if isinstance(kind, type) and issubclass(kind, Section):
             return frozenset(kind.model_fields)
     return frozenset()
-
-
-def _sweep(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
-    """One job of an exact suite: all the rows that one entry stands for."""
-    name = title_of(entry)
-    inside = f"runs.{name}"
-    losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
-    flips = {"flips": entry["flips"]} if "flips" in entry else {}
-    found = [objective(loss, where, inside) for loss in losses]
-    return Sweep.parse({"name": _name_of_row(name, where), "objectives": found, **flips}, where, inside)
-
-
-def _located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
-    """The rows with the files of the user's own losses found from the suite file that states them."""
-    return [{**row, "method": located(row.get("method"), suite)} for row in rows]
-
-
-def _expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
-    """One `Run` for each row and seed."""
-    runs: list[Run] = []
-    for row in rows:
-        runs += _runs_of_row(dict(row), preference, where)
-    return _named_once(runs, where)
-
-
-def _named_once(runs: list[Any], where: str) -> list[Any]:
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where}: runs.{name}: this name stands twice; give each row a name of its own")
-    return runs
-
-
-def _name_of_row(name: Any, where: str) -> str:
-    try:
-        return _checked_name(str(name) if name is not None else "")
-    except ValueError as error:
-        raise UserError(f"{where}: runs.name: {error}") from None
-
-
-def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
-    name = _name_of_row(row.pop("name", None), where)
-    inside = f"runs.{name}"
-    if name in RESERVED:
-        raise UserError(f"{where}: {inside}: this name is taken by a policy before alignment; choose another")
-    seeds = row.pop("seeds", [None])
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
-        raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
-    own = entry_of(row.get("method"), where, inside).model_fields
-    training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
-    about = (
-        {"dataset": _dataset(row.pop("dataset"), where, inside)} if "dataset" in row and "dataset" not in own else {}
-    )
-    loss = objective(row, where, inside)
-    runs = []
-    for seed in seeds:
-        chosen = {**preference, **training, **({} if seed is None else {"seed": seed})}
-        suffix = "" if seed is None else f"-seed{seed}"
-        settings = Preference.parse(chosen, where, inside)
-        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
-    return runs
-
-
-def _dataset(given: Any, where: str, inside: str) -> Dataset:
-    if given not in get_args(Dataset):
-        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {given!r}")
-    found: Dataset = given
-    return found

@@ -49,8 +49,8 @@ class Job(Section):
     report: Report
     suite: str
     runs: tuple[Run, ...]
-    expected: tuple[Expected, ...] = ()
     left_out: dict[str, str] = Field({}, description="losses that an exact suite cannot hold, and why")
+    expected: tuple[Expected, ...] = ()
 
 
 def run(

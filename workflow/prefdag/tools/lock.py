@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from prefdag.config.suite import ExactSuite, read_suite
-from prefdag.errors import UserError
+from prefdag.config.suite import read_ordinary_suite
 from prefdag.hub import resolve
 from prefdag.locks import read_lock, repositories, unlocked, write_lock
 
@@ -13,9 +12,7 @@ def main(argv: list[str]) -> int:
     """Write what the lock does not state yet; an entry that stands there is never changed."""
     parser = argparse.ArgumentParser(prog="prefdag lock", description=main.__doc__)
     parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
-    suite = read_suite(parser.parse_args(argv).suite)
-    if isinstance(suite, ExactSuite):
-        raise UserError(f"{suite.name}: an exact suite fetches nothing, so there is nothing to lock")
+    suite = read_ordinary_suite(parser.parse_args(argv).suite)
     path, wanted = Path(suite.lock), repositories(suite.data, suite.model)
     missing = unlocked(path, wanted)
     found = {repository.key: resolve(repository) for repository in missing}

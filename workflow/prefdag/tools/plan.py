@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from prefdag.config.size import Size
-from prefdag.config.suite import ExactSuite, Suite, read_suite
+from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.errors import UserError
 from prefdag.estimate import costs
 
@@ -14,9 +14,7 @@ def main(argv: list[str]) -> int:
     """Print a line per stage and their sum. Tokens are the audit's where the suite's data is prepared."""
     parser = argparse.ArgumentParser(prog="prefdag plan", description=main.__doc__)
     parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
-    suite = read_suite(parser.parse_args(argv).suite)
-    if isinstance(suite, ExactSuite):
-        raise UserError(f"{suite.name}: an exact suite runs no model, so there is nothing to estimate")
+    suite = read_ordinary_suite(parser.parse_args(argv).suite)
     size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
     found = costs(suite, size)
     tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"

@@ -1,0 +1,126 @@
+"""Rows of a suite: one for each run, with its seeds and its grid, checked before any job starts."""
+
+import itertools
+import re
+from typing import Any, Literal, get_args
+
+from pydantic import SerializeAsAny
+
+from prefdag.config.objectives import Objective, entry_of, objective
+from prefdag.config.objectives.own import located
+from prefdag.config.population import Sweep
+from prefdag.config.preference import Preference
+from prefdag.config.section import Section
+from prefdag.errors import UserError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+RESERVED = ("base", "sft")
+Dataset = Literal["comparisons", "rankings"]
+
+
+class Run(Section):
+    """One preference run: one row of the suite, for one seed."""
+
+    name: str
+    objective: SerializeAsAny[Objective]
+    preference: Preference
+    dataset: Dataset = "comparisons"
+
+
+def checked_name(name: str) -> str:
+    if not NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"expected letters, digits and . _ + - (at most 80, no `..`), got {name!r}")
+    return name
+
+
+def rows_of(rows: Any, key: str, where: str) -> list[dict[str, Any]]:
+    if rows is None:
+        return []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{where}: {key}: expected a list of rows such as `- {{name: dpo, method: dpo, beta: 0.1}}`")
+    return rows
+
+
+def grid_of(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a grid: every key that holds a list takes each of its values; the name says which."""
+    rows = []
+    for entry in grid:
+        swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
+        for choice in itertools.product(*(entry[key] for key in swept)):
+            chosen = dict(zip(swept, choice, strict=True))
+            parts = [_title(entry), *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
+            rows.append({**entry, **chosen, "name": "-".join(parts)})
+    return rows
+
+
+def _title(entry: dict[str, Any]) -> str:
+    """What a grid's entry is called: its name, else its method."""
+    return str(entry.get("name", entry.get("method"))).rpartition(":")[2]
+
+
+def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
+    """One job of an exact suite: all the rows that one entry stands for."""
+    name = _title(entry)
+    inside = f"runs.{name}"
+    losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
+    flips = {"flips": entry["flips"]} if "flips" in entry else {}
+    found = [objective(loss, where, inside) for loss in losses]
+    return Sweep.parse({"name": _name_of_row(name, where), "objectives": found, **flips}, where, inside)
+
+
+def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
+    """The rows with the files of the user's own losses found from the suite file that states them."""
+    return [{**row, "method": located(row.get("method"), suite)} for row in rows]
+
+
+def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
+    """One `Run` for each row and seed."""
+    runs: list[Run] = []
+    for row in rows:
+        runs += _runs_of_row(dict(row), preference, where)
+    return named_once(runs, where)
+
+
+def named_once(runs: list[Any], where: str) -> list[Any]:
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: runs.{name}: this name stands twice; give each row a name of its own")
+    return runs
+
+
+def _name_of_row(name: Any, where: str) -> str:
+    try:
+        return checked_name(str(name) if name is not None else "")
+    except ValueError as error:
+        raise UserError(f"{where}: runs.name: {error}") from None
+
+
+def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
+    name = _name_of_row(row.pop("name", None), where)
+    inside = f"runs.{name}"
+    if name in RESERVED:
+        raise UserError(f"{where}: {inside}: this name is taken by a policy before alignment; choose another")
+    seeds = row.pop("seeds", [None])
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
+    own = entry_of(row.get("method"), where, inside).model_fields
+    training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
+    about = (
+        {"dataset": _dataset(row.pop("dataset"), where, inside)} if "dataset" in row and "dataset" not in own else {}
+    )
+    loss = objective(row, where, inside)
+    runs = []
+    for seed in seeds:
+        chosen = {**preference, **training, **({} if seed is None else {"seed": seed})}
+        suffix = "" if seed is None else f"-seed{seed}"
+        settings = Preference.parse(chosen, where, inside)
+        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
+    return runs
+
+
+def _dataset(given: Any, where: str, inside: str) -> Dataset:
+    if given not in get_args(Dataset):
+        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {given!r}")
+    found: Dataset = given
+    return found
