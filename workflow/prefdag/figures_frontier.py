@@ -36,15 +36,21 @@ def frontier(runs: pd.DataFrame, reward_label: str) -> Figure:
     return figure
 
 
-def _scale(axes: Axes, kl: pd.Series) -> None:
-    """A square-root axis where KL spreads widely (Gao et al. 2023 plot against its root), else a linear one."""
+def _scale(axes: Axes, kl: pd.Series, room: float = 0.06) -> None:
+    """A square-root axis where KL spreads widely (Gao et al. 2023 plot against its root), else a linear one.
+
+    room: the least distance of two ticks, as a fraction of the axis.
+    """
     positive = kl[kl > 0]
     if len(positive) and positive.max() > SPREAD * positive.median():
         axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x))
         step = 10.0 ** np.floor(np.log10(positive.max() / 10))
         ticks = step * np.array([0, 1, 2.5, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
-        top = ticks[ticks <= positive.max()]
-        axes.set_xticks(top[:5].tolist() + top[5::2].tolist())
+        kept = [0.0]
+        for tick in ticks[ticks <= positive.max()]:
+            if np.sqrt(tick) - np.sqrt(kept[-1]) >= room * np.sqrt(positive.max()):
+                kept.append(float(tick))
+        axes.set_xticks(kept)
         axes.xaxis.set_major_formatter("{x:g}")
 
 

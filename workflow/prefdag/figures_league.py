@@ -108,7 +108,7 @@ def frontiers(runs: pd.DataFrame, reward_label: str) -> Figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in panels[len(methods) :]:
             axes.set_visible(False)
-        _scale(panels[0], aligned["kl"])
+        _scale(panels[0], aligned["kl"], room=0.18)
         for axes, method in zip(panels, methods, strict=False):
             members = aligned[aligned["method"] == method]
             axes.axhline(sft["reward"], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
