@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefdag.config.objectives import Objective, objective
+from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.logprobs import LogProbs
 from prefdag.losses import loss_of
 
@@ -68,6 +68,8 @@ ROWS: list[dict[str, Any]] = [
     {"method": "infonca_k", "beta": 0.13, "alpha": 0.7, "first_bonus": 0.1},
     {"method": "nca_k", "beta": 0.13, "alpha": 0.7, "first_bonus": 0.1},
 ]
+# A loss without a row of its own stands here at its defaults.
+ROWS += [{"method": method} for method in OBJECTIVES if method not in {row["method"] for row in ROWS}]
 
 
 def named(row: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from prefdag.config.objectives import OBJECTIVES
 from prefdag.errors import UserError
 
 BEFORE_ALIGNMENT = ("base", "sft")
@@ -15,62 +16,16 @@ FIRST_COLUMNS = (
     + ["num_prompts", "num_generations"]
 )
 METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
-TITLES = {
-    "base": "base",
-    "sft": "SFT",
-    "dpo": "DPO",
-    "cdpo": "cDPO",
-    "robust": "Robust DPO",
-    "dpo_norm": "DPO-norm",
-    "ipo": "IPO",
-    "hinge": "Hinge",
-    "odpo": "ODPO",
-    "rebel": "REBEL",
-    "exo_pair": "EXO",
-    "discopop": "DiscoPOP",
-    "f_dpo": "f-DPO",
-    "log_ratio": "Log-ratio",
-    "caldpo": "Cal-DPO",
-    "sppo_hard": "SPPO",
-    "dpop": "DPOP",
-    "rpo": "RPO",
-    "nca_pair": "NCA (pairs)",
-    "biased_nca": "Biased NCA",
-    "apo_zero": "APO-zero",
-    "apo_down": "APO-down",
-    "aot": "AOT",
-    "aot_unpaired": "AOT (unpaired)",
-    "beta_dpo": "β-DPO",
-    "ld_dpo": "LD-DPO",
-    "wpo": "WPO",
-    "tdpo1": "TDPO1",
-    "tdpo2": "TDPO2",
-    "simpo": "SimPO",
-    "alphapo": "AlphaPO",
-    "orpo": "ORPO",
-    "cpo": "CPO",
-    "slic": "SLiC",
-    "preferred_ft": "Preferred-FT",
-    "unlikelihood": "Unlikelihood",
-    "unlikelihood_tokens": "Token unlikelihood",
-    "cpl": "CPL",
-    "cpl_ref": "CPL-KL",
-    "kto": "KTO",
-    "bco": "BCO",
-    "apo_zero_unpaired": "APO-zero (unpaired)",
-    "plackett_luce": "Plackett-Luce",
-    "multi_negative": "S-DPO",
-    "all_pairs": "DPO (all pairs)",
-    "infonca_k": "InfoNCA",
-    "nca_k": "NCA",
-}
+BEFORE_TITLES = {"base": "base", "sft": "SFT"}
 SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
 
 
 def title(method: str) -> str:
     """A method's name as papers print it."""
-    method = method.rpartition(":")[2]  # of a loss in a file of the user's own, the function
-    return TITLES.get(method, method.replace("_", " "))
+    if method in OBJECTIVES and OBJECTIVES[method].title:
+        return OBJECTIVES[method].title
+    # Of a loss in a file of the user's own, the function.
+    return BEFORE_TITLES.get(method, method.rpartition(":")[2].replace("_", " "))
 
 
 def runs_table(

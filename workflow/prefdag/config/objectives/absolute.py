@@ -10,6 +10,7 @@ from prefdag.config.section import NonNegative, Positive
 class CalDPO(Objective):
     """Calibrated DPO: implicit rewards held to plus and minus 1/2."""
 
+    title = "Cal-DPO"
     paper = "Xiao et al. 2024, arXiv 2412.14516"
     formula = "-log s(D) + ((d_w - 1/(2 beta))^2 + (d_l + 1/(2 beta))^2) / 2"
     reads = REFERENCE
@@ -24,6 +25,7 @@ class CalDPO(Objective):
 class SPPOHard(Objective):
     """Self-play preference optimization with hard labels."""
 
+    title = "SPPO"
     paper = "Wu et al. 2024, arXiv 2405.00675, eq. 4.7"
     formula = "((d_w - 1/(2 beta))^2 + (d_l + 1/(2 beta))^2) / 2"
     reads = REFERENCE
@@ -36,6 +38,7 @@ class SPPOHard(Objective):
 class DPOP(Objective):
     """DPO-Positive: DPO with a penalty where the chosen response becomes less likely than under the reference."""
 
+    title = "DPOP"
     paper = "Pal et al. 2024, arXiv 2402.13228, eq. 3"
     formula = "-log s(beta (D - lam max(0, -d_w)))"
     reads = REFERENCE
@@ -49,6 +52,7 @@ class DPOP(Objective):
 class RPO(Objective):
     """DPO plus the chosen response's negative log-likelihood, as in iterative reasoning preference optimization."""
 
+    title = "RPO"
     paper = "Pang et al. 2024, arXiv 2404.19733"
     formula = "w_dpo (-log s(beta D)) + w_nll NLL, NLL -A_w or the step's token mean"
     reads = REFERENCE
@@ -66,6 +70,7 @@ class RPO(Objective):
 class NCAPair(Objective):
     """Noise contrastive alignment of a pair: absolute likelihoods, not only their ratio."""
 
+    title = "NCA (pairs)"
     paper = "Chen et al. 2024, arXiv 2402.05369"
     formula = "-log s(beta d_w) - log s(-beta d_w)/2 - log s(-beta d_l)/2"
     reads = REFERENCE
@@ -77,6 +82,7 @@ class NCAPair(Objective):
 class BiasedNCA(Objective):
     """A binary classifier of chosen and rejected, in NCA's code."""
 
+    title = "Biased NCA"
     paper = "Chen et al. 2024, arXiv 2402.05369, code"
     formula = "-log s(beta d_w) - log s(-beta d_l)"
     reads = REFERENCE
@@ -89,6 +95,7 @@ class BiasedNCA(Objective):
 class APOZero(Objective):
     """Anchored preference optimization: chosen up, rejected down."""
 
+    title = "APO-zero"
     paper = "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7"
     formula = "1 - s(beta d_w) + s(beta d_l)"
     reads = REFERENCE
@@ -101,6 +108,7 @@ class APOZero(Objective):
 class APODown(Objective):
     """Anchored preference optimization: both down, the rejected further."""
 
+    title = "APO-down"
     paper = "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8"
     formula = "s(beta d_w) + 1 - s(beta D)"
     reads = REFERENCE

@@ -12,6 +12,7 @@ from prefdag.config.section import Fraction, NonNegative, Positive
 class AOT(Objective):
     """Alignment by optimal transport: the step's gaps, sorted, against the reference's, sorted."""
 
+    title = "AOT"
     paper = "Melnyk et al. 2024, arXiv 2406.05882"
     formula = "cdpo(beta (sort(S_w - S_l) - sort(R_w - R_l)))"
     reads = REFERENCE
@@ -26,6 +27,7 @@ class AOT(Objective):
 class AOTUnpaired(Objective):
     """Alignment by optimal transport: the chosen responses' log-ratios, sorted, against the rejected ones', sorted."""
 
+    title = "AOT (unpaired)"
     paper = "Melnyk et al. 2024, arXiv 2406.05882"
     formula = "cdpo(beta (sort(d_w) - sort(d_l)))"
     reads = REFERENCE
@@ -40,6 +42,7 @@ class AOTUnpaired(Objective):
 class BetaDPO(Objective):
     """DPO with a beta of each step's own, over the pairs whose gap lies near the running mean."""
 
+    title = "β-DPO"
     paper = "Wu et al. 2024, arXiv 2407.08639"
     formula = "-log s(b D) over the pairs kept, b = max(0.001, beta (1 + a (mean D - running mean)))"
     reads = frozenset({"reference", "noise", "state"})

@@ -17,6 +17,7 @@ STATED = {"responses": get_args(Responses), "scope": get_args(Scope)}
 class Objective(Section):
     """One preference loss.
 
+    title: as papers print it; empty where that is the method's own name.
     reads: which of `INPUTS` its function takes beside the policy's log-probs, by keyword.
     responses: how many a comparison has; "one" with a label, "two" a pair, "many" two or more, best first.
     scope: "step" where a comparison's value depends on the others, so that it must see an optimizer step at once.
@@ -25,6 +26,7 @@ class Objective(Section):
     read_with: (option, other, choice) for an option that is read with one choice of another option only.
     """
 
+    title: ClassVar[str] = ""
     paper: ClassVar[str]
     formula: ClassVar[str]
     reads: ClassVar[frozenset[str]] = frozenset()

@@ -12,6 +12,7 @@ from prefdag.config.section import NonNegative, Positive
 class SimPO(Objective):
     """Simple preference optimization: average log-probs, a target margin, no reference."""
 
+    title = "SimPO"
     paper = "Meng et al. 2024, arXiv 2405.14734, eq. 6"
     formula = "-log s(beta (A_w - A_l) - gamma), gamma = beta * gamma_beta_ratio; or its hinge, or smoothed as cdpo"
     conventions = "The authors, HALOs and open-instruct state gamma / beta, TRL and LLaMA-Factory gamma."
@@ -26,6 +27,7 @@ class SimPO(Objective):
 class AlphaPO(Objective):
     """SimPO on a reward (1 - p^-alpha) / alpha of the average probability p; alpha 0 is SimPO."""
 
+    title = "AlphaPO"
     paper = "Gupta et al. 2025, arXiv 2501.03884"
     formula = "-log s(beta (q_w - q_l) - gamma), q = (1 - exp(-alpha A)) / alpha"
     conventions = (
@@ -40,6 +42,7 @@ class AlphaPO(Objective):
 class ORPO(Objective):
     """Odds ratio preference optimization: SFT and a log odds ratio at once, from the base model."""
 
+    title = "ORPO"
     paper = "Hong et al. 2024, arXiv 2403.07691, eqs. 4 and 7"
     formula = "NLL - lam log s(log odds_w - log odds_l), odds = p/(1-p), p = exp(A)"
     scope = StepIfPerToken()
@@ -52,6 +55,7 @@ class ORPO(Objective):
 class CPO(Objective):
     """Contrastive preference optimization: DPO under a uniform reference, and the chosen response's likelihood."""
 
+    title = "CPO"
     paper = "Xu et al. 2024, arXiv 2401.08417, eq. 3"
     formula = "-log s(beta (S_w - S_l)) + cpo_alpha NLL; or its hinge, or smoothed as cdpo"
     scope = StepIfPerToken()
@@ -68,6 +72,7 @@ class CPO(Objective):
 class SLiC(Objective):
     """Sequence likelihood calibration with human feedback; `lam: 0` is the calibration alone."""
 
+    title = "SLiC"
     paper = "Zhao et al. 2023, arXiv 2305.10425"
     formula = "max(0, delta - S_w + S_l) - lam A_w"
     conventions = "HALOs averages the regulariser over padding too; turbo-alignment's `lam` is a margin."
@@ -79,6 +84,7 @@ class SLiC(Objective):
 class PreferredFT(Objective):
     """Supervised fine-tuning on the chosen responses only, the DPO paper's Preferred-FT."""
 
+    title = "Preferred-FT"
     paper = "Rafailov et al. 2023, arXiv 2305.18290, section 6"
     formula = "-S_w"
     method: Literal["preferred_ft"]
@@ -87,6 +93,7 @@ class PreferredFT(Objective):
 class Unlikelihood(Objective):
     """The DPO paper's Unlikelihood baseline: raise the chosen, lower alpha times the rejected log-prob."""
 
+    title = "Unlikelihood"
     paper = "Rafailov et al. 2023, arXiv 2305.18290, section 6"
     formula = "-S_w + alpha S_l"
     conventions = "Not Welleck's unlikelihood, which is `unlikelihood_tokens`."
@@ -97,6 +104,7 @@ class Unlikelihood(Objective):
 class UnlikelihoodTokens(Objective):
     """Unlikelihood training: every token of the rejected response made unlikely, the chosen likely."""
 
+    title = "Token unlikelihood"
     paper = "Welleck et al. 2019, arXiv 1908.04319"
     formula = "-S_w - alpha sum_t log(1 - p_t) over the rejected tokens, 1 - p_t held at 1e-20 or more"
     method: Literal["unlikelihood_tokens"]
@@ -106,6 +114,7 @@ class UnlikelihoodTokens(Objective):
 class CPL(Objective):
     """Contrastive preference learning: discounted log-probs as advantages."""
 
+    title = "CPL"
     paper = "Hejna et al. 2023, arXiv 2310.13639"
     formula = "-log s(alpha (G_w - bias G_l)), G = sum_t discount^t log p_t"
     conventions = "The authors' code has no discount, hence 1; their lambda is `bias`."
@@ -118,6 +127,7 @@ class CPL(Objective):
 class CPLRef(Objective):
     """Contrastive preference learning of log-ratios to a reference."""
 
+    title = "CPL-KL"
     paper = "Hejna et al. 2023, arXiv 2310.13639"
     formula = "-log s(alpha (G_w - bias G_l)), G = sum_t discount^t log(p_t / p_ref_t)"
     reads = REFERENCE

@@ -14,6 +14,7 @@ Wrong = Annotated[float, Field(ge=0, le=0.5, description="the fraction of labels
 class DPO(Objective):
     """Direct preference optimization."""
 
+    title = "DPO"
     paper = "Rafailov et al. 2023, arXiv 2305.18290, eq. 7"
     formula = "-log s(beta D)"
     reads = REFERENCE
@@ -25,6 +26,7 @@ class DPO(Objective):
 class CDPO(Objective):
     """Conservative DPO: labels are wrong with probability `label_smoothing`."""
 
+    title = "cDPO"
     paper = "Mitchell 2023, A note on DPO with noisy preferences, eq. 3"
     formula = "-(1-e) log s(beta D) - e log s(-beta D)"
     reads = REFERENCE
@@ -38,6 +40,7 @@ class CDPO(Objective):
 class Robust(Objective):
     """Robust DPO: unbiased under labels flipped with a known probability."""
 
+    title = "Robust DPO"
     paper = "Chowdhury et al. 2024, arXiv 2403.00409"
     formula = "(-(1-e) log s(beta D) + e log s(-beta D)) / (1 - 2e)"
     reads = REFERENCE
@@ -50,6 +53,7 @@ class Robust(Objective):
 class DPONorm(Objective):
     """DPO on average log-ratios."""
 
+    title = "DPO-norm"
     paper = "open-instruct, dpo_norm"
     formula = "-log s(beta (d_w / n_w - d_l / n_l))"
     reads = REFERENCE
@@ -61,6 +65,7 @@ class DPONorm(Objective):
 class IPO(Objective):
     """Identity preference optimization. Tools disagree on sums or means, so `logprob` has no default."""
 
+    title = "IPO"
     paper = "Azar et al. 2023, arXiv 2310.12036, eq. 17"
     formula = "(D - 1/(2 beta))^2, D of summed or averaged log-ratios"
     reads = REFERENCE
@@ -74,6 +79,7 @@ class IPO(Objective):
 class Hinge(Objective):
     """The hinge on DPO's logit."""
 
+    title = "Hinge"
     paper = "Liu et al. 2023, RSO, arXiv 2309.06657"
     formula = "max(0, 1 - beta D)"
     reads = REFERENCE
@@ -85,6 +91,7 @@ class Hinge(Objective):
 class ODPO(Objective):
     """DPO with an offset: a pair whose scores lie further apart must be told apart further."""
 
+    title = "ODPO"
     paper = "Amini et al. 2024, arXiv 2402.10571"
     formula = "-log s(beta D - alpha log(r_w - r_l)); 0 for a tied pair"
     reads = frozenset({"reference", "scores"})
@@ -97,6 +104,7 @@ class ODPO(Objective):
 class REBEL(Objective):
     """Regression of the difference of rewards on the difference of log-ratios."""
 
+    title = "REBEL"
     paper = "Gao et al. 2024, arXiv 2404.16767"
     formula = "(D - eta (r_w - r_l))^2"
     reads = frozenset({"reference", "scores"})
@@ -108,6 +116,7 @@ class REBEL(Objective):
 class EXO(Objective):
     """Exact optimization: the reverse KL of the policy's preference to the smoothed label."""
 
+    title = "EXO"
     paper = "Ji et al. 2024, arXiv 2402.00856, eq. 16"
     formula = "q (log q - log(1-e)) + (1-q) (log(1-q) - log e), q = s(beta D)"
     reads = REFERENCE
@@ -122,6 +131,7 @@ class EXO(Objective):
 class DiscoPOP(Objective):
     """The loss that a language model discovered: logistic and exponential, blended by the logit."""
 
+    title = "DiscoPOP"
     paper = "Lu et al. 2024, arXiv 2406.08414, eq. 5"
     formula = "-log s(z) (1 - s(z/tau)) + exp(-z) s(z/tau), z = beta D"
     reads = REFERENCE
@@ -134,6 +144,7 @@ class DiscoPOP(Objective):
 class FDPO(Objective):
     """DPO under another divergence than the reverse KL."""
 
+    title = "f-DPO"
     paper = "Wang et al. 2023, arXiv 2309.16240"
     formula = "-log s(beta (f'(u_w) - f'(u_l))), u = exp(d); f'(u) = -1/u, log(u/(1+u)) or (1 - u^-alpha)/alpha"
     reads = REFERENCE
@@ -149,6 +160,7 @@ class FDPO(Objective):
 class LogRatio(Objective):
     """DPO's gradient without its weight, under which the DPO paper saw models degenerate."""
 
+    title = "Log-ratio"
     paper = "Rafailov et al. 2023, arXiv 2305.18290, section 4"
     formula = "-beta D"
     reads = REFERENCE

@@ -12,6 +12,7 @@ from prefdag.config.section import Positive
 class PlackettLuce(Objective):
     """DPO of a full ranking; of two responses it is DPO."""
 
+    title = "Plackett-Luce"
     paper = "Rafailov et al. 2023, arXiv 2305.18290, appendix A.3"
     formula = "sum over k < K of log sum_{j >= k} exp(beta d_j) - beta d_k"
     reads = REFERENCE
@@ -23,6 +24,7 @@ class PlackettLuce(Objective):
 class MultiNegative(Objective):
     """Softmax DPO: one chosen response, several negatives."""
 
+    title = "S-DPO"
     paper = "Chen et al. 2024, S-DPO, arXiv 2406.09215"
     formula = "-log softmax(beta d) of the first response"
     reads = REFERENCE
@@ -34,6 +36,7 @@ class MultiNegative(Objective):
 class AllPairs(Objective):
     """DPO averaged over every pair of a ranking."""
 
+    title = "DPO (all pairs)"
     paper = "Ouyang et al. 2022, arXiv 2203.02155, eq. 1, with DPO's reward"
     formula = "mean over i < j of -log s(beta (d_i - d_j))"
     reads = REFERENCE
@@ -46,6 +49,7 @@ class AllPairs(Objective):
 class InfoNCA(Objective):
     """Cross-entropy of the policy's softmax against the scores' softmax."""
 
+    title = "InfoNCA"
     paper = "Chen et al. 2024, arXiv 2402.05369"
     formula = "-sum_i softmax(r/alpha)_i log softmax(beta d)_i"
     reads = frozenset({"reference", "scores"})
@@ -60,6 +64,7 @@ class InfoNCA(Objective):
 class NCA(Objective):
     """Noise contrastive alignment of K scored responses."""
 
+    title = "NCA"
     paper = "Chen et al. 2024, arXiv 2402.05369"
     formula = "-sum_i softmax(r/alpha)_i log s(beta d_i) - sum_i log s(-beta d_i) / K"
     reads = frozenset({"reference", "scores"})

@@ -9,6 +9,7 @@ from prefdag.config.section import NonNegative, Positive
 class KTO(Objective):
     """Kahneman-Tversky optimization: utility against a reference point, the policy's KL to the reference."""
 
+    title = "KTO"
     paper = "Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7"
     formula = "lambda_d (1 - s(beta (d - z))) or lambda_u (1 - s(beta (z - d))), z = max(0, mean mismatched log-ratio)"
     reads = frozenset({"reference", "labels", "mismatched"})
@@ -24,6 +25,7 @@ class KTO(Objective):
 class BCO(Objective):
     """Binary classifier optimization: rewards against their running mean."""
 
+    title = "BCO"
     paper = "Jung et al. 2024, arXiv 2404.04656"
     formula = "-log s(beta d - delta) or -log s(delta - beta d), delta the mean of all beta d so far"
     reads = frozenset({"reference", "labels", "state"})
@@ -38,6 +40,7 @@ class BCO(Objective):
 class APOZeroUnpaired(Objective):
     """Anchored preference optimization by halves: desirable up, undesirable down."""
 
+    title = "APO-zero (unpaired)"
     paper = "D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7"
     formula = "1 - s(beta d) or s(beta d)"
     reads = frozenset({"reference", "labels"})

@@ -12,6 +12,7 @@ from prefdag.config.section import NonNegative, Positive
 class LDDPO(Objective):
     """Length-desensitised DPO: tokens beyond the shorter response's length count less."""
 
+    title = "LD-DPO"
     paper = "Liu et al. 2024, arXiv 2409.06411"
     formula = "-log s(beta D), D of S = sum of the first min(n_w, n_l) tokens + alpha times the rest"
     reads = REFERENCE
@@ -25,6 +26,7 @@ class LDDPO(Objective):
 class WPO(Objective):
     """Weighted preference optimization: cDPO, weighted by how likely the policy is to have written the pair."""
 
+    title = "WPO"
     paper = "Zhou et al. 2024, arXiv 2406.11827, eq. 2"
     formula = "w cdpo(beta D), w = min(1, exp(mean_w + mean_l)), means over tokens of log p_t - log sum_v p_v^2"
     reads = frozenset({"reference", "collision"})
@@ -37,6 +39,7 @@ class WPO(Objective):
 class TDPO1(Objective):
     """Token-level DPO: sequential KL in the margin."""
 
+    title = "TDPO1"
     paper = "Zeng et al. 2024, arXiv 2404.11999"
     formula = "-log s(beta (D - (K_l - K_w))), K = sum_t KL(reference_t || policy_t)"
     reads = frozenset({"reference", "divergence"})
@@ -48,6 +51,7 @@ class TDPO1(Objective):
 class TDPO2(Objective):
     """Token-level DPO, the chosen response's KL without gradient."""
 
+    title = "TDPO2"
     paper = "Zeng et al. 2024, arXiv 2404.11999"
     formula = "-log s(beta (D - alpha (K_l - sg K_w))), K = sum_t KL(reference_t || policy_t)"
     reads = frozenset({"reference", "divergence"})
