@@ -30,6 +30,8 @@ from transformers import (
     TrainerCallback,
 )
 
+from prefdag.rewards import initial_heads
+
 WARM_UP = 2
 TRAINERS = {
     "dpo": (trl.DPOTrainer, trl.DPOConfig, AutoModelForCausalLM),
@@ -128,6 +130,8 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     clock = Clock()
     head = {"num_labels": 1} if arguments.task == "reward" else {}
     model = auto.from_pretrained(arguments.model, dtype=torch.float32, **head)
+    if arguments.task == "reward":
+        initial_heads(model, 0.02, (0,))  # prefdag's, so that both start from the same weights
     dataset = Dataset.from_list([columns(row, arguments.task) for row in rows[: steps * num]])
     trainer = in_order(kind)(
         model, args=settings, train_dataset=dataset, processing_class=_tokenizer(), callbacks=[clock]
