@@ -11,7 +11,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conftest import ROOT
 from prefdag.__main__ import main
 from prefdag.adapters.pairs import hh, pairs
 from prefdag.adapters.text import Unusable
@@ -20,17 +19,8 @@ from prefdag.errors import UserError
 from prefdag.rows import read_rows
 from prefdag.store import Store
 from prefdag.tokens import encode_prompts
+from preparing import PREPARE, SHARED
 
-SHARED = ROOT.parent / "shared/data"
-PREPARE: dict[str, Any] = {
-    "adapter": "pairs",
-    "template": "plain",
-    "bos": True,
-    "end_of_turn": "eos",
-    "over_long": "drop",
-    "max_prompt_tokens": 400,
-    "max_response_tokens": 400,
-}
 ROWS = [{"prompt": f"prompt number {n}:", "chosen": f" yes {n}", "rejected": f" no, {n}!"} for n in range(40)]
 
 
