@@ -149,7 +149,9 @@ def test_held_out_nll_is_the_mean_over_tokens(tmp_path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", ARCHITECTURES)
-def test_a_response_depends_on_its_prompt_and_itself_alone(shape: str, dtype: torch.dtype) -> None:
+def test_a_response_depends_on_its_prompt_and_itself_alone(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gradient of each response's log-prob by every input embedding: exactly zero for siblings, other comparisons and
     padding, and not zero for its own prompt and for all of its own tokens but the last, which predicts nothing.
     """
@@ -157,13 +159,12 @@ def test_a_response_depends_on_its_prompt_and_itself_alone(shape: str, dtype: to
     segments = pack(found, [[2, 0], [3, 1]])
     inputs: list[Tensor] = []
 
-    def as_leaf(module: torch.nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        inputs.append(out.detach().requires_grad_())
+    def as_leaf(embedding: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        inputs.append(embedding(ids).detach().requires_grad_())
         return inputs[-1]
 
-    hook = model.get_input_embeddings().register_forward_hook(as_leaf)
+    monkeypatch.setattr("prefdag.logprobs.embedded", as_leaf)
     total = logprobs(model, segments).total
-    hook.remove()
     flat = torch.arange(segments.tokens.numel()).view(segments.tokens.shape)
     for b in range(4):
         for k in range(3):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefdag.gradients import place_of
+
 CHUNK_BYTES = 256 << 20
 BLOCK_BYTES = 2 << 20  # rows whose logits stay in a core's cache while they are turned into exponentials
 
@@ -69,7 +71,7 @@ class _TargetLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, target, sums = ctx.saved_tensors
         of_states = torch.empty_like(states)
-        of_weight = torch.zeros_like(weight)
+        of_weight, returned = place_of(weight)
         of_bias = None if bias is None else torch.zeros_like(bias)
         parts = _parts(len(target), ctx.rows)
         for number, part in reversed(list(enumerate(parts))):  # the last one first, while it is still in the buffer
@@ -82,7 +84,7 @@ class _TargetLogProbs(torch.autograd.Function):
             of_weight.index_add_(0, target[part], states[part] * grad[part][:, None])
             if of_bias is not None:
                 of_bias.addmv_(kept.T, scaled, alpha=-1).index_add_(0, target[part], grad[part])
-        return of_states, of_weight, of_bias, None, None
+        return of_states, returned, of_bias, None, None
 
 
 def _parts(num: int, rows: int) -> list[slice]:

@@ -4,8 +4,9 @@ Only response positions reach the output head, in chunks sized by bytes, with th
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prefdag.attention import NAME
+from prefdag.gradients import embedded
 from prefdag.head import target_logprobs
 from prefdag.segments import Segments
 
@@ -67,19 +69,62 @@ def margin(values: Tensor) -> Tensor:
     return values[:, 0] - values[:, 1]
 
 
-def hidden_states(model: PreTrainedModel, segments: Segments) -> Tensor:
-    """Last hidden states of every position, after the final norm: [R * L, D]."""
+def hidden_states(model: PreTrainedModel, segments: Segments, places: Tensor) -> Tensor:
+    """Last hidden states, after the final norm, at flat `places` [T] (row * L + column): [T, D].
+
+    In the last layer whatever works token by token, its MLP and the final norm, sees those places alone.
+    """
     # Any other attention would ignore the segments without a word and let everything in a row see everything before it.
     assert model.config._attn_implementation == NAME
-    out = model.base_model(
-        input_ids=segments.tokens, position_ids=segments.positions, segments=segments, use_cache=False
-    )
-    return out.last_hidden_state.flatten(0, 1)
+    read, back = torch.unique(places, return_inverse=True)
+    embedding = model.get_input_embeddings()
+    assert type(embedding) is nn.Embedding
+    with _last_layer_at(model, read):
+        out = model.base_model(
+            inputs_embeds=embedded(embedding, segments.tokens),
+            position_ids=segments.positions,
+            segments=segments,
+            use_cache=False,
+        )
+    states = out.last_hidden_state.flatten(0, 1)
+    return states.index_select(0, back if len(states) == len(read) else read[back])
+
+
+@contextmanager
+def _last_layer_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """While inside, the last layer's MLP and all that follows it see the different, ascending `places` [T] alone."""
+
+    def picked(states: Tensor) -> Tensor:
+        return states.flatten(0, 1).index_select(0, places)
+
+    def spread(mlp: nn.Module, given: tuple[Tensor], out: Tensor) -> Tensor:
+        whole = out.new_zeros(shape[0] * shape[1], out.shape[-1])
+        return whole.index_copy(0, places, out).view(*shape, -1)
+
+    def before(mlp: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+        shape[:] = given[0].shape[:2]
+        return (picked(given[0]),)
+
+    shape = [0, 0]
+    base: Any = model.base_model
+    is_gpt2 = hasattr(base, "h")
+    last = (base.h if is_gpt2 else base.layers)[-1]
+    hooks = [
+        last.mlp.register_forward_pre_hook(before),
+        last.mlp.register_forward_hook(spread),
+    ]
+    if not is_gpt2:  # GPT-2 brings its states back to the ids' shape
+        hooks.append(last.register_forward_hook(lambda layer, given, out: picked(out)[None]))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
     """Log-prob of every response token under a causal language model, from one forward pass."""
-    states = hidden_states(model, segments).index_select(0, segments.predictor)
+    states = hidden_states(model, segments, segments.predictor)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     if states.dtype == head.weight.dtype:
@@ -138,7 +183,7 @@ class Divergence:
 @torch.no_grad()
 def divergence(policy: PreTrainedModel, reference: PreTrainedModel, segments: Segments) -> Divergence:
     """KL(policy || reference) over the whole vocabulary at each response token, beside both log-probs."""
-    states = [hidden_states(model, segments).index_select(0, segments.predictor) for model in (policy, reference)]
+    states = [hidden_states(model, segments, segments.predictor) for model in (policy, reference)]
     heads = [head_of(policy), head_of(reference)]
     width = heads[0](states[0][:1]).shape[-1]
     found: list[list[Tensor]] = [[], [], []]

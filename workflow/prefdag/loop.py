@@ -18,6 +18,7 @@ from prefdag.batches import members, micro_batches, num_steps
 from prefdag.checkpoint import Checkpoint, told_to_stop
 from prefdag.config.training import Training
 from prefdag.errors import Stopped, UserError
+from prefdag.gradients import in_place
 from prefdag.models import autocast
 from prefdag.segments import Segments, pack
 from prefdag.store import Comparisons
@@ -149,7 +150,8 @@ def train(
     with told_to_stop() as stop:
         for number in range(len(history), steps):
             batch = _batch(model, store, lengths, settings, number)
-            outcome = task.accumulate(batch, state)
+            with in_place():
+                outcome = task.accumulate(batch, state)
             state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
             grad_norm = _updated(model, optimizer, store, batch, outcome, settings, rate)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from prefdag.batches import micro_batches
 from prefdag.logprobs import LogProbs, head_of, logprobs, token_logprobs
-from prefdag.logprobs import hidden_states as segment_states
 from prefdag.naive import padded_rows
 from prefdag.segments import Segments, num_tokens, pack
 from prefdag.store import Comparison
@@ -110,7 +109,10 @@ def _padded(model: PreTrainedModel, comparisons: Sequence[Comparison], everywher
 
 
 def _chunked(model: PreTrainedModel, segments: Segments) -> LogProbs:
-    states = segment_states(model, segments).index_select(0, segments.predictor)
+    out = model.base_model(
+        input_ids=segments.tokens, position_ids=segments.positions, segments=segments, use_cache=False
+    )
+    states = out.last_hidden_state.flatten(0, 1).index_select(0, segments.predictor)
     return LogProbs(token_logprobs(states, segments.target, head_of(model)), segments.owner, segments.shape)
 
 
