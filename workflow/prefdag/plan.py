@@ -59,6 +59,7 @@ _PARTS = {
         "scratch": suite.model.scratch,
         "pretrain": suite.pretrain,
     },
+    "classifier": lambda suite, name: {"classifier": suite.classifier},
     "sft": lambda suite, name: {"sft": suite.sft},
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "reward": lambda suite, name: {"reward": suite.reward},
@@ -110,6 +111,13 @@ def folder_of(suite: Suite, policy: str) -> str:
 def tokenizer_folder(suite: Suite) -> str | None:
     """The fetched tokenizer of a model from scratch, if it has one."""
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def classifier_folder(suite: Suite) -> str | None:
+    """The stage folder that holds the classifier, trained or fetched; None where the suite has none."""
+    if suite.classifier is None:
+        return None
+    return "classifier" if suite.classifier.is_trained else "fetch/classifier"
 
 
 def code_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:

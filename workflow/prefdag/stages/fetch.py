@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.data import Data, World
+from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import Origin
 from prefdag.config.section import Section
 from prefdag.errors import UserError
@@ -19,7 +19,6 @@ from prefdag.stage import Workspace
 from prefdag.world import Review, prompts, reviews
 
 DRAWN_PER_HELD_OUT = 20  # most reviews begin like one of those before
-SPLITS = ("train", "validation", "test")
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
@@ -62,7 +61,7 @@ def _world(world: World, folder: Path) -> dict[str, Any]:
     seen = frozenset(taken)
     held_out = islice((review for review in drawn if review.prompt not in seen), world.validation_reviews)
     facts["validation"] = write_rows(folder / "validation.jsonl", rows(held_out))
-    for split in SPLITS:
+    for split in SPLITS[:3]:
         found = prompts(named_seed(world.seed, "prompts", split), getattr(world, f"{split}_prompts"), taken)
         taken.update(found)
         facts[f"prompts-{split}"] = write_rows(folder / f"prompts-{split}.jsonl", ({"prompt": text} for text in found))
