@@ -32,8 +32,15 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
     model = Origin(source=suite.model.source, revision=suite.model.revision)
     tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
-    fetched: dict[str, Section] = {"data": suite.data, "model": model, "tokenizer": tokenizer}
-    from_hub = repositories(suite.data, None) if name == "data" else repositories(None, suite.model)
+    fetched: dict[str, Section | None] = {
+        "data": suite.data,
+        "model": model,
+        "tokenizer": tokenizer,
+        "classifier": suite.classifier,
+    }
+    of_model = suite.model if name in ("model", "tokenizer") else None
+    of_classifier = suite.classifier if name == "classifier" else None
+    from_hub = repositories(suite.data if name == "data" else None, of_model, of_classifier)
     return {str(name): fetched[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 

@@ -38,7 +38,7 @@ class Job(Section):
 def run(job: Job, here: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
     """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
     device = set_up(job.pairs.threads)
-    truth = ground_truth(job.pairs.reward, classifier)
+    truth = ground_truth(job.pairs.reward, classifier, device)
     here.reads_model("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")

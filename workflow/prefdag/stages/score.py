@@ -58,7 +58,8 @@ def run(
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
     for truth in _truths(settings, classifier):
-        columns[truth] = ground_truth(truth, classifier)([row["prompt"] + row["response"] for row in rows]).tolist()
+        said = [row["prompt"] + row["response"] for row in rows]
+        columns[truth] = ground_truth(truth, classifier, device)(said).tolist()
     budget = settings.tokens_per_batch
     if reward is not None:
         trained = load_reward_model(reward.parent, device)
