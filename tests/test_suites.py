@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +21,9 @@ from prefdag import plan
 from prefdag.__main__ import main
 from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
+from prefdag.ground_truth import ground_truth
 from prefdag.models import build, save
+from prefdag.rows import read_rows
 from preparing import byte_tokenizer
 from sequence_classifier import tiny_roberta
 from test_run import planned
@@ -39,7 +43,11 @@ def test_it_plans(name: str, tmp_path: Path) -> None:
     project = checkout(tmp_path / "clone")
     jobs = planned(project, f"configs/{name}.yaml")
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
+    assert isinstance(suite, Suite)
     assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= jobs
+    folder = plan.classifier_folder(suite)
+    of_classifier = {job for job in jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
+    assert of_classifier == ({(folder.partition("/")[0], folder.partition("/")[2])} if folder else set())
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -139,6 +147,8 @@ def tiny(name: str, folder: Path) -> Suite:
         changes |= {"pretrain": PRETRAINING, "classifier": {"tfidf": {"min_df": 1, "held_out": 0.5}}}
     if "pairs" in stated:
         changes["pairs"] = {"max_new_tokens": 60, "batch_size": 64}
+    if (stated.get("pairs") or {}).get("max_prompts"):
+        changes["pairs"]["max_prompts"] = 12
     if (stated.get("classifier") or {}).get("source"):
         changes["classifier"] = {"source": str(tiny_roberta(folder / "classifier", WORDS)), "revision": None}
     changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
@@ -222,7 +232,28 @@ def test_it_runs_to_its_report(name: str, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "results/report/runs.csv")
     assert sorted(table["run"]) == sorted(policies)
     assert table["reward"].notna().all()
+    if suite.classifier:
+        _check_classified(suite, tmp_path / "results", policies)
     page = (tmp_path / "results/report/index.html").read_text()
     assert ("Published results" in page) == bool(suite.expected)
     for entry in suite.expected:
         assert entry.measure in page and f"{entry.value:g}" in page
+
+
+def _check_classified(suite: Suite, results: Path, policies: list[str]) -> None:
+    """Headline and labels of the pairs, of no more prompts than asked for, are P(positive) of prompt and response."""
+    assert suite.pairs is not None
+    scorer = ground_truth("classifier", results / f"{plan.classifier_folder(suite)}/manifest.json", torch.device("cpu"))
+    for policy in policies:
+        rows = list(read_rows(results / f"generate/{policy}/generations.jsonl"))
+        table = pd.read_csv(results / f"score/{policy}/scores.csv")
+        wanted = scorer([row["prompt"] + row["response"] for row in rows])
+        assert np.abs(table["classifier"] - wanted).max() < 1e-6
+        assert (table["reward"] == table["classifier"]).all() and table["repetition"].between(0, 1).all()
+    asked = json.loads((results / "pairs/summary.json").read_text())["train"]["prompts"]
+    assert asked == (suite.pairs.max_prompts or asked)
+    pairs = list(read_rows(results / "pairs/train.jsonl"))
+    for row in pairs:
+        assert np.abs(scorer([row["prompt"] + response for response in row["responses"]]) - row["scores"]).max() < 1e-6
+        assert row["scores"][0] > row["scores"][1]
+    assert pairs
