@@ -15,6 +15,7 @@ if plan.is_exact(SUITE):
 else:
 
     include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
+    include: "workflow/rules/classifier.smk"  # labelled rows       -> ground truth, P(positive)
     include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
     include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids
     include: "workflow/rules/sft.smk"  # base model          -> SFT policy

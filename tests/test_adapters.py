@@ -255,6 +255,16 @@ def test_a_column_map_needs_no_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "data.columns: row 0 has no column 'ask.words'; it has ask, answers" in capsys.readouterr().err
 
 
+def test_texts_are_replaced_in_every_column_the_longest_first(tmp_path: Path):
+    """Two breaks are one match and not two, in messages as in plain text; numbers and names of columns stay."""
+    rows = [{"text": "a<br /><br />b<br />c", "turns": [{"said": "<br />"}], "n": 1, "<br />": None}]
+    data = {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}
+    for replace in ({"<br />": "|", "<br /><br />": "+"}, {"<br /><br />": "+", "<br />": "|"}):
+        assert fetch(tmp_path, {**data, "replace": replace}) == 0
+        found = list(read_rows(tmp_path / "out/fetch/data/train.jsonl"))
+        assert found == [{"text": "a+b|c", "turns": [{"said": "|"}], "n": 1, "<br />": None}]
+
+
 def mixture(folder: Path, **how: list[float]) -> dict[str, Any]:
     sources = []
     for index, size in enumerate((60, 30)):

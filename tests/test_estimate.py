@@ -30,13 +30,15 @@ def suite(**changes: object) -> Suite:
 
 
 def test_by_hand() -> None:
-    """SFT: 7 steps of 16 of 100 prompts, 30 tokens each, 6e9 FLOPs a token. Preference: 3 runs of 5 steps of 2 pairs.
+    """Pre-training: 60 steps of 32 blocks of 128 tokens, 6e9 FLOPs a token. SFT: 7 steps of 16 of 100 prompts, 30
+    tokens each. Preference: 3 runs of 5 steps of 2 pairs.
 
     Reference: 600 pairs of 50 tokens, forward. Pairs: 600 / 6 prompts, 400 samples 64 at a time, so 7 times 20 steps of
     2 bytes a weight, and 400 prompts of 10 tokens. AdamW holds 16 bytes a weight, activations 34 x 10 x 100 a token.
     """
     found = {one.stage: one for one in costs(suite(), Size.model_validate(SIZE))}
-    assert list(found) == ["sft", "pairs", "reward", "reference", "preference", "generate", "score"]
+    assert list(found) == ["pretrain", "sft", "pairs", "reward", "reference", "preference", "generate", "score"]
+    assert found["pretrain"].hours * 3600 == pytest.approx(6e9 * 60 * 32 * 128 / FLOPS)
     assert found["sft"].hours * 3600 == pytest.approx(6e9 * 112 * 30 / FLOPS)
     assert found["preference"].hours * 3600 == pytest.approx(3 * 6e9 * 10 * 50 / FLOPS)
     assert found["reference"].hours * 3600 == pytest.approx(2e9 * 600 * 50 / FLOPS)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -19,12 +21,18 @@ from prefdag import plan
 from prefdag.__main__ import main
 from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
+from prefdag.ground_truth import ground_truth
 from prefdag.models import build, save
+from prefdag.rows import read_rows
 from preparing import byte_tokenizer
+from sequence_classifier import tiny_roberta
 from test_run import planned
 from test_templates import LLAMA3, QWEN2, ZEPHYR, chat
 
-PAPERS = ("imdb-sentiment", "tldr", "hh", "align-anything", "align-anything-batch4", "zephyr", "simpo-llama3-instruct")
+PAPERS = (
+    *("imdb-sentiment", "imdb-scratch", "tldr", "hh", "align-anything", "align-anything-batch4", "zephyr"),
+    "simpo-llama3-instruct",
+)
 WORDS = ["this", "film", "is", "a", "good", "bad", "great", "awful", "story", "and", "I", "love", "hate", "it"]
 Row = dict[str, Any]
 
@@ -35,7 +43,11 @@ def test_it_plans(name: str, tmp_path: Path) -> None:
     project = checkout(tmp_path / "clone")
     jobs = planned(project, f"configs/{name}.yaml")
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
+    assert isinstance(suite, Suite)
     assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= jobs
+    folder = plan.classifier_folder(suite)
+    of_classifier = {job for job in jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
+    assert of_classifier == ({(folder.partition("/")[0], folder.partition("/")[2])} if folder else set())
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -92,9 +104,10 @@ def dialogue(split: str, number: int) -> Row:
     return {"chosen": f"{begin} Yes.", "rejected": f"{begin} No."}
 
 
-# Suite: architecture, tokenizer, a row, its files of train and test.
+# Suite: architecture, tokenizer, a row, its files of train and test (of imdb-scratch the labelled rows).
 TINY: dict[str, tuple[str, Callable[[], PreTrainedTokenizerFast], Callable[[str, int], Row], tuple[str, str]]] = {
     "imdb-sentiment": ("gpt2", words, review, ("plain_text/train-0.parquet", "plain_text/test-0.parquet")),
+    "imdb-scratch": ("llama", words, review, ("plain_text/unsupervised-0.parquet", "plain_text/train-0.parquet")),
     "tldr": ("gpt_neox", byte_tokenizer, post, ("comparisons/train/0.parquet", "comparisons/validation/0.parquet")),
     "hh": ("gpt_neox", byte_tokenizer, dialogue, ("harmless/train.jsonl.gz", "harmless/test.jsonl.gz")),
     "align-anything": ("qwen2", qwen, question, ("text-to-text/train_30k.parquet", "text-to-text/val_1k.parquet")),
@@ -102,8 +115,9 @@ TINY: dict[str, tuple[str, Callable[[], PreTrainedTokenizerFast], Callable[[str,
     "simpo-llama3-instruct": ("llama", llama3, talk, ("data/train-0.parquet", "data/test-0.parquet")),
 }
 TRAINING = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "tokens_per_batch": 2048}
+PRETRAINING = TRAINING | {"max_steps": 40, "epochs": 20, "learning_rate": 1e-2}
 SIZES: Row = {
-    "prepare": {"validation_fraction": 0.3},
+    "prepare": {"validation_fraction": 0.3, "test_fraction": 0.3},  # where no file is
     "preference": TRAINING,
     "reference": {"tokens_per_batch": 2048},
     "generate": {"max_prompts": 4, "max_new_tokens": 8, "batch_size": 8},
@@ -123,25 +137,34 @@ def tiny(name: str, folder: Path) -> Suite:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         else:
             path.write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in rows).encode()))
-    vocabulary = tokenizer()
+    suite = f"{ROOT}/configs/{name}.yaml"
+    stated = yaml.safe_load(Path(suite).read_text())
+    changes: Row = {"data": {"source": str(folder / "rows"), "revision": None}, **SIZES}
+    changes["model"] = _tiny_model(folder, architecture, tokenizer(), stated["model"])
+    if "reward" in stated:
+        changes["reward"] = TRAINING
+    if "pretrain" in stated:
+        changes |= {"pretrain": PRETRAINING, "classifier": {"tfidf": {"min_df": 1, "held_out": 0.5}}}
+    if "pairs" in stated:
+        changes["pairs"] = {"max_new_tokens": 60, "batch_size": 64}
+    if (stated.get("pairs") or {}).get("max_prompts"):
+        changes["pairs"]["max_prompts"] = 12
+    if (stated.get("classifier") or {}).get("source"):
+        changes["classifier"] = {"source": str(tiny_roberta(folder / "classifier", WORDS)), "revision": None}
+    changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
+    return read_suite([suite, str(folder / "tiny.yaml")])
+
+
+def _tiny_model(folder: Path, architecture: Any, vocabulary: PreTrainedTokenizerFast, stated: Row) -> Row:
+    """A folder of random weights, or the shape of one to be trained."""
+    if stated["source"] == "scratch":
+        return {"scratch": {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}}
     vocabulary.save_pretrained(folder / "tokenizer")
     shape = Architectural(architecture=architecture, hidden_size=16, layers=1, heads=2, context=4096)
     model = build(shape, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, 0)
     save(model, folder / "tokenizer", folder / "model")
-    suite = f"{ROOT}/configs/{name}.yaml"
-    stated = yaml.safe_load(Path(suite).read_text())
-    changes = {
-        "data": {"source": str(folder / "rows"), "revision": None},
-        "model": {"source": str(folder / "model")},
-        **SIZES,
-    }
-    if "reward" in stated:
-        changes["reward"] = TRAINING
-    if "pairs" in stated:
-        changes["pairs"] = {"max_new_tokens": 60, "batch_size": 64}
-    changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
-    return read_suite([suite, str(folder / "tiny.yaml")])
+    return {"source": str(folder / "model")}
 
 
 def walk(suite: Suite, results: Path) -> list[str]:
@@ -150,34 +173,44 @@ def walk(suite: Suite, results: Path) -> list[str]:
     def made(place: str) -> str:
         return str(results / place / "manifest.json")
 
-    def stage(place: str, name: str | None = None, **inputs: str | list[str]) -> None:
+    def stage(place: str, name: str | None = None, **inputs: str | list[str] | None) -> None:
         command = [place.partition("/")[0], "--config", plan.config_of(suite, place.partition("/")[0], name)]
         for key, value in inputs.items():
-            command += [f"--{key}", *([made(value)] if isinstance(value, str) else map(made, value))]
+            if value is not None:
+                command += [f"--{key}", *([made(value)] if isinstance(value, str) else map(made, value))]
         assert main([*command, "--output", made(place)]) == 0, place
 
     runs = list({run.objective.method: run.name for run in reversed(suite.runs)}.values())
+    base, classifier = plan.folder_of(suite, "base"), plan.classifier_folder(suite)
     stage("fetch/data", "data")
-    stage("fetch/model", "model")
-    stage("prepare/demonstrations", "demonstrations", rows="fetch/data", tokenizer="fetch/model")
-    stage("sft", base="fetch/model", demonstrations="prepare/demonstrations")
+    if classifier == "classifier":
+        stage(classifier, data="fetch/data")
+    elif classifier:
+        stage(classifier, "classifier")
+    if suite.model.from_scratch:
+        stage(base, data="fetch/data")
+    else:
+        stage(base, "model")
+    stage("prepare/demonstrations", "demonstrations", rows="fetch/data", tokenizer=base)
+    stage("sft", base=base, demonstrations="prepare/demonstrations")
     if suite.pairs:
-        stage("pairs", policy="sft", rows="fetch/data")
+        stage("pairs", policy="sft", rows="fetch/data", classifier=classifier)
     rows = {"rows": "pairs" if suite.pairs else "fetch/data", "demonstrations": "prepare/demonstrations"}
-    stage("prepare/comparisons", "comparisons", tokenizer="fetch/model", **rows)
+    stage("prepare/comparisons", "comparisons", tokenizer=base, **rows)
     both = {"policy": "sft", "comparisons": "prepare/comparisons"}
-    reward = {"reward": "reward"} if suite.reward else {}
-    if suite.reward:
-        stage("reward", **both)
+    reward = "reward" if suite.reward else None
+    if reward:
+        stage(reward, **both)
     stage("reference/comparisons", **both)
     for run in runs:
         cache = {"reference": "reference/comparisons"} if plan.reads_reference(suite, run) else {}
         stage(f"preference/{run}", run, **both, **cache)
     policies = ["base", "sft", *runs]
+    given: Row = {"reference": "sft", "implicit": [], "reward": reward, "classifier": classifier}
     for policy in policies:
         at = plan.folder_of(suite, policy)
         stage(f"generate/{policy}", policy=at, comparisons="prepare/comparisons")
-        stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, reference="sft", implicit=[], **reward)
+        stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, **given)
     for policy in ("base", *runs):
         stage(f"judge/{policy}", scores=f"score/{policy}", against="score/sft")
     stage(
@@ -187,7 +220,7 @@ def walk(suite: Suite, results: Path) -> list[str]:
         generations=[f"generate/{policy}" for policy in policies],
         preferences=[f"preference/{run}" for run in runs],
         comparisons="prepare/comparisons",
-        **reward,
+        reward=reward,
     )
     return policies
 
@@ -199,7 +232,28 @@ def test_it_runs_to_its_report(name: str, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "results/report/runs.csv")
     assert sorted(table["run"]) == sorted(policies)
     assert table["reward"].notna().all()
+    if suite.classifier:
+        _check_classified(suite, tmp_path / "results", policies)
     page = (tmp_path / "results/report/index.html").read_text()
     assert ("Published results" in page) == bool(suite.expected)
     for entry in suite.expected:
         assert entry.measure in page and f"{entry.value:g}" in page
+
+
+def _check_classified(suite: Suite, results: Path, policies: list[str]) -> None:
+    """Headline and labels of the pairs, of no more prompts than asked for, are P(positive) of prompt and response."""
+    assert suite.pairs is not None
+    scorer = ground_truth("classifier", results / f"{plan.classifier_folder(suite)}/manifest.json", torch.device("cpu"))
+    for policy in policies:
+        rows = list(read_rows(results / f"generate/{policy}/generations.jsonl"))
+        table = pd.read_csv(results / f"score/{policy}/scores.csv")
+        wanted = scorer([row["prompt"] + row["response"] for row in rows])
+        assert np.abs(table["classifier"] - wanted).max() < 1e-6
+        assert (table["reward"] == table["classifier"]).all() and table["repetition"].between(0, 1).all()
+    asked = json.loads((results / "pairs/summary.json").read_text())["train"]["prompts"]
+    assert asked == (suite.pairs.max_prompts or asked)
+    pairs = list(read_rows(results / "pairs/train.jsonl"))
+    for row in pairs:
+        assert np.abs(scorer([row["prompt"] + response for response in row["responses"]]) - row["scores"]).max() < 1e-6
+        assert row["scores"][0] > row["scores"][1]
+    assert pairs

@@ -40,6 +40,9 @@ def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
     whole = pairs * (prompt + 2 * response)
     held = 4 * size.parameters / 1e9  # float32 weights in GB
     prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
+    if suite.pretrain and suite.pretrain.max_steps:
+        documents = suite.pretrain.max_steps * suite.pretrain.batch_size
+        yield _training("pretrain", [suite.pretrain], size, documents, suite.pretrain.max_tokens)
     if suite.sft.max_steps != 0:
         yield _training("sft", [suite.sft], size, prompts, prompt + response)
     if suite.pairs:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prefdag.config.classifier import Classifier
 from prefdag.config.data import HUB, Data
 from prefdag.config.model import Model
 from prefdag.errors import UserError
@@ -43,13 +44,17 @@ def lock_path(suite_file: str | Path, name: str) -> str:
     return os.path.relpath(Path(suite_file).parent / name)
 
 
-def repositories(data: Data | None, model: Model | None) -> list[Repository]:
-    """Every Hub repository that a suite's data and model come from."""
+def repositories(
+    data: Data | None = None, model: Model | None = None, classifier: Classifier | None = None
+) -> list[Repository]:
+    """Every Hub repository that a suite's data, model and classifier come from."""
     found: list[Repository] = []
     for source in (*data.sources, data) if data is not None else ():
         found += _of("dataset", source.source, source.revision)
     if model is not None:
         found += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
+    if classifier is not None:
+        found += _of("model", classifier.source, classifier.revision)
     return list(dict.fromkeys(found))
 
 

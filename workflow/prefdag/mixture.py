@@ -1,6 +1,7 @@
 """Rows of one source, or of several mixed by weight or by count."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,18 @@ def rows_of_split(source: Source, found: Found) -> Iterator[Row]:
     rows = (row for file in found.files.values() for row in read_rows(file))
     adapter = {ADAPTER: source.adapter} if isinstance(source, Mixed) and source.adapter else {}
     for number, row in enumerate(islice(rows, source.max_rows)):
-        yield {**row, **{name: _column(row, path, number) for name, path in source.columns.items()}, **adapter}
+        named = {**row, **{name: _column(row, path, number) for name, path in source.columns.items()}}
+        yield {**(_replaced(named, source.replace) if source.replace else named), **adapter}
+
+
+def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
+    """Every text inside a value with the keys of `replace` replaced, in one pass, the longest first."""
+    if isinstance(value, str):
+        longest_first = sorted(replace, key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, longest_first)), lambda found: replace[found[0]], value)
+    if isinstance(value, dict):
+        return {key: _replaced(inner, replace) for key, inner in value.items()}
+    return [_replaced(inner, replace) for inner in value] if isinstance(value, list) else value
 
 
 def _column(row: Row, path: str, number: int) -> Any:

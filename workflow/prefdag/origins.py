@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdag import address, hub
-from prefdag.config.data import ADDRESS, HUB, Source
+from prefdag.config.data import ADDRESS, HUB, SPLITS, Source
 from prefdag.config.model import Origin
 from prefdag.errors import UserError
 from prefdag.locks import Repository, locked
@@ -29,7 +29,7 @@ class Found:
 
 def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, Found]:
     """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
-    named = {split: str(pattern) for split in ("train", "validation", "test") if (pattern := getattr(source, split))}
+    named = {split: str(pattern) for split in SPLITS if (pattern := getattr(source, split))}
     if ADDRESS.match(source.source):
         assert source.sha256 is not None
         file = address.download(source.source, source.sha256, scratch)

@@ -32,8 +32,15 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
     model = Origin(source=suite.model.source, revision=suite.model.revision)
     tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
-    fetched: dict[str, Section] = {"data": suite.data, "model": model, "tokenizer": tokenizer}
-    from_hub = repositories(suite.data, None) if name == "data" else repositories(None, suite.model)
+    fetched: dict[str, Section | None] = {
+        "data": suite.data,
+        "model": model,
+        "tokenizer": tokenizer,
+        "classifier": suite.classifier,
+    }
+    of_model = suite.model if name in ("model", "tokenizer") else None
+    of_classifier = suite.classifier if name == "classifier" else None
+    from_hub = repositories(suite.data if name == "data" else None, of_model, of_classifier)
     return {str(name): fetched[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 
@@ -59,6 +66,7 @@ _PARTS = {
         "scratch": suite.model.scratch,
         "pretrain": suite.pretrain,
     },
+    "classifier": lambda suite, name: {"classifier": suite.classifier},
     "sft": lambda suite, name: {"sft": suite.sft},
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "reward": lambda suite, name: {"reward": suite.reward},
@@ -110,6 +118,13 @@ def folder_of(suite: Suite, policy: str) -> str:
 def tokenizer_folder(suite: Suite) -> str | None:
     """The fetched tokenizer of a model from scratch, if it has one."""
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def classifier_folder(suite: Suite) -> str | None:
+    """The stage folder that holds the classifier, trained or fetched; None where the suite has none."""
+    if suite.classifier is None:
+        return None
+    return "classifier" if suite.classifier.is_trained else "fetch/classifier"
 
 
 def code_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:

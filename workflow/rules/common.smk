@@ -74,5 +74,13 @@ def ancient_weights(folder):
     return [] if folder == "fetch/model" else [ancient(f"{RESULTS}/{folder}/{WEIGHTS}")]
 
 
+def classifier_manifest():
+    return [manifest(folder) for folder in [plan.classifier_folder(SUITE)] if folder]
+
+
+def classifier_option(wildcards, input):
+    return f"--classifier {input.classifier}" if input.classifier else ""
+
+
 def tokenizer_option(wildcards, input):
     return f"--tokenizer {input.tokenizer}" if input.get("tokenizer") else ""

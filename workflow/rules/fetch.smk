@@ -1,7 +1,7 @@
-"""Fetch rows, model and tokenizer.
+"""Fetch rows, model, tokenizer and classifier.
 
 INPUTS   none of ours: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,model,tokenizer}/manifest.json, and the files beside it;
+OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, and the files beside it;
          the lock beside the suite, where none is there
 """
 
@@ -30,7 +30,7 @@ rule fetch:
     params:
         config=config_of("fetch", "what"),
     wildcard_constraints:
-        what="data|model|tokenizer",
+        what="data|model|tokenizer|classifier",
     log:
         f"{RESULTS}/fetch/{{what}}/log.txt",
     benchmark:

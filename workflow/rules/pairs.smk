@@ -1,6 +1,6 @@
 """Sample and label comparisons, where a suite asks for it.
 
-INPUTS   SFT policy, fetched prompts
+INPUTS   SFT policy, fetched prompts, the classifier where it labels
 OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, rankings/<split>.jsonl, summary.json
 """
 
@@ -12,10 +12,12 @@ rule pairs:
         policy=manifest("sft"),
         weights=ancient_weights("sft"),
         rows=manifest("fetch/data"),
+        classifier=classifier_manifest() if SUITE.pairs and SUITE.pairs.reward == "classifier" else [],
     output:
         manifest=manifest("pairs"),
     params:
         config=config_of("pairs") if SUITE.pairs else "",
+        classifier=classifier_option,
     threads: threads_of("pairs") if SUITE.pairs else 1
     log:
         f"{RESULTS}/pairs/log.txt",
@@ -23,4 +25,4 @@ rule pairs:
         f"{RESULTS}/pairs/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag pairs --config {params.config:q} --policy {input.policy}"
-        " --rows {input.rows} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --rows {input.rows} {params.classifier} --output {output.manifest} 2>&1 | tee {log:q}"

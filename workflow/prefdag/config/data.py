@@ -9,6 +9,7 @@ from prefdag.config.adapters import ADAPTERS
 from prefdag.config.section import Count, Positive, Section, Seed
 
 HUB = "hub:"
+SPLITS = ("train", "validation", "test", "labelled")
 ADDRESS = re.compile(r"https?://")
 
 
@@ -24,7 +25,7 @@ class World(Section):
 
 
 class Source(Section):
-    """One source of rows. `train`, `validation` and `test` name files (or globs) inside it."""
+    """One source of rows. `train`, `validation`, `test` and `labelled` name files (or globs) inside it."""
 
     source: str = Field(
         description="`world`, `mixed`, `hub:owner/name`, an http(s) address, a local folder, or a local file"
@@ -36,9 +37,13 @@ class Source(Section):
     train: str | None = Field(None, description="file or glob inside the source; a single file is train itself")
     validation: str | None = None
     test: str | None = None
+    labelled: str | None = Field(None, description="rows of `text` and `label` that a classifier is trained on")
     max_rows: Count | None = Field(None, description="read only this many rows of each split")
     columns: dict[str, str] = Field(
         {}, description="name that the adapter reads: column of the rows (`a.b` for b inside a)"
+    )
+    replace: dict[str, str] = Field(
+        {}, description="text: what takes its place in every text of the rows; where several begin, the longest"
     )
 
     @model_validator(mode="after")
@@ -47,8 +52,10 @@ class Source(Section):
             raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
         if ADDRESS.match(self.source) and self.sha256 is None:
             raise ValueError("sha256 is missing: a file behind an address must state its own (`sha256sum` prints it)")
-        if ADDRESS.match(self.source) and (self.validation or self.test):
+        if ADDRESS.match(self.source) and (self.validation or self.test or self.labelled):
             raise ValueError("an address is one file and holds train alone; mix further sources in for other splits")
+        if "" in self.replace:
+            raise ValueError("replace: an empty text stands everywhere; name a text to be replaced")
         return self
 
 
@@ -68,7 +75,7 @@ class Mixed(Source):
 
 
 class Data(Source):
-    """One source of rows. `train`, `validation` and `test` name files (or globs) inside it."""
+    """One source of rows. `train`, `validation`, `test` and `labelled` name files (or globs) inside it."""
 
     seed: Seed = Field(0, description="of the draw where sources are mixed")
     sources: tuple[Mixed, ...] = Field((), description="for `mixed`: a list of sources, each with a weight or a count")

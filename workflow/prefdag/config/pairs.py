@@ -5,10 +5,14 @@ from typing import Literal
 from pydantic import Field
 
 from prefdag.config.sampling import Sampling
+from prefdag.config.section import Count
 
 
 class Pairs(Sampling):
     """The DPO paper's controlled protocol: 4 samples per prompt, all 6 pairs labelled by the ground truth."""
 
     num_samples: int = Field(4, ge=2)
-    reward: Literal["vader"] = "vader"
+    max_prompts: Count | None = Field(None, description="only the first distinct prompts of each split")
+    reward: Literal["vader", "classifier"] = Field(
+        "vader", description="the ground truth that labels: `vader`, or P(positive) of the `classifier`"
+    )

@@ -10,7 +10,9 @@ from prefdag.config.section import Compute, Count
 class Score(Compute):
     """What `reward` means in this suite, and how the intervals are drawn."""
 
-    reward: Literal["vader", "trained"] = Field(description="the headline reward: ground truth, or the reward model")
+    reward: Literal["vader", "classifier", "trained"] = Field(
+        description="the headline reward: ground truth (`vader` or `classifier`), or the reward model (`trained`)"
+    )
     implicit: tuple[str, ...] = Field(
         (), description="runs whose implicit reward, beta times the log-ratio to SFT, scores every generation as well"
     )

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, is_own
 from prefdag.config.benchmark import Benchmark
+from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.exact import Exact
 from prefdag.config.expected import Expected
@@ -41,6 +42,7 @@ class Suite(Section):
     threads: Count = 1
     model: Model
     data: Data
+    classifier: Classifier | None = None
     prepare: Prepare
     pretrain: Pretrain | None = None
     sft: SFT
@@ -69,6 +71,7 @@ class Suite(Section):
             raise ValueError("pretrain is missing: a model from scratch needs it")
         if self.score.reward == "trained" and self.reward is None:
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
+        self._check_classifier()
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
         for name in self.score.implicit:
@@ -77,6 +80,20 @@ class Suite(Section):
             if mistake := self._lacking(run):
                 raise ValueError(f"runs.{run.name}.{mistake}")
         return self
+
+    def _check_classifier(self) -> None:
+        """Who asks for a classifier has one, a trained one has labelled rows, and neither goes unread."""
+        rewards = {"score.reward": self.score.reward, "pairs.reward": self.pairs and self.pairs.reward}
+        asking = [key for key, reward in rewards.items() if reward == "classifier"]
+        labelled = any(source.labelled for source in (*self.data.sources, self.data))
+        if asking and self.classifier is None:
+            raise ValueError(f"{asking[0]} is `classifier`, so the section `classifier` must be there")
+        if self.classifier and not asking:
+            raise ValueError("classifier: nothing reads it; say `reward: classifier` in score or pairs, or remove it")
+        if self.classifier and self.classifier.is_trained and not labelled:
+            raise ValueError("data.labelled is missing: the classifier is trained on these rows")
+        if labelled and not (self.classifier and self.classifier.is_trained):
+            raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
 
     def _lacking(self, run: Run) -> str | None:
         """What the data of a run is known to lack before it is made."""

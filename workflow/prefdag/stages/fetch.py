@@ -1,5 +1,6 @@
-"""Fetching: rows, model and tokenizer from the Hub, an address, local files, or the embedded text world."""
+"""Fetching: rows, model, tokenizer and classifier from the Hub, an address, local files, or the embedded text world."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -7,19 +8,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.data import Data, World
+from prefdag.config.classifier import Classifier
+from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import Origin
 from prefdag.config.section import Section
 from prefdag.errors import UserError
 from prefdag.mixture import mixed_rows, rows_of_split
-from prefdag.origins import folder_of, rows_of
+from prefdag.origins import Found, folder_of, rows_of
 from prefdag.rows import Row, refuse_lfs_pointer, write_rows
 from prefdag.seeds import named_seed
 from prefdag.stage import Workspace
 from prefdag.world import Review, prompts, reviews
 
 DRAWN_PER_HELD_OUT = 20  # most reviews begin like one of those before
-SPLITS = ("train", "validation", "test")
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
@@ -28,23 +29,30 @@ class Job(Section):
     data: Data | None = None
     model: Origin | None = None
     tokenizer: Origin | None = None
+    classifier: Classifier | None = None
     lock: str | None = None
 
 
 def run(job: Job, here: Workspace) -> dict[str, Any]:
-    """Fetch one thing: `data`, `model` or `tokenizer`, as the key of the config says."""
+    """Fetch one thing: `data`, `model`, `tokenizer` or `classifier`, as the key of the config says."""
     if job.data is not None:
         world = job.data.world if job.data.source == "world" else None
         return _world(world, here.output) if world is not None else _rows(job.data, here, job.lock)
     if job.model is not None:
         found = folder_of(job.model, "model", job.lock, MODEL_FILES)
-        _check_model(job.model.source, found.files)
+        _check_model("model", found)
         _copy(found.files, here.output / "model")
     elif job.tokenizer is not None:
         found = folder_of(job.tokenizer, "tokenizer", job.lock, TOKENIZER_FILES)
         _copy_tokenizer(job.tokenizer.source, found.files, here.output / "tokenizer")
+    elif job.classifier is not None:
+        origin = Origin(source=job.classifier.source, revision=job.classifier.revision)
+        found = folder_of(origin, "classifier", job.lock, MODEL_FILES)
+        _check_model("classifier", found)
+        _check_classifier(job.classifier, found.files)
+        _copy(found.files, here.output / "model")
     else:
-        raise UserError("fetch --config: name one of data, model and tokenizer")
+        raise UserError("fetch --config: name one of data, model, tokenizer and classifier")
     return {"commit": found.commit} if found.commit else {}
 
 
@@ -62,7 +70,7 @@ def _world(world: World, folder: Path) -> dict[str, Any]:
     seen = frozenset(taken)
     held_out = islice((review for review in drawn if review.prompt not in seen), world.validation_reviews)
     facts["validation"] = write_rows(folder / "validation.jsonl", rows(held_out))
-    for split in SPLITS:
+    for split in SPLITS[:3]:
         found = prompts(named_seed(world.seed, "prompts", split), getattr(world, f"{split}_prompts"), taken)
         taken.update(found)
         facts[f"prompts-{split}"] = write_rows(folder / f"prompts-{split}.jsonl", ({"prompt": text} for text in found))
@@ -88,15 +96,33 @@ def _rows(data: Data, here: Workspace, lock: str | None) -> dict[str, Any]:
     return facts
 
 
-def _check_model(source: str, files: Mapping[str, Path]) -> None:
+def _check_model(key: str, found: Found) -> None:
     """Raises `UserError` for what is no model: no config, no weights, or pointers in their place."""
-    if "config.json" not in files:
-        raise UserError(f"model.source: {source} holds no config.json, so it is no model folder")
-    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
+    if "config.json" not in found.files:
+        raise UserError(f"{key}.source: {found.source} holds no config.json, so it is no model folder")
+    weights = [path for name, path in found.files.items() if name.endswith(".safetensors")]
     if not weights:
-        raise UserError(f"model.source: {source} holds no weights (*.safetensors); convert or download them")
+        raise UserError(f"{key}.source: {found.source} holds no weights (*.safetensors); convert or download them")
     for path in weights:
         refuse_lfs_pointer(path)
+
+
+def _check_classifier(classifier: Classifier, files: Mapping[str, Path]) -> None:
+    """Raises `UserError` where the classifier has no such label, or reads fewer tokens than the suite says."""
+    labels = [str(label) for label in json.loads(files["config.json"].read_text()).get("id2label", {}).values()]
+    if classifier.positive not in labels:
+        known = ", ".join(labels) or "none named"
+        raise UserError(
+            f"classifier.positive: {classifier.source} has no label {classifier.positive!r}; its labels are {known}"
+        )
+    if len(labels) < 2:
+        raise UserError(f"classifier.source: {classifier.source} has one label, so its probability is always 1")
+    about = files.get("tokenizer_config.json")
+    reach = json.loads(about.read_text()).get("model_max_length") if about else None
+    if reach is not None and classifier.max_tokens > reach:
+        raise UserError(
+            f"classifier.max_tokens: {classifier.source} reads {reach:g} tokens, not {classifier.max_tokens}; lower it"
+        )
 
 
 def _copy(files: Mapping[str, Path], target: Path) -> None:

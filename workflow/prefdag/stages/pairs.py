@@ -18,10 +18,10 @@ from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
 from prefdag.config.section import Section
 from prefdag.detokenize import prompt_and_response
+from prefdag.ground_truth import GroundTruth, ground_truth
 from prefdag.models import load_policy, set_up
 from prefdag.sampling import sample
 from prefdag.seeds import named_seed
-from prefdag.sentiment import sentiment
 from prefdag.stage import Workspace
 from prefdag.tokens import encode_prompts, ending, load_tokenizer
 from prefdag.window import check_window
@@ -35,9 +35,10 @@ class Job(Section):
     prepare: Prepare
 
 
-def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any]:
+def run(job: Job, here: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
     """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
     device = set_up(job.pairs.threads)
+    truth = ground_truth(job.pairs.reward, classifier, device)
     here.reads_model("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
@@ -47,10 +48,10 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path) -> dict[str, Any
     (here.output / "rankings").mkdir()
     # A split without prompts of its own is held out of train by `prepare`.
     for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
-        texts = list(prompts(rows.parent, job.prepare.adapter, split))
+        texts = list(itertools.islice(prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
-        scored = [_scored(prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
+        scored = [_scored(truth, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
         facts[split] |= write_pairs(here.output / f"{split}.jsonl", texts, scored)
         facts[split] |= write_rankings(here.output / f"rankings/{split}.jsonl", texts, scored, job.pairs.num_samples)
         print(f"pairs: {split}: {facts[split]}", flush=True)
@@ -78,8 +79,9 @@ def _answers(
     return [[found[number] for number in sorted(found)] for found in answers], unfinished
 
 
-def _scored(prompt: Prompt, responses: list[str]) -> list[Scored]:
-    return list(zip(sentiment(as_text(prompt) + response for response in responses).tolist(), responses, strict=True))
+def _scored(truth: GroundTruth, prompt: Prompt, responses: list[str]) -> list[Scored]:
+    values = truth([as_text(prompt) + response for response in responses])
+    return list(zip(values.tolist(), responses, strict=True))
 
 
 def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]]) -> dict[str, int]:

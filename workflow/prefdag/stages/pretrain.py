@@ -54,8 +54,9 @@ def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None)
     record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
     save(model, folder, here.output / "model")
     here.makes_model("base")
-    nll = mean_nll(model.eval(), stores["validation"], settings.tokens_per_batch)
-    facts = {"parameters": num_parameters, "vocabulary": len(vocabulary), "documents": len(store), "nll": nll}
+    facts: dict[str, float] = {"parameters": num_parameters, "vocabulary": len(vocabulary), "documents": len(store)}
+    if len(stores["validation"]):
+        facts["nll"] = mean_nll(model.eval(), stores["validation"], settings.tokens_per_batch)
     here.results(facts)
     return facts
 

@@ -12,6 +12,7 @@ import torch
 from prefdag.config.score import Score
 from prefdag.config.section import Section
 from prefdag.errors import UserError
+from prefdag.ground_truth import ground_truth
 from prefdag.logprobs import divergence
 from prefdag.manifest import read_manifest
 from prefdag.models import autocast, load_policy, set_up
@@ -25,7 +26,6 @@ from prefdag.rewards import (
     write_evaluation,
 )
 from prefdag.segments import packed
-from prefdag.sentiment import sentiment
 from prefdag.stage import Workspace
 from prefdag.statistics import summarise
 from prefdag.store import Comparison, Store
@@ -47,6 +47,7 @@ def run(
     implicit: list[Path],
     reward: Path | None = None,
     comparisons: Path | None = None,
+    classifier: Path | None = None,
 ) -> dict[str, Any]:
     """Score every generation; the summary has a mean with an interval over prompts for each column."""
     settings = job.score
@@ -56,8 +57,9 @@ def run(
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
-    if settings.reward == "vader":
-        columns["vader"] = sentiment(row["prompt"] + row["response"] for row in rows).tolist()
+    for truth in _truths(settings, classifier):
+        said = [row["prompt"] + row["response"] for row in rows]
+        columns[truth] = ground_truth(truth, classifier, device)(said).tolist()
     budget = settings.tokens_per_batch
     if reward is not None:
         trained = load_reward_model(reward.parent, device)
@@ -73,6 +75,7 @@ def run(
     columns["length"] = [float(len(row["ids"])) for row in rows]
     columns["ended"] = [float(row["ended"]) for row in rows]
     columns |= {f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)}
+    columns["repetition"] = [repetition(row["ids"]) for row in rows]
     _write(here.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
@@ -85,6 +88,12 @@ def run(
     here.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
     here.journal.artifact(here.output / "summary.json", "summary.json")
     return {"rows": len(rows)}
+
+
+def _truths(settings: Score, classifier: Path | None) -> list[str]:
+    """The ground truths that are measured: the headline's, and the classifier wherever the suite has one."""
+    wanted = {"vader": settings.reward == "vader", "classifier": settings.reward == "classifier" or bool(classifier)}
+    return [name for name, needed in wanted.items() if needed]
 
 
 _LOGGED = (("", "mean"), ("_low", "low"), ("_high", "high"))
@@ -141,6 +150,11 @@ def distinct(ids: Sequence[int], n: int) -> float:
     """Distinct n-grams of tokens as a share of all (Li et al. 2016, distinct-n); 1 where there are none."""
     grams = [tuple(ids[begin : begin + n]) for begin in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """1 - distinct 4-grams of tokens as a share of all (Welleck et al. 2020, seq-rep-4); 0 where there are none."""
+    return 1 - distinct(ids, 4)
 
 
 def _write(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="prefdag lock", description=main.__doc__)
     parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
     suite = read_ordinary_suite(parser.parse_args(argv).suite)
-    path, wanted = Path(suite.lock), repositories(suite.data, suite.model)
+    path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier)
     missing = unlocked(path, wanted)
     found = {repository.key: resolve(repository) for repository in missing}
     if found:

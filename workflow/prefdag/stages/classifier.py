@@ -1,0 +1,126 @@
+"""The ground truth trained here: TF-IDF and logistic regression on labelled rows, measured on texts held out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from threadpoolctl import threadpool_limits
+
+from prefdag.classifiers import load_trained, save_trained, vectorizer
+from prefdag.config.classifier import Classifier
+from prefdag.config.section import Section
+from prefdag.errors import UserError
+from prefdag.rows import read_rows
+from prefdag.stage import Workspace
+from prefdag.statistics import summarise
+
+LABELS = {0: 0, 1: 1, "0": 0, "1": 1, "neg": 0, "pos": 1, "negative": 0, "positive": 1}  # true and false equal 1 and 0
+BINS = 10  # of the calibration table, equally wide
+
+
+class Job(Section):
+    classifier: Classifier
+
+
+def run(job: Job, here: Workspace, *, data: Path) -> dict[str, Any]:
+    """Fit on the rows of the labelled split, all but a share of its texts, on which it is then measured."""
+    settings = job.classifier
+    texts, labels = labelled_rows(data.parent / "labelled.jsonl")
+    places = np.array([_place(settings.seed, text) for text in texts])
+    held_out = places < settings.tfidf.held_out
+    kept = [text for text, out in zip(texts, held_out, strict=True) if not out]
+    _check_both(labels[~held_out], labels[held_out])
+    # Sums of BLAS depend on its threads; one makes the same bytes on every machine with the same libraries.
+    with threadpool_limits(1):
+        words = vectorizer(settings.tfidf)
+        features = words.fit_transform(kept)
+        regression = LogisticRegression(
+            C=settings.tfidf.inverse_regularisation, max_iter=settings.tfidf.max_iterations, tol=1e-6
+        ).fit(features, labels[~held_out])
+        save_trained(here.output / "model", settings.tfidf, words, regression)
+        asked = [text for text, out in zip(texts, held_out, strict=True) if out]
+        found = load_trained(here.output / "model")(asked)
+    here.makes_model("classifier")
+    facts: dict[str, Any] = {
+        "train": len(kept),
+        "features": features.shape[1],
+        "iterations": int(regression.n_iter_[0]),
+    }
+    facts |= evaluation(found, labels[held_out], places[held_out], f"classifier {settings.seed}")
+    (here.output / "evaluation.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
+    accuracy = facts.pop("accuracy")
+    del facts["calibration"]
+    facts |= {"accuracy": accuracy["mean"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
+    here.results(facts)
+    print(f"classifier: accuracy {facts['accuracy']:.4f} on {facts['held_out']} held-out rows", flush=True)
+    return facts
+
+
+def labelled_rows(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Texts and labels (0 or 1) of rows. Raises `UserError` naming the row that has none."""
+    texts, labels = [], []
+    for number, row in enumerate(read_rows(path)):
+        if not isinstance(row.get("text"), str):
+            known = ", ".join(row)
+            raise UserError(
+                f"data.labelled: row {number} has no text in `text` (its columns: {known}); name it in data.columns"
+            )
+        label = row.get("label")
+        if not isinstance(label, int | str) or label not in LABELS:
+            raise UserError(
+                f"data.labelled: row {number}: expected the label 0 or 1 (or neg, pos), got {json.dumps(label)}; "
+                "remove the row or name another column in data.columns"
+            )
+        texts.append(row["text"])
+        labels.append(LABELS[label])
+    return texts, np.array(labels, dtype=np.int64)
+
+
+def _place(seed: int, text: str) -> float:
+    """Where a text falls between 0 and 1, by its words alone: what differs in case or spaces falls to the same side."""
+    said = f"{seed}/{' '.join(text.split()).casefold()}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(said).digest()[:8], "big") / 2**64
+
+
+def _check_both(train: NDArray[np.int64], held_out: NDArray[np.int64]) -> None:
+    for what, labels in (("to train on", train), ("held out", held_out)):
+        if len(np.unique(labels)) < 2:
+            raise UserError(
+                f"data.labelled: of the {len(labels)} rows {what} none has the other label; give more rows of both, "
+                "or another classifier.tfidf.held_out"
+            )
+
+
+def evaluation(found: NDArray[np.float64], labels: NDArray[np.int64], texts: NDArray[Any], seed: str) -> dict[str, Any]:
+    """Accuracy at 0.5 with its interval over texts, area under the ROC curve, log loss and calibration: all [N] in.
+
+    texts: equal where texts are. The calibration error is the mean over rows of |mean P - share positive| of the
+    row's bin (Naeini et al. 2015, expected calibration error).
+    """
+    right = (found > 0.5) == (labels == 1)
+    bins = np.minimum((found * BINS).astype(int), BINS - 1)
+    table = [
+        {
+            "low": number / BINS,
+            "predicted": float(found[bins == number].mean()),
+            "positive": float(labels[bins == number].mean()),
+            "n": int((bins == number).sum()),
+        }
+        for number in np.unique(bins).tolist()
+    ]
+    error = sum(one["n"] * abs(one["predicted"] - one["positive"]) for one in table) / len(found)
+    return {
+        "accuracy": summarise(right, texts, seed=seed).to_dict(),
+        "auc": float(roc_auc_score(labels, found)),
+        "log_loss": float(log_loss(labels, found)),
+        "calibration_error": float(error),
+        "calibration": table,
+        "held_out": len(found),
+        "positive": float(labels.mean()),
+    }
