@@ -74,12 +74,15 @@ def test_further_answers_run_to_their_verdicts(copy: Project):
     assert planned(copy) == set()
     results = copy.folder / RESULTS
     scores = {path.parent.name: pd.read_csv(path) for path in results.glob("score/*/scores.csv")}
-    assert {name: len(table) for name, table in scores.items() if name not in (*RUNS, "base")} == {
-        "sft": 16, "sft@cold": 16, "simpo@cold": 16, "simpo@step2": 16, "sft@pool": 24, "chosen": 16,
+    prompts = len(scores["sft"])
+    assert {name: len(table) for name, table in scores.items() if name not in (*RUNS, "base", "sft")} == {
+        **dict.fromkeys(["sft@cold", "simpo@cold", "simpo@step2", "chosen"], prompts), "sft@pool": 24,
     }  # fmt: skip
     assert "kl" not in scores["chosen"] and (scores["sft@pool"]["kl"] == 0).all()
     assert 0 < scores["simpo@step2"]["kl"].mean() < scores["simpo"]["kl"].mean(), "half-way there"
     assert {path.parent.name for path in results.glob("judge/*@*/summary.json")} == {"simpo@cold", "simpo@step2"}
+    best = pd.read_csv(results / "best_of_n/best_of_n.csv")
+    assert list(best["n"]) == [1, 2, 4] * 3 and list(best["selected_by"]) == ["vader"] * 3 + ["trained"] * 6
     assert len(pd.read_csv(results / "report/runs.csv")) == 5, "the table is of the policies' own answers"
     chosen = [json.loads(line) for line in (results / "generate/chosen/generations.jsonl").read_text().splitlines()]
     own = [json.loads(line) for line in (results / "generate/sft/generations.jsonl").read_text().splitlines()]

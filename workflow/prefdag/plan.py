@@ -9,6 +9,7 @@ from typing import Any
 
 from prefdag.answers import CHOSEN, POOL, policy_of, step_of, variant_of
 from prefdag.config.adapters import own_code
+from prefdag.config.best_of_n import BestOfN
 from prefdag.config.model import Origin
 from prefdag.config.population import LEFT_OUT
 from prefdag.config.report import Report
@@ -64,6 +65,11 @@ def _checkpoint(name: str | None) -> dict[str, Any]:
     return {} if step is None else {"checkpoint": step}
 
 
+def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
+    score = suite.score
+    return {"best_of_n": BestOfN(selected_by=score.reward, seed=score.seed, bootstrap=score.bootstrap)}
+
+
 _PARTS = {
     "fetch": _fetch,
     "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
@@ -78,6 +84,7 @@ _PARTS = {
     "reference": lambda suite, name: {"reference": suite.reference},
     "generate": _generate,
     "score": lambda suite, name: {"score": suite.score, **_checkpoint(name)},
+    "best_of_n": _best_of_n,
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
     "benchmark": lambda suite, name: {"benchmark": suite.benchmark},

@@ -88,7 +88,8 @@ def besides_the_report():
     """What the suite asks for and the report does not read: further answers' scores and verdicts, Best-of-N."""
     further = [] if plan.is_exact(SUITE) else [name for name in plan.answers(SUITE) if name not in plan.policies(SUITE)]
     judged = [name for name in further if plan.against(SUITE, name)]
-    return [manifest(f"score/{name}") for name in further] + [manifest(f"judge/{name}") for name in judged]
+    pooled = ["best_of_n"] if f"sft@{plan.POOL}" in further else []
+    return [manifest(folder) for folder in [*(f"score/{n}" for n in further), *(f"judge/{n}" for n in judged), *pooled]]
 
 
 def ancient_weights(folder):
