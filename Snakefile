@@ -25,6 +25,7 @@ else:
     include: "workflow/rules/preference.smk"  # policy, cache       -> aligned policy
     include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
     include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
+    include: "workflow/rules/best_of_n.smk"  # scores of a pool    -> what Best-of-N gives
     include: "workflow/rules/judge.smk"  # scores              -> win rates
     include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
     include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
@@ -33,3 +34,4 @@ else:
 rule all:
     input:
         f"{RESULTS}/report/manifest.json",
+        besides_the_report(),

@@ -47,7 +47,7 @@ MISTAKES = [
     ),
     (
         {"runs": [{**ROW, "name": "sft"}]},
-        "configs/x.yaml: runs.sft: this name is taken by a policy before alignment; choose another",
+        "configs/x.yaml: runs.sft: this name is taken by answers that no run gives; choose another",
     ),
     ({"runs": [{**ROW, "learning_rate": 0}]}, "configs/x.yaml: runs.a.learning_rate: expected a number above 0, got 0"),
     (

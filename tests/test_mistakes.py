@@ -168,8 +168,8 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
         shutil.copytree(prepared, tmp_path / name)
     inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
     run = [sys.executable, "-m", "prefdag"]
-    straight = align(tmp_path / "straight", epochs=60, max_steps=400)
-    stopped = align(tmp_path / "stopped", epochs=60, max_steps=400)
+    straight = align(tmp_path / "straight", epochs=60, max_steps=400, checkpoints=7)
+    stopped = align(tmp_path / "stopped", epochs=60, max_steps=400, checkpoints=7)
     subprocess.run([*run, *straight], env=inside, check=True, capture_output=True)
     job = subprocess.Popen([*run, *stopped], env=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert job.stdout is not None
@@ -181,8 +181,15 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
     assert not (tmp_path / "stopped/preference/x/manifest.json").exists()
     subprocess.run([*run, *stopped], env=inside, check=True, capture_output=True)
     manifests = [(tmp_path / name / "preference/x/manifest.json").read_bytes() for name in ("straight", "stopped")]
-    assert manifests[0] == manifests[1]
+    assert manifests[0] == manifests[1] and b"checkpoints/350/model.safetensors" in manifests[0]
     assert not list((tmp_path / "stopped/.resume").rglob("state.pt"))
+
+
+def test_checkpoints_of_steps_that_are_not_reached(prepared: Path, capsys: pytest.CaptureFixture[str]):
+    """Found before the first step: their names were taken from max_steps."""
+    sentence = said(capsys, *align(prepared, epochs=1, max_steps=4000, checkpoints=3))
+    assert "spaced over these 4000 steps, and the comparisons come to" in sentence
+    assert not (prepared / "preference/x/manifest.json").exists()
 
 
 def test_results_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path):

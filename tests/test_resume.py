@@ -11,7 +11,7 @@ import torch
 
 from comparisons import comparisons, stored, tiny
 from prefdag.alignment import Alignment
-from prefdag.checkpoint import Checkpoint, told_to_stop
+from prefdag.checkpoint import Checkpoint, KeptWeights, told_to_stop
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import Stopped
@@ -36,9 +36,9 @@ class Run:
             weight_decay=0.1, tokens_per_batch=60,
         )  # fmt: skip
 
-    def steps(self, checkpoint: Checkpoint | None = None) -> Iterator[Step]:
+    def steps(self, checkpoint: Checkpoint | None = None, kept: KeptWeights | None = None) -> Iterator[Step]:
         probe = displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
-        return train(self.model, self.store, self.settings, self.task, checkpoint, probe)
+        return train(self.model, self.store, self.settings, self.task, checkpoint, probe, kept)
 
     def same_weights(self, other: "Run") -> bool:
         theirs = other.model.state_dict()
@@ -125,6 +125,62 @@ def test_a_finished_training_is_only_read_again(store: Store, reference: Referen
     again = Run(store, reference, "adamw")
     again.task = Task(lambda ids, segments: pytest.fail("a step was taken"), len)
     assert list(again.steps(checkpoint)) == expected and again.same_weights(whole)
+
+
+def kept_by(run: Run, folder: Path) -> KeptWeights:
+    """Checkpoints of steps 4 and 8 of `run`; its tokenizer is a folder with one file."""
+    (folder.parent / "tokenizer").mkdir(parents=True, exist_ok=True)
+    (folder.parent / "tokenizer/tokenizer.json").write_text("{}")
+    return KeptWeights(folder, (4, 8), run.model, folder.parent / "tokenizer")
+
+
+def published(kept: KeptWeights, folder: Path) -> dict[str, bytes]:
+    """Every file of the checkpoints, by name."""
+    kept.published(folder)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("saved_at", [3, 4, 5, 8, 12])
+def test_kept_checkpoints_are_those_of_an_undisturbed_training(
+    saved_at: int, store: Store, reference: ReferenceCache, tmp_path: Path
+) -> None:
+    """The last state before the process vanished is of a step before, at, and after one that is kept."""
+
+    class SavedAt(Checkpoint):
+        def due(self) -> bool:
+            return len(taken) + 1 == saved_at
+
+    whole, killed, resumed = (Run(store, reference, "adamw") for _ in range(3))
+    taken = list(whole.steps(kept=(kept := kept_by(whole, tmp_path / "whole"))))
+    expected = published(kept, tmp_path / "expected")
+    assert {name.split("/")[0] for name in expected} == {"4", "8"} and "4/model.safetensors" in expected
+    assert expected["4/model.safetensors"] != expected["8/model.safetensors"]
+    taken, steps = [], killed.steps(SavedAt(tmp_path / "resume"), kept_by(killed, tmp_path / "resume/checkpoints"))
+    for step in islice(steps, min(saved_at + 2, STEPS)):
+        taken.append(step)
+    steps.close()
+    kept = kept_by(resumed, tmp_path / "resume/checkpoints")
+    list(resumed.steps(LongAgo(tmp_path / "resume"), kept))
+    assert published(kept, tmp_path / "found") == expected
+
+
+def test_a_training_stopped_at_a_kept_step_has_kept_it(store: Store, reference: ReferenceCache, tmp_path: Path) -> None:
+    """SIGTERM in the middle of step 4: the record is not yielded, the state is saved, and so is the checkpoint."""
+    whole, stopped, resumed = (Run(store, reference, "adamw") for _ in range(3))
+    list(whole.steps(kept=(kept := kept_by(whole, tmp_path / "whole"))))
+    right = stopped.task.task(0)
+
+    def losses(ids, segments):
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return right.losses(ids, segments)
+
+    stopped.task, seen = Task(losses, right.normaliser), []
+    with pytest.raises(Stopped):
+        read(stopped.steps(LongAgo(tmp_path / "resume"), kept_by(stopped, tmp_path / "resume/checkpoints")), seen)
+    again = kept_by(resumed, tmp_path / "resume/checkpoints")
+    list(resumed.steps(LongAgo(tmp_path / "resume"), again))
+    assert published(again, tmp_path / "found") == published(kept, tmp_path / "expected")
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "model"])

@@ -50,6 +50,48 @@ def test_a_new_row_runs_itself_and_what_follows(copy: Project):
     assert planned(copy) == {("preference", "new")} | following("new")
 
 
+def test_a_variant_runs_itself_alone(copy: Project):
+    """Every policy's own answers stay as they are; SFT's variant is what the run's is judged against."""
+    variant = "generate: {max_new_tokens: 64, variants: {cold: {temperature: 0.5, policies: [sft, dpo]}}}"
+    copy.edit("configs/mini.yaml", "generate: {max_new_tokens: 64}", variant)
+    cold = {(stage, f"{policy}@cold") for stage in ("generate", "score") for policy in ("sft", "dpo")}
+    assert planned(copy) == cold | {("judge", "dpo@cold")}
+
+
+def test_checkpoints_rerun_their_run_and_what_follows(copy: Project):
+    copy.edit("configs/mini.yaml", "name: simpo, method: simpo}", "name: simpo, method: simpo, checkpoints: 1}")
+    kept = {(stage, "simpo@step2") for stage in ("generate", "score", "judge")}
+    assert planned(copy) == {("preference", "simpo")} | following("simpo") | kept
+
+
+def test_further_answers_run_to_their_verdicts(copy: Project):
+    """A checkpoint, a variant, the pool and the chosen responses; a second call has nothing to do."""
+    more = "chosen: true, best_of: 4, best_of_prompts: 6, variants: {cold: {temperature: 0, policies: [sft, simpo]}}"
+    copy.edit("configs/mini.yaml", "generate: {max_new_tokens: 64}", f"generate: {{max_new_tokens: 64, {more}}}")
+    copy.edit("configs/mini.yaml", "name: simpo, method: simpo}", "name: simpo, method: simpo, checkpoints: 1}")
+    done = copy.snakemake()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert planned(copy) == set()
+    results = copy.folder / RESULTS
+    scores = {path.parent.name: pd.read_csv(path) for path in results.glob("score/*/scores.csv")}
+    prompts = len(scores["sft"])
+    assert {name: len(table) for name, table in scores.items() if name not in (*RUNS, "base", "sft")} == {
+        **dict.fromkeys(["sft@cold", "simpo@cold", "simpo@step2", "chosen"], prompts), "sft@pool": 24,
+    }  # fmt: skip
+    assert "kl" not in scores["chosen"] and (scores["sft@pool"]["kl"] == 0).all()
+    assert 0 < scores["simpo@step2"]["kl"].mean() < scores["simpo"]["kl"].mean(), "half-way there"
+    assert {path.parent.name for path in results.glob("judge/*@*/summary.json")} == {"simpo@cold", "simpo@step2"}
+    best = pd.read_csv(results / "best_of_n/best_of_n.csv")
+    assert list(best["n"]) == [1, 2, 4] * 3 and list(best["selected_by"]) == ["vader"] * 3 + ["trained"] * 6
+    assert len(pd.read_csv(results / "report/runs.csv")) == 5, "the table is of the policies' own answers"
+    chosen = [json.loads(line) for line in (results / "generate/chosen/generations.jsonl").read_text().splitlines()]
+    own = [json.loads(line) for line in (results / "generate/sft/generations.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in chosen] == [row["prompt"] for row in own]
+    rows = [json.loads(line) for line in (results / "pairs/test.jsonl").read_text().splitlines()]
+    first = {row["prompt"]: row["responses"][0] for row in reversed(rows)}
+    assert {row["prompt"]: row["response"] for row in chosen} == first
+
+
 def test_the_losses_rerun_preference_and_later(copy: Project):
     copy.edit(
         "workflow/prefdag/losses/pairs.py",

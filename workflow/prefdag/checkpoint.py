@@ -2,18 +2,23 @@
 
 Interrupted and resumed equals uninterrupted: weights, optimizer moments and the records so far (the last of which
 holds the loss's adaptive state) are saved together, and everything else is a pure function of the step's number.
+Weights that are to be kept are written before the state that is past them.
 """
 
 import os
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+
+from prefdag.models import save
 
 SECONDS_BETWEEN = 60.0
 
@@ -39,6 +44,29 @@ class Checkpoint:
         torch.save(state, temporary)
         os.replace(temporary, self.path)
         self._saved_at = time.monotonic()
+
+
+class KeptWeights:
+    """Loadable weights of some steps of a training, kept beside its resumable state until it is done."""
+
+    def __init__(self, folder: Path, steps: Sequence[int], model: PreTrainedModel, tokenizer: Path) -> None:
+        self.folder, self.steps, self.model, self.tokenizer = folder, steps, model, tokenizer
+
+    def __call__(self, step: int) -> None:
+        """Keep the weights as they are after `step`, if it is one of the steps; a folder appears whole."""
+        if step in self.steps:
+            partial, folder = self.folder / f"{step}.partial", self.folder / str(step)
+            for old in (partial, folder):
+                shutil.rmtree(old, ignore_errors=True)
+            save(self.model, self.tokenizer, partial)
+            os.replace(partial, folder)
+
+    def published(self, folder: Path) -> Sequence[int]:
+        """Set every step's weights into `folder`, made here; they stay kept until the whole job is published."""
+        folder.mkdir()
+        for step in self.steps:
+            shutil.copytree(self.folder / str(step), folder / str(step), copy_function=os.link)
+        return self.steps
 
 
 @contextmanager

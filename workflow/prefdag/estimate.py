@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from prefdag import plan
+from prefdag.answers import CHOSEN, variant_of
 from prefdag.config.sampling import Sampling
 from prefdag.config.size import Size
 from prefdag.config.suite import Suite
@@ -53,12 +55,14 @@ def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
         yield Cost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
     runs = [run.preference for run in suite.runs]
     yield _training("preference", runs, size, pairs, prompt + 2 * response)
-    policies = len(suite.runs) + 2
-    prompts = suite.generate.max_prompts or pairs // 10
-    yield Cost("generate", policies, policies * _sampling(suite.generate, size, prompts), held)
-    tokens = prompts * suite.generate.num_samples * (prompt + response)
+    drawn = [suite.generate.settings(variant_of(name)) for name in plan.answers(suite) if name != CHOSEN]
+    prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
+    hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
+    yield Cost("generate", len(drawn), hours, held)
+    responses = sum(prompts * one.num_samples for one, prompts in zip(drawn, prompts_of, strict=True))
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
-    yield Cost("score", policies, policies * models * 2 * size.parameters * tokens / FLOPS / HOUR, models * held)
+    hours = models * 2 * size.parameters * responses * (prompt + response) / FLOPS / HOUR
+    yield Cost("score", len(drawn), hours, models * held)
 
 
 def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> Cost:

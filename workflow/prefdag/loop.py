@@ -129,10 +129,13 @@ def train(
     task: Trainable,
     checkpoint: Checkpoint | None = None,
     probe: Callable[[], dict[str, float]] | None = None,
+    keep: Callable[[int], None] | None = None,
 ) -> Iterator[Step]:
     """Train `model` in place, yielding a record after each optimizer step.
 
     probe: further metrics of the model, measured about PROBES times in a training, the last step included.
+    keep: called with the number of each step that was taken, before its state is saved: a training that goes on from
+    there does not come by again.
     With a checkpoint the saved records are yielded again first, then the training goes on where it stopped.
     Raises `Stopped` after saving when told to stop, and `UserError` at a loss that is not finite.
     """
@@ -160,6 +163,8 @@ def train(
             if probe is not None and (number % max(1, steps // PROBES) == 0 or number + 1 == steps):
                 record.metrics.update(probe())
             history.append(asdict(record))
+            if keep is not None:
+                keep(record.number)
             if checkpoint is not None and (stop or checkpoint.due()):
                 checkpoint.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history})
             if stop:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefdag.answers import CHOSEN, POOL, policy_of, step_of, variant_of
 from prefdag.config.adapters import own_code
+from prefdag.config.best_of_n import BestOfN
 from prefdag.config.model import Origin
 from prefdag.config.population import LEFT_OUT
 from prefdag.config.report import Report
@@ -58,6 +60,23 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
     return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected}
 
 
+def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
+    """What differs between two sets of answers, and nothing of the other sets."""
+    if name == CHOSEN:
+        return {"generate": {"max_prompts": suite.generate.max_prompts}}
+    return {"generate": suite.generate.settings(variant_of(name or "")), **_checkpoint(name)}
+
+
+def _checkpoint(name: str | None) -> dict[str, Any]:
+    step = step_of(name or "")
+    return {} if step is None else {"checkpoint": step}
+
+
+def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
+    score = suite.score
+    return {"best_of_n": BestOfN(selected_by=score.reward, seed=score.seed, bootstrap=score.bootstrap)}
+
+
 _PARTS = {
     "fetch": _fetch,
     "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
@@ -71,8 +90,9 @@ _PARTS = {
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "reward": lambda suite, name: {"reward": suite.reward},
     "reference": lambda suite, name: {"reference": suite.reference},
-    "generate": lambda suite, name: {"generate": suite.generate},
-    "score": lambda suite, name: {"score": suite.score},
+    "generate": _generate,
+    "score": lambda suite, name: {"score": suite.score, **_checkpoint(name)},
+    "best_of_n": _best_of_n,
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
     "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
@@ -108,11 +128,33 @@ def policies(suite: Suite) -> list[str]:
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
 
 
+def answers(suite: Suite) -> list[str]:
+    """Every set of answers that is generated and scored: the policies' own, then what the suite asks for besides."""
+    found = policies(suite)
+    for name, variant in suite.generate.variants.items():
+        found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
+    found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
+    return [*found, *([f"sft@{POOL}"] if suite.generate.best_of else []), *([CHOSEN] if suite.generate.chosen else [])]
+
+
+def against(suite: Suite, name: str) -> str | None:
+    """The answers that a set of answers is judged against: SFT's, drawn alike where there are such. None for SFT's."""
+    if policy_of(name) in ("sft", CHOSEN):
+        return None
+    alike = f"sft@{variant_of(name)}"
+    return alike if alike in answers(suite) else "sft"
+
+
 def folder_of(suite: Suite, policy: str) -> str:
     """The stage folder, below the suite's results, that holds a policy's weights."""
     if policy == "base":
         return "pretrain" if suite.model.from_scratch else "fetch/model"
     return "sft" if policy == "sft" else f"preference/{policy}"
+
+
+def answering_folder(suite: Suite, name: str) -> str | None:
+    """The stage folder of the policy that gives a set of answers; None for answers that are nobody's."""
+    return None if name == CHOSEN else folder_of(suite, policy_of(name))
 
 
 def tokenizer_folder(suite: Suite) -> str | None:

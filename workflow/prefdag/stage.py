@@ -43,16 +43,16 @@ class Workspace:
     journal: Journal
     inputs: Mapping[str, Manifest | list[Manifest]]
 
-    def reads_model(self, argument: str, name: str) -> None:
-        """Tell the journal that the weights of an input are read."""
+    def reads_model(self, argument: str, name: str, folder: str = "model") -> None:
+        """Tell the journal that the weights of an input, in its `folder`, are read."""
         manifest = self._input(argument)
-        self.journal.model(name, path=manifest.folder / "model", sha256=weights_digest(manifest), role="input")
+        self.journal.model(name, path=manifest.folder / folder, sha256=weights_digest(manifest, folder), role="input")
 
-    def makes_model(self, name: str, parents: Sequence[str] = ()) -> None:
-        """Tell the journal that this job made the weights below `output`/model; parents: the inputs they grew from."""
-        digest = _combined([sha256_of(path) for path in sorted((self.output / "model").glob("*.safetensors"))])
+    def makes_model(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
+        """Tell the journal that this job made the weights in `output`/`folder`; parents: the inputs they grew from."""
+        digest = _combined([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
         grown = [weights_digest(self._input(parent)) for parent in parents]
-        self.journal.model(name, path=self.output / "model", sha256=digest, role="output", parents=grown)
+        self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=grown)
 
     def reads_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
         """Tell the journal that a split of an input's comparisons is read."""
@@ -70,9 +70,9 @@ class Workspace:
         return manifest
 
 
-def weights_digest(manifest: Manifest) -> str:
+def weights_digest(manifest: Manifest, folder: str = "model") -> str:
     """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
-    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and "model/" in name)
+    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and f"{folder}/" in name)
     return _combined([manifest.digest(name) for name in files])
 
 

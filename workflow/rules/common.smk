@@ -62,12 +62,34 @@ def manifest(folder):
 
 
 def policy_manifest(wildcards):
-    return manifest(plan.folder_of(SUITE, wildcards.policy))
+    """Of the policy that answers; nobody's answers have none."""
+    folder = plan.answering_folder(SUITE, wildcards.answers)
+    return [manifest(folder)] if folder else []
 
 
 def policy_weights(wildcards):
     """Weights are tracked by their manifest; ancient keeps a touched file from starting a cascade."""
-    return ancient_weights(plan.folder_of(SUITE, wildcards.policy))
+    folder = plan.answering_folder(SUITE, wildcards.answers)
+    if folder and plan.step_of(wildcards.answers):
+        return [ancient(f"{RESULTS}/{folder}/checkpoints")]
+    return ancient_weights(folder) if folder else []
+
+
+def policy_option(wildcards, input):
+    return f"--policy {input.policy}" if input.policy else ""
+
+
+def reader_of(wildcards):
+    """The tokenizer that puts nobody's answers into text; a policy brings its own."""
+    return [] if policy_manifest(wildcards) else [manifest(plan.folder_of(SUITE, "base"))]
+
+
+def besides_the_report():
+    """What the suite asks for and the report does not read: further answers' scores and verdicts, Best-of-N."""
+    further = [] if plan.is_exact(SUITE) else [name for name in plan.answers(SUITE) if name not in plan.policies(SUITE)]
+    judged = [name for name in further if plan.against(SUITE, name)]
+    pooled = ["best_of_n"] if f"sft@{plan.POOL}" in further else []
+    return [manifest(folder) for folder in [*(f"score/{n}" for n in further), *(f"judge/{n}" for n in judged), *pooled]]
 
 
 def ancient_weights(folder):

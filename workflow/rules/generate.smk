@@ -1,26 +1,29 @@
-"""Sample from every policy.
+"""Sample from every policy, as the suite says and in its variants.
 
-INPUTS   a policy, the held-out prompts
-OUTPUTS  results/<suite>/generate/<policy>/manifest.json, generations.jsonl
+INPUTS   a policy or a checkpoint of one, the held-out prompts; for `chosen` the held-out comparisons alone
+OUTPUTS  results/<suite>/generate/<answers>/manifest.json, generations.jsonl
 """
 
 
 rule generate:
-    """Responses of one policy to the held-out prompts."""
+    """One set of answers to the held-out prompts."""
     input:
         code=sources("generate"),
         policy=policy_manifest,
         weights=policy_weights,
+        tokenizer=reader_of,
         comparisons=manifest("prepare/comparisons"),
     output:
-        manifest=f"{RESULTS}/generate/{{policy}}/manifest.json",
+        manifest=f"{RESULTS}/generate/{{answers}}/manifest.json",
     params:
-        config=config_of("generate"),
+        config=config_of("generate", "answers"),
+        policy=policy_option,
+        tokenizer=tokenizer_option,
     threads: threads_of("generate")
     log:
-        f"{RESULTS}/generate/{{policy}}/log.txt",
+        f"{RESULTS}/generate/{{answers}}/log.txt",
     benchmark:
-        f"{RESULTS}/generate/{{policy}}/benchmark.tsv"
+        f"{RESULTS}/generate/{{answers}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag generate --config {params.config:q} --policy {input.policy}"
+        OFFLINE + "python -m prefdag generate --config {params.config:q} {params.policy} {params.tokenizer}"
         " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,7 +1,7 @@
 """Preference training.
 
 INPUTS   SFT policy, the run's comparisons or rankings, and the reference cache where the loss reads one
-OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv
+OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, checkpoints/<step>/ where the run keeps some
 """
 
 
@@ -30,6 +30,7 @@ rule preference:
     output:
         manifest=f"{RESULTS}/preference/{{run}}/manifest.json",
         weights=f"{RESULTS}/preference/{{run}}/{WEIGHTS}",
+        checkpoints=directory(f"{RESULTS}/preference/{{run}}/checkpoints"),
     params:
         config=config_of("preference", "run"),
         reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",

@@ -1,20 +1,20 @@
-"""Score every policy's generations.
+"""Score every set of answers.
 
 INPUTS   generations, the policy, the SFT policy as reference, the reward model if there is one, runs with an implicit
          reward and for those themselves the comparisons, the classifier if there is one
-OUTPUTS  results/<suite>/score/<policy>/manifest.json, scores.csv, summary.json, evaluation.json of an implicit reward
+OUTPUTS  results/<suite>/score/<answers>/manifest.json, scores.csv, summary.json, evaluation.json of an implicit reward
 """
 
 
 def held_out_of(wildcards):
-    return [manifest("prepare/comparisons")] if wildcards.policy in SUITE.score.implicit else []
+    return [manifest("prepare/comparisons")] if wildcards.answers in SUITE.score.implicit else []
 
 
 rule score:
-    """Rewards, KL to the reference, lengths and diversity of one policy's generations."""
+    """Rewards, KL to the reference, lengths and diversity of one set of answers."""
     input:
         code=sources("score"),
-        generations=f"{RESULTS}/generate/{{policy}}/manifest.json",
+        generations=f"{RESULTS}/generate/{{answers}}/manifest.json",
         policy=policy_manifest,
         weights=policy_weights,
         reference=manifest("sft"),
@@ -26,19 +26,20 @@ rule score:
         comparisons=held_out_of,
         classifier=classifier_manifest(),
     output:
-        manifest=f"{RESULTS}/score/{{policy}}/manifest.json",
+        manifest=f"{RESULTS}/score/{{answers}}/manifest.json",
     params:
-        config=config_of("score"),
+        config=config_of("score", "answers"),
+        policy=policy_option,
         reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
         implicit=lambda wildcards, input: f"--implicit {input.implicit}" if input.implicit else "",
         comparisons=lambda wildcards, input: f"--comparisons {input.comparisons}" if input.comparisons else "",
         classifier=classifier_option,
     threads: threads_of("score")
     log:
-        f"{RESULTS}/score/{{policy}}/log.txt",
+        f"{RESULTS}/score/{{answers}}/log.txt",
     benchmark:
-        f"{RESULTS}/score/{{policy}}/benchmark.tsv"
+        f"{RESULTS}/score/{{answers}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag score --config {params.config:q} --generations {input.generations}"
-        " --policy {input.policy} --reference {input.reference} {params.reward} {params.implicit} {params.comparisons}"
+        " {params.policy} --reference {input.reference} {params.reward} {params.implicit} {params.comparisons}"
         " {params.classifier} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -1,12 +1,78 @@
 """Responses of a policy to held-out prompts."""
 
-from pydantic import Field
+from collections.abc import Sequence
 
-from prefdag.config.sampling import Sampling
-from prefdag.config.section import Count
+from pydantic import Field, model_validator
+
+from prefdag.answers import POOL, STEP
+from prefdag.config.generation import Generation
+from prefdag.config.runs import checked_name
+from prefdag.config.section import Count, NonNegative, Section, Seed
 
 
-class Generate(Sampling):
-    """Which prompts, and how many responses to each."""
+class Variant(Section):
+    """What one more set of answers, `<policy>@<its name>`, states differently from `generate`."""
 
-    max_prompts: Count | None = Field(None, description="only this many of the test split's prompts")
+    policies: tuple[str, ...] | None = Field(None, min_length=1, description="whose answers; left out: every policy's")
+    seed: Seed | None = None
+    num_samples: Count | None = None
+    temperature: NonNegative | None = None
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_new_tokens: Count | None = None
+    max_prompts: Count | None = None
+
+
+class Generate(Generation):
+    """Which prompts, how many responses to each, and further sets of answers beside every policy's own."""
+
+    variants: dict[str, Variant] = Field({}, description="further settings by name, each stating what differs")
+    best_of: int | None = Field(None, ge=2, description="samples per prompt of `sft@pool`, which Best-of-N picks from")
+    best_of_prompts: Count | None = Field(None, description="prompts of the pool; default: those of `max_prompts`")
+    chosen: bool = Field(False, description="the test split's best responses as one more set of answers, `chosen`")
+
+    @model_validator(mode="after")
+    def _every_set_differs(self) -> "Generate":
+        known = {"generate": self.settings("")}
+        for name in (*self.variants, *([POOL] if self.best_of else [])):
+            checked_name(name)
+            if name in self.variants and (name == POOL or STEP.fullmatch(name)):
+                raise ValueError(f"variants.{name}: this name is taken by other answers; choose another")
+            settings = self.settings(name)
+            equal = next((other for other, found in known.items() if found == settings), None)
+            if equal is not None:
+                raise ValueError(f"{_key(name)}: its settings are those of {equal}; state what differs or remove it")
+            known[_key(name)] = settings
+        if self.best_of_prompts and not self.best_of:
+            raise ValueError("best_of_prompts: there is no pool; state `best_of`, its samples per prompt")
+        if self.best_of and self.temperature == 0:
+            raise ValueError("best_of: samples at temperature 0 are all alike; state a temperature above 0")
+        return self
+
+    def settings(self, variant: str) -> Generation:
+        """How one set of answers is drawn: by its variant's name, `pool`, or empty for a policy's own."""
+        stated = self.model_dump(include=set(Generation.model_fields))
+        if variant == POOL:
+            prompts = self.best_of_prompts or self.max_prompts
+            return Generation(**{**stated, "num_samples": self.best_of, "max_prompts": prompts})
+        if variant in self.variants:
+            stated |= self.variants[variant].model_dump(exclude_none=True, exclude={"policies"})
+        return Generation(**stated)
+
+    def check_policies(self, known: Sequence[str]) -> None:
+        """Raises ValueError for a variant of a policy that is not there, or whose win rate would have no opponent."""
+        for name, variant in self.variants.items():
+            lacking = next((policy for policy in variant.policies or () if policy not in known), None)
+            if lacking is not None:
+                raise ValueError(
+                    f"generate.variants.{name}.policies: there is no policy {lacking!r}; known are {', '.join(known)}"
+                )
+            other = [key for key in ("num_samples", "max_prompts") if getattr(variant, key) is not None]
+            if other and "sft" not in (variant.policies or known):
+                raise ValueError(
+                    f"generate.variants.{name}: {other[0]} differs, so SFT's own answers are no match for these in a "
+                    "win rate; add sft to its policies"
+                )
+
+
+def _key(name: str) -> str:
+    return "best_of" if name == POOL else f"variants.{name}"

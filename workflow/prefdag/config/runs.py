@@ -14,7 +14,7 @@ from prefdag.config.section import Section
 from prefdag.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
-RESERVED = ("base", "sft")
+RESERVED = ("base", "sft", "chosen")
 Dataset = Literal["comparisons", "rankings"]
 
 
@@ -100,7 +100,7 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     name = _name_of_row(row.pop("name", None), where)
     inside = f"runs.{name}"
     if name in RESERVED:
-        raise UserError(f"{where}: {inside}: this name is taken by a policy before alignment; choose another")
+        raise UserError(f"{where}: {inside}: this name is taken by answers that no run gives; choose another")
     seeds = row.pop("seeds", [None])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")

@@ -76,6 +76,7 @@ class Suite(Section):
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
         for name in self.score.implicit:
             self._check_implicit(name)
+        self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
         for run in self.runs:
             if mistake := self._lacking(run):
                 raise ValueError(f"runs.{run.name}.{mistake}")

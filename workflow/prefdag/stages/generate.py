@@ -1,18 +1,22 @@
-"""Responses of one policy to the held-out prompts, with the log-probs of their tokens."""
+"""Responses of one policy to the held-out prompts, with the log-probs of their tokens; or the data's own best ones."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from prefdag.config.generate import Generate
+from prefdag.answers import policy_of, weights_of
+from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
-from prefdag.config.section import Section
+from prefdag.config.section import Count, Section
 from prefdag.detokenize import prompt_and_response
+from prefdag.errors import UserError
 from prefdag.manifest import read_manifest
 from prefdag.models import load_policy, set_up
-from prefdag.sampling import sample
+from prefdag.sampling import Sample, sample
 from prefdag.stage import Workspace
 from prefdag.store import Store
 from prefdag.tokens import ending, load_tokenizer
@@ -20,37 +24,64 @@ from prefdag.window import check_window
 
 
 class Job(Section):
-    generate: Generate
+    generate: Generation
+    checkpoint: Count | None = None
 
 
-def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """Sample from a policy at the distinct prompts of the test split; every policy draws the same noise."""
-    settings = job.generate
-    device = set_up(settings.threads)
-    here.reads_model("policy", here.name or "policy")
+def run(
+    job: Job, here: Workspace, *, comparisons: Path, policy: Path | None = None, tokenizer: Path | None = None
+) -> dict[str, Any]:
+    """Sample from a policy at the distinct prompts of the test split; every policy draws the same noise.
+
+    Without a policy the answers are the test split's chosen responses, of a prompt's first comparison.
+    """
+    model = policy or tokenizer
+    if model is None:
+        raise UserError("generate --policy: give a policy's manifest, or --tokenizer one for the chosen responses")
     here.reads_dataset("comparisons", "test", "evaluation")
-    model = load_policy(policy.parent / "model", device)
-    tokenizer = load_tokenizer(policy.parent / "model")
+    reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
-    end = ending(tokenizer, Prepare.parse(written, str(comparisons), "config.prepare"))
+    end = ending(reader, Prepare.parse(written, str(comparisons), "config.prepare"))
     store = Store.open(comparisons.parent / "test")
     numbers, first = np.unique(store.prompts, return_index=True)
-    numbers, first = numbers[: settings.max_prompts], first[: settings.max_prompts]
+    numbers, first = numbers[: job.generate.max_prompts], first[: job.generate.max_prompts]
     prompts = [store[int(index)].prompt.tolist() for index in first]
-    reach = max(map(len, prompts), default=0) + settings.max_new_tokens
-    check_window(policy.parent / "model", reach, "prompts and generate.max_new_tokens")
-    drawn = sorted(
-        sample(model, prompts, [int(number) for number in numbers], settings, end),
-        key=lambda one: (one.prompt, one.sample),
-    )
+    if policy is None:
+        best = [store[int(index)].responses[0].tolist() for index in first]
+        answers = [Sample(index, 0, ids, [], end in ids[-1:]) for index, ids in enumerate(best)]
+    else:
+        answers = _sampled(job, here, policy, prompts, numbers.tolist(), end)
     path = here.output / "generations.jsonl"
-    with path.open("w", encoding="utf-8") as stream:
-        for one in drawn:
-            prompt, response = prompt_and_response(tokenizer, prompts[one.prompt], one.ids)
-            row = {"prompt_id": int(numbers[one.prompt]), "sample": one.sample, "prompt": prompt, "response": response}
-            row |= {"prompt_ids": prompts[one.prompt], "ids": one.ids, "logprobs": one.logprobs, "ended": one.ended}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    facts = {"generations": len(drawn), "ended": sum(one.ended for one in drawn) / len(drawn)}
+    _write(path, reader, prompts, numbers.tolist(), answers)
+    facts = {"generations": len(answers), "ended": sum(one.ended for one in answers) / len(answers)}
     here.results(facts)
     here.journal.artifact(path, "generations.jsonl")
     return facts
+
+
+def _sampled(
+    job: Job, here: Workspace, policy: Path, prompts: list[list[int]], numbers: list[int], end: int
+) -> list[Sample]:
+    """The policy's responses in the order of (prompt, sample); a prompt's number names its noise."""
+    weights, settings = weights_of(policy, job.checkpoint), job.generate
+    device = set_up(settings.threads)
+    here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
+    reach = max(map(len, prompts), default=0) + settings.max_new_tokens
+    check_window(weights, reach, "prompts and generate.max_new_tokens")
+    drawn = sample(load_policy(weights, device), prompts, numbers, settings, end)
+    return sorted(drawn, key=lambda one: (one.prompt, one.sample))
+
+
+def _write(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    numbers: list[int],
+    found: Sequence[Sample],
+) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for one in found:
+            prompt, response = prompt_and_response(tokenizer, prompts[one.prompt], one.ids)
+            row = {"prompt_id": numbers[one.prompt], "sample": one.sample, "prompt": prompt, "response": response}
+            row |= {"prompt_ids": prompts[one.prompt], "ids": one.ids, "logprobs": one.logprobs, "ended": one.ended}
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

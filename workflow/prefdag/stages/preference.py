@@ -8,7 +8,7 @@ from pydantic import SerializeAsAny, field_validator
 from transformers import PreTrainedModel
 
 from prefdag.alignment import Alignment, MismatchedRatios
-from prefdag.checkpoint import Checkpoint
+from prefdag.checkpoint import Checkpoint, KeptWeights
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.preference import Preference
 from prefdag.config.section import Section
@@ -44,21 +44,33 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path, reference
     views = {split: view_of(store, job.objective) for split, store in stores.items() if len(store)}
     model = load_policy(policy.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model, views)
+    total = total_steps(views["train"], settings)
+    _check_checkpoints(settings, total)
+    kept = KeptWeights(here.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
     # A resumed training has moved on: whatever is measured against the start is measured before its state is loaded.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
     tasks = {split: _alignment(job, model, view, caches.get(split), live) for split, view in views.items()}
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if "validation" in views else None
-    steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(here.resume), probe)
+    steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(here.resume), probe, kept)
     title = here.name or job.objective.method
-    total = total_steps(views["train"], settings)
     last = record(steps, total, here.journal, here.output / "curves.csv", title)
     save(model, policy.parent / "model", here.output / "model")
+    for step in kept.published(here.output / "checkpoints"):
+        here.makes_model(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
     here.makes_model(title, parents=["policy"])
     model.eval()
     held_out = tasks["validation"].means(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
     here.results(facts)
     return facts
+
+
+def _check_checkpoints(settings: Preference, total: int) -> None:
+    if settings.checkpoints and total != settings.max_steps:
+        raise UserError(
+            f"preference.max_steps: checkpoints are spaced over these {settings.max_steps} steps, and the comparisons "
+            f"come to {total} in epochs {settings.epochs:g}; state max_steps: {total}, or more epochs"
+        )
 
 
 def _caches(

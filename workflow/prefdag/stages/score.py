@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from prefdag.answers import policy_of, weights_of
 from prefdag.config.score import Score
-from prefdag.config.section import Section
+from prefdag.config.section import Count, Section
 from prefdag.errors import UserError
 from prefdag.ground_truth import ground_truth
 from prefdag.logprobs import divergence
@@ -35,6 +36,7 @@ Columns = dict[str, list[float]]
 
 class Job(Section):
     score: Score
+    checkpoint: Count | None = None
 
 
 def run(
@@ -42,17 +44,22 @@ def run(
     here: Workspace,
     *,
     generations: Path,
-    policy: Path,
     reference: Path,
     implicit: list[Path],
+    policy: Path | None = None,
     reward: Path | None = None,
     comparisons: Path | None = None,
     classifier: Path | None = None,
 ) -> dict[str, Any]:
-    """Score every generation; the summary has a mean with an interval over prompts for each column."""
+    """Score every generation; the summary has a mean with an interval over prompts for each column.
+
+    Answers that no policy gave, `chosen`, have no divergence.
+    """
     settings = job.score
     device = set_up(settings.threads)
-    here.reads_model("policy", here.name or "policy")
+    weights = weights_of(policy, job.checkpoint) if policy is not None else None
+    if policy is not None and weights is not None:
+        here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
@@ -71,7 +78,8 @@ def run(
         if comparisons is not None and name == here.name:
             _evaluate(here, rewards, Store.open(comparisons.parent / "test"), budget, device)
     columns = {"reward": columns[settings.reward], **columns}
-    columns |= divergences(samples, policy, reference, budget, device)
+    if weights is not None:
+        columns |= divergences(samples, weights, weights_of(reference), budget, device)
     columns["length"] = [float(len(row["ids"])) for row in rows]
     columns["ended"] = [float(row["ended"]) for row in rows]
     columns |= {f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)}
@@ -132,9 +140,11 @@ def divergences(
     """Sequence KL(policy || reference), in nats, of each sample: the full-vocabulary sum, k1 and k3.
 
     k1 = sum log p/q and k3 = sum (q/p - 1 - log q/p) over a sample's tokens (Schulman 2020, Approximating KL
-    divergence); all three are unbiased, the full sum has the least variance.
+    divergence); all three are unbiased, the full sum has the least variance. Of the reference itself all are 0.
     """
-    policy_model, reference_model = (load_policy(path.parent / "model", device) for path in (policy, reference))
+    if policy == reference:
+        return {name: [0.0] * len(comparisons) for name in ("kl", "k1", "k3")}
+    policy_model, reference_model = (load_policy(path, device) for path in (policy, reference))
     found = np.zeros((3, len(comparisons)))
     for ids, segments in packed(comparisons, tokens_per_batch):
         with autocast(device):

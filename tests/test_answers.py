@@ -1,0 +1,142 @@
+"""Sets of answers: their names, what each job may read, whom they are judged against, and mistakes in them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import MINI
+from prefdag import plan
+from prefdag.answers import policy_of, step_of, variant_of, weights_of
+from prefdag.config.merging import merged
+from prefdag.config.preference import Preference
+from prefdag.config.suite import Suite, resolve
+from prefdag.errors import UserError
+from prefdag.estimate import costs
+from test_estimate import SIZE
+
+COLD = {"t0.25": {"temperature": 0.25}, "nucleus": {"top_p": 0.9, "policies": ["dpo"]}}
+POLICIES = ["base", "sft", "dpo", "dpo-strong", "simpo"]
+
+
+def suite(**changes: Any) -> Suite:
+    found = resolve(merged(yaml.safe_load(MINI), changes), "x.yaml")
+    assert isinstance(found, Suite)
+    return found
+
+
+def test_names() -> None:
+    parts = [(policy_of(name), variant_of(name), step_of(name)) for name in ("dpo", "dpo@t1", "dpo@step20", "sft@pool")]
+    assert parts == [("dpo", "", None), ("dpo", "t1", None), ("dpo", "step20", 20), ("sft", "pool", None)]
+    assert weights_of(Path("a/manifest.json")) == Path("a/model")
+    assert weights_of(Path("a/manifest.json"), 20) == Path("a/checkpoints/20")
+
+
+def test_without_variants_the_answers_are_the_policies() -> None:
+    assert plan.answers(suite()) == plan.policies(suite()) == POLICIES
+
+
+def test_every_kind_of_answers() -> None:
+    """Of 5 steps, two checkpoints between the first and the last: 5 / 3 and 10 / 3, rounded down."""
+    runs = yaml.safe_load(MINI)["runs"]
+    runs[0]["checkpoints"] = 2
+    found = suite(generate={"variants": COLD, "best_of": 4, "chosen": True}, runs=runs)
+    cold = [f"{policy}@t0.25" for policy in POLICIES]
+    assert plan.answers(found) == [
+        *POLICIES, *cold, "dpo@nucleus", "dpo@step1", "dpo@step3", "sft@pool", "chosen",
+    ]  # fmt: skip
+    judged = {name: plan.against(found, name) for name in plan.answers(found) if plan.against(found, name)}
+    assert judged == {
+        **dict.fromkeys(["base", "dpo", "dpo-strong", "simpo"], "sft"),
+        **dict.fromkeys(["base@t0.25", "dpo@t0.25", "dpo-strong@t0.25", "simpo@t0.25"], "sft@t0.25"),
+        **dict.fromkeys(["dpo@nucleus", "dpo@step1", "dpo@step3"], "sft"),
+    }
+
+
+def test_checkpoints_lie_evenly_between_the_ends() -> None:
+    for steps, num, kept in ((60, 3, (15, 30, 45)), (5, 4, (1, 2, 3, 4)), (10, 2, (3, 6)), (10, 0, ())):
+        found = Preference(batch_size=1, learning_rate=1, max_steps=steps, checkpoints=num)
+        assert found.kept_steps == kept
+
+
+def test_a_job_may_read_its_own_settings_only() -> None:
+    """Two more sets of answers change no other set's config; each states what differs."""
+    before, found = suite(), suite(generate={"variants": COLD, "best_of": 4, "best_of_prompts": 6, "chosen": True})
+    for name in plan.answers(before):
+        for stage in ("generate", "score"):
+            assert plan.config_of(before, stage, name) == plan.config_of(found, stage, name)
+    default = json.loads(plan.config_of(found, "generate", "sft"))["generate"]
+
+    def differing(name: str) -> dict[str, Any]:
+        stated = json.loads(plan.config_of(found, "generate", name))
+        assert set(stated) == {"generate"}
+        return {key: value for key, value in stated["generate"].items() if default[key] != value}
+
+    assert differing("dpo@nucleus") == {"top_p": 0.9}
+    assert differing("base@t0.25") == {"temperature": 0.25}
+    assert differing("sft@pool") == {"num_samples": 4, "max_prompts": 6}
+    assert json.loads(plan.config_of(found, "generate", "chosen")) == {"generate": {"max_prompts": None}}
+
+
+def test_a_checkpoints_jobs_say_which_weights() -> None:
+    found = suite(preference={"checkpoints": 1})
+    for stage in ("generate", "score"):
+        own = json.loads(plan.config_of(found, stage, "dpo@step2"))
+        assert own.pop("checkpoint") == 2
+        assert own == json.loads(plan.config_of(found, stage, "dpo"))
+
+
+def test_the_estimate_counts_every_set() -> None:
+    """A variant of half the prompts costs half: 5 policies' 10 prompts, then dpo's and sft's 5."""
+    half = {"policies": ["sft", "dpo"], "max_prompts": 5}
+    found, more = (
+        {one.stage: one for one in costs(suite(size=SIZE, generate=generate), suite(size=SIZE).size)}
+        for generate in ({"max_prompts": 10}, {"max_prompts": 10, "variants": {"half": half}})
+    )
+    assert (found["generate"].jobs, more["generate"].jobs, more["score"].jobs) == (5, 7, 7)
+    assert more["score"].hours == pytest.approx(found["score"].hours * 60 / 50)
+
+
+@pytest.mark.parametrize(
+    ("generate", "sentence"),
+    [
+        ({"variants": {"a": {"temperature": 1}}}, "variants.a: its settings are those of generate"),
+        ({"variants": {"a": {"policies": ["sft"]}}}, "variants.a: its settings are those of generate"),
+        ({"variants": {"a": {"top_p": 0.5}, "b": {"top_p": 0.5}}}, "variants.b: its settings are those of variants.a"),
+        ({"variants": {"a": {"num_samples": 4}}, "best_of": 4}, "best_of: its settings are those of variants.a"),
+        ({"variants": {"pool": {"top_p": 0.5}}}, "variants.pool: this name is taken by other answers"),
+        ({"variants": {"step7": {"top_p": 0.5}}}, "variants.step7: this name is taken by other answers"),
+        ({"variants": {"a/b": {"top_p": 0.5}}}, "expected letters, digits"),
+        ({"variants": {"a@b": {"top_p": 0.5}}}, "expected letters, digits"),
+        ({"variants": {"a": {"threads": 2}}}, "generate.variants.a.threads: unknown key"),
+        ({"variants": {"a": {"top_p": 0.5, "policies": ["dpo", "ipo"]}}}, "no policy 'ipo'; known are base, sft, dpo"),
+        ({"variants": {"a": {"num_samples": 2, "policies": ["dpo"]}}}, "num_samples differs, so SFT's own answers"),
+        ({"best_of": 1}, "generate.best_of: expected a number of at least 2, got 1"),
+        ({"best_of": 4, "temperature": 0}, "best_of: samples at temperature 0 are all alike"),
+        ({"best_of_prompts": 4}, "best_of_prompts: there is no pool"),
+    ],
+)
+def test_mistakes_are_sentences(generate: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as raised:
+        suite(generate=generate)
+    assert sentence in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("preference", "sentence"),
+    [
+        ({"checkpoints": 2, "max_steps": None}, "checkpoints: state max_steps as well"),
+        ({"checkpoints": 5}, "checkpoints: 5 steps have room for 4 before the last"),
+    ],
+)
+def test_checkpoints_need_steps_to_count_from(preference: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        suite(preference=preference)
+
+
+@pytest.mark.parametrize("name", ["chosen", "sft", "dpo@t1"])
+def test_a_run_has_no_name_of_other_answers(name: str) -> None:
+    with pytest.raises(UserError, match="taken by answers that no run gives|expected letters"):
+        suite(runs=[{"name": name, "method": "dpo"}])

@@ -1,0 +1,23 @@
+"""Best-of-N from the pool of SFT's samples, where a suite asks for one.
+
+INPUTS   scores of the pool
+OUTPUTS  results/<suite>/best_of_n/manifest.json, best_of_n.csv
+"""
+
+
+rule best_of_n:
+    """Reward, win rate and KL of the best of N samples, for every N up to the pool's size."""
+    input:
+        code=sources("best_of_n"),
+        scores=manifest(f"score/sft@{plan.POOL}"),
+    output:
+        manifest=manifest("best_of_n"),
+    params:
+        config=config_of("best_of_n"),
+    log:
+        f"{RESULTS}/best_of_n/log.txt",
+    benchmark:
+        f"{RESULTS}/best_of_n/benchmark.tsv"
+    shell:
+        OFFLINE + "python -m prefdag best_of_n --config {params.config:q} --scores {input.scores}"
+        " --output {output.manifest} 2>&1 | tee {log:q}"
