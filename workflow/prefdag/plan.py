@@ -100,6 +100,16 @@ def policies(suite: Suite) -> list[str]:
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
 
 
+def held_against(suite: Suite) -> str:
+    """The answers that all others are judged against."""
+    return suite.judge.against
+
+
+def judged(suite: Suite) -> list[str]:
+    """Every policy whose answers are judged: all but those that are held against."""
+    return [policy for policy in policies(suite) if policy != held_against(suite)]
+
+
 def folder_of(suite: Suite, policy: str) -> str:
     """The stage folder, below the suite's results, that holds a policy's weights."""
     if policy == "base":

@@ -39,14 +39,16 @@ class Judged:
 
 
 def described(judged: Judged, *, seed: str, bootstrap: int) -> dict[str, Any]:
-    """Win rate with standard error and interval, and as far as the pairs tell: without length, order, both by number.
+    """Win rate with standard error and interval; at equal length where lengths are known, by order where it is known.
 
-    Raises `UserError` where fewer than two prompts have a verdict.
+    Pairs without a verdict are left out and counted. With verdicts on fewer than two prompts every rate is None.
     """
     given = judged.given
     verdicts, prompts = judged.verdicts[given], judged.prompts[given]
-    found: dict[str, Any] = win_rate(verdicts, prompts, seed=seed, bootstrap=bootstrap).to_dict()
-    found["without_verdict"] = int((~given).sum())
+    left_out = {"without_verdict": int((~given).sum())}
+    if len(np.unique(prompts)) < 2:
+        return {"win_rate": None, "low": None, "high": None, "standard_error": None, "n": len(verdicts), **left_out}
+    found: dict[str, Any] = win_rate(verdicts, prompts, seed=seed, bootstrap=bootstrap).to_dict() | left_out
     if judged.lengths is not None:
         ours, theirs = (lengths[given] for lengths in judged.lengths)
         for name, rate in (("length_controlled", length_controlled), ("matched_length", matched_length)):
