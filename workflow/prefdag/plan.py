@@ -100,14 +100,9 @@ def policies(suite: Suite) -> list[str]:
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
 
 
-def held_against(suite: Suite) -> str:
-    """The answers that all others are judged against."""
-    return suite.judge.against
-
-
-def judged(suite: Suite) -> list[str]:
-    """Every policy whose answers are judged: all but those that are held against."""
-    return [policy for policy in policies(suite) if policy != held_against(suite)]
+def against(suite: Suite, name: str) -> str | None:
+    """The answers that a set of answers is judged against; None for those themselves."""
+    return None if name == suite.judge.against else suite.judge.against
 
 
 def folder_of(suite: Suite, policy: str) -> str:

@@ -1,6 +1,7 @@
-"""scores.csv as stages after `score` read it, and two of them side by side."""
+"""scores.csv and generations.jsonl as stages after them read them, and two sets of answers row by row."""
 
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,17 @@ def read_scores(folder: Path) -> Scores:
         ) from None
     assert len(set(keys)) == len(keys), f"{path}: a prompt and sample stand twice"
     return Scores(folder, keys, columns)
+
+
+def read_answers(folder: Path) -> dict[Key, tuple[str, str]]:
+    """Prompt and response of every row of generations.jsonl. Raises `UserError` where there is none."""
+    path = folder / "generations.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; generate these answers first") from None
+    rows = [json.loads(line) for line in lines if line]
+    return {(row["prompt_id"], row["sample"]): (row["prompt"], row["response"]) for row in rows}
 
 
 def matched(ours: Scores, theirs: Scores, *, more: bool = False) -> list[tuple[int, int]]:

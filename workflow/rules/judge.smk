@@ -1,27 +1,25 @@
-"""Compare every policy with SFT, or with the chosen responses.
+"""Compare every set of answers with SFT's, or with the chosen responses.
 
-INPUTS   scores of the policy and of what it is held against; the answers of both where a model judges
-OUTPUTS  results/<suite>/judge/<policy>/manifest.json, verdicts.csv, summary.json, answers.jsonl of models
+INPUTS   scores of the answers and of what they are held against; the answers of both where a model judges
+OUTPUTS  results/<suite>/judge/<answers>/manifest.json, verdicts.csv, summary.json, answers.jsonl of models
 """
 
-AGAINST = plan.held_against(SUITE)
 
-
-def answers_of(policy):
-    """Generations, which only a model reads: a rewarding column is in the scores."""
-    return [f"{RESULTS}/generate/{policy}/manifest.json"] if SUITE.judge.models else []
+def against(stage):
+    return lambda wildcards: manifest(f"{stage}/{plan.against(SUITE, wildcards.answers)}")
 
 
 rule judge:
     """Win, tie or loss at each prompt, by every judge of the suite."""
     input:
         code=sources("judge", SUITE.judge.own_code()),
-        scores=f"{RESULTS}/score/{{policy}}/manifest.json",
-        against=manifest(f"score/{AGAINST}"),
-        generations=answers_of("{policy}"),
-        against_generations=answers_of(AGAINST),
+        scores=f"{RESULTS}/score/{{answers}}/manifest.json",
+        against=against("score"),
+        # Only a model reads answers; a reward is in the scores.
+        generations=[f"{RESULTS}/generate/{{answers}}/manifest.json"] if SUITE.judge.models else [],
+        against_generations=against("generate") if SUITE.judge.models else [],
     output:
-        manifest=f"{RESULTS}/judge/{{policy}}/manifest.json",
+        manifest=f"{RESULTS}/judge/{{answers}}/manifest.json",
     params:
         config=config_of("judge"),
         generations=lambda wildcards, input: (
@@ -30,9 +28,9 @@ rule judge:
             else ""
         ),
     log:
-        f"{RESULTS}/judge/{{policy}}/log.txt",
+        f"{RESULTS}/judge/{{answers}}/log.txt",
     benchmark:
-        f"{RESULTS}/judge/{{policy}}/benchmark.tsv"
+        f"{RESULTS}/judge/{{answers}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag judge --config {params.config:q} --scores {input.scores}"
         " --against {input.against} {params.generations} --output {output.manifest} 2>&1 | tee {log:q}"

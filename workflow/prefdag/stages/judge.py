@@ -18,7 +18,7 @@ from prefdag.config.judge import LLM, Judge, name_of
 from prefdag.config.section import Section
 from prefdag.errors import UserError
 from prefdag.judging.asking import FOLDER, Opinion, Pair, Questions
-from prefdag.scores import Key, Scores, matched, read_scores
+from prefdag.scores import Key, Scores, matched, read_answers, read_scores
 from prefdag.stage import Workspace
 from prefdag.win_rates import Judged, agreement, described
 
@@ -135,17 +135,6 @@ def _pairs(ours: Scores, theirs: Scores, rows: Rows, generations: Path, against:
             raise UserError(f"{generations}: prompt {number} reads differently in {against}; make both from the same")
         pairs.append(Pair(prompt, response, reference))
     return pairs
-
-
-def read_answers(folder: Path) -> dict[Key, tuple[str, str]]:
-    """Prompt and response of every row of generations.jsonl. Raises `UserError` where there is none."""
-    path = folder / "generations.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; generate these answers first") from None
-    rows = [json.loads(line) for line in lines if line]
-    return {(row["prompt_id"], row["sample"]): (row["prompt"], row["response"]) for row in rows}
 
 
 def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tuple[str, str]:
