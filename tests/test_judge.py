@@ -25,13 +25,14 @@ def test_judge_matches_by_prompt_and_sample(tmp_path):
     here = workspace(tmp_path / "out")
     facts = judge.run(judge.Job(judge=Judge()), here, scores=ours, against=theirs)
     assert (facts["win_rate"], facts["wins"], facts["ties"], facts["losses"], facts["n"]) == (0.625, 2, 1, 1, 4)
-    assert json.loads((here.output / "summary.json").read_text()) == facts == here.journal.values
+    assert json.loads((here.output / "summary.json").read_text()) == facts
+    assert here.journal.values == {key: value for key, value in facts.items() if isinstance(value, int | float)}
     assert (here.output / "verdicts.csv").read_text().splitlines() == [
-        "prompt_id,sample,verdict,reward,against",
-        "0,0,1,0.5,0.1",
-        "0,1,0.5,0.2,0.2",
-        "7,0,0,-1.0,0.0",
-        "7,1,1,3.0,2.0",
+        "prompt_id,sample,judge,verdict,reward,against,shown_first,shown_second",
+        "0,0,reward,1,0.5,0.1,,",
+        "0,1,reward,0.5,0.2,0.2,,",
+        "7,0,reward,0,-1.0,0.0,,",
+        "7,1,reward,1,3.0,2.0,,",
     ]
 
 

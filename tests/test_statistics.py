@@ -38,9 +38,13 @@ def test_only_ties_have_no_spread():
     assert (rate.win_rate, rate.low, rate.high) == (0.5, 0.5, 0.5)
 
 
-def test_verdicts_are_one_half_or_nothing():
+def test_a_verdict_between_counts_as_what_it_is():
+    """0.75 (won in one order, tied in the other) and 0.25: the mean is a half, one win, one loss."""
+    rate = statistics.win_rate([0.75, 0.25], [0, 1], seed="between")
+    assert (rate.win_rate, rate.wins, rate.ties, rate.losses) == (0.5, 1, 0, 1)
+    assert rate.standard_error == pytest.approx(0.25)  # s = sqrt(2 * 0.25^2), over sqrt(2)
     with pytest.raises(AssertionError):
-        statistics.win_rate([0.7, 1], [0, 1], seed="odd")
+        statistics.win_rate([1.2, 1], [0, 1], seed="odd")
 
 
 def test_interval_of_two_prompts_is_derived_by_hand():
@@ -108,3 +112,37 @@ def test_one_prompt_has_no_interval():
 def test_a_value_that_is_no_number_is_refused_with_its_row():
     with pytest.raises(UserError, match="row 1"):
         statistics.summarise([1, float("nan")], [0, 1], seed="nan")
+
+
+def test_what_is_hard_for_both_cancels():
+    """Prompts from -10 to 10 that move both sides alike: ours is 0.5 above at each, and no resample says otherwise."""
+    hard = np.linspace(-10, 10, 20)
+    found = statistics.difference([hard + 0.5], [hard], seed="paired")
+    assert (found.mean, found.n) == (pytest.approx(0.5), 20)
+    assert found.high - found.low == pytest.approx(0, abs=1e-12) and found.se == pytest.approx(0, abs=1e-12)
+    assert statistics.summarise(hard + 0.5, range(20), seed="alone").se > 1
+
+
+def test_one_seed_a_side_is_the_bootstrap_over_prompts():
+    values = generator(0, "values").normal(size=30)
+    alone = statistics.difference([values], [np.zeros(30)], seed="s")
+    assert alone == statistics.summarise(values, range(30), seed="s")
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    """Three seeds at 0, 3 and 6 at every prompt: a resample of seeds alone has means from 0 to 6, variance 6 / 3 = 2.
+
+    Taken as one sample of prompts the mean, 3, would have no spread at all.
+    """
+    ours = np.repeat([[0.0], [3.0], [6.0]], 40, axis=1)
+    found = statistics.difference(ours, np.zeros((1, 40)), seed="seeds", bootstrap=4000)
+    assert (found.mean, found.low, found.high) == pytest.approx((3, 0, 6), abs=1e-12)
+    assert found.se == pytest.approx(np.sqrt(2), rel=0.05)
+    assert statistics.summarise(ours.mean(axis=0), range(40), seed="pooled").se == 0
+
+
+def test_seeds_of_both_sides_are_drawn_apart():
+    """Sides of seeds 0 and 4: each resampled mean is 0, 2 or 4 (variance 2), the difference has variance 4."""
+    side = np.repeat([[0.0], [4.0]], 10, axis=1)
+    found = statistics.difference(side, side, seed="both", bootstrap=4000)
+    assert found.mean == 0 and found.se == pytest.approx(2, rel=0.05)

@@ -134,11 +134,15 @@ def answers(suite: Suite) -> list[str]:
     for name, variant in suite.generate.variants.items():
         found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
     found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
-    return [*found, *([f"sft@{POOL}"] if suite.generate.best_of else []), *([CHOSEN] if suite.generate.chosen else [])]
+    return [*found, *([f"sft@{POOL}"] if suite.generate.best_of else []), *([CHOSEN] if suite.generate.chosen or suite.judge.against == CHOSEN else [])]
 
 
 def against(suite: Suite, name: str) -> str | None:
-    """The answers that a set of answers is judged against: SFT's, drawn alike where there are such. None for SFT's."""
+    """The answers that a set of answers is judged against: the chosen responses, or SFT's, drawn alike where there are
+    such. None for what others are judged against.
+    """
+    if suite.judge.against == CHOSEN:
+        return None if name == CHOSEN else CHOSEN
     if policy_of(name) in ("sft", CHOSEN):
         return None
     alike = f"sft@{variant_of(name)}"

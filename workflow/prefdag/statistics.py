@@ -30,11 +30,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class WinRate:
-    """Wins plus half the ties, over all rows, with its interval."""
+    """The mean verdict over all rows, a tie a half, with its interval; a win is a verdict above a half."""
 
     win_rate: float
     low: float
     high: float
+    standard_error: float
     wins: int
     ties: int
     losses: int
@@ -83,12 +84,48 @@ def summarise(values, prompts, *, seed: str, bootstrap: int = 2000, level: float
 
 
 def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> WinRate:
-    """Win rate of `verdicts` [N] (1 win, 0.5 tie, 0 loss) with the bootstrap interval over `prompts` [N]."""
+    """Win rate of `verdicts` [N] (1 win, 0.5 tie, 0 loss, or between) with the bootstrap interval over `prompts` [N].
+
+    Between lie the mean of two orders that disagree in part, and preferences given as probabilities.
+    """
     verdicts = np.asarray(verdicts, dtype=np.float64)
-    wins, ties, losses = (int((verdicts == verdict).sum()) for verdict in (1.0, 0.5, 0.0))
-    assert wins + ties + losses == len(verdicts), "a verdict is 1, 0.5 or 0"
+    assert ((verdicts >= 0) & (verdicts <= 1)).all(), "a verdict lies between 0 and 1"
+    wins, ties, losses = (int(found.sum()) for found in (verdicts > 0.5, verdicts == 0.5, verdicts < 0.5))
     low, high = bootstrap_interval(verdicts, prompts, seed=seed, bootstrap=bootstrap, level=level)
-    return WinRate(float(verdicts.mean()), low, high, wins, ties, losses, len(verdicts))
+    error = standard_error(verdicts, prompts)
+    return WinRate(float(verdicts.mean()), low, high, error, wins, ties, losses, len(verdicts))
+
+
+def difference(ours, theirs, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
+    """Mean difference of prompt means: `ours` [S, G] of S seeds, `theirs` [T, G] of T.
+
+    The prompts of both sides are the same and are drawn together, so what is hard for both cancels. See `of_seeds`.
+    """
+    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    return of_seeds(ours[:, None, :] - theirs[None, :, :], seed=seed, bootstrap=bootstrap, level=level)
+
+
+def of_seeds(values, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
+    """Mean of `values` [S, T, G] with the hierarchical bootstrap: seeds of either side, and prompts, drawn anew.
+
+    With one seed a side it is the bootstrap over prompts alone (`summarise`). Otherwise the interval covers what
+    another training would have given as well, as far as so few seeds show it: drawn from S, the variance between seeds
+    comes out small by (S - 1) / S. `se` is then the draws' standard deviation. `n` counts prompts.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    num_ours, num_theirs, num_prompts = values.shape
+    if num_ours == num_theirs == 1:
+        return summarise(values[0, 0], np.arange(num_prompts), seed=seed, bootstrap=bootstrap, level=level)
+    _by_prompt(values.mean(axis=(0, 1)), np.arange(num_prompts))  # its checks
+    draws = generator(0, "bootstrap", seed)
+    means = np.empty(bootstrap)
+    for index in range(bootstrap):
+        prompts = np.bincount(draws.integers(0, num_prompts, num_prompts), minlength=num_prompts) / num_prompts
+        by_seed = values @ prompts
+        rows = draws.integers(0, num_ours, num_ours)
+        means[index] = by_seed[rows][:, draws.integers(0, num_theirs, num_theirs)].mean()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Summary(float(values.mean()), float(low), float(high), float(means.std(ddof=1)), num_prompts)
 
 
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

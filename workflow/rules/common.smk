@@ -23,7 +23,8 @@ def checked_suite():
             stated.update(dict.fromkeys(read_yaml(Path(path)), path))
         suite = resolve(config, os.path.relpath(label), stated)
         if not plan.is_exact(suite):
-            sources_of("prepare", suite.prepare.own_code())  # an adapter or template that is not there is found now
+            # An adapter, a template or a judge's prompt that is not there is found now.
+            sources_of("prepare", (*suite.prepare.own_code(), *suite.judge.own_code()))
         return suite
     except UserError as mistake:
         print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
@@ -34,7 +35,7 @@ SUITE = checked_suite()
 RESULTS = f"results/{SUITE.name}"
 WEIGHTS = "model/model.safetensors"
 
-# The interpreter that runs Snakemake runs the jobs; only `fetch` may reach the network.
+# The interpreter that runs Snakemake runs the jobs; only `fetch`, and `judge` where a model judges, may reach the network.
 shell.prefix(
     f"set -euo pipefail; export PATH='{os.path.dirname(sys.executable)}':\"$PATH\" PYTHONPATH='{ROOT}/workflow' PYTHONUNBUFFERED=1 "
     "TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "

@@ -16,7 +16,7 @@ rule report:
     input:
         code=sources("report"),
         scores=manifests("score", plan.policies(SUITE)),
-        judges=manifests("judge", [policy for policy in plan.policies(SUITE) if policy != "sft"]),
+        judges=manifests("judge", [policy for policy in plan.policies(SUITE) if plan.against(SUITE, policy)]),
         generations=manifests("generate", plan.policies(SUITE)),
         preferences=manifests("preference", [run.name for run in SUITE.runs]),
         comparisons=manifest("prepare/comparisons"),

@@ -13,7 +13,7 @@ from prefdag.config.data import Data
 from prefdag.config.exact import Exact
 from prefdag.config.expected import Expected
 from prefdag.config.generate import Generate
-from prefdag.config.judge import Judge
+from prefdag.config.judge import Judge, prompts_located
 from prefdag.config.merging import merged, read_yaml
 from prefdag.config.model import Model
 from prefdag.config.pairs import Pairs
@@ -199,6 +199,8 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         return ExactSuite.parse({**values, "runs": named_once(sweeps, where)}, where)
     if "prepare" in values:
         values["prepare"] = files_located(values["prepare"], stated["prepare"])
+    if "judge" in values:
+        values["judge"] = prompts_located(values["judge"], stated["judge"])
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))

@@ -1,21 +1,29 @@
-"""judge: which of two policies answers a prompt better, row by row.
+"""judge: which of two sets of answers is better, row by row, by rewards or by a language model.
 
-INPUTS   scores of a policy, scores of the policy it is held against
-OUTPUTS  verdicts.csv (one row a generation), summary.json (the win rate with its interval over prompts)
+INPUTS   scores of a policy and of the answers it is held against; for a model as judge the answers of both
+OUTPUTS  verdicts.csv (one row a judge and a generation), summary.json (win rates with their intervals, what length and
+         order do to them, agreement between judges), answers.jsonl (what models said)
 """
 
 import csv
+import itertools
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from prefdag.config.judge import Judge
+import numpy as np
+
+from prefdag.config.judge import LLM, Judge, name_of
 from prefdag.config.section import Section
 from prefdag.errors import UserError
+from prefdag.judging.asking import FOLDER, Opinion, Pair, Questions
+from prefdag.scores import Key, Scores, matched, read_answers, read_scores
 from prefdag.stage import Workspace
-from prefdag.statistics import win_rate
+from prefdag.win_rates import Judged, agreement, described
 
-Key = tuple[int, int]  # prompt_id, sample
+COLUMNS = ("prompt_id", "sample", "judge", "verdict", "reward", "against", "shown_first", "shown_second")
+Rows = list[tuple[int, int]]  # of ours and of theirs
 
 
 class Job(Section):
@@ -24,23 +32,35 @@ class Job(Section):
     judge: Judge
 
 
-def run(job: Job, here: Workspace, *, scores: Path, against: Path) -> dict:
-    """Hold the rewards of `scores` against those of `against`, matched by prompt and sample; equal rewards tie."""
-    ours, theirs = _rewards(scores), _rewards(against)
-    if ours.keys() != theirs.keys():
-        lonely = min(ours.keys() ^ theirs.keys())
-        raise UserError(
-            f"{scores.parent}: prompt {lonely[0]} sample {lonely[1]} stands only on one side of the comparison with "
-            f"{against.parent}; generate both policies with the same prompts and num_samples"
-        )
-    keys = sorted(ours)
-    verdicts = [verdict(ours[key], theirs[key]) for key in keys]
-    _write_verdicts(here.output / "verdicts.csv", keys, verdicts, ours, theirs)
-    prompts = [prompt for prompt, _ in keys]
-    rate = win_rate(verdicts, prompts, seed=f"judge {job.judge.seed}", bootstrap=job.judge.bootstrap).to_dict()
-    (here.output / "summary.json").write_text(json.dumps(rate, indent=1) + "\n", encoding="utf-8")
-    here.journal.metrics(None, rate)  # of the whole job: it has no steps
-    return rate
+def run(
+    job: Job,
+    here: Workspace,
+    *,
+    scores: Path,
+    against: Path,
+    generations: Path | None = None,
+    against_generations: Path | None = None,
+) -> dict[str, Any]:
+    """Hold every answer of `scores` against that of `against` to the same prompt, by every judge of the job."""
+    settings = job.judge
+    ours, theirs = read_scores(scores.parent), read_scores(against.parent)
+    rows = matched(ours, theirs, more=settings.against == "chosen")
+    opinions = _opinions(settings, here, ours, theirs, rows, generations, against_generations)
+    judged, table = [], []
+    for judge in settings.judges:
+        found, cells = _judged(judge, ours, theirs, rows, opinions.get(name_of(judge)))
+        judged.append(found)
+        table += [
+            [*ours.keys[row], name_of(judge), *cell]
+            for (row, _), cell in zip(rows, zip(*cells, strict=True), strict=True)
+        ]
+    _write_verdicts(here.output / "verdicts.csv", table)
+    if opinions:
+        _write_answers(here.output / "answers.jsonl", [ours.keys[row] for row, _ in rows], opinions)
+    summary = _summary(settings, judged, opinions)
+    (here.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    here.journal.metrics(None, _logged(summary))  # of the whole job: it has no steps
+    return summary
 
 
 def verdict(ours: float, theirs: float) -> float:
@@ -48,26 +68,123 @@ def verdict(ours: float, theirs: float) -> float:
     return 0.5 * (1 + (ours > theirs) - (ours < theirs))
 
 
-def _rewards(manifest: Path) -> dict[Key, float]:
-    """The headline reward of every generation in the scores.csv beside `manifest`."""
-    path = manifest.parent / "scores.csv"
-    rewards: dict[Key, float] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            key = int(row["prompt_id"]), int(row["sample"])
-            assert key not in rewards, f"{path}: prompt {key[0]} sample {key[1]} stands twice"
-            rewards[key] = float(row["reward"])
-            assert math.isfinite(rewards[key]), (
-                f"{path}: prompt {key[0]} sample {key[1]}: {row['reward']} would pass as a tie"
+def _judged(
+    judge: str | LLM, ours: Scores, theirs: Scores, rows: Rows, opinions: list[Opinion] | None
+) -> tuple[Judged, tuple[list[str], ...]]:
+    """One judge's verdicts, and the cells of its rows in verdicts.csv after the judge's name."""
+    keys = [ours.keys[row] for row, _ in rows]
+    lengths, orders = None, None
+    if "length" in ours.columns and "length" in theirs.columns:
+        sides = ours.column("length")[[row for row, _ in rows]], theirs.column("length")[[row for _, row in rows]]
+        lengths = sides
+    blank = [""] * len(rows)
+    if opinions is not None:
+        orders = np.array([one.shown_first for one in opinions]), np.array([one.shown_second for one in opinions])
+        verdicts = (orders[0] + orders[1]) / 2  # who goes with the order ties; nan where either cannot be read
+        cells = (_cells(verdicts), blank, blank, _cells(orders[0]), _cells(orders[1]))
+    else:
+        assert isinstance(judge, str)
+        mine, others = ours.column(judge), theirs.column(judge)
+        verdicts = np.array([verdict(mine[row], others[other]) for row, other in rows])
+        rewards = [repr(float(mine[row])) for row, _ in rows], [repr(float(others[row])) for _, row in rows]
+        cells = (_cells(verdicts), *rewards, blank, blank)
+    prompts = np.array([prompt for prompt, _ in keys])
+    return Judged(name_of(judge), list(keys), verdicts, prompts, lengths=lengths, orders=orders), cells
+
+
+def _cells(values: np.ndarray) -> list[str]:
+    return ["" if np.isnan(value) else f"{value:g}" for value in values]
+
+
+def _opinions(
+    settings: Judge,
+    here: Workspace,
+    ours: Scores,
+    theirs: Scores,
+    rows: Rows,
+    generations: Path | None,
+    against_generations: Path | None,
+) -> dict[str, list[Opinion]]:
+    """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
+    if not settings.models:
+        return {}
+    if generations is None or against_generations is None:
+        raise UserError(
+            f"judge {name_of(settings.models[0])}: a model reads answers: give --generations and --against_generations"
+        )
+    pairs = _pairs(ours, theirs, rows, generations.parent, against_generations.parent)
+    folder = here.journal.root / FOLDER
+    asked = [Questions(judge, pairs, folder) for judge in settings.models]
+    endpoints = [questions.endpoint() for questions in asked]
+    for questions, endpoint in zip(asked, endpoints, strict=True):
+        if endpoint is not None:
+            questions.ask(endpoint, here.name or "all")
+    return {name_of(questions.judge): questions.opinions() for questions in asked}
+
+
+def _pairs(ours: Scores, theirs: Scores, rows: Rows, generations: Path, against: Path) -> list[Pair]:
+    mine, others = read_answers(generations), read_answers(against)
+    pairs = []
+    for row, other in rows:
+        (prompt, response), (same, reference) = (
+            _answer(mine, generations, ours.keys[row]),
+            _answer(others, against, theirs.keys[other]),
+        )
+        if prompt != same:
+            number = ours.keys[row][0]
+            raise UserError(f"{generations}: prompt {number} reads differently in {against}; make both from the same")
+        pairs.append(Pair(prompt, response, reference))
+    return pairs
+
+
+def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tuple[str, str]:
+    if key not in answers:
+        raise UserError(
+            f"{folder}: has no answer to prompt {key[0]} sample {key[1]}, though it is scored; generate again"
+        )
+    return answers[key]
+
+
+def _summary(settings: Judge, judged: Sequence[Judged], opinions: dict[str, list[Opinion]]) -> dict[str, Any]:
+    """The headline judge's win rate; with several judges each one's under `judges`, and how far they agree."""
+    about = {"bootstrap": settings.bootstrap}
+    found = {}
+    for one in judged:
+        found[one.judge] = described(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
+        if one.judge in opinions:
+            found[one.judge]["unparsable"] = sum(
+                bool(np.isnan(side)) for said in opinions[one.judge] for side in (said.shown_first, said.shown_second)
             )
-    return rewards
+    summary = {**found[judged[0].judge], "judge": judged[0].judge, "held_against": settings.against}
+    if len(judged) > 1:
+        pairs = itertools.combinations(judged, 2)
+        agreed = [agreement(one, other, seed=f"judge {settings.seed}", **about) for one, other in pairs]
+        summary |= {"judges": found, "agreement": agreed}
+    return summary
 
 
-def _write_verdicts(
-    path: Path, keys: list[Key], verdicts: list[float], ours: dict[Key, float], theirs: dict[Key, float]
-) -> None:
+def _logged(summary: dict[str, Any]) -> dict[str, float]:
+    """What the tracker shows: the headline's numbers, and `<judge>_<number>` of the others."""
+    named = {"": summary, **{f"{name}_": found for name, found in summary.get("judges", {}).items()}}
+    named.pop(f"{summary['judge']}_", None)
+    return {
+        f"{prefix}{key}": value
+        for prefix, found in named.items()
+        for key, value in found.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _write_verdicts(path: Path, table: list[list[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["prompt_id", "sample", "verdict", "reward", "against"])
-        for key, value in zip(keys, verdicts, strict=True):
-            writer.writerow([*key, f"{value:g}", repr(ours[key]), repr(theirs[key])])
+        writer.writerows([COLUMNS, *table])
+
+
+def _write_answers(path: Path, keys: list[Key], opinions: dict[str, list[Opinion]]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        for name, said in opinions.items():
+            for (prompt, sample), one in zip(keys, said, strict=True):
+                row = {"prompt_id": prompt, "sample": sample, "judge": name}
+                row |= {"ours_first": one.answers[0], "ours_second": one.answers[1]}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Container, Iterator
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -51,7 +52,7 @@ def table() -> str:
 
 def _sections(name: str, section: type[Section]) -> list[str]:
     inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field)) and key != "runs"}
-    rows = [_row(key, field) for key, field in section.model_fields.items() if key not in inner and key != "runs"]
+    rows = [_row(key, field) for key, field in section.model_fields.items() if _has_row(key, field, inner)]
     title = f"\n## {name or 'The suite'}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n"
     found = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
     for key, kind in inner.items():
@@ -59,11 +60,20 @@ def _sections(name: str, section: type[Section]) -> list[str]:
     return found
 
 
+def _has_row(key: str, field: FieldInfo, inner: Container[str]) -> bool:
+    """A section has a table of its own instead of a row, or beside it where there is something to say of it."""
+    return key != "runs" and (key not in inner or field.description is not None)
+
+
 def _section_of(field: FieldInfo) -> type[Section] | None:
-    for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
-        if isinstance(kind, type) and issubclass(kind, Section):
-            return kind
-    return None
+    return next(_sections_in(field.annotation), None)
+
+
+def _sections_in(kind: Any) -> Iterator[type[Section]]:
+    if isinstance(kind, type) and issubclass(kind, Section):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections_in(part)
 
 
 def _row(key: str, field: FieldInfo) -> str:

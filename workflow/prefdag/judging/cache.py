@@ -1,0 +1,68 @@
+"""Answers of judges, kept beside the results: nothing is asked twice, and judging goes on where it was cut off.
+
+`results/<suite>/.judge/<job>.jsonl`, a line an answer: its key and the text. The key is the content of the question:
+the judge's model, its sampling settings, and the whole text asked, in which the pair and its order stand. Each job
+appends to a file of its own and reads all of them; a line is one write, under a lock, so that even two writers of one
+file leave whole lines. A line cut off by a crash is no answer and is asked for again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from prefdag.config.judge import LLM
+
+TEMPERATURE = 0.0
+
+
+def key_of(judge: LLM, question: str) -> str:
+    """sha256 of whatever an answer depends on."""
+    asked = {"model": judge.model, "question": question, **settings(judge)}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def settings(judge: LLM) -> dict[str, Any]:
+    """The sampling settings of a request, by the protocol's names."""
+    return {"temperature": TEMPERATURE, "max_tokens": judge.max_tokens}
+
+
+def known_answers(folder: Path) -> dict[str, str]:
+    """Every answer of the folder's files, by key."""
+    answers: dict[str, str] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_bytes().split(b"\n"):
+            try:
+                entry = json.loads(line)
+                answers[entry["key"]] = str(entry["answer"])
+            except (ValueError, KeyError, TypeError):
+                continue  # empty, or cut off by a crash
+    return answers
+
+
+class Answers:
+    """Appends answers to one file: `with Answers(path) as answers: answers.add(key, model, text)`."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def add(self, key: str, model: str, answer: str) -> None:
+        line = json.dumps({"key": key, "judge": model, "answer": answer}).encode() + b"\n"
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            size = os.fstat(self._file).st_size
+            torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+            written = os.write(self._file, b"\n" * torn + line)
+            assert written == len(line) + torn, "a whole line or an error, as files have it"
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def __enter__(self) -> "Answers":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._file)
