@@ -6,6 +6,8 @@ that fails leaves the files that have come whole, and the next one takes them fr
 
 import fnmatch
 import hashlib
+import itertools
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +17,36 @@ from prefdag.errors import UserError
 from prefdag.locks import Locked, Repository
 from prefdag.manifest import sha256_of
 
+ATTEMPTS = 5
+
 
 def resolve(repository: Repository) -> dict[str, Any]:
     """The lock's entry of a repository: what its revision is now. Raises `UserError` as `_sentences` does."""
-    from huggingface_hub import HfApi
-
     with _sentences(repository):
-        about = HfApi().repo_info(
-            repository.name, repo_type=repository.kind, revision=repository.revision, files_metadata=True
-        )
+        about = _about(repository)
     files = {}
     for file in getattr(about, "siblings", None) or []:
         digest = {"sha256": file.lfs.sha256} if file.lfs else {"git_sha1": file.blob_id}
         files[file.rfilename] = {"size": file.size, **digest}
     assert about.sha is not None
     return {"commit": about.sha, "files": files}
+
+
+def _about(repository: Repository) -> Any:
+    """What the Hub says of a repository; asked again, ever later, where it is busy (429, 5xx)."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in itertools.count(1):
+        try:
+            return HfApi().repo_info(
+                repository.name, repo_type=repository.kind, revision=repository.revision, files_metadata=True
+            )
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if attempt == ATTEMPTS or (status != 429 and status < 500):
+                raise
+        time.sleep(0.2 * 2**attempt)
 
 
 def download(locked: Locked, patterns: tuple[str, ...]) -> dict[str, Path]:
