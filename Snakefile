@@ -32,3 +32,4 @@ else:
 rule all:
     input:
         f"{RESULTS}/report/manifest.json",
+        below_the_report(),
