@@ -466,6 +466,7 @@ SLIPS: dict[str, tuple[Any, str]] = {
         [MODEL, {**MODEL, "prompt": "summarisation-concise"}],
         "tiny-judge stands twice; give each model",
     ),
+    "letters": ([{**MODEL, "model": "größer@home"}], "state a `name` of letters, digits"),
     "none": ([], "judge.judges"),
     "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.model.max_requests: expected a number of at least 1"),
 }
