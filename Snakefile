@@ -34,4 +34,5 @@ else:
 rule all:
     input:
         f"{RESULTS}/report/manifest.json",
+        below_the_report(),
         besides_the_report(),

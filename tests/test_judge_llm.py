@@ -28,6 +28,7 @@ from prefdag.judging import endpoint as endpoints
 from prefdag.judging.cache import Answers, key_of, known_answers
 from prefdag.judging.prompts import choice, question, template_of
 from prefdag.models import build, save
+from prefdag.tools.plan import requests
 from preparing import byte_tokenizer
 
 CANARY = "sk-canary-0123456789abcdef"
@@ -465,6 +466,7 @@ SLIPS: dict[str, tuple[Any, str]] = {
         [MODEL, {**MODEL, "prompt": "summarisation-concise"}],
         "tiny-judge stands twice; give each model",
     ),
+    "letters": ([{**MODEL, "model": "größer@home"}], "state a `name` of letters, digits"),
     "none": ([], "judge.judges"),
     "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.model.max_requests: expected a number of at least 1"),
 }
@@ -521,3 +523,34 @@ def test_a_real_server_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Mon
     assert any(one["ours_first"] for one in said)
     assert found["unparsable"] == read.count(None) > 0 and found["n"] + found["without_verdict"] == 6
     assert np.isfinite(found["win_rate"]) if found["n"] > 1 else found["win_rate"] is None
+
+
+def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs dpo and base against sft: dpo's 12 questions are known exactly, base's 2 x 6 prompts by the suite's numbers.
+
+    A suite without a size has no GPU hours to tell, but its requests are told before that is said.
+    """
+    monkeypatch.chdir(tmp_path)
+    changes = {"judge": {"judges": ["reward", MODEL]}, "generate": {"max_prompts": 6}, "name": "suite"}
+    row = {"name": "dpo", "method": "dpo", "beta": 0.1}
+    suite = resolve({**merged(yaml.safe_load(MINI), changes), "runs": [row]}, "x.yaml")
+    (judge,), folder = suite.judge.models, results(tmp_path / "results/suite")
+    told = requests(suite, judge, folder)
+    assert "12 of 12 requests remain, and 12 requests for answers that are not there yet" in told
+    assert main(command(folder)) == 0
+    assert "0 of 12 requests remain" in requests(suite, judge, folder)
+    assert "24 requests for answers" in requests(suite, judge, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["tldr", "hh"])
+def test_the_papers_judge_is_a_line_away(name: str, tmp_path: Path) -> None:
+    """The shipped suite asks nobody; with its commented line in place of the one below, it asks the paper's judge."""
+    text = (ROOT / f"configs/{name}.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("#   judge: "))
+    suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
+    assert suite.judge.against == "chosen" and not suite.judge.models
+    (tmp_path / "asked.yaml").write_text(text.replace("\njudge: {against: chosen}\n", f"\n{line[4:]}\n"))
+    asked = read_suite([str(tmp_path / "asked.yaml")])
+    assert asked.judge.against == "chosen" and [judge.model for judge in asked.judge.models] == ["gpt-4-0314"]
+    policies = 2 + len(asked.runs)
+    assert f" {policies * 256 * 2:,} requests" in requests(asked, asked.judge.models[0], tmp_path)

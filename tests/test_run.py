@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from conftest import Project, checkout, environment
+from judge_server import judging
 
 RUNS = ("dpo", "dpo-strong", "simpo")
 RESULTS = "results/mini"
@@ -135,6 +136,31 @@ def test_an_implicit_reward_reruns_the_scores_and_later(copy: Project):
     assert runs["dpo"] > runs["sft"] and runs.notna().all()
     assert "implicit, DPO β=0.1</th>" in (results / "report/index.html").read_text()
     assert planned(copy) == set()
+
+
+def test_a_model_judges(copy: Project, monkeypatch: pytest.MonkeyPatch):
+    """Judgements and the report run again, nothing else; without an endpoint the job says so; the key goes nowhere."""
+    model = "{model: tiny, prompt: summarisation-simple, concurrency: 8}"
+    copy.edit("configs/mini.yaml", "judge: {bootstrap: 100}", f"judge: {{bootstrap: 100, judges: [reward, {model}]}}")
+    judged = {("judge", policy) for policy in ("base", *RUNS)}
+    assert planned(copy) == judged | {("report", "")}
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    done = copy.snakemake()
+    assert done.returncode != 0 and "judge tiny: no endpoint: set OPENAI_BASE_URL" in done.stdout + done.stderr
+    assert planned(copy) == judged | {("report", "")}
+    with judging() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.address)
+        monkeypatch.setenv("OPENAI_API_KEY", "canary-of-a-key")
+        done = copy.snakemake()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert server.keys == {"Bearer canary-of-a-key"} and server.most > 1
+    summary = json.loads((copy.folder / RESULTS / "judge/dpo/summary.json").read_text())
+    assert set(summary["judges"]) == {"reward", "tiny"} and summary["judges"]["tiny"]["unparsable"] == 0
+    assert summary["n"] == summary["judges"]["tiny"]["n"] == summary["agreement"][0]["n"] > 10
+    assert planned(copy) == set()
+    written = [path for place in ("results", ".snakemake") for path in (copy.folder / place).rglob("*")]
+    for path in written:
+        assert not path.is_file() or b"canary-of-a-key" not in path.read_bytes(), path
 
 
 def test_the_report_reruns_alone(copy: Project):

@@ -49,6 +49,13 @@ def test_length_control_finds_the_rate_at_equal_lengths() -> None:
     assert found["low"] < 0.4 < found["high"] and found["phi"] == pytest.approx(2, abs=0.1)
 
 
+def test_memory_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [1, 1, 0, 0, 1], [9, 8, 1, 2, 3], [1, 1, 9, 9, 4], np.arange(5)
+    whole = length_controlled(*arguments, **ABOUT)
+    monkeypatch.setattr(win_rates, "WEIGHED_AT_ONCE", 5 * 7)
+    assert length_controlled(*arguments, **ABOUT) == whole
+
+
 def test_length_control_needs_lengths_that_differ() -> None:
     assert length_controlled([1, 0, 1], [5, 6, 7], [4, 5, 6], [0, 1, 2], **ABOUT) is None
     longer_wins = length_controlled([1, 1, 0, 0], [9, 8, 1, 2], [1, 1, 9, 9], range(4), **ABOUT)

@@ -14,6 +14,7 @@ from prefdag.statistics import bootstrap_interval, standard_error, win_rate
 BIASED_BELOW = 0.01  # p value at which a judge is called biased by order
 NEARLY_EQUAL = 0.1  # two lengths match when they differ by no more than this share of the longer
 RIDGE = 1e-4  # keeps a resample without a loss, or with wins by length alone, finite; moves nothing else
+WEIGHED_AT_ONCE = 2_000_000  # weights of rows held in memory together: 16 MB, several times over
 STEPS, STEP = 60, 4.0  # of Newton's method: how many at most, and how far one may go
 
 
@@ -71,29 +72,25 @@ def length_controlled(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: 
     spread = gap.std(ddof=1) if len(gap) > 1 else 0.0
     if spread == 0:
         return None
+    x, y = np.tanh(gap / spread), np.asarray(verdicts, dtype=np.float64)
+    theta, phi = logistic(x, y, np.ones((1, len(x))))
     names, where = np.unique(prompts, return_inverse=True)
-    draws = generator(0, "length", seed)
-    counts = np.stack(
-        [np.bincount(draws.integers(0, len(names), len(names)), minlength=len(names)) for _ in range(bootstrap)]
-    )
-    weights = np.concatenate([np.ones((1, len(gap))), counts[:, where]])
-    theta, phi = logistic(np.tanh(gap / spread), np.asarray(verdicts, dtype=np.float64), weights)
-    rates = _sigmoid(theta)
-    low, high = np.quantile(rates[1:], [0.025, 0.975])
-    return {"win_rate": float(rates[0]), "low": float(low), "high": float(high), "phi": float(phi[0])}
+    draws, rates = generator(0, "length", seed), np.empty(bootstrap)
+    at_once = max(1, WEIGHED_AT_ONCE // len(x))
+    for start in range(0, bootstrap, at_once):
+        drawn = draws.integers(0, len(names), size=(min(at_once, bootstrap - start), len(names)))
+        counts = np.stack([np.bincount(one, minlength=len(names)) for one in drawn])
+        rates[start : start + at_once] = _sigmoid(logistic(x, y, counts[:, where])[0])
+    low, high = np.quantile(rates, [0.025, 0.975])
+    rate = float(_sigmoid(theta)[0])
+    return {"win_rate": rate, "low": float(low), "high": float(high), "phi": float(phi[0])}
 
 
 def logistic(x, y, weights) -> tuple[np.ndarray, np.ndarray]:
     """theta, phi [B] that maximise sum_n w_bn (y_n log P_n + (1 - y_n) log(1 - P_n)), logit P_n = theta + phi x_n.
 
-    x, y [N], y between 0 and 1; weights [B, N]. Newton's method on many B at once.
+    x, y [N], y between 0 and 1; weights [B, N]. Newton's method, all B at once.
     """
-    found = [_newton(x, y, part) for part in np.array_split(weights, max(1, weights.size // 4_000_000))]
-    thetas, phis = zip(*found, strict=True)
-    return np.concatenate(thetas), np.concatenate(phis)
-
-
-def _newton(x, y, weights) -> tuple[np.ndarray, np.ndarray]:
     theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
     for _ in range(STEPS):
         p = _sigmoid(theta[:, None] + phi[:, None] * x)

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from prefdag.config.section import Count, Positive, Section, Seed
 
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
+NAME = re.compile(r"[\w./:-]+", re.ASCII)
 OWN_PROMPT = re.compile(r"(?!/)[\w./+ -]+\.txt")
 
 
@@ -68,6 +69,8 @@ class Judge(Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"{name} stands twice; give each model a `name` of its own")
+            if not NAME.fullmatch(name):  # trackers take no other
+                raise ValueError(f"{name!r}: state a `name` of letters, digits and . _ / : - for this judge")
         return judges
 
     @property

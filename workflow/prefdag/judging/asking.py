@@ -12,6 +12,7 @@ from prefdag.errors import UserError
 from prefdag.judging.cache import Answers, key_of, known_answers
 from prefdag.judging.endpoint import Endpoint, Interrupted
 from prefdag.judging.prompts import choice, question, template_of
+from prefdag.scores import Key, read_answers
 
 FOLDER = ".judge"  # below a suite's results
 OURS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0, None: math.nan}  # the verdict for ours by the letter chosen
@@ -26,6 +27,30 @@ class Pair:
     prompt: str
     ours: str
     theirs: str
+
+
+def pairs_of(generations: Path, against: Path, keys: Sequence[tuple[Key, Key]]) -> list[Pair]:
+    """The answers of two folders that stand against each other, by their keys.
+
+    Raises `UserError` for one that is not there, and where both sides' prompts are not the same.
+    """
+    mine, others = read_answers(generations), read_answers(against)
+    pairs = []
+    for ours, theirs in keys:
+        prompt, response = _answer(mine, generations, ours)
+        same, reference = _answer(others, against, theirs)
+        if prompt != same:
+            raise UserError(
+                f"{generations}: prompt {ours[0]} reads differently in {against}; make both from the same data"
+            )
+        pairs.append(Pair(prompt, response, reference))
+    return pairs
+
+
+def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tuple[str, str]:
+    if key not in answers:
+        raise UserError(f"{folder}: has no answer to prompt {key[0]} sample {key[1]}; generate and score it again")
+    return answers[key]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from prefdag.config.judge import LLM, Judge, name_of
 from prefdag.config.section import Section
 from prefdag.errors import UserError
-from prefdag.judging.asking import FOLDER, Opinion, Pair, Questions
-from prefdag.scores import Key, Scores, matched, read_answers, read_scores
+from prefdag.judging.asking import FOLDER, Opinion, Questions, pairs_of
+from prefdag.scores import Key, Scores, matched, read_scores
 from prefdag.stage import Workspace
 from prefdag.win_rates import Judged, agreement, described
 
@@ -112,7 +112,8 @@ def _opinions(
         raise UserError(
             f"judge {name_of(settings.models[0])}: a model reads answers: give --generations and --against_generations"
         )
-    pairs = _pairs(ours, theirs, rows, generations.parent, against_generations.parent)
+    keys = [(ours.keys[row], theirs.keys[other]) for row, other in rows]
+    pairs = pairs_of(generations.parent, against_generations.parent, keys)
     folder = here.journal.root / FOLDER
     asked = [Questions(judge, pairs, folder) for judge in settings.models]
     endpoints = [questions.endpoint() for questions in asked]
@@ -120,29 +121,6 @@ def _opinions(
         if endpoint is not None:
             questions.ask(endpoint, here.name or "all")
     return {name_of(questions.judge): questions.opinions() for questions in asked}
-
-
-def _pairs(ours: Scores, theirs: Scores, rows: Rows, generations: Path, against: Path) -> list[Pair]:
-    mine, others = read_answers(generations), read_answers(against)
-    pairs = []
-    for row, other in rows:
-        (prompt, response), (same, reference) = (
-            _answer(mine, generations, ours.keys[row]),
-            _answer(others, against, theirs.keys[other]),
-        )
-        if prompt != same:
-            number = ours.keys[row][0]
-            raise UserError(f"{generations}: prompt {number} reads differently in {against}; make both from the same")
-        pairs.append(Pair(prompt, response, reference))
-    return pairs
-
-
-def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tuple[str, str]:
-    if key not in answers:
-        raise UserError(
-            f"{folder}: has no answer to prompt {key[0]} sample {key[1]}, though it is scored; generate again"
-        )
-    return answers[key]
 
 
 def _summary(settings: Judge, judged: Sequence[Judged], opinions: dict[str, list[Opinion]]) -> dict[str, Any]:

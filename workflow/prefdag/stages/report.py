@@ -96,6 +96,7 @@ def run(
         matched_kl=job.report.matched_kl,
         evaluation=_evaluation_rows(accuracies),
         reward_model=reward is not None,
+        win_rate_by=_win_rate_by(judges),
         samples=_samples(generations, tables, runs, ["base", *shown], job.report.samples),
         num_prompts=_range(runs["num_prompts"]),
         num_generations=_range(runs["num_generations"]),
@@ -115,6 +116,17 @@ def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
 
 def _summaries(manifests: list[Path]) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads((path.parent / "summary.json").read_text()) for path in manifests}
+
+
+def _win_rate_by(judges: list[Path]) -> str:
+    """Who won over whom, by whom, in words: `with the higher reward than SFT's`."""
+    told = next(iter(_summaries(judges).values()), {"judge": "reward", "held_against": "sft"})
+    other = {"sft": "SFT's", "chosen": "the chosen response"}[told["held_against"]]
+    return (
+        f"with the higher {told['judge']} than {other}"
+        if told["judge"] == "reward"
+        else (f"that the judge {told['judge']} prefers to {other}")
+    )
 
 
 def _figures(

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run the suite first")
     table = Table(title=f"{results.name}: runs (95 % intervals over prompts)", title_justify="left")
-    for column in ("run", "reward", "KL to SFT", "length", "win rate vs SFT"):
+    for column in ("run", "reward", "KL to SFT", "length", f"win rate vs {_against(results)}"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     with path.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -31,6 +32,12 @@ def main(argv: list[str]) -> int:
     print(f"table:   {path}")
     print("MLflow:  make ui")
     return 0
+
+
+def _against(results: Path) -> str:
+    """What the win rates are over, as the judgements say."""
+    told: dict[str, str] = next((json.loads(path.read_text()) for path in results.glob("judge/*/summary.json")), {})
+    return {"chosen": "chosen"}.get(told.get("held_against", ""), "SFT")
 
 
 def _cells(row: dict[str, str]) -> list[str]:
