@@ -2,6 +2,7 @@
 
 import os
 import sys
+from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
@@ -34,10 +35,12 @@ SUITE = checked_suite()
 RESULTS = f"results/{SUITE.name}"
 WEIGHTS = "model/model.safetensors"
 
-# The interpreter that runs Snakemake runs the jobs; only `fetch` may reach the network.
+# The interpreter that runs Snakemake runs the jobs; only `fetch` may reach the network. A signal reaches every process of
+# a job at once: the shell waits for the stage to save and end, and `tee` for what it still has to say.
 shell.prefix(
-    f"set -euo pipefail; export PATH='{os.path.dirname(sys.executable)}':\"$PATH\" PYTHONPATH='{ROOT}/workflow' PYTHONUNBUFFERED=1 "
-    "TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
+    f"set -euo pipefail; export PATH={quote(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quote(ROOT + '/workflow')}"
+    " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
+    "trap : INT TERM; tee() {{ trap '' INT TERM; exec tee \"$@\"; }}; "
 )
 WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "
