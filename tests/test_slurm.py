@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MINI, Project, checkout, environment
+from conftest import MINI, ROOT, Project, checkout, environment
 from slurm_cluster import Cluster, cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -191,6 +191,12 @@ def test_two_nodes_run_one_program():
             "srun", "-N2", "--gpus-per-node=1", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"
         )
         assert sorted(said.splitlines()) == ["n1 0", "n2 0"]
+        doctor = [sys.executable, "-m", "prefdag", "doctor"]
+        inside = {**running.environment, "PYTHONPATH": str(ROOT / "workflow")}
+        said = subprocess.run(doctor, cwd=ROOT, env=inside, capture_output=True, text=True).stdout
+        assert "squeue knows ended jobs for 300 s, there is no accounting\n" in said
+        assert "warning  slurm     SLURM_CONF is set" in said
+        assert "\nok       site " in said
 
 
 def test_a_cluster_leaves_nothing_behind():
