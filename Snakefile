@@ -30,6 +30,8 @@ else:
     include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
     include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
 
+include: "workflow/rules/targets.smk"  # what `all` asks for beside the report
+
 
 rule all:
     input:

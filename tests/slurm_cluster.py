@@ -1,7 +1,7 @@
 """A Slurm cluster of our own on this machine: its daemons, keys, ports and nodes, all in one temporary folder.
 
-Nothing of the system's own Slurm is read or changed: every program finds this cluster by SLURM_CONF. GPUs are pretended,
-a file each; Slurm counts them and sets CUDA_VISIBLE_DEVICES as it does for real ones.
+Nothing of the system's own Slurm is read or changed: every program finds this cluster by SLURM_CONF. GPUs are
+pretended, a device file each; Slurm counts them and sets CUDA_VISIBLE_DEVICES as it does for real ones.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # Slurm takes nothing for a GPU but a device file
 PATIENCE = 60.0  # seconds that the cluster may take to do what it is asked
 
@@ -28,7 +28,8 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+# A job that lost its node may start anew once its credential has expired.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -52,7 +53,6 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=2
 KillWait=5
 ReturnToService=2
-SlurmdTimeout=10
 """
 # Each task writes down which job it belongs to and which GPUs it was given.
 PROLOG = """#!/bin/sh
@@ -78,21 +78,21 @@ def _found(program: str) -> str | None:
 
 @dataclass
 class Cluster:
-    """A running cluster. nodes: name -> number of GPUs. environment: what programs need to find it."""
+    """A running cluster. nodes: name -> number of GPUs; each is a partition, too. environment: how programs find it."""
 
     folder: Path
     nodes: Mapping[str, int]
     environment: dict[str, str]
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, *command: str) -> None:
-        """Start a daemon in the foreground; it is told to end when whoever started it does."""
+    def start(self, name: str, *command: str, **variables: str) -> None:
+        """Start a daemon in the foreground; it ends with whoever started it."""
         program = _found(command[0])
         assert program is not None
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", program, *command[1:]],
-                env=self.environment,
+                env={**self.environment, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -100,17 +100,21 @@ class Cluster:
             )
 
     def start_node(self, node: str) -> None:
-        self.start(node, "slurmd", "-D", "-N", node)
+        self.start(node, "slurmd", "-D", "-N", node, SLURMD_NODENAME=node)  # inherited by all that runs there
         self.wait(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} to be there")
 
     def stop_node(self, node: str) -> None:
-        """Kill a node with everything that runs on it, as a power cut does."""
-        self.daemons[node].kill()
+        """End a node with everything that runs on it as a power cut does: nobody is left to report another's death.
+
+        The controller would find out by itself after SlurmdTimeout, which is long enough for a machine that is busy.
+        """
+        mark = f"SLURMD_NODENAME={node}".encode()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in self.processes():
+                if mark in _environ(process).split(b"\0"):
+                    _send(process, number)
         self.daemons.pop(node).wait()
-        for process in self._processes():
-            if f"SLURMD_NODENAME={node}".encode() in _environ(process).split(b"\0") or _is_step_of(process, node):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+        self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power")
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's programs prints."""
@@ -121,11 +125,10 @@ class Cluster:
     def state(self, node: str) -> str:
         return self.ask("sinfo", "--noheader", "--nodes", node, "--format", "%T").strip().rstrip("*")
 
-    def jobs(self, *states: str) -> dict[str, str]:
-        """Rule and wildcards (Snakemake's comment) -> Slurm's job id, of jobs in these states, or in any."""
-        chosen = ",".join(states) or "all"
-        lines = self.ask("squeue", "--noheader", "--states", chosen, "--format", "%i|%k").splitlines()
-        return {comment: job for job, comment in (line.split("|") for line in sorted(lines))}
+    def jobs(self, partition: str, state: str = "all") -> dict[str, str]:
+        """Slurm's job id -> rule and wildcards (Snakemake's comment), of a partition's jobs in a state."""
+        asked = ["squeue", "--noheader", f"--partition={partition}", f"--states={state}", "--format=%i|%k"]
+        return dict(line.split("|") for line in sorted(self.ask(*asked).splitlines()))
 
     def devices(self) -> dict[str, set[str]]:
         """Slurm's job id -> what CUDA_VISIBLE_DEVICES was in its tasks ("none" where it was not set)."""
@@ -135,11 +138,11 @@ class Cluster:
             found.setdefault(job, set()).add(devices)
         return found
 
-    def wait(self, done: Callable[[], bool], what: str) -> None:
-        """Wait until `done`, looking often; fail with the daemons' logs after PATIENCE."""
-        deadline = time.monotonic() + PATIENCE
+    def wait(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+        """Wait until `done`, looking often; fail with the daemons' logs when patience ends."""
+        deadline = time.monotonic() + patience
         while not done():
-            assert time.monotonic() < deadline, f"waited {PATIENCE:.0f} s for {what}\n{self.logs()}"
+            assert time.monotonic() < deadline, f"waited {patience:.0f} s for {what}\n{self.logs()}"
             time.sleep(0.2)
 
     def logs(self) -> str:
@@ -147,7 +150,7 @@ class Cluster:
         paths = [*self.folder.glob("*.log"), *self.folder.glob("*.out")]
         return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(paths))
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
         """Every process that this cluster started, daemons and jobs: what has its folder in SLURM_CONF."""
         mark = f"SLURM_CONF={self.folder}/slurm.conf".encode()
         running = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
@@ -158,11 +161,10 @@ class Cluster:
         for daemon in self.daemons.values():
             daemon.kill()
         for _ in range(50):
-            if not (left := self._processes()):
+            if not (left := self.processes()):
                 break
             for process in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+                _send(process, signal.SIGKILL)
             time.sleep(0.05)
         for daemon in self.daemons.values():
             daemon.wait()
@@ -175,18 +177,14 @@ def _environ(process: int) -> bytes:
         return b""
 
 
-def _is_step_of(process: int, node: str) -> bool:
-    """Whether a process is the one that Slurm keeps beside each job step of a node."""
-    try:
-        said = Path(f"/proc/{process}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return said.startswith(b"slurmstepd") and node.encode() in _environ(process)
+def _send(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 @contextlib.contextmanager
 def cluster(nodes: Mapping[str, int]) -> Iterator[Cluster]:
-    """A cluster with these nodes and GPUs, ready for jobs; gone, processes and folder, when the block is left."""
+    """A cluster with these nodes and numbers of GPUs, ready for jobs; gone, with its folder, when the block is left."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path may have 107 characters
     path = f"{folder}/bin:{os.environ['PATH']}:/usr/sbin:/sbin"
     environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
@@ -218,7 +216,8 @@ def _write(started: Cluster) -> None:
             (folder / f"{node}gpu{gpu}").symlink_to(DEVICES[gpu])
         devices.append(f"NodeName={node} Name=gpu File={folder}/{node}gpu[0-{gpus - 1}]")
         (folder / f"spool-{node}").mkdir()
-    lines.append(f"PartitionName=all Nodes={','.join(started.nodes)} Default=YES MaxTime=INFINITE State=UP")
+        lines.append(f"PartitionName={node} Nodes={node} MaxTime=INFINITE State=UP")
+    lines.append("PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
     (folder / "state").mkdir()
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
     (folder / "gres.conf").write_text("\n".join(devices) + "\n")

@@ -7,6 +7,7 @@ from importlib import import_module, util
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
+from prefdag.lease import take_gpu
 from prefdag.warm import run_warm
 
 
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
             if (code := run_warm(argv)) is not None:
                 return code
+            take_gpu(name)
             stage = _imported(f"prefdag.stages.{name}")
             return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
         if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):

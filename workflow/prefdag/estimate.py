@@ -37,6 +37,19 @@ def costs(suite: Suite, size: Size) -> list[Cost]:
     return list(_costs(suite, size))
 
 
+def disk(suite: Suite, size: Size) -> float:
+    """GB of float32 weights that a suite leaves (base, SFT, rewards, runs), and of one training's resumable state."""
+    rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+    trainings = [suite.sft, *rewards, *(run.preference for run in suite.runs)]
+    state = 4 + max(_moments(one) for one in trainings)
+    return size.parameters * (4 * (1 + len(trainings)) + state) / 1e9
+
+
+def _moments(training: Training) -> int:
+    """Bytes that the optimizer keeps of each parameter."""
+    return {"adamw": 8, "rmsprop": 4}[training.optimizer]
+
+
 def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
     prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
     whole = pairs * (prompt + 2 * response)
@@ -71,9 +84,8 @@ def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons
         steps = math.ceil(one.epochs * comparisons / one.batch_size)
         seen = min(steps, one.max_steps or steps) * one.batch_size
         hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
-        state = {"adamw": 8, "rmsprop": 4}[one.optimizer]
         activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
-        most = max(most, ((8 + state) * size.parameters + activations) / 1e9)
+        most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)
     return Cost(stage, len(trainings), hours, most)
 
 

@@ -37,10 +37,12 @@ class Site(Section):
 def read_site(path: Path = SITE, environment: Mapping[str, str] = os.environ) -> Site:
     """The site of `path` under what the environment says. Raises `UserError` for a key or value that is none."""
     values = read_yaml(path) if path.is_file() else {}
-    where = os.path.relpath(path)
-    Site.parse(values, where)
-    stated = {key: environment[PREFIX + key.upper()] for key in Site.model_fields if environment.get(PREFIX + key.upper())}
-    return Site.parse({**values, **stated}, f"{PREFIX}* over {where}" if stated else where)
+    Site.parse(values, os.path.relpath(path))
+    for key in Site.model_fields:
+        if value := environment.get(PREFIX + key.upper()):
+            Site.parse({key: value}, PREFIX + key.upper())
+            values[key] = value
+    return Site.parse(values, os.path.relpath(path))
 
 
 def site_of_profile() -> Site:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
@@ -36,9 +37,12 @@ RESULTS = f"results/{SUITE.name}"
 WEIGHTS = "model/model.safetensors"
 
 # The interpreter that runs Snakemake runs the jobs; only `fetch`, and `judge` where a model judges, may reach the network.
+# A signal reaches every process of a job at once: the shell waits for the stage to save and end, and `tee` for what it
+# still has to say.
 shell.prefix(
-    f"set -euo pipefail; export PATH='{os.path.dirname(sys.executable)}':\"$PATH\" PYTHONPATH='{ROOT}/workflow' PYTHONUNBUFFERED=1 "
-    "TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
+    f"set -euo pipefail; export PATH={quote(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quote(ROOT + '/workflow')}"
+    " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
+    "trap : INT TERM; tee() {{ trap '' INT TERM; exec tee \"$@\"; }}; "
 )
 WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "
@@ -85,14 +89,6 @@ def reader_of(wildcards):
     return [] if policy_manifest(wildcards) else [manifest(plan.folder_of(SUITE, "base"))]
 
 
-def besides_the_report():
-    """What the suite asks for and the report does not read: further answers' scores and verdicts, Best-of-N."""
-    further = [] if plan.is_exact(SUITE) else [name for name in plan.answers(SUITE) if name not in plan.policies(SUITE)]
-    judged = [name for name in further if plan.against(SUITE, name)]
-    pooled = ["best_of_n"] if f"sft@{plan.POOL}" in further else []
-    return [manifest(folder) for folder in [*(f"score/{n}" for n in further), *(f"judge/{n}" for n in judged), *pooled]]
-
-
 def ancient_weights(folder):
     return [] if folder == "fetch/model" else [ancient(f"{RESULTS}/{folder}/{WEIGHTS}")]
 
@@ -103,21 +99,6 @@ def classifier_manifest():
 
 def classifier_option(wildcards, input):
     return f"--classifier {input.classifier}" if input.classifier else ""
-
-
-def below_the_report():
-    """What the report is made of. `all` asks for these too: where a rerun failed, the file that it took away would not
-    be missed as long as an old report is there."""
-    read = [path for path in rules.report.input if path.endswith("manifest.json")]
-    if plan.is_exact(SUITE):
-        return read
-    trained = {plan.dataset_of(SUITE, run.name) for run in SUITE.runs}
-    cached = {plan.dataset_of(SUITE, run.name) for run in SUITE.runs if plan.reads_reference(SUITE, run.name)}
-    folders = ["fetch/data", plan.folder_of(SUITE, "base"), "prepare/demonstrations", "sft"]
-    folders += ["pairs"] if SUITE.pairs else []
-    folders += sorted(f"prepare/{dataset}" for dataset in trained) + sorted(f"reference/{dataset}" for dataset in cached)
-    folders += [folder for folder in (plan.classifier_folder(SUITE), plan.tokenizer_folder(SUITE)) if folder]
-    return [*read, *map(manifest, folders)]
 
 
 def tokenizer_option(wildcards, input):

@@ -1,0 +1,96 @@
+"""One GPU for each job of a machine with several, without a scheduler: a job locks a file that stands for its device.
+
+The lock is the process's own (flock), so it ends with the process however that ends. A job that finds every device
+taken waits. Devices are those of PREFDAG_GPUS (`0,1`; empty for none), of CUDA_VISIBLE_DEVICES, or what nvidia-smi
+lists; where there are none, jobs share the CPUs as ever.
+"""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prefdag.errors import UserError
+from prefdag.sources import PACKAGE, sources
+
+VARIABLE = "PREFDAG_GPUS"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+PATIENCE = 0.5  # seconds between two looks at devices that are all taken
+
+
+def take_gpu(stage: str) -> None:
+    """Leave this process one GPU for the rest of its life, if its stage runs a model; wait until one is free.
+
+    To be called before torch looks for devices. Raises `UserError` for a device that cannot be locked.
+    """
+    if PACKAGE / "models.py" not in sources(stage):
+        return
+    found = devices(os.environ)
+    if found and not _is_scheduled(found):
+        os.environ[VISIBLE] = _locked(found)
+
+
+def devices(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that there are to share, by index or UUID, as CUDA_VISIBLE_DEVICES has them."""
+    for name in (VARIABLE, VISIBLE):
+        if name in environment:
+            stated = [device.strip() for device in environment[name].split(",") if device.strip()]
+            for device in stated:
+                if not re.fullmatch(r"[\w/.-]+", device):
+                    raise UserError(f"{name}: expected devices such as 0,1 or their UUIDs, got {environment[name]!r}")
+            return [device for device in stated if device not in ("-1", "NoDevFiles")]
+    try:
+        ask = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
+def _is_scheduled(found: Sequence[str]) -> bool:
+    """Whether Slurm has given this job its one device, which is nobody else's (and has another's number, maybe)."""
+    return "SLURM_JOB_ID" in os.environ and len(found) == 1
+
+
+def _locked(found: Sequence[str]) -> str:
+    """The device whose lock this process now holds, and never lets go."""
+    told = False
+    while True:
+        for device in found:
+            file = _opened(device)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return device
+            except BlockingIOError:
+                os.close(file)
+        if not told:
+            print(f"prefdag: waiting for a GPU, as {', '.join(found)} are taken", file=sys.stderr, flush=True)
+            told = True
+        time.sleep(PATIENCE)
+
+
+def _opened(device: str) -> int:
+    """The file of a device, perhaps another user's: it is only ever read. A Slurm job has numbers of its own."""
+    job = os.environ.get("SLURM_JOB_ID")
+    name = "-".join(["prefdag-gpu", *([job] if job else []), device.replace("/", "_")])
+    memory = Path("/dev/shm")  # this machine's alone, which a folder for temporary files may not be
+    path = (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())) / name
+    try:
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                pass
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444)
+                os.fchmod(file, 0o444)
+                return file
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); say {VARIABLE}= to share no GPUs") from None
