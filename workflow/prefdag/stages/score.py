@@ -53,6 +53,8 @@ def run(
     settings = job.score
     device = set_up(settings.threads)
     here.reads_model("policy", here.name or "policy")
+    if classifier is not None:
+        here.reads_model("classifier", "classifier")
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
