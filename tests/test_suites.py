@@ -78,7 +78,8 @@ def zephyr() -> PreTrainedTokenizerFast:
 
 
 def review(split: str, number: int) -> Row:
-    return {"text": " ".join(WORDS[(number + place) % len(WORDS)] for place in range(12)), "label": number % 2}
+    said = [WORDS[(number + place * (1 + number % 3)) % len(WORDS)] for place in range(12)]
+    return {"text": " ".join(said), "label": number % 2}
 
 
 def post(split: str, number: int) -> Row:
@@ -148,7 +149,7 @@ def tiny(name: str, folder: Path) -> Suite:
     if "pairs" in stated:
         changes["pairs"] = {"max_new_tokens": 60, "batch_size": 64}
     if (stated.get("pairs") or {}).get("max_prompts"):
-        changes["pairs"]["max_prompts"] = 12
+        changes["pairs"]["max_prompts"] = 20
     if (stated.get("classifier") or {}).get("source"):
         changes["classifier"] = {"source": str(tiny_roberta(folder / "classifier", WORDS)), "revision": None}
     changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})

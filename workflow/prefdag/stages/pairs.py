@@ -40,6 +40,8 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path, classifier: Path
     device = set_up(job.pairs.threads)
     truth = ground_truth(job.pairs.reward, classifier, device)
     here.reads_model("policy", "sft")
+    if classifier is not None:
+        here.reads_model("classifier", "classifier")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
     reach = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens

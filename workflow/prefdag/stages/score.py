@@ -60,6 +60,8 @@ def run(
     weights = weights_of(policy, job.checkpoint) if policy is not None else None
     if policy is not None and weights is not None:
         here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
+    if classifier is not None:
+        here.reads_model("classifier", "classifier")
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
