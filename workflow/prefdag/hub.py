@@ -6,7 +6,6 @@ that fails leaves the files that have come whole, and the next one takes them fr
 
 import fnmatch
 import hashlib
-import itertools
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,16 +36,16 @@ def _about(repository: Repository) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    for attempt in itertools.count(1):
+    asked = {"repo_type": repository.kind, "revision": repository.revision, "files_metadata": True}
+    for attempt in range(1, ATTEMPTS):
         try:
-            return HfApi().repo_info(
-                repository.name, repo_type=repository.kind, revision=repository.revision, files_metadata=True
-            )
+            return HfApi().repo_info(repository.name, **asked)
         except HfHubHTTPError as error:
             status = error.response.status_code
-            if attempt == ATTEMPTS or (status != 429 and status < 500):
+            if status != 429 and status < 500:
                 raise
         time.sleep(0.2 * 2**attempt)
+    return HfApi().repo_info(repository.name, **asked)
 
 
 def download(locked: Locked, patterns: tuple[str, ...]) -> dict[str, Path]:

@@ -134,7 +134,8 @@ def answers(suite: Suite) -> list[str]:
     for name, variant in suite.generate.variants.items():
         found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
     found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
-    return [*found, *([f"sft@{POOL}"] if suite.generate.best_of else []), *([CHOSEN] if suite.generate.chosen or suite.judge.against == CHOSEN else [])]
+    found += [f"sft@{POOL}"] if suite.generate.best_of else []
+    return [*found, *([CHOSEN] if suite.generate.chosen or suite.judge.against == CHOSEN else [])]
 
 
 def against(suite: Suite, name: str) -> str | None:
