@@ -36,7 +36,7 @@ def _about(repository: Repository) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    asked = {"repo_type": repository.kind, "revision": repository.revision, "files_metadata": True}
+    asked: dict[str, Any] = {"repo_type": repository.kind, "revision": repository.revision, "files_metadata": True}
     for attempt in range(1, ATTEMPTS):
         try:
             return HfApi().repo_info(repository.name, **asked)
