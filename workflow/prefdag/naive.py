@@ -15,7 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from prefdag.config.sampling import Sampling
 from prefdag.logprobs import LogProbs
+from prefdag.sampling import choose
+from prefdag.seeds import generator
 from prefdag.store import Comparison
 
 
@@ -42,6 +45,22 @@ def naive_logprobs(model: PreTrainedModel, comparisons: Sequence[Comparison]) ->
     rows = torch.arange(len(tokens))[:, None].expand(-1, tokens.shape[1] - 1)
     kept = counted[:, 1:]
     return LogProbs(shifted[kept], rows[kept], (len(comparisons), len(comparisons[0].responses)))
+
+
+@torch.no_grad()
+def naive_sample(
+    model: PreTrainedModel, prompt: Sequence[int], key: int, number: int, settings: Sampling, eos: int
+) -> tuple[list[int], list[float]]:
+    """Ids and log-probs of one response that `prefdag.sampling.sample` draws: all tokens encoded anew for each."""
+    noise = generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
+    ids, values = list[int](), list[float]()
+    with transformers_attention(model):
+        while len(ids) < settings.max_new_tokens and eos not in ids:
+            logits = model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[:, -1].float()
+            chosen = choose(logits, torch.tensor(noise[len(ids)])[None], settings.temperature, settings.top_p)
+            values.append(logits.log_softmax(-1)[0, chosen].item())
+            ids.append(int(chosen))
+    return ids, values
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from prefdag.errors import UserError
 from prefdag.manifest import read_manifest
 from prefdag.models import load_policy, set_up
 from prefdag.sampling import Sample, sample
+from prefdag.sampling_vllm import sample_vllm
 from prefdag.stage import Workspace
 from prefdag.store import Store
 from prefdag.tokens import ending, load_tokenizer
@@ -68,7 +69,10 @@ def _sampled(
     here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
     reach = max(map(len, prompts), default=0) + settings.max_new_tokens
     check_window(weights, reach, "prompts and generate.max_new_tokens")
-    drawn = sample(load_policy(weights, device), prompts, numbers, settings, end)
+    if settings.backend == "vllm":
+        drawn = sample_vllm(weights, prompts, numbers, settings, end)
+    else:
+        drawn = sample(load_policy(weights, device), prompts, numbers, settings, end)
     return sorted(drawn, key=lambda one: (one.prompt, one.sample))
 
 
