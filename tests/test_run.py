@@ -32,6 +32,21 @@ def planned(project: Project, suite: str = "configs/mini.yaml") -> set[tuple[str
     return found
 
 
+def why(project: Project, *targets: str) -> dict[str, list[str]]:
+    """Job -> its reasons, as `prefdag why` prints them."""
+    command = [sys.executable, "-m", "prefdag", "why", *targets, "--configfile", "configs/mini.yaml"]
+    inside = {**environment(), "PYTHONPATH": str(project.folder / "workflow")}
+    done = subprocess.run(command, cwd=project.folder, env=inside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("  "):
+            found[next(reversed(found))].append(line.strip())
+        else:
+            found[line] = []
+    return found
+
+
 def following(*policies: str) -> set[tuple[str, str]]:
     """What follows a run's weights: its generations, scores and judgement, and the report."""
     return {(stage, policy) for stage in ("generate", "score", "judge") for policy in policies} | AFTER_SCORES
@@ -44,6 +59,49 @@ def test_nothing_changed_nothing_runs(finished: Project):
 def test_a_beta_reruns_its_run_and_what_follows(copy: Project):
     copy.edit("configs/mini.yaml", "name: dpo-strong, method: dpo, beta: 1}", "name: dpo-strong, method: dpo, beta: 2}")
     assert planned(copy) == {("preference", "dpo-strong")} | following("dpo-strong")
+
+
+def test_why_names_the_key_that_changed_and_what_follows(copy: Project):
+    assert why(copy) == {"nothing would run": []}
+    copy.edit("configs/mini.yaml", "name: dpo-strong, method: dpo, beta: 1}", "name: dpo-strong, method: dpo, beta: 2}")
+    assert why(copy, f"{RESULTS}/judge/dpo-strong/manifest.json") == {
+        "preference dpo-strong": ["config: objective.beta: 1.0 -> 2.0"],
+        "generate dpo-strong": ["after: preference dpo-strong"],
+        "score dpo-strong": ["after: generate dpo-strong, preference dpo-strong"],
+        "judge dpo-strong": ["after: score dpo-strong"],
+    }
+    assert why(copy)["report"][0] == "config: runs.1.objective.beta: 1.0 -> 2.0"
+
+
+def test_why_names_the_lines_that_changed(copy: Project):
+    path = "workflow/prefdag/stages/judge.py"
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "workflow"], ["commit", "-q", "-m", "as it was"]):
+        subprocess.run([*git, *command], cwd=copy.folder, check=True)
+    lines = (copy.folder / path).read_text().splitlines()
+    at = lines.index("class Job(Section):")
+    (copy.folder / path).write_text("\n".join([*lines[:at], "NEW = 1", "", "", *lines[at:]]) + "  # so\n")
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], cwd=copy.folder, capture_output=True, text=True).stdout[:8]
+    changed = f"changed: {path} (+4 -1 since {commit}, lines {at + 1}-{at + 3}, {len(lines) + 3})"
+    asked = why(copy)
+    assert asked.pop("report") == ["after: judge base, judge dpo, judge dpo-strong, judge simpo"]
+    assert asked == {f"judge {run}": [changed] for run in ("base", *RUNS)}
+    shutil.rmtree(copy.folder / ".git")
+    assert why(copy)["judge dpo"] == [f"changed: {path}"]
+
+
+def test_why_names_what_is_missing_and_what_was_never_there(copy: Project):
+    (copy.folder / RESULTS / "judge/dpo/manifest.json").unlink()
+    asked = why(copy, f"{RESULTS}/judge/dpo/manifest.json")
+    assert asked == {"judge dpo": [f"missing: {RESULTS}/judge/dpo/manifest.json"]}
+    copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: new, method: cdpo, beta: 0.3}\n")
+    assert why(copy, f"{RESULTS}/preference/new/manifest.json") == {"preference new": ["never run"]}
+
+
+def test_why_names_an_input_that_is_not_what_was_read(copy: Project):
+    path = f"{RESULTS}/score/sft/manifest.json"
+    (copy.folder / path).write_text((copy.folder / path).read_text() + "\n")
+    assert why(copy, f"{RESULTS}/judge/dpo/manifest.json") == {"judge dpo": [f"changed: {path}"]}
 
 
 def test_a_new_row_runs_itself_and_what_follows(copy: Project):

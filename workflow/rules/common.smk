@@ -36,11 +36,17 @@ SUITE = checked_suite()
 RESULTS = f"results/{SUITE.name}"
 WEIGHTS = "model/model.safetensors"
 
+
+def quoted(path):
+    """A path of the user's in a shell command that Snakemake formats: one word, whatever it holds."""
+    return quote(path).replace("{", "{{").replace("}", "}}")
+
+
 # The interpreter that runs Snakemake runs the jobs; only `fetch`, and `judge` where a model judges, may reach the network.
 # A signal reaches every process of a job at once: the shell waits for the stage to save and end, and `tee` for what it
 # still has to say.
 shell.prefix(
-    f"set -euo pipefail; export PATH={quote(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quote(ROOT + '/workflow')}"
+    f"set -euo pipefail; export PATH={quoted(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quoted(ROOT + '/workflow')}"
     " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
     "trap : INT TERM; tee() {{ trap '' INT TERM; exec tee \"$@\"; }}; "
 )

@@ -17,7 +17,7 @@ if not os.path.exists(SUITE.lock):  # once it is there, it is the user's: nothin
         output:
             SUITE.lock,
         shell:
-            "python -m prefdag lock " + " ".join(map(os.path.relpath, workflow.configfiles))
+            "python -m prefdag lock " + " ".join(quoted(os.path.relpath(path)) for path in workflow.configfiles)
 
 
 rule fetch:
