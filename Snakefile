@@ -34,4 +34,3 @@ else:
 rule all:
     input:
         f"{RESULTS}/report/manifest.json",
-        besides_the_report(),

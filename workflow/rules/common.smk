@@ -85,14 +85,6 @@ def reader_of(wildcards):
     return [] if policy_manifest(wildcards) else [manifest(plan.folder_of(SUITE, "base"))]
 
 
-def besides_the_report():
-    """What the suite asks for and the report does not read: further answers' scores and verdicts, Best-of-N."""
-    further = [] if plan.is_exact(SUITE) else [name for name in plan.answers(SUITE) if name not in plan.policies(SUITE)]
-    judged = [name for name in further if plan.against(SUITE, name)]
-    pooled = ["best_of_n"] if f"sft@{plan.POOL}" in further else []
-    return [manifest(folder) for folder in [*(f"score/{n}" for n in further), *(f"judge/{n}" for n in judged), *pooled]]
-
-
 def ancient_weights(folder):
     return [] if folder == "fetch/model" else [ancient(f"{RESULTS}/{folder}/{WEIGHTS}")]
 
