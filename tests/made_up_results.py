@@ -135,7 +135,7 @@ def write_curves(folder: Path, run: dict, num_steps: int) -> Path:
     curve["chosen_logprob"], curve["rejected_logprob"] = chosen - 62, rejected - 60
     for side, values in (("chosen", chosen), ("rejected", rejected)):
         curve[f"held_out_{side}_logratio"] = np.where(step % 5 == 1, values, np.nan)  # measured now and then
-    curve["held_out_chosen_fell"] = np.where(step % 5 == 1, (0.5 - 0.008 * chosen).clip(0, 1), np.nan)
+    curve["held_out_chosen_fell"] = np.where(step % 5 == 1, 1 / (1 + np.exp(0.4 * chosen)), np.nan)
     curve.to_csv(folder / "curves.csv", index=False)
     return touched(folder)
 
@@ -210,6 +210,9 @@ def write_further(root: Path, inputs: dict, runs: list[dict], num_prompts: int) 
     answers += [{"name": f"{run['name']}@step{step}", **drawn} for run in runs for step in (15, 30, 45)]
     further = [told["name"] for told in answers[len(policies) :]]
     scores = [write_scores(root / "score" / n, score_table(n, num_prompts), n, True) for n in further]
+    for name in (*further, "sft@pool"):
+        (root / "generate" / name).mkdir()
+        touched(root / "generate" / name)
     for path in (root / "judge").glob("*/*"):
         path.unlink()
     for path in (root / "judge").glob("*"):

@@ -62,8 +62,3 @@ def alike(table: pd.DataFrame) -> pd.DataFrame:
         drawn = row["run"] in own.index and row["variant"] != POOL and step_of(row["answers"]) is None
         kept.append(drawn and all(row[key] == own.at[row["run"], key] for key in DRAWN[1:]))
     return table[kept]
-
-
-def displays_of(table: pd.DataFrame) -> list[str]:
-    """What each set of answers is called: its policy as figures name it, and its variant."""
-    return [" @ ".join(filter(None, [row.display, row.variant])) for row in table.itertuples()]

@@ -1,6 +1,6 @@
 """Win rates of further sets of answers: over sampling temperatures, and over the checkpoints of a training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefdag.answers_table import alike, checkpoints
-from prefdag.figures import GREY, look, method_styles, new_figure
-from prefdag.tables import BEFORE_ALIGNMENT, title
+from prefdag.figures import BEFORE_STYLES, GREY, look, method_styles, new_figure
+from prefdag.figures_training import setting_colours, settings_legend
+from prefdag.tables import BEFORE_ALIGNMENT
 
 TOGETHER = 7  # policies that one panel can hold
 ACROSS = 3  # panels in a row
@@ -22,7 +23,10 @@ def by_temperature(answers: pd.DataFrame, label: str) -> Figure | None:
     """
     drawn = alike(answers)
     drawn = drawn[drawn["win_rate"].notna() & drawn["temperature"].notna()]
-    drawn = drawn.groupby("run", sort=False).filter(lambda own: own["temperature"].nunique() > 1)
+    # SFT against itself is a half at any temperature, which is no finding.
+    drawn = drawn.groupby("run", sort=False).filter(
+        lambda own: own["temperature"].nunique() > 1 and own["win_low"].notna().any()
+    )
     return _curves(drawn, "temperature", "sampling temperature", label) if len(drawn) else None
 
 
@@ -57,13 +61,18 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
     rows = -(-len(groups) // ACROSS)
     columns = min(ACROSS, len(groups))
     with look():
-        figure = new_figure(7.2, 3.8) if not split else new_figure(0.9 + 3.4 * columns, 0.3 + 2.5 * rows)
+        figure = new_figure(7.2, 3.8) if not split else new_figure(1.2 + 2.5 * columns, 0.5 + 2.3 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, method in zip(panels, groups, strict=False):
-            members = table if method is None else table[table["method"].isin([*BEFORE_ALIGNMENT, method])]
-            _draw(axes, members, x)
-            if method is not None:
-                axes.set_title(title(method))
+            if method is None:
+                _draw(axes, table, x, method_styles(runs))
+                axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+                continue
+            own = table[table["method"] == method].drop_duplicates("run")
+            colours = dict(zip(own["run"], setting_colours(own), strict=True))
+            members = table[table["run"].isin(colours) | table["method"].isin(BEFORE_ALIGNMENT)]
+            _draw(axes, members, x, BEFORE_STYLES | {run: (colour, "o") for run, colour in colours.items()})
+            settings_legend(axes, own)
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         figure.supxlabel(x_label, fontsize=9)
@@ -71,12 +80,11 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, members: pd.DataFrame, x: str) -> None:
+def _draw(axes: Axes, members: pd.DataFrame, x: str, styles: Mapping[str, tuple]) -> None:
     axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     runs = list(dict.fromkeys(members["run"]))
     span = float(members[x].max() - members[x].min())
     shifts = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.008 * span  # intervals at one place stay apart
-    styles = method_styles(runs)
     for run, shift in zip(runs, shifts, strict=True):
         own = members[members["run"] == run].sort_values(x)
         place = own[x].to_numpy(dtype=float) + shift
@@ -87,4 +95,3 @@ def _draw(axes: Axes, members: pd.DataFrame, x: str) -> None:
         bars = {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.3}
         axes.errorbar(place, rate, [rate - low, high - rate], label=own["display"].iloc[0], zorder=3, **shape, **bars)
     axes.yaxis.set_major_formatter("{x:g}%")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from prefdag.figures import GREY, INK, look, method_styles, new_figure, place_labels
 from prefdag.tables import BEFORE_ALIGNMENT, title
@@ -94,18 +95,11 @@ def draw_best_of_n(axes: Axes, pool: dict[str, pd.DataFrame], named: bool = True
         axes.scatter(rows["kl"], rows["reward"], s=12, c="white", edgecolors=INK, linewidths=0.8, zorder=4)
     if named and pool:
         first = next(iter(pool.values()))
-        for row in first.to_dict("records"):
-            if row["n"] > 1:
-                axes.annotate(
-                    f"N={row['n']}" if row["n"] == first["n"].max() else str(row["n"]),
-                    (row["kl"], row["reward"]),
-                    (0, 5),
-                    textcoords="offset points",
-                    fontsize=6.5,
-                    ha="center",
-                    color=INK,
-                    zorder=6,
-                )
+        style = {"fontsize": 6.5, "ha": "right", "color": INK, "zorder": 6, "textcoords": "offset points"}
+        halo = [withStroke(linewidth=2, foreground="white")]
+        for row in first[first["n"] > 1].to_dict("records"):
+            text = f"N={row['n']}" if row["n"] == first["n"].max() else str(row["n"])
+            axes.annotate(text, (row["kl"], row["reward"]), (-4, 2), path_effects=halo, **style)
 
 
 def _scale(axes: Axes, kl: pd.Series, room: float = 0.06) -> None:

@@ -29,7 +29,7 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     with look():
         figure, panels = _panels(curves, runs)
         for axes, members in panels:
-            for run, colour in zip(members["run"], _colours(members), strict=True):
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
                 for side, dashes in LINES.items():
                     _draw(axes, curves[run], f"held_out_{side}_logratio", colour, dashes)
             axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
@@ -53,11 +53,12 @@ def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_ou
         figure, panels = _panels(curves, runs, sharey=True)
         for axes, members in panels:
             axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            for run, colour in zip(members["run"], _colours(members), strict=True):
+            shade = max(0.05, 0.18 / len(members))
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
                 if column in curves[run]:
                     known = curves[run].dropna(subset=[column])
                     low, high = wilson(known[column].to_numpy(), number)
-                    axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=0.13, lw=0, zorder=2)
+                    axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=shade, lw=0, zorder=2)
                     axes.plot(known["step"], 100 * known[column], color=colour, linewidth=1.3, zorder=3)
             axes.set_ylim(-2, 102)
             axes.yaxis.set_major_formatter("{x:g}%")
@@ -88,7 +89,7 @@ def _panels(
         spare.set_visible(False)
     members = [_members(curves, runs, method) for method in methods]
     for panel, own in zip(axes, members, strict=False):
-        _settings_legend(panel, own, named=not many)
+        settings_legend(panel, own, named=not many)
     figure.supxlabel("optimizer step", fontsize=9)
     return figure, list(zip(axes, members, strict=False))
 
@@ -108,11 +109,11 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
                 if not _has(curves, members, column):
                     axes.set_visible(False)
                     continue
-                for run, colour in zip(members["run"], _colours(members), strict=True):
+                for run, colour in zip(members["run"], setting_colours(members), strict=True):
                     _draw(axes, curves[run], column, colour, "-")
                 if column == "accuracy":
                     axes.axhline(0.5, color=GREY, linewidth=0.7, zorder=1)
-            _settings_legend(row[0], members)
+            settings_legend(row[0], members)
         for axes in panels[-1]:
             axes.set_xlabel("optimizer step")
     return figure
@@ -143,15 +144,15 @@ def _has(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame, column: str)
     return any(column in curves[run] and np.isfinite(curves[run][column]).any() for run in members["run"])
 
 
-def _colours(members: pd.DataFrame) -> list:
+def setting_colours(members: pd.DataFrame) -> list:
     """A colour for each run: seeds of one setting share theirs."""
     groups = list(dict.fromkeys(members["group"]))
     return [shades(len(groups))[groups.index(group)] for group in members["group"]]
 
 
-def _settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
+def settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
     """The method as the panel's title and, above the data, the colour of each setting."""
-    labels = dict(zip(members["label"], _colours(members), strict=True))
+    labels = dict(zip(members["label"], setting_colours(members), strict=True))
     axes.set_title(title(members["method"].iloc[0]), pad=16 if named and len(labels) > 1 else None)
     if named and len(labels) > 1:
         handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]

@@ -18,6 +18,8 @@ def run_row(row: Mapping[str, Any]) -> dict[str, Any]:
     known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
     about = {"run": row["run"], "method": f"{title(row['method'])} {row['label']}".strip(), "seed": known["seed"]}
     gain = {key: known[f"reward_gain{end}"] for key, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
+    if row["run"] == "sft":
+        gain["mean"] = 0.0  # against itself, so without interval
     return {**about, **_measures(known), "gain": gain}
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from prefdag.across_runs import GAIN, by_prompt, gains, seeds_table
 from prefdag.answers import CHOSEN
-from prefdag.answers_table import answers_table, checkpoints, displays_of
+from prefdag.answers_table import answers_table, checkpoints
 from prefdag.config.expected import Expected
 from prefdag.config.report import Report
 from prefdag.config.section import Section
@@ -139,7 +139,7 @@ def run(
         held_against=judging.get("held_against", "sft"),
         answers=[answers_row(row) for row in further.to_dict("records")],
         best_of_n=best_of_n_rows(pool),
-        rates=rates(wins, dict(zip(answers["answers"], displays_of(answers), strict=True))),
+        rates=rates(wins, dict(zip(runs["run"], runs["display"], strict=True))),
         agreements=agreements([verdicts[name] for name in wins if name in tables]),
         seeds=[{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, means)],
         published=published_rows(job.expected, runs, means, accuracies),
