@@ -37,4 +37,3 @@ rule all:
     input:
         f"{RESULTS}/report/manifest.json",
         below_the_report(),
-        besides_the_report(),

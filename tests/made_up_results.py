@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from prefdag.answers import policy_of, step_of, variant_of
+from prefdag.config.best_of_n import BestOfN
 from prefdag.config.judge import Judge
 from prefdag.seeds import generator
-from prefdag.stages import judge, report
+from prefdag.stages import best_of_n, judge, report
 from prefdag.statistics import summarise
 from prefdag.store import StoreWriter
 
@@ -31,6 +33,7 @@ RUNS = [
     spec("unlikelihood-seed0", "unlikelihood", alpha=0.5),
 ]
 SOME = [run for run in RUNS if run["name"].startswith(("dpo-beta0.1", "dpo-beta0.3", "simpo"))]  # drawing takes seconds
+STEPS = 60  # of a training with checkpoints
 DRIFT = {  # (KL in nats, reward) that each policy is drawn around
     "base": (11.0, -0.02),
     "sft": (0.0, 0.12),
@@ -49,9 +52,19 @@ DRIFT = {  # (KL in nats, reward) that each policy is drawn around
 }
 
 
+def drift(answers: str) -> tuple[float, float]:
+    """Of a checkpoint, on the way from SFT; of a temperature, a little worse the hotter it is."""
+    kl, reward = DRIFT[policy_of(answers)]
+    if (step := step_of(answers)) is not None:
+        way = step / STEPS
+        return kl * way, 0.12 + (reward - 0.12) * min(1, 1.6 * way)
+    heat = variant_of(answers)
+    return (kl, reward - 0.35 * (float(heat[1:]) - 0.7)) if heat.startswith("t") else (kl, reward)
+
+
 def score_table(policy: str, num_prompts: int, num_samples: int = 2) -> pd.DataFrame:
     """Scores whose two samples a prompt resemble one another, as real ones do."""
-    rng, (kl, reward) = generator(0, policy), DRIFT[policy]
+    rng, (kl, reward) = generator(0, policy), drift(policy)
     num = num_prompts * num_samples
     prompts = np.repeat(np.arange(num_prompts), num_samples)
     mood = np.repeat(generator(0, "prompts").normal(0, 0.25, num_prompts), num_samples)
@@ -122,16 +135,18 @@ def write_curves(folder: Path, run: dict, num_steps: int) -> Path:
     curve["chosen_logprob"], curve["rejected_logprob"] = chosen - 62, rejected - 60
     for side, values in (("chosen", chosen), ("rejected", rejected)):
         curve[f"held_out_{side}_logratio"] = np.where(step % 5 == 1, values, np.nan)  # measured now and then
+    curve["held_out_chosen_fell"] = np.where(step % 5 == 1, 1 / (1 + np.exp(0.4 * chosen)), np.nan)
     curve.to_csv(folder / "curves.csv", index=False)
     return touched(folder)
 
 
 def write_comparisons(folder: Path, num: int) -> Path:
     rng = generator(0, "lengths")
-    with StoreWriter(folder / "train", num_responses=2, scored=False) as writer:
-        for row in range(num):
-            chosen, rejected = rng.poisson(24, 2).clip(1, 48)
-            writer.add([1] * 6, [[2] * int(chosen), [3] * int(rejected)], row=row, prompt=row)
+    for split, rows in (("train", num), ("validation", 40)):
+        with StoreWriter(folder / split, num_responses=2, scored=False) as writer:
+            for row in range(rows):
+                chosen, rejected = rng.poisson(24, 2).clip(1, 48)
+                writer.add([1] * 6, [[2] * int(chosen), [3] * int(rejected)], row=row, prompt=row)
     return touched(folder)
 
 
@@ -166,17 +181,9 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
     policies = ["base", "sft", *(run["name"] for run in runs)]
     tables = {policy: score_table(policy, num_prompts) for policy in policies}
     scores = [write_scores(root / "score" / name, table, name, reward) for name, table in tables.items()]
-    judges = []
-    for path in scores:
-        if path.parent.name != "sft":
-            here = workspace(root / "judge" / path.parent.name)
-            judge.run(
-                judge.Job(judge=Judge(bootstrap=200)), here, scores=path, against=root / "score/sft/manifest.json"
-            )
-            judges.append(touched(here.output))
     return {
         "scores": scores,
-        "judges": judges,
+        "judges": [write_verdicts(root, name) for name in policies if name != "sft"],
         "generations": [write_generations(root / "generate" / name, name, num_prompts) for name in policies],
         "preferences": [write_curves(root / "preference" / run["name"], run, num_steps) for run in runs],
         "reward": write_reward(root / "reward") if reward else None,
@@ -184,8 +191,53 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
     }
 
 
-def made(output: Path, inputs: dict, runs: list[dict], **settings: object) -> SimpleNamespace:
+def write_verdicts(root: Path, name: str, judges: tuple[str, ...] = ("reward",)) -> Path:
+    here = workspace(root / "judge" / name)
+    held = root / f"score/sft@{variant_of(name)}/manifest.json"
+    held = held if held.is_file() else root / "score/sft/manifest.json"
+    job = judge.Job(judge=Judge(bootstrap=200, judges=judges))
+    judge.run(job, here, scores=root / "score" / name / "manifest.json", against=held)
+    return touched(here.output)
+
+
+def write_further(root: Path, inputs: dict, runs: list[dict], num_prompts: int) -> tuple[dict, list[dict]]:
+    """Checkpoints, temperatures, the pool and several judges beside `write_results`; inputs and answers for `made`."""
+    policies = ["base", "sft", *(run["name"] for run in runs)]
+    drawn = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
+    answers = [{"name": name, **drawn} for name in policies]
+    for heat in (0.0, 0.25, 1.0):
+        answers += [{"name": f"{name}@t{heat}", **drawn, "temperature": heat} for name in ["sft", *policies[2:5]]]
+    answers += [{"name": f"{run['name']}@step{step}", **drawn} for run in runs for step in (15, 30, 45)]
+    further = [told["name"] for told in answers[len(policies) :]]
+    scores = [write_scores(root / "score" / n, score_table(n, num_prompts), n, True) for n in further]
+    for name in (*further, "sft@pool"):
+        (root / "generate" / name).mkdir()
+        touched(root / "generate" / name)
+    for path in (root / "judge").glob("*/*"):
+        path.unlink()
+    for path in (root / "judge").glob("*"):
+        path.rmdir()
+    judged = [name for name in (*policies, *further) if policy_of(name) != "sft"]
+    write_scores(root / "score/sft@pool", score_table("sft", num_prompts, 16), "sft@pool", True)
+    here = workspace(root / "best_of_n")
+    best_of_n.run(
+        best_of_n.Job(best_of_n=BestOfN(selected_by="reward", seed=0, bootstrap=200)),
+        here,
+        scores=root / "score/sft@pool/manifest.json",
+    )
+    verdicts = [write_verdicts(root, name, ("reward", "trained", "length")) for name in judged]
+    pool = {"name": "sft@pool", **drawn}
+    more = {"scores": [*inputs["scores"], *scores, root / "score/sft@pool/manifest.json"], "judges": verdicts}
+    return {**inputs, **more, "best_of_n": touched(here.output)}, [*answers, pool]
+
+
+def made(
+    output: Path, inputs: dict, runs: list[dict], answers: list[dict] | None = None, **settings: object
+) -> SimpleNamespace:
     here = workspace(output)
     settings = {"reward_label": "ground-truth reward (VADER compound)", **settings}
-    report.run(report.Job.parse({"report": settings, "suite": "toy", "runs": runs}, "test"), here, exact=[], **inputs)
+    drawn = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
+    answers = answers or [{"name": path.parent.name, **drawn} for path in inputs["scores"]]
+    job = report.Job.parse({"report": settings, "suite": "toy", "runs": runs, "answers": answers}, "test")
+    report.run(job, here, exact=[], **inputs)
     return here

@@ -27,17 +27,19 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
     inputs, first = results
     second = made(tmp_path / "again", inputs, SOME)
     files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
-    assert len(files) == 2 + 2 * 7
+    assert len(files) == 2 + 2 * 8
     for name in files:
         assert (first.output / name).read_bytes() == (second.output / name).read_bytes(), name
 
 
 def test_every_figure_is_png_and_svg(results):
     _, here = results
-    names = {"frontier", "logratios", "training", "lengths", "reward_histograms", "reward_boxes", "reward_accuracy"}
+    names = {"frontier", "logratios", "displacement", "training", "lengths"}
+    names |= {"reward_histograms", "reward_boxes", "reward_accuracy"}
     for kind in ("png", "svg"):
         assert {path.stem for path in here.output.glob(f"figures/*.{kind}")} == names
-    assert {f"figures/{name}.png" for name in names} | {"index.html", "runs.csv"} == set(here.journal.artifacts)
+    drawn = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert drawn | {"index.html", "runs.csv"} == set(here.journal.artifacts)
 
 
 def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interval(results):
@@ -76,9 +78,10 @@ def test_what_a_model_wrote_is_text_and_not_markup(results):
 def test_the_page_needs_no_network_and_no_other_file(results):
     _, here = results
     page = (here.output / "index.html").read_text()
-    for word in ("http://", "https://", 'src="f', "<link", "@import"):
+    for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
         assert word not in page
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == page.count(" src=") == 8
+    assert page.count("http:") == page.count('<a href="http://127.0.0.1:5000/#/') == 1, "MLflow on this machine, a link"
 
 
 def test_several_seeds_are_summarised_by_their_range(results):

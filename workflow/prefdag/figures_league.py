@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prefdag.figures import BLUE, GREY, INK, ORANGE, VERMILLION, look, new_figure
-from prefdag.figures_frontier import _scale
+from prefdag.figures_frontier import _scale, by_headline, draw_best_of_n, draw_checkpoints
 from prefdag.tables import BEFORE_ALIGNMENT, title
 
 PANELS_A_ROW = 6
@@ -93,16 +93,21 @@ def _legend(axes: Axes, handles: list[Line2D]) -> None:
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(handles), borderaxespad=0.2)
 
 
-def frontiers(runs: pd.DataFrame, reward_label: str) -> Figure:
-    """A panel a method: its settings in colour over all other runs in grey, on shared axes.
+def frontiers(
+    runs: pd.DataFrame, reward_label: str, kept: pd.DataFrame | None = None, best_of_n: pd.DataFrame | None = None
+) -> Figure:
+    """A panel a method: its settings in colour over all other runs in grey, on shared axes; Best-of-N in each.
 
-    runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se.
+    runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se. kept, best_of_n: as of `frontier`.
     """
+    kept = runs.iloc[:0] if kept is None else kept
+    pool = by_headline(best_of_n)
     aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
     methods = list(dict.fromkeys(aligned["method"]))
     columns = min(PANELS_A_ROW, len(methods))
     rows = -(-len(methods) // columns)
-    sft = runs[runs["run"] == "sft"].iloc[0]
+    start = runs[runs["run"] == "sft"]
+    sft = start.iloc[0]
     with look():
         figure = new_figure(0.6 + 1.75 * columns, 0.6 + 1.55 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
@@ -113,13 +118,15 @@ def frontiers(runs: pd.DataFrame, reward_label: str) -> Figure:
             members = aligned[aligned["method"] == method]
             axes.axhline(sft["reward"], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
             axes.scatter(aligned["kl"], aligned["reward"], s=5, color="#cccccc", zorder=2, linewidths=0)
+            draw_best_of_n(axes, pool, named=False)
+            draw_checkpoints(axes, members, kept, BLUE, start)
             centres = members.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
             path = pd.concat([pd.DataFrame({"kl": [0.0], "reward": [sft["reward"]]}), centres])
             axes.plot(path["kl"], path["reward"], color=BLUE, linewidth=1.1, alpha=0.6, zorder=3)
             spread = [members["reward"] - members["reward_low"], members["reward_high"] - members["reward"]]
-            axes.errorbar(
-                members["kl"], members["reward"], yerr=spread, fmt="o", ms=3.5, color=BLUE, elinewidth=0.8, zorder=4
-            )
+            wide = [np.minimum(1.96 * members["kl_se"], members["kl"].clip(lower=0)), 1.96 * members["kl_se"]]
+            bars = {"fmt": "o", "ms": 3.5, "color": BLUE, "elinewidth": 0.8, "zorder": 4}
+            axes.errorbar(members["kl"], members["reward"], spread, wide, **bars)
             axes.set_title(title(method), fontsize=8)
         figure.supxlabel("sequence KL to the reference (nats)", fontsize=9)
         figure.supylabel(reward_label, fontsize=9)

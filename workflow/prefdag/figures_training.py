@@ -13,6 +13,9 @@ from prefdag.figures import GREY, INK, look, new_figure, shades
 from prefdag.tables import title
 
 PANELS_A_ROW = 3
+MANY = 12  # methods whose panels are drawn at full size; more are drawn small
+PANELS_OF_MANY = 6
+PROBED = 48  # held-out comparisons that a training watches (prefdag.watched, which needs torch)
 QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
 LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
 
@@ -23,26 +26,72 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     curves: run -> step, held_out_chosen_logratio, held_out_rejected_logratio (means of summed log-ratios in nats, NaN
     where not measured). runs: columns run, method, group, label.
     """
-    methods = _methods(curves, runs)
-    columns = min(PANELS_A_ROW, len(methods))
-    rows = -(-len(methods) // columns)
     with look():
-        figure = new_figure(1.2 + 2.5 * columns, 0.5 + 2.35 * rows)
-        panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in panels[len(methods) :]:
-            axes.set_visible(False)
-        for axes, method in zip(panels, methods, strict=False):
-            members = _members(curves, runs, method)
-            for run, colour in zip(members["run"], _colours(members), strict=True):
+        figure, panels = _panels(curves, runs)
+        for axes, members in panels:
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
                 for side, dashes in LINES.items():
                     _draw(axes, curves[run], f"held_out_{side}_logratio", colour, dashes)
             axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
-            axes.set_ylabel("log-ratio to SFT (nats)")
-            axes.set_xlabel("optimizer step")
-            _settings_legend(axes, members)
+        figure.supylabel("log-ratio to SFT (nats)", fontsize=9)
         sides = [Line2D([], [], color=INK, linestyle=dashes, label=side) for side, dashes in LINES.items()]
         figure.legend(handles=sides, loc="outside upper right", ncols=2)
     return figure
+
+
+def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_out: int) -> Figure | None:
+    """Share of held-out pairs whose chosen response became less likely than under SFT, with 95% Wilson intervals.
+
+    curves: run -> step, held_out_chosen_fell (a share of the first `held_out` validation pairs, at most PROBED). None
+    where nothing was held out.
+    """
+    number = min(held_out, PROBED)
+    column = "held_out_chosen_fell"
+    if not number or not any(column in curve for curve in curves.values()):
+        return None
+    with look():
+        figure, panels = _panels(curves, runs, sharey=True)
+        for axes, members in panels:
+            axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            shade = max(0.05, 0.18 / len(members))
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
+                if column in curves[run]:
+                    known = curves[run].dropna(subset=[column])
+                    low, high = wilson(known[column].to_numpy(), number)
+                    axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=shade, lw=0, zorder=2)
+                    axes.plot(known["step"], 100 * known[column], color=colour, linewidth=1.3, zorder=3)
+            axes.set_ylim(-2, 102)
+            axes.yaxis.set_major_formatter("{x:g}%")
+        figure.supylabel("held-out pairs whose chosen response fell", fontsize=9)
+    return figure
+
+
+def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
+    z = 1.959964
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return centre - half, centre + half
+
+
+def _panels(
+    curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, sharey: bool = False
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure over optimizer steps with a panel and the runs of each method: small ones where methods are many."""
+    methods = _methods(curves, runs)
+    many = len(methods) > MANY
+    columns = min(PANELS_OF_MANY if many else PANELS_A_ROW, len(methods))
+    rows = -(-len(methods) // columns)
+    size = (0.6 + 1.9 * columns, 0.8 + 1.55 * rows) if many else (1.2 + 2.5 * columns, 0.5 + 2.2 * rows)
+    figure = new_figure(*size)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
+    for spare in axes[len(methods) :]:
+        spare.set_visible(False)
+    members = [_members(curves, runs, method) for method in methods]
+    for panel, own in zip(axes, members, strict=False):
+        settings_legend(panel, own, named=not many)
+    figure.supxlabel("optimizer step", fontsize=9)
+    return figure, list(zip(axes, members, strict=False))
 
 
 def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
@@ -60,11 +109,11 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
                 if not _has(curves, members, column):
                     axes.set_visible(False)
                     continue
-                for run, colour in zip(members["run"], _colours(members), strict=True):
+                for run, colour in zip(members["run"], setting_colours(members), strict=True):
                     _draw(axes, curves[run], column, colour, "-")
                 if column == "accuracy":
                     axes.axhline(0.5, color=GREY, linewidth=0.7, zorder=1)
-            _settings_legend(row[0], members)
+            settings_legend(row[0], members)
         for axes in panels[-1]:
             axes.set_xlabel("optimizer step")
     return figure
@@ -95,17 +144,17 @@ def _has(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame, column: str)
     return any(column in curves[run] and np.isfinite(curves[run][column]).any() for run in members["run"])
 
 
-def _colours(members: pd.DataFrame) -> list:
+def setting_colours(members: pd.DataFrame) -> list:
     """A colour for each run: seeds of one setting share theirs."""
     groups = list(dict.fromkeys(members["group"]))
     return [shades(len(groups))[groups.index(group)] for group in members["group"]]
 
 
-def _settings_legend(axes: Axes, members: pd.DataFrame) -> None:
+def settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
     """The method as the panel's title and, above the data, the colour of each setting."""
-    labels = dict(zip(members["label"], _colours(members), strict=True))
-    axes.set_title(title(members["method"].iloc[0]), pad=16)
-    if len(labels) > 1:
+    labels = dict(zip(members["label"], setting_colours(members), strict=True))
+    axes.set_title(title(members["method"].iloc[0]), pad=16 if named and len(labels) > 1 else None)
+    if named and len(labels) > 1:
         handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]
         axes.legend(
             handles=handles,

@@ -57,7 +57,16 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
         for run in suite.runs
     ]
     expected = [entry.model_dump(mode="json") for entry in suite.expected]
-    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected}
+    told = [{"name": name, **_drawn(suite, name)} for name in answers(suite)]
+    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected, "answers": told}
+
+
+def _drawn(suite: Suite, name: str) -> dict[str, Any]:
+    """How a set of answers was drawn, as far as the report tells; nothing of answers that nobody drew."""
+    if name == CHOSEN:
+        return {}
+    settings = suite.generate.settings(variant_of(name))
+    return {"temperature": settings.temperature, "top_p": settings.top_p, "max_new_tokens": settings.max_new_tokens}
 
 
 def _generate(suite: Suite, name: str | None) -> dict[str, Any]:

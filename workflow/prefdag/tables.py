@@ -49,8 +49,8 @@ def runs_table(
             "run": row["name"],
             "method": row["method"],
             "seed": row["seed"],
-            **_flat(summaries[row["name"]]),
-            **_win_columns(wins.get(row["name"]), row["name"]),
+            **metric_columns(summaries[row["name"]]),
+            **win_columns(wins.get(row["name"]), row["name"]),
             "objective": json.dumps(_parameters(row), sort_keys=True),
             "num_prompts": sizes[row["name"]][0],
             "num_generations": sizes[row["name"]][1],
@@ -64,7 +64,7 @@ def runs_table(
     return frame
 
 
-def _flat(summary: Mapping[str, Any]) -> dict[str, float | None]:
+def metric_columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
     """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
     columns: dict[str, float | None] = {}
     implicit = [name for name in summary if name.startswith("implicit_")]
@@ -75,7 +75,8 @@ def _flat(summary: Mapping[str, Any]) -> dict[str, float | None]:
     return columns
 
 
-def _win_columns(wins: Mapping[str, Any] | None, name: str) -> dict[str, float | None]:
+def win_columns(wins: Mapping[str, Any] | None, name: str) -> dict[str, float | None]:
+    """win_rate, win_low, win_high of a set of answers by name; SFT's against itself is a half."""
     if wins is None:
         return {"win_rate": 0.5 if name == "sft" else None, "win_low": None, "win_high": None}
     return {"win_rate": wins["win_rate"], "win_low": wins["low"], "win_high": wins["high"]}
@@ -120,21 +121,6 @@ def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of runs.csv: those that people look for first, then every interval."""
     rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
     return frame[[*FIRST_COLUMNS, *rest]]
-
-
-def seeds_table(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Mean and range over seeds of every group that ran with several."""
-    rows = []
-    for _, members in frame.groupby("group", sort=False):
-        if len(members) > 1:
-            first = members.iloc[0]
-            spread = {
-                metric: {"mean": members[metric].mean(), "low": members[metric].min(), "high": members[metric].max()}
-                for metric in ("reward", "kl", "win_rate", "length")
-            }
-            name = " ".join(filter(None, [title(first["method"]), first["label"]]))
-            rows.append({"name": name, "seeds": [int(seed) for seed in members["seed"]], **spread})
-    return rows
 
 
 def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:

@@ -40,7 +40,8 @@ def finish(writer, warm, succeeded):
             print(f"MLflow is behind; it is brought up to date by `prefdag track {RESULTS}`", file=sys.stderr)
     if succeeded and os.path.exists(f"{RESULTS}/report/runs.csv"):
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}/workflow"}
-        subprocess.run([sys.executable, "-m", "prefdag", "runs", RESULTS], env=environment)
+        for tool in ("costs", "runs"):
+            subprocess.run([sys.executable, "-m", "prefdag", tool, RESULTS], env=environment)
 
 
 BESIDE = []  # what runs beside the jobs

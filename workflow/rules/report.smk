@@ -1,6 +1,7 @@
 """Draw the figures and write the page.
 
-INPUTS   scores, judgements and generations of every policy, curves of every run, comparisons, the reward model
+INPUTS   scores and judgements of every set of answers, generations of every policy, curves of every run, comparisons,
+         the reward model, Best-of-N
 OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, figures/
 """
 
@@ -15,12 +16,13 @@ rule report:
     """Every figure and table of the suite, and one page that shows them."""
     input:
         code=sources("report"),
-        scores=manifests("score", plan.policies(SUITE)),
-        judges=manifests("judge", [policy for policy in plan.policies(SUITE) if plan.against(SUITE, policy)]),
+        scores=manifests("score", plan.answers(SUITE)),
+        judges=manifests("judge", [answers for answers in plan.answers(SUITE) if plan.against(SUITE, answers)]),
         generations=manifests("generate", plan.policies(SUITE)),
         preferences=manifests("preference", [run.name for run in SUITE.runs]),
         comparisons=manifest("prepare/comparisons"),
         reward=[manifest("reward")] if SUITE.reward else [],
+        best_of_n=[manifest("best_of_n")] if SUITE.generate.best_of else [],
     output:
         manifest=manifest("report"),
         page=report(f"{RESULTS}/report/index.html", category="Report"),
@@ -29,6 +31,7 @@ rule report:
     params:
         config=config_of("report"),
         reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
+        best_of_n=lambda wildcards, input: f"--best_of_n {input.best_of_n}" if input.best_of_n else "",
     log:
         f"{RESULTS}/report/log.txt",
     benchmark:
@@ -36,4 +39,4 @@ rule report:
     shell:
         "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
         " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
-        " {params.reward} --output {output.manifest} 2>&1 | tee {log:q}"
+        " {params.reward} {params.best_of_n} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -5,14 +5,6 @@ OUTPUTS  none: lists of manifests
 """
 
 
-def besides_the_report():
-    """What the suite asks for and the report does not read: further answers' scores and verdicts, Best-of-N."""
-    further = [] if plan.is_exact(SUITE) else [name for name in plan.answers(SUITE) if name not in plan.policies(SUITE)]
-    judged = [name for name in further if plan.against(SUITE, name)]
-    pooled = ["best_of_n"] if f"sft@{plan.POOL}" in further else []
-    return [manifest(folder) for folder in [*(f"score/{n}" for n in further), *(f"judge/{n}" for n in judged), *pooled]]
-
-
 def below_the_report():
     """What the report is made of. `all` asks for these too: where a rerun failed, the file that it took away would not
     be missed as long as an old report is there."""

@@ -1,11 +1,13 @@
 """report: every figure, the table of runs and one page that shows them.
 
-INPUTS   scores, judges, generations and curves of every policy, the comparisons, the reward model if there is one;
-         of an exact suite the minima of every loss, and nothing else
-OUTPUTS  index.html (opens by itself), runs.csv, figures/<name>.png and .svg
+INPUTS   scores and judgements of every set of answers, generations and curves of every policy, the comparisons, the
+         reward model and Best-of-N if there are such; of an exact suite the minima of every loss, and nothing else
+OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are more sets of answers than policies,
+         figures/<name>.png and .svg
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,37 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from prefdag.across_runs import GAIN, by_prompt, gains, seeds_table
+from prefdag.answers import CHOSEN
+from prefdag.answers_table import answers_table, checkpoints
 from prefdag.config.expected import Expected
 from prefdag.config.report import Report
 from prefdag.config.section import Section
 from prefdag.errors import UserError
 from prefdag.exact_report import TEMPLATE, exact_report
 from prefdag.figures import rendered
+from prefdag.figures_answers import by_temperature, over_training
 from prefdag.figures_distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
 from prefdag.figures_frontier import frontier
 from prefdag.figures_league import frontiers, league_figure
-from prefdag.figures_training import logratios, training
+from prefdag.figures_training import displacement, logratios, training
+from prefdag.judges import agreements, rates, win_label
 from prefdag.league import league, seconds_per_step
 from prefdag.page import page
+from prefdag.page_rows import (
+    accuracies_of,
+    answers_row,
+    best_of_n_rows,
+    configs_of,
+    evaluation_rows,
+    league_rows,
+    percent,
+    run_row,
+)
 from prefdag.published import published_rows
 from prefdag.stage import Workspace
 from prefdag.store import Store
-from prefdag.tables import compared, runs_csv, runs_table, seeds_table, title
+from prefdag.tables import BEFORE_ALIGNMENT, compared, runs_csv, runs_table
 
 MANY = 12  # methods that one figure can hold
 
@@ -43,12 +60,22 @@ class Run(Section):
     objective: dict[str, Any]
 
 
+class Answers(Section):
+    """One set of answers, and how it was drawn if anybody drew it."""
+
+    name: str
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+
+
 class Job(Section):
     """The keys of `--config`."""
 
     report: Report
     suite: str
     runs: tuple[Run, ...]
+    answers: tuple[Answers, ...] = ()
     left_out: dict[str, str] = Field({}, description="losses that an exact suite cannot hold, and why")
     expected: tuple[Expected, ...] = ()
 
@@ -63,6 +90,7 @@ def run(
     preferences: list[Path],
     comparisons: Path | None = None,
     reward: Path | None = None,
+    best_of_n: Path | None = None,
     exact: list[Path],
 ) -> dict:
     """Read what the other stages wrote, draw it, and write the page. Equal inputs give equal bytes."""
@@ -72,31 +100,54 @@ def run(
         raise UserError(
             "report --comparisons: give the manifest of the comparisons, or --exact those of an exact suite"
         )
-    tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in scores}
+    summaries, wins = _summaries(scores), _summaries(judges)
+    own = [path for path in scores if path.parent.name in (*BEFORE_ALIGNMENT, *(run.name for run in job.runs))]
+    tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in own}
     sizes = {name: (table["prompt_id"].nunique(), len(table)) for name, table in tables.items()}
-    runs = runs_table([row.model_dump() for row in job.runs], _summaries(scores), _summaries(judges), sizes)
+    runs = runs_table([row.model_dump() for row in job.runs], summaries, wins, sizes)
+    verdicts = {path.parent.name: path.parent / "verdicts.csv" for path in judges}
+    means = {name: by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
+    runs = runs.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
     curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in preferences}
+    steps = {name: int(curve["step"].iloc[-1]) for name, curve in curves.items()}
+    answers = answers_table([told.model_dump() for told in job.answers], runs, summaries, wins, steps)
     shown = ["sft", *compared(runs, job.report.compare)]
-    accuracies = _accuracies(reward, scores, runs)
-    drawn = _figures(job, runs, tables, curves, shown, comparisons, accuracies)
+    accuracies = accuracies_of(reward, own, runs)
+    pool = pd.read_csv(best_of_n.parent / "best_of_n.csv") if best_of_n else None
+    judging = next(iter(wins.values()), {})
+    drawn = {
+        "frontier": _frontier(job, runs, answers, pool),
+        **_figures(runs, tables, curves, shown, comparisons, accuracies),
+        "temperature": by_temperature(answers, win_label(judging)),
+        "over_training": over_training(answers, win_label(judging)),
+    }
     ranks = _league(job, here, runs, tables, curves)
     if ranks is not None:
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
         drawn["league"] = league_figure(ranks, job.report.matched_kl, sft, job.report.reward_label)
     images = _write_figures(here, drawn)
     _write(here, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
+    further = answers[(answers["variant"] != "") | (answers["run"] == CHOSEN)]
+    if len(further):
+        _write(here, "answers.csv", answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
     content = page(
         images,
         suite=job.suite,
-        rows=[_row(row) for row in runs.to_dict("records")],
-        seeds=[{**row, "win_rate": _percent(row["win_rate"])} for row in seeds_table(runs)],
-        published=published_rows(job.expected, runs, accuracies),
+        rows=[run_row(row) for row in runs.to_dict("records")],
+        configs=configs_of(preferences),
+        judged_by=judging.get("judge", "reward"),
+        held_against=judging.get("held_against", "sft"),
+        answers=[answers_row(row) for row in further.to_dict("records")],
+        best_of_n=best_of_n_rows(pool),
+        rates=rates(wins, dict(zip(runs["run"], runs["display"], strict=True))),
+        agreements=agreements([verdicts[name] for name in wins if name in tables]),
+        seeds=[{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, means)],
+        published=published_rows(job.expected, runs, means, accuracies),
         curves=bool(curves),
-        league=_league_rows(ranks, job.report.matched_kl),
+        league=league_rows(ranks, job.report.matched_kl),
         matched_kl=job.report.matched_kl,
-        evaluation=_evaluation_rows(accuracies),
+        evaluation=evaluation_rows(accuracies),
         reward_model=reward is not None,
-        win_rate_by=_win_rate_by(judges),
         samples=_samples(generations, tables, runs, ["base", *shown], job.report.samples),
         num_prompts=_range(runs["num_prompts"]),
         num_generations=_range(runs["num_generations"]),
@@ -118,40 +169,34 @@ def _summaries(manifests: list[Path]) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads((path.parent / "summary.json").read_text()) for path in manifests}
 
 
-def _win_rate_by(judges: list[Path]) -> str:
-    """Who won over whom, by whom, in words: `with the higher reward than SFT's`."""
-    told = next(iter(_summaries(judges).values()), {"judge": "reward", "held_against": "sft"})
-    other = {"sft": "SFT's", "chosen": "the chosen response"}[told["held_against"]]
-    return (
-        f"with the higher {told['judge']} than {other}"
-        if told["judge"] == "reward"
-        else (f"that the judge {told['judge']} prefers to {other}")
-    )
+def _frontier(job: Job, runs: pd.DataFrame, answers: pd.DataFrame, pool: pd.DataFrame | None) -> Figure:
+    draw = frontiers if runs["method"].nunique() > MANY else frontier
+    return draw(runs, job.report.reward_label, checkpoints(answers), pool)
 
 
 def _figures(
-    job: Job,
     runs: pd.DataFrame,
     tables: dict[str, pd.DataFrame],
     curves: dict[str, pd.DataFrame],
     shown: list[str],
     comparisons: Path,
     accuracies: dict[str, Any],
-) -> dict[str, Figure]:
-    """Every figure that these inputs allow, by name."""
+) -> dict[str, Figure | None]:
+    """Figures of lengths, training and rewards by name; None where there is nothing to draw."""
     display = dict(zip(runs["run"], runs["display"], strict=True))
     data = _data_lengths(comparisons)
     generated = {f"generated by {display[name]}": tables[name]["length"].to_numpy() for name in shown}
     many = runs["method"].nunique() > MANY
-    figures = {
-        "frontier": (frontiers if many else frontier)(runs, job.report.reward_label),
-        "lengths": lengths({**data, **generated}, len(data)),
-    }
+    figures: dict[str, Figure | None] = {"lengths": lengths({**data, **generated}, len(data))}
+    if curves:
+        held_out = comparisons.parent / "validation"
+        number = len(Store.open(held_out)) if held_out.is_dir() else 0
+        figures |= {"logratios": logratios(curves, runs), "displacement": displacement(curves, runs, number)}
     if many:
         runs = runs[runs["method"].isin(set(runs["method"][runs["run"].isin(shown)]))]
         curves = {name: curve for name, curve in curves.items() if name in set(runs["run"])}
     if curves:
-        figures |= {"logratios": logratios(curves, runs), "training": training(curves, runs)}
+        figures["training"] = training(curves, runs)
     if accuracies:
         figures["reward_accuracy"] = reward_accuracy(accuracies)
     if "trained" in tables["sft"]:
@@ -172,19 +217,6 @@ def _league(
     return table
 
 
-def _league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[dict[str, Any]]:
-    """The league as the page shows it: every mean with its interval, None for what no setting reached."""
-    rows = []
-    for row in table.to_dict("records") if table is not None else ():
-        known = {key: None if pd.isna(value) else value for key, value in row.items()}
-        names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "length_drift"]
-        cells = {
-            name: {"mean": known[name], "low": known[f"{name}_low"], "high": known[f"{name}_high"]} for name in names
-        }
-        rows.append({**known, **cells, "method": title(row["method"])})
-    return rows
-
-
 def _data_lengths(comparisons: Path) -> dict[str, np.ndarray]:
     """Counted tokens of the training split's responses, best first: name -> [N]."""
     store = Store.open(comparisons.parent / "train")
@@ -195,16 +227,19 @@ def _data_lengths(comparisons: Path) -> dict[str, np.ndarray]:
     return {f"{name}, training data": tokens[:, k] for k, name in enumerate(names)}
 
 
-def _write_figures(here: Workspace, figures: dict[str, Figure]) -> dict[str, bytes]:
-    """figures/<name>.png and .svg; returns the PNGs."""
+def _write_figures(here: Workspace, figures: Mapping[str, Figure | None]) -> dict[str, bytes]:
+    """figures/<name>.png and .svg of what was drawn; returns the PNGs."""
     (here.output / "figures").mkdir()
     images = {}
     for name, figure in figures.items():
-        images[name], vectors = rendered(figure)
-        (here.output / f"figures/{name}.svg").write_bytes(vectors)
-        path = here.output / f"figures/{name}.png"
-        path.write_bytes(images[name])
-        here.journal.artifact(path, f"figures/{name}.png")
+        if figure is None:
+            continue
+        made = rendered(figure)
+        for kind, content in zip(("png", "svg"), made, strict=True):
+            path = here.output / f"figures/{name}.{kind}"
+            path.write_bytes(content)
+            here.journal.artifact(path, f"figures/{name}.{kind}")
+        images[name] = made[0]
     return images
 
 
@@ -214,45 +249,8 @@ def _write(here: Workspace, name: str, text: str) -> None:
     here.journal.artifact(path, name)
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """One line of the page's table of runs; what was not measured is None."""
-    known = {key: None if pd.isna(value) else value for key, value in row.items()}
-    entries = {
-        metric: {"mean": known[metric], "low": known[f"{metric}_low"], "high": known[f"{metric}_high"]}
-        for metric in ("reward", "kl", "length", "distinct2", "trained")
-    }
-    wins = _percent({"mean": known["win_rate"], "low": known["win_low"], "high": known["win_high"]})
-    about = {"run": row["run"], "method": f"{title(row['method'])} {row['label']}".strip(), "seed": known["seed"]}
-    return {**about, **entries, "win_rate": wins}
-
-
-def _percent(entry: dict[str, float | None]) -> dict[str, float | None]:
-    return {key: None if value is None else 100 * value for key, value in entry.items()}
-
-
 def _range(counts: pd.Series) -> str:
     return str(counts.min()) if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
-
-
-def _accuracies(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -> dict[str, Any]:
-    """Held-out evaluations by what the page calls them: the reward model's, its heads', and the implicit rewards'."""
-    found = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
-    named = {f"{name} training" if name in ("before", "after") else f"{name} alone": found[name] for name in found}
-    display = dict(zip(runs["run"], runs["display"], strict=True))
-    for path in scores:
-        if (path.parent / "evaluation.json").exists():
-            evaluation = json.loads((path.parent / "evaluation.json").read_text())
-            named[f"implicit, {display[path.parent.name]}"] = evaluation["implicit"]
-    return named
-
-
-def _evaluation_rows(accuracies: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for which, entry in accuracies.items():
-        low, high = entry["accuracy_low"], entry["accuracy_high"]
-        accuracy = _percent({"mean": entry["accuracy"], "low": low, "high": high})
-        rows.append({**entry, "which": which, "accuracy": accuracy})
-    return rows
 
 
 def _samples(
