@@ -1,7 +1,8 @@
 """Draw the figures and write the page.
 
-INPUTS   scores, judgements and generations of every policy, curves of every run, comparisons, the reward model
-OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, figures/
+INPUTS   scores, judgements and generations of every policy, curves of every run, comparisons, the reward model,
+         the SFT policy for its tokenizer
+OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, calibration.csv, figures/
 """
 
 FIGURES = ("frontier", "lengths", *(("logratios", "training") if SUITE.runs else ()))
@@ -21,6 +22,7 @@ rule report:
         preferences=manifests("preference", [run.name for run in SUITE.runs]),
         comparisons=manifest("prepare/comparisons"),
         reward=[manifest("reward")] if SUITE.reward else [],
+        policy=manifest("sft"),
     output:
         manifest=manifest("report"),
         page=report(f"{RESULTS}/report/index.html", category="Report"),
@@ -36,4 +38,4 @@ rule report:
     shell:
         "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
         " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
-        " {params.reward} --output {output.manifest} 2>&1 | tee {log:q}"
+        " {params.reward} --policy {input.policy} --output {output.manifest} 2>&1 | tee {log:q}"

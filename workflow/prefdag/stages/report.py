@@ -1,8 +1,8 @@
 """report: every figure, the table of runs and one page that shows them.
 
-INPUTS   scores, judges, generations and curves of every policy, the comparisons, the reward model if there is one;
-         of an exact suite the minima of every loss, and nothing else
-OUTPUTS  index.html (opens by itself), runs.csv, figures/<name>.png and .svg
+INPUTS   scores, judges, generations and curves of every policy, the comparisons, the SFT policy's tokenizer,
+         the reward model if there is one; of an exact suite the minima of every loss, and nothing else
+OUTPUTS  index.html (opens by itself), runs.csv, calibration.csv, figures/<name>.png and .svg
 """
 
 import json
@@ -27,6 +27,7 @@ from prefdag.figures_training import logratios, training
 from prefdag.league import league, seconds_per_step
 from prefdag.page import page
 from prefdag.published import published_rows
+from prefdag.reward_report import SECTION, Results, calibration_table, reward_report
 from prefdag.stage import Workspace
 from prefdag.store import Store
 from prefdag.tables import compared, runs_csv, runs_table, seeds_table, title
@@ -63,9 +64,13 @@ def run(
     preferences: list[Path],
     comparisons: Path | None = None,
     reward: Path | None = None,
+    policy: Path | None = None,
     exact: list[Path],
 ) -> dict:
-    """Read what the other stages wrote, draw it, and write the page. Equal inputs give equal bytes."""
+    """Read what the other stages wrote, draw it, and write the page. Equal inputs give equal bytes.
+
+    policy: SFT's manifest; by its tokenizer the comparisons are shown as text.
+    """
     if exact:
         return _of_exact(job, here, exact)
     if comparisons is None:
@@ -83,7 +88,12 @@ def run(
     if ranks is not None:
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
         drawn["league"] = league_figure(ranks, job.report.matched_kl, sft, job.report.reward_label)
-    images = _write_figures(here, drawn)
+    label = job.report.reward_label
+    results = Results(runs, tables, curves, shown, scores, comparisons, reward, policy, label)
+    further, told = reward_report(results, job.report.samples)
+    if told["calibrations"]:
+        _write(here, "calibration.csv", calibration_table(told).to_csv(index=False, lineterminator="\n"))
+    images = _write_figures(here, drawn | further)
     _write(here, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
     content = page(
         images,
@@ -99,6 +109,8 @@ def run(
         samples=_samples(generations, tables, runs, ["base", *shown], job.report.samples),
         num_prompts=_range(runs["num_prompts"]),
         num_generations=_range(runs["num_generations"]),
+        sections=[SECTION],
+        **told,
     )
     _write(here, "index.html", content)
     return {"policies": len(runs), "figures": sorted(images)}
