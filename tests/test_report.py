@@ -27,7 +27,7 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
     inputs, first = results
     second = made(tmp_path / "again", inputs, SOME)
     files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
-    assert len(files) == 2 + 2 * 7
+    assert len(files) == 3 + 2 * 15
     for name in files:
         assert (first.output / name).read_bytes() == (second.output / name).read_bytes(), name
 
@@ -35,9 +35,13 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
 def test_every_figure_is_png_and_svg(results):
     _, here = results
     names = {"frontier", "logratios", "training", "lengths", "reward_histograms", "reward_boxes", "reward_accuracy"}
+    names |= {"reward_training", "implicit_rewards", "calibration", "length_gap", "length_correlation", "gains"}
+    names |= {"words", "text_map"}
     for kind in ("png", "svg"):
         assert {path.stem for path in here.output.glob(f"figures/*.{kind}")} == names
-    assert {f"figures/{name}.png" for name in names} | {"index.html", "runs.csv"} == set(here.journal.artifacts)
+    assert {f"figures/{name}.png" for name in names} | {"index.html", "runs.csv", "calibration.csv"} == set(
+        here.journal.artifacts
+    )
 
 
 def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interval(results):
@@ -71,6 +75,8 @@ def test_what_a_model_wrote_is_text_and_not_markup(results):
     assert ATTACK not in page
     assert "&lt;script&gt;alert(" in page
     assert "expecting &amp; found" in page
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    assert "&lt;script&gt;alert(" in held_out
 
 
 def test_the_page_needs_no_network_and_no_other_file(results):
@@ -78,7 +84,7 @@ def test_the_page_needs_no_network_and_no_other_file(results):
     page = (here.output / "index.html").read_text()
     for word in ("http://", "https://", 'src="f', "<link", "@import"):
         assert word not in page
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 15
 
 
 def test_several_seeds_are_summarised_by_their_range(results):
@@ -94,6 +100,10 @@ def test_without_a_reward_model_its_sections_say_so(tmp_path):
     page = (here.output / "index.html").read_text()
     assert "trains no reward model" in page and "not measured" not in page
     assert not list(here.output.glob("figures/reward*"))
+    left_out = {"calibration", "length_gap"}
+    assert not left_out & {path.stem for path in here.output.glob("figures/*.png")}
+    assert not (here.output / "calibration.csv").exists() and 'id="pairs"' not in page
+    assert {"length_correlation", "gains", "words"} <= {path.stem for path in here.output.glob("figures/*.png")}
     assert pd.read_csv(here.output / "runs.csv")["trained"].isna().all()
 
 
@@ -122,6 +132,29 @@ def test_ensembles_and_implicit_rewards_are_shown(reward: bool, tmp_path):
     assert section.count("68.8% <small>[60.0, 75.0]</small>") == (3 if reward else 1)
     assert ("trains no reward model" in section) == (not reward)
     assert (here.output / "figures/reward_accuracy.svg").is_file()
+
+
+def test_what_the_reward_model_says_of_held_out_comparisons_is_shown(results):
+    """The first and the last one, before and after training, to two digits; and the bins of the calibration."""
+    inputs, here = results
+    page = (here.output / "index.html").read_text()
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
+    shown = re.findall(r'<td class="number">(-?[\d.]+)</td>', held_out)
+    for row, cells in ((0, shown[:4]), (-1, shown[-4:])):
+        one = table.iloc[row]
+        names = [f"{when}_{side}" for side in ("chosen", "rejected") for when in ("before", "after")]
+        assert cells == [f"{one[name]:.2f}" for name in names]
+    bins = pd.read_csv(here.output / "calibration.csv")
+    assert bins.groupby("reward")["pairs"].sum().to_dict() == {"before training": 600, "after training": 600}
+
+
+def test_without_a_tokenizer_there_are_no_texts(tmp_path):
+    inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
+    here = made(tmp_path / "report", {**inputs, "policy": None}, RUNS[:1])
+    page = (here.output / "index.html").read_text()
+    assert 'id="texts"' not in page and 'id="pairs"' not in page and 'id="reliability"' in page
+    assert not {"words", "text_map"} & {path.stem for path in here.output.glob("figures/*.png")}
 
 
 def test_a_suite_without_runs_still_has_a_report(tmp_path):

@@ -37,18 +37,18 @@ def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
             row, column = divmod(place, columns)
             above, below = panels[2 * row, column], panels[2 * row + 1, column]
             colour, marker = styles(list(found))[name]
-            bins, x = one.bins, 100 * one.bins["confidence"]
+            bins = one.bins.dropna(subset="low")  # a bin of one prompt shows nothing but that prompt
+            x = 100 * bins["confidence"]
             error = 100 * np.array([bins["observed"] - bins["low"], bins["high"] - bins["observed"]])
             above.plot([50, 100], [50, 100], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             above.errorbar(
                 x, 100 * bins["observed"], error, fmt=marker, color=colour, markersize=5, elinewidth=1.2, capsize=2
             )
-            said = f"error {100 * one.error:.1f}% [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+            said = f"calibration error {100 * one.error:.1f}% [{100 * one.low:.1f}, {100 * one.high:.1f}]"
             above.set_title(f"{name}\n{said}\nby chance {100 * one.by_chance:.1f}%", fontsize=8, weight="normal")
-            share = 100 * bins["pairs"] / bins["pairs"].sum()
-            below.bar(52.5 + 5 * bins["bin"], share, 4.6, color=colour, alpha=0.75, linewidth=0)
+            share = 100 * one.bins["pairs"] / one.bins["pairs"].sum()
+            below.bar(52.5 + 5 * one.bins["bin"], share, 4.6, color=colour, alpha=0.75, linewidth=0)
             below.set_xlabel("predicted (%)")
-            below.set_ylim(0, 100)
         for spare in panels.T.ravel():
             spare.set_visible(bool(spare.get_xlabel() or spare.lines))
         for row in range(rows):
@@ -101,11 +101,16 @@ def reward_length_figure(scores: Mapping[str, pd.DataFrame], rewards: Mapping[st
                 _binned_means(axes, table, column)
                 prompts = table["prompt_id"]
                 rho, low, high = spearman(table["length"], table[column], prompts, seed=f"{policy}/{column}")
-                axes.set_title(f"{policy}\nρ = {rho:.2f} [{low:.2f}, {high:.2f}]", fontsize=8, weight="normal")
+                axes.set_title(f"{policy}\nρ = {_of(rho)} [{_of(low)}, {_of(high)}]", fontsize=8, weight="normal")
             row[0].set_ylabel(label, fontsize=8)
         for axes in panels[-1]:
             axes.set_xlabel("length (counted tokens)")
     return figure
+
+
+def _of(value: float) -> str:
+    """Two digits, as print has them: a minus sign, and none before 0."""
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _binned_means(axes, table: pd.DataFrame, column: str) -> None:
@@ -145,7 +150,7 @@ def differences_figure(gains: Mapping[str, Mapping[str, pd.Series]]) -> Figure |
                 above = summarise(100.0 * (values > 0), values.index, seed=f"{label}/{name}", bootstrap=1000)
                 mean = summarise(values, values.index, seed=f"{label}/{name}/mean", bootstrap=1000)
                 share = f"above 0: {above.mean:.0f}% [{above.low:.0f}, {above.high:.0f}]"
-                gain = f"mean {mean.mean:.2f} [{mean.low:.2f}, {mean.high:.2f}]"
+                gain = f"mean {_of(mean.mean)} [{_of(mean.low)}, {_of(mean.high)}]"
                 axes.set_title(f"{name}\n{share}\n{gain}", fontsize=8, weight="normal")
             row[0].set_ylabel(f"gain over SFT:\n{label}", fontsize=8)
         for axes in panels[-1]:

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from wordcloud import STOPWORDS, WordCloud
 
 from prefdag.figures import BLUE, INK, VERMILLION, look, new_figure
@@ -30,8 +31,10 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
     with look():
         figure = new_figure(5.6, 4.4)
         axes = figure.add_subplot()
-        for name, (colour, _) in SIDES.items():
-            axes.plot(*halves[name].T, ".", color=colour, markersize=3, alpha=0.35, zorder=2, rasterized=True)
+        # One chosen, one rejected, and so on: neither hides the other.
+        colours = [colour for _ in chosen for colour, _ in SIDES.values()]
+        together = np.stack(list(halves.values()), axis=1).reshape(-1, 2)
+        axes.scatter(*together.T, 8, colours, alpha=0.45, linewidths=0, zorder=2, rasterized=True)
         for name, (colour, marker) in SIDES.items():
             mean = halves[name].mean(0)
             bounds = [
@@ -40,10 +43,14 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
             ]
             bars = [[[mean[axis] - bounds[axis][0]], [bounds[axis][1] - mean[axis]]] for axis in (0, 1)]
             style = {"color": colour, "markeredgecolor": "white", "markersize": 8, "elinewidth": 1.5, "ecolor": INK}
-            axes.errorbar(*mean, bars[1], bars[0], fmt=marker, zorder=4, label=f"{name} (mean)", **style)
+            axes.errorbar(*mean, bars[1], bars[0], fmt=marker, zorder=4, **style)
         for axis, setter in enumerate((axes.set_xlabel, axes.set_ylabel)):
             setter(f"principal component {axis + 1} ({100 * share[axis]:.1f}% of the variance)")
-        figure.legend(loc="outside upper left", ncols=2)
+        marks = [
+            Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=7, label=name)
+            for name, (colour, marker) in SIDES.items()
+        ]
+        figure.legend(handles=marks, loc="outside upper left", ncols=2)
     return figure
 
 
@@ -79,6 +86,7 @@ def _cloud(texts: Sequence[str], colour: str) -> np.ndarray | None:
         height=500,
         background_color="white",
         max_words=60,
+        margin=5,
         random_state=0,
         color_func=lambda *_, **__: colour,
     )
@@ -94,6 +102,6 @@ def _bars(axes, telling: pd.DataFrame) -> None:
     axes.errorbar(telling["delta"], places, xerr=error, fmt="none", ecolor=INK, elinewidth=1, capsize=1.5)
     axes.set_yticks(places, telling["word"], fontsize=7.5)
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel("log-odds ratio, chosen against rejected")
+    axes.set_xlabel("rejected  ←  log-odds ratio  →  chosen")
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()

@@ -18,7 +18,7 @@ CHANCE_DRAWS = 200
 
 @dataclass(frozen=True)
 class Calibration:
-    """bins: one row a bin that holds pairs; error, low, high: expected calibration error; by_chance: see `calibration`."""
+    """bins: a row for each bin that holds pairs; error, low, high: expected calibration error; by_chance: see there."""
 
     bins: pd.DataFrame
     error: float
@@ -81,10 +81,10 @@ def calibration(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> Cal
 
 
 def length_bins(tokens) -> list[tuple[float, float]]:
-    """Bins (low, high], of chosen minus rejected tokens [M], symmetric about 0: thirds of the gaps' sizes, and 0 alone."""
-    sizes = np.abs(np.asarray(tokens))
-    first, second = (float(np.floor(cut)) for cut in np.quantile(sizes[sizes > 0], [1 / 3, 2 / 3]))
-    most = float(sizes.max())
+    """Bins (low, high], of chosen minus rejected tokens [M], symmetric about 0: thirds of their sizes, and 0 alone."""
+    sizes = np.sort(np.abs(np.asarray(tokens)))
+    unequal = sizes[sizes > 0]
+    first, second, most = (float(unequal[-(-third * len(unequal) // 3) - 1]) for third in (1, 2, 3))
     edges = list(dict.fromkeys([0.0, first, second, most]))
     longer = [(low, high) for low, high in zip(edges, edges[1:], strict=False)]
     return [*((-high - 1, -low - 1) for low, high in reversed(longer)), (-1.0, 0.0), *longer]
@@ -109,7 +109,8 @@ def accuracy_by_length(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000)
 
 
 def _span(first: int, last: int) -> str:
-    return f"{first:+d}".replace("+0", "0") if first == last else f"{first:+d} to {last:+d}"
+    text = f"{first:+d}" if first == last else f"{first:+d} to {last:+d}"
+    return text.replace("+0", "0").replace("-", "−")
 
 
 def spearman(left, right_, prompts, *, seed: str, bootstrap: int = 1000) -> tuple[float, float, float]:
@@ -117,23 +118,23 @@ def spearman(left, right_, prompts, *, seed: str, bootstrap: int = 1000) -> tupl
 
     All rows of a drawn prompt come together and are ranked anew. NaN where a column has one value alone.
     """
-    left, right_ = (np.asarray(values, dtype=float) for values in (left, right_))
+    places = [np.unique(np.asarray(values), return_inverse=True)[1] for values in (left, right_)]
     names, owner = np.unique(np.asarray(prompts), return_inverse=True)
-    members = [np.flatnonzero(owner == number) for number in range(len(names))]
-    draws = generator(0, "spearman", seed)
-    found = np.empty(bootstrap)
-    for index in range(bootstrap):
-        rows = np.concatenate([members[number] for number in draws.integers(0, len(names), len(names))])
-        found[index] = _correlation(left[rows], right_[rows])
+    drawn = prompt_weights(len(names), seed=seed, bootstrap=bootstrap)
+    found = np.array([_correlation(*places, weights[owner]) for weights in drawn])
     low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan, np.nan)
-    return _correlation(left, right_), float(low), float(high)
+    return _correlation(*places, np.ones(len(owner))), float(low), float(high)
 
 
-def _correlation(left: np.ndarray, right_: np.ndarray) -> float:
-    left, right_ = (pd.Series(values).rank().to_numpy() for values in (left, right_))
-    left, right_ = left - left.mean(), right_ - right_.mean()
-    spread = np.sqrt((left @ left) * (right_ @ right_))
-    return float(left @ right_ / spread) if spread else float("nan")
+def _correlation(left: np.ndarray, right_: np.ndarray, weights: np.ndarray) -> float:
+    """Of rows that stand `weights` times each, by the places [N] of their values among the distinct ones."""
+    ranks = []
+    for place in (left, right_):
+        held = np.bincount(place, weights)
+        rank = (np.cumsum(held) - (held - 1) / 2)[place]  # the mean of the ranks that equal values share
+        ranks.append(rank - weights @ rank / weights.sum())
+    spread = np.sqrt((weights @ ranks[0] ** 2) * (weights @ ranks[1] ** 2))
+    return float(weights @ (ranks[0] * ranks[1]) / spread) if spread else float("nan")
 
 
 def prompt_weights(num_prompts: int, *, seed: str, bootstrap: int) -> np.ndarray:
@@ -143,7 +144,7 @@ def prompt_weights(num_prompts: int, *, seed: str, bootstrap: int) -> np.ndarray
 
 
 def _interval(values: np.ndarray, prompts, seed: str, bootstrap: int) -> tuple[float, float]:
-    """None (NaN) for a bin of a single prompt: nothing says how another would do."""
+    """NaN for a bin of a single prompt: nothing says how another would do."""
     if len(np.unique(prompts)) < 2:
         return np.nan, np.nan
     low, high = bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap)

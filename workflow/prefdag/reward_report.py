@@ -1,14 +1,16 @@
-"""What the report says of rewards and of the responses that were compared: figures, and the content of their sections."""
+"""What the report says of rewards and of the responses that were compared: figures and what their sections show."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
 from prefdag.detokenize import prompt_and_response
 from prefdag.figures_reliability import calibration_figure, differences_figure, length_gap_figure, reward_length_figure
@@ -40,6 +42,11 @@ class Results:
     policy: Path | None
     reward_label: str
 
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """None where nothing says how to put tokens into text."""
+        return load_tokenizer(self.policy.parent / "model") if self.policy is not None else None
+
     @property
     def display(self) -> dict[str, str]:
         return dict(zip(self.runs["run"], self.runs["display"], strict=True))
@@ -53,8 +60,8 @@ def reward_report(results: Results, samples: int) -> tuple[dict[str, Figure], di
     drawn = {
         "calibration": calibration_figure(calibrated),
         "length_gap": length_gap_figure(by_length),
-        "reward_length": reward_length_figure(*_scored(results)),
-        "reward_differences": differences_figure(_gains(results)),
+        "length_correlation": reward_length_figure(*_scored(results)),
+        "gains": differences_figure(_gains(results)),
         "implicit_rewards": implicit_rewards(*_implicit(results)),
         **_texts(results),
     }
@@ -71,7 +78,7 @@ def calibration_table(content: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _held_out_pairs(results: Results) -> dict[str, pd.DataFrame]:
-    """Pairs of the held-out comparisons by what the page calls the reward: the reward model's, the implicit rewards'."""
+    """Pairs of the held-out comparisons by what the page calls the reward: the reward model's, then implicit ones."""
     found = {}
     if results.reward is not None and (results.reward.parent / "held_out.csv").is_file():
         table = pd.read_csv(results.reward.parent / "held_out.csv")
@@ -116,11 +123,11 @@ def _implicit(results: Results) -> tuple[dict[str, pd.DataFrame], dict[str, floa
 
 def _texts(results: Results) -> dict[str, Figure | None]:
     """Figures of the training split's texts, best against last response."""
-    if results.policy is None:
+    if results.tokenizer is None:
         return {}
     store = Store.open(results.comparisons.parent / "train")
     rows = spaced(len(store), MOST_TEXTS)
-    found = [responses for _, responses in _decoded(results.policy, store, rows)]
+    found = [responses for _, responses in _decoded(results.tokenizer, store, rows)]
     chosen, rejected = [responses[0] for responses in found], [responses[-1] for responses in found]
     prompts = np.asarray(store.prompts)[rows]
     return {"words": words_figure(chosen, rejected, prompts), "text_map": text_map_figure(chosen, rejected, prompts)}
@@ -133,14 +140,14 @@ def spaced(num: int, most: int) -> list[int]:
 
 def _sample_pairs(results: Results, number: int) -> list[dict[str, Any]]:
     """Evenly spaced held-out comparisons, best and last response, each with its reward before and after training."""
-    if results.policy is None or results.reward is None or not (results.reward.parent / "held_out.csv").is_file():
+    if results.tokenizer is None or results.reward is None or not (results.reward.parent / "held_out.csv").is_file():
         return []
     table = pd.read_csv(results.reward.parent / "held_out.csv")
     store = Store.open(results.comparisons.parent / "test")
     assert len(table) == len(store), "held_out.csv has a line for every held-out comparison"
     scores = {when: table.filter(regex=f"^{when}_").to_numpy() for when in ("before", "after")}
     rows, found = spaced(len(store), number), []
-    for index, (prompt, responses) in zip(rows, _decoded(results.policy, store, rows), strict=True):
+    for index, (prompt, responses) in zip(rows, _decoded(results.tokenizer, store, rows), strict=True):
         sides = [
             {"who": who, "text": responses[place], **{when: float(scores[when][index, place]) for when in scores}}
             for who, place in (("chosen", 0), ("rejected", -1))
@@ -149,9 +156,8 @@ def _sample_pairs(results: Results, number: int) -> list[dict[str, Any]]:
     return found
 
 
-def _decoded(policy: Path, store: Store, rows: list[int]) -> list[tuple[str, list[str]]]:
+def _decoded(tokenizer: PreTrainedTokenizerBase, store: Store, rows: list[int]) -> list[tuple[str, list[str]]]:
     """The prompt and the responses, best first, of some comparisons as text."""
-    tokenizer = load_tokenizer(policy.parent / "model")
     found = []
     for one in map(store.__getitem__, rows):
         texts = [prompt_and_response(tokenizer, one.prompt.tolist(), ids.tolist()) for ids in one.responses]

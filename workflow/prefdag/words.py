@@ -37,8 +37,8 @@ def log_odds(chosen, rejected, *, prior: float = PRIOR) -> pd.DataFrame:
     """Log-odds ratio of each word's rate in chosen and rejected texts, counts [V], with an informative Dirichlet prior.
 
     Monroe, Colaresi and Quinn 2008, eqs. 16, 20 and 22: the prior is `prior` words with the rates of both sides
-    together, so that rare words are drawn to 0. Columns delta (above 0: chosen's) and z = delta / its standard deviation,
-    words taken as independent draws.
+    together, so that rare words are drawn to 0. Columns delta (above 0: chosen's) and z = delta / its deviation, words
+    taken as independent draws.
     """
     first, second = (np.asarray(counts, dtype=float) for counts in (chosen, rejected))
     pseudo = prior * (first + second) / (first + second).sum()

@@ -5,7 +5,8 @@ INPUTS   scores, judgements and generations of every policy, curves of every run
 OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, calibration.csv, figures/
 """
 
-FIGURES = ("frontier", "lengths", *(("logratios", "training") if SUITE.runs else ()))
+FIGURES = ("frontier", "lengths", "length_correlation", *(("logratios", "training", "gains") if SUITE.runs else ()))
+FIGURES += ("reward_training", "calibration") if SUITE.reward else ()
 
 
 def manifests(stage, policies):
