@@ -58,9 +58,9 @@ def test_a_calibrated_reward_errs_as_by_chance_and_a_sure_one_more():
 
 
 def test_ties_and_one_prompt():
-    """No difference predicts a half and is half right; an interval over a single prompt is none."""
+    """No difference predicts a half and is half right; an interval over a prompt or two is none."""
     assert right([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
-    found = calibration(pairs([0.0, 0.0], prompts=[3, 3]), seed="test", bootstrap=10)
+    found = calibration(pairs([0.0] * 4, prompts=[3, 3, 5, 5]), seed="test", bootstrap=10)
     assert found.error == 0 and found.bins["observed"].tolist() == [0.5]
     assert found.bins["low"].isna().all()
 

@@ -11,6 +11,8 @@ import pytest
 from made_up_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
 from prefdag.errors import UserError
 from prefdag.figures import method_styles
+from prefdag.figures_reliability import differences_figure
+from prefdag.figures_reward_training import implicit_rewards
 from prefdag.figures_training import logratios, smoothed
 from prefdag.tables import FIRST_COLUMNS, compared, group, runs_table, title
 
@@ -210,3 +212,25 @@ def test_a_run_with_nothing_held_out_has_an_empty_panel():
     curve = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]})
     figure = logratios({"simpo-seed0": curve}, table_of(RUNS))
     assert [len(axes.lines) for axes in figure.axes] == [1]  # the line at zero
+
+
+def test_implicit_rewards_are_beta_times_log_ratios():
+    """Better and worse responses apart; a run without beta, or whose curves have no log-ratio, is left out."""
+    curve = pd.DataFrame(
+        {"step": [1, 2, 3], "chosen_logratio": [0.0, 1.0, -2.0], "rejected_logratio": [0.0, -4.0, -6.0]}
+    )
+    held_out = {"held_out_chosen_logratio": [3.0, np.nan, 5.0], "held_out_rejected_logratio": [-1.0, np.nan, -2.0]}
+    curves = {"DPO": curve.assign(**held_out), "SimPO": pd.DataFrame({"step": [1]}), "other": curve}
+    better, worse = implicit_rewards(curves, {"DPO": 0.1, "SimPO": 2.0}).axes
+    assert better.lines[0].get_ydata() == pytest.approx([0, 0.1, -0.2])
+    assert worse.lines[0].get_ydata() == pytest.approx([0, -0.4, -0.6])
+    assert better.lines[2].get_ydata() == pytest.approx([0.3, 0.5])
+    assert implicit_rewards({"SimPO": curves["SimPO"]}, {"SimPO": 2.0}) is None
+
+
+def test_gains_state_the_share_of_prompts_above_zero():
+    """Of 1, -1, 3, 0 half are above 0; the mean is 0.75."""
+    figure = differences_figure({"reward": {"DPO": pd.Series([1.0, -1.0, 3.0, 0.0], index=[4, 5, 6, 7])}})
+    share, mean = figure.axes[0].get_title(loc="left").splitlines()[1:]
+    assert share.startswith("above 0: 50% [") and mean.startswith("mean 0.75 [")
+    assert differences_figure({"reward": {}}) is None

@@ -37,7 +37,7 @@ def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
             row, column = divmod(place, columns)
             above, below = panels[2 * row, column], panels[2 * row + 1, column]
             colour, marker = styles(list(found))[name]
-            bins = one.bins.dropna(subset="low")  # a bin of one prompt shows nothing but that prompt
+            bins = one.bins.dropna(subset="low")  # too few prompts
             x = 100 * bins["confidence"]
             error = 100 * np.array([bins["observed"] - bins["low"], bins["high"] - bins["observed"]])
             above.plot([50, 100], [50, 100], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))

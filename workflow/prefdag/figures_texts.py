@@ -34,7 +34,7 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
         # One chosen, one rejected, and so on: neither hides the other.
         colours = [colour for _ in chosen for colour, _ in SIDES.values()]
         together = np.stack(list(halves.values()), axis=1).reshape(-1, 2)
-        axes.scatter(*together.T, 8, colours, alpha=0.45, linewidths=0, zorder=2, rasterized=True)
+        axes.scatter(together[:, 0], together[:, 1], 8, colours, alpha=0.45, linewidths=0, zorder=2, rasterized=True)
         for name, (colour, marker) in SIDES.items():
             mean = halves[name].mean(0)
             bounds = [
@@ -43,7 +43,7 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
             ]
             bars = [[[mean[axis] - bounds[axis][0]], [bounds[axis][1] - mean[axis]]] for axis in (0, 1)]
             style = {"color": colour, "markeredgecolor": "white", "markersize": 8, "elinewidth": 1.5, "ecolor": INK}
-            axes.errorbar(*mean, bars[1], bars[0], fmt=marker, zorder=4, **style)
+            axes.errorbar(mean[0], mean[1], bars[1], bars[0], fmt=marker, zorder=4, **style)
         for axis, setter in enumerate((axes.set_xlabel, axes.set_ylabel)):
             setter(f"principal component {axis + 1} ({100 * share[axis]:.1f}% of the variance)")
         marks = [

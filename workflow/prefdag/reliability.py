@@ -14,6 +14,7 @@ from prefdag.statistics import bootstrap_interval
 
 BINS = 10  # of confidence, each 5 percentage points wide
 CHANCE_DRAWS = 200
+FEWEST_PROMPTS = 5  # of a bin with an interval: resamples of fewer say little of any other
 
 
 @dataclass(frozen=True)
@@ -113,23 +114,23 @@ def _span(first: int, last: int) -> str:
     return text.replace("+0", "0").replace("-", "−")
 
 
-def spearman(left, right_, prompts, *, seed: str, bootstrap: int = 1000) -> tuple[float, float, float]:
+def spearman(left, other, prompts, *, seed: str, bootstrap: int = 1000) -> tuple[float, float, float]:
     """Spearman's rank correlation of two columns [N] (ties share their mean rank), with its interval over prompts [N].
 
     All rows of a drawn prompt come together and are ranked anew. NaN where a column has one value alone.
     """
-    places = [np.unique(np.asarray(values), return_inverse=True)[1] for values in (left, right_)]
+    first, second = (np.unique(np.asarray(values), return_inverse=True)[1] for values in (left, other))
     names, owner = np.unique(np.asarray(prompts), return_inverse=True)
     drawn = prompt_weights(len(names), seed=seed, bootstrap=bootstrap)
-    found = np.array([_correlation(*places, weights[owner]) for weights in drawn])
+    found = np.array([_correlation(first, second, weights[owner]) for weights in drawn])
     low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan, np.nan)
-    return _correlation(*places, np.ones(len(owner))), float(low), float(high)
+    return _correlation(first, second, np.ones(len(owner))), float(low), float(high)
 
 
-def _correlation(left: np.ndarray, right_: np.ndarray, weights: np.ndarray) -> float:
+def _correlation(left: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
     """Of rows that stand `weights` times each, by the places [N] of their values among the distinct ones."""
     ranks = []
-    for place in (left, right_):
+    for place in (left, other):
         held = np.bincount(place, weights)
         rank = (np.cumsum(held) - (held - 1) / 2)[place]  # the mean of the ranks that equal values share
         ranks.append(rank - weights @ rank / weights.sum())
@@ -144,8 +145,8 @@ def prompt_weights(num_prompts: int, *, seed: str, bootstrap: int) -> np.ndarray
 
 
 def _interval(values: np.ndarray, prompts, seed: str, bootstrap: int) -> tuple[float, float]:
-    """NaN for a bin of a single prompt: nothing says how another would do."""
-    if len(np.unique(prompts)) < 2:
+    """NaN for a bin of too few prompts."""
+    if len(np.unique(prompts)) < FEWEST_PROMPTS:
         return np.nan, np.nan
     low, high = bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap)
     return low, high

@@ -5,6 +5,7 @@ Shapes: N texts, V words, G prompts.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def counted(texts: Sequence[str]) -> tuple[np.ndarray, object]:
+def counted(texts: Sequence[str]) -> tuple[np.ndarray, Any]:
     """The words of `texts`, sorted, and how often each text has each: [V] and sparse [N, V]; no word at all: [0]."""
     if not any(map(words, texts)):
         return np.array([]), None
