@@ -6,14 +6,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from prefdag.answers import policy_of, step_of, variant_of
 from prefdag.config.best_of_n import BestOfN
 from prefdag.config.judge import Judge
+from prefdag.rewards import write_held_out
 from prefdag.seeds import generator
 from prefdag.stages import best_of_n, judge, report
 from prefdag.statistics import summarise
-from prefdag.store import StoreWriter
+from prefdag.store import Store, StoreWriter
 
 METRICS = ("reward", "kl", "k1", "k3", "length", "distinct1", "distinct2", "untrained", "trained")
 ATTACK = '<script>alert("owned")</script>'
@@ -141,17 +145,35 @@ def write_curves(folder: Path, run: dict, num_steps: int) -> Path:
 
 
 def write_comparisons(folder: Path, num: int) -> Path:
-    rng = generator(0, "lengths")
-    for split, rows in (("train", num), ("validation", 40)):
+    """Words 1 to 9 and, at the end of the first chosen response, the attack; chosen ones hold more of word 2."""
+    rng, spoken = generator(0, "lengths"), generator(0, "spoken")
+    for split, rows in (("train", num), ("validation", 40), ("test", num)):
         with StoreWriter(folder / split, num_responses=2, scored=False) as writer:
             for row in range(rows):
-                chosen, rejected = rng.poisson(24, 2).clip(1, 48)
-                writer.add([1] * 6, [[2] * int(chosen), [3] * int(rejected)], row=row, prompt=row)
+                sizes = rng.poisson(24, 2).clip(1, 48)
+                chosen, rejected = (spoken.integers(1, 10, size).tolist() for size in sizes)
+                chosen[-1] = 0 if row == 0 else 2
+                writer.add([1] * 6, [chosen, rejected], row=row, prompt=row // 2)
     return touched(folder)
 
 
-def write_reward(folder: Path) -> Path:
+def write_tokenizer(folder: Path) -> Path:
+    """The SFT policy, of which the report reads the tokenizer alone: whole words."""
+    words = [ATTACK, "it", "fine", "dull", "film", "was", "warm", "never", "tired", "quiet", "[UNK]"]
+    plain = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]").save_pretrained(folder / "model")
+    return touched(folder)
+
+
+def write_reward(folder: Path, comparisons: Path) -> Path:
+    """A reward model that has learnt: held-out gaps are noise before and 1 more after its training."""
     folder.mkdir()
+    rng, held_out, step = generator(0, "rewards"), Store.open(comparisons.parent / "test"), np.arange(1, 31)
+    before = rng.normal(0, 0.2, (len(held_out), 2))
+    rewards = {"before": before, "after": 3 * before + np.array([1.0, 0.0])}
+    write_held_out(folder / "held_out.csv", held_out, rewards)
+    curve = {"step": step, "loss": 0.7 * 0.98**step, "accuracy": 1 - 0.5 * 0.98**step, "learning_rate": 1e-3 / step}
+    pd.DataFrame(curve).to_csv(folder / "curves.csv", index=False)
     before = {"accuracy": 0.512, "accuracy_low": 0.46, "accuracy_high": 0.56, "mean": 0.031, "std": 0.204, "n": 400}
     after = {"accuracy": 0.764, "accuracy_low": 0.72, "accuracy_high": 0.81, "mean": 0.942, "std": 1.533, "n": 400}
     (folder / "evaluation.json").write_text(json.dumps({"before": before, "after": after}))
@@ -181,13 +203,15 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
     policies = ["base", "sft", *(run["name"] for run in runs)]
     tables = {policy: score_table(policy, num_prompts) for policy in policies}
     scores = [write_scores(root / "score" / name, table, name, reward) for name, table in tables.items()]
+    comparisons = write_comparisons(root / "prepare" / "comparisons", 10 * num_prompts)
     return {
         "scores": scores,
         "judges": [write_verdicts(root, name) for name in policies if name != "sft"],
         "generations": [write_generations(root / "generate" / name, name, num_prompts) for name in policies],
         "preferences": [write_curves(root / "preference" / run["name"], run, num_steps) for run in runs],
-        "reward": write_reward(root / "reward") if reward else None,
-        "comparisons": write_comparisons(root / "prepare" / "comparisons", 10 * num_prompts),
+        "reward": write_reward(root / "reward", comparisons) if reward else None,
+        "comparisons": comparisons,
+        "policy": write_tokenizer(root / "sft"),
     }
 
 

@@ -11,6 +11,8 @@ import pytest
 from made_up_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
 from prefdag.errors import UserError
 from prefdag.figures import method_styles
+from prefdag.figures_reliability import differences_figure
+from prefdag.figures_reward_training import implicit_rewards
 from prefdag.figures_training import logratios, smoothed
 from prefdag.tables import FIRST_COLUMNS, compared, group, runs_table, title
 
@@ -27,7 +29,7 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
     inputs, first = results
     second = made(tmp_path / "again", inputs, SOME)
     files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
-    assert len(files) == 2 + 2 * 8
+    assert len(files) == 3 + 2 * 16
     for name in files:
         assert (first.output / name).read_bytes() == (second.output / name).read_bytes(), name
 
@@ -36,10 +38,12 @@ def test_every_figure_is_png_and_svg(results):
     _, here = results
     names = {"frontier", "logratios", "displacement", "training", "lengths"}
     names |= {"reward_histograms", "reward_boxes", "reward_accuracy"}
+    names |= {"reward_training", "implicit_rewards", "calibration", "length_gap", "length_correlation", "gains"}
+    names |= {"words", "text_map"}
     for kind in ("png", "svg"):
         assert {path.stem for path in here.output.glob(f"figures/*.{kind}")} == names
     drawn = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
-    assert drawn | {"index.html", "runs.csv"} == set(here.journal.artifacts)
+    assert drawn | {"index.html", "runs.csv", "calibration.csv"} == set(here.journal.artifacts)
 
 
 def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interval(results):
@@ -73,6 +77,8 @@ def test_what_a_model_wrote_is_text_and_not_markup(results):
     assert ATTACK not in page
     assert "&lt;script&gt;alert(" in page
     assert "expecting &amp; found" in page
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    assert "&lt;script&gt;alert(" in held_out
 
 
 def test_the_page_needs_no_network_and_no_other_file(results):
@@ -80,7 +86,7 @@ def test_the_page_needs_no_network_and_no_other_file(results):
     page = (here.output / "index.html").read_text()
     for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
         assert word not in page
-    assert page.count("data:image/png;base64,") == page.count(" src=") == 8
+    assert page.count("data:image/png;base64,") == page.count(" src=") == 16
     assert page.count("http:") == page.count('<a href="http://127.0.0.1:5000/#/') == 1, "MLflow on this machine, a link"
 
 
@@ -97,6 +103,10 @@ def test_without_a_reward_model_its_sections_say_so(tmp_path):
     page = (here.output / "index.html").read_text()
     assert "trains no reward model" in page and "not measured" not in page
     assert not list(here.output.glob("figures/reward*"))
+    left_out = {"calibration", "length_gap"}
+    assert not left_out & {path.stem for path in here.output.glob("figures/*.png")}
+    assert not (here.output / "calibration.csv").exists() and 'id="pairs"' not in page
+    assert {"length_correlation", "gains", "words"} <= {path.stem for path in here.output.glob("figures/*.png")}
     assert pd.read_csv(here.output / "runs.csv")["trained"].isna().all()
 
 
@@ -125,6 +135,29 @@ def test_ensembles_and_implicit_rewards_are_shown(reward: bool, tmp_path):
     assert section.count("68.8% <small>[60.0, 75.0]</small>") == (3 if reward else 1)
     assert ("trains no reward model" in section) == (not reward)
     assert (here.output / "figures/reward_accuracy.svg").is_file()
+
+
+def test_what_the_reward_model_says_of_held_out_comparisons_is_shown(results):
+    """The first and the last one, before and after training, to two digits; and the bins of the calibration."""
+    inputs, here = results
+    page = (here.output / "index.html").read_text()
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
+    shown = re.findall(r'<td class="number">(-?[\d.]+)</td>', held_out)
+    for row, cells in ((0, shown[:4]), (-1, shown[-4:])):
+        one = table.iloc[row]
+        names = [f"{when}_{side}" for side in ("chosen", "rejected") for when in ("before", "after")]
+        assert cells == [f"{one[name]:.2f}" for name in names]
+    bins = pd.read_csv(here.output / "calibration.csv")
+    assert bins.groupby("reward")["pairs"].sum().to_dict() == {"before training": 600, "after training": 600}
+
+
+def test_without_a_tokenizer_there_are_no_texts(tmp_path):
+    inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
+    here = made(tmp_path / "report", {**inputs, "policy": None}, RUNS[:1])
+    page = (here.output / "index.html").read_text()
+    assert 'id="texts"' not in page and 'id="pairs"' not in page and 'id="reliability"' in page
+    assert not {"words", "text_map"} & {path.stem for path in here.output.glob("figures/*.png")}
 
 
 def test_a_suite_without_runs_still_has_a_report(tmp_path):
@@ -180,3 +213,25 @@ def test_a_run_with_nothing_held_out_has_an_empty_panel():
     curve = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]})
     figure = logratios({"simpo-seed0": curve}, table_of(RUNS))
     assert [len(axes.lines) for axes in figure.axes] == [1]  # the line at zero
+
+
+def test_implicit_rewards_are_beta_times_log_ratios():
+    """Better and worse responses apart; a run without beta, or whose curves have no log-ratio, is left out."""
+    curve = pd.DataFrame(
+        {"step": [1, 2, 3], "chosen_logratio": [0.0, 1.0, -2.0], "rejected_logratio": [0.0, -4.0, -6.0]}
+    )
+    held_out = {"held_out_chosen_logratio": [3.0, np.nan, 5.0], "held_out_rejected_logratio": [-1.0, np.nan, -2.0]}
+    curves = {"DPO": curve.assign(**held_out), "SimPO": pd.DataFrame({"step": [1]}), "other": curve}
+    better, worse = implicit_rewards(curves, {"DPO": 0.1, "SimPO": 2.0}).axes
+    assert better.lines[0].get_ydata() == pytest.approx([0, 0.1, -0.2])
+    assert worse.lines[0].get_ydata() == pytest.approx([0, -0.4, -0.6])
+    assert better.lines[2].get_ydata() == pytest.approx([0.3, 0.5])
+    assert implicit_rewards({"SimPO": curves["SimPO"]}, {"SimPO": 2.0}) is None
+
+
+def test_gains_state_the_share_of_prompts_above_zero():
+    """Of 1, -1, 3, 0 half are above 0; the mean is 0.75."""
+    figure = differences_figure({"reward": {"DPO": pd.Series([1.0, -1.0, 3.0, 0.0], index=[4, 5, 6, 7])}})
+    share, mean = figure.axes[0].get_title(loc="left").splitlines()[1:]
+    assert share.startswith("above 0: 50% [") and mean.startswith("mean 0.75 [")
+    assert differences_figure({"reward": {}}) is None

@@ -18,6 +18,7 @@ from torch import Tensor
 from comparisons import comparisons, stored, tiny
 from prefdag.__main__ import main
 from prefdag.checkpoint import Checkpoint
+from prefdag.manifest import read_manifest
 from prefdag.models import load_policy
 from prefdag.naive import naive_logprobs
 from prefdag.rewards import load_reward_model, score_all, untrained_reward_model
@@ -115,8 +116,11 @@ def test_every_option_trains_what_it_says(options: dict[str, Any], suite: Path, 
         ]
         assert curves["loss"][3 * place] == pytest.approx(np.mean(losses), abs=1e-5)
         assert curves["loss"][3 * place + 2] < curves["loss"][3 * place]
-    kept = pd.read_csv(folder / "scores.csv")
+    kept = pd.read_csv(folder / "held_out.csv")
     held_out = Store.open(suite / "prepare/comparisons/test")
+    assert kept[["row", "prompt"]].to_numpy().tolist() == [list(pair) for pair in zip(held_out.rows, held_out.prompts)]
+    tokens = [[len(response) for response in held_out[index].responses] for index in range(len(held_out))]
+    assert kept[[f"tokens_rank{k}" for k in (1, 2, 3)]].to_numpy().tolist() == tokens
     for when, model in (("before", untrained), ("after", load_reward_model(folder, CPU))):
         scored = score_all(model, held_out, BASE["tokens_per_batch"], CPU)
         assert np.array_equal(kept[[f"{when}_rank{k}" for k in (1, 2, 3)]].to_numpy(np.float32), scored)
@@ -290,3 +294,6 @@ def test_the_implicit_reward_is_evaluated_on_what_was_held_out(suite: Path, scor
     found = json.loads((folder / "score/dpo/evaluation.json").read_text())["implicit"]
     assert found["accuracy"] == pytest.approx(sum(right) / len(right)) and 0 < found["accuracy"] < 1
     assert found["n"] == 7 and found["mean"] == pytest.approx(reward.mean().item(), abs=1e-4)
+    kept = pd.read_csv(folder / "score/dpo/held_out.csv")
+    assert kept[[f"implicit_rank{k}" for k in (1, 2, 3)]].to_numpy() == pytest.approx(reward.numpy(), abs=1e-4)
+    assert {"held_out.csv", "evaluation.json"} < set(read_manifest(folder / "score/dpo/manifest.json").content["files"])

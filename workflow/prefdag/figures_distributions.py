@@ -8,29 +8,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefdag.figures import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, look, new_figure
+from prefdag.statistics import standard_error
 
 MODELS = {"untrained": "before training", "trained": "after training"}
 
 
-def lengths(tokens: Mapping[str, np.ndarray], data: int) -> Figure:
+def lengths(tokens: Mapping[str, tuple[np.ndarray, np.ndarray]], data: int) -> Figure:
     """Counted tokens per response, a row a set on one axis; a line marks the median.
 
-    tokens: name -> [N]. The first `data` sets are the data's, the others generated. The last bin holds all beyond
-    the 99.5th percentile of all sets.
+    tokens: name -> lengths [N] and prompts [N]; a mean's interval is 1.96 standard errors, over prompts. The first
+    `data` sets are the data's, the others generated. The last bin holds all beyond the 99.5th percentile of all sets.
     """
-    longest = max(2.0, float(np.quantile(np.concatenate(list(tokens.values())), 0.995)))
+    longest = max(2.0, float(np.quantile(np.concatenate([values for values, _ in tokens.values()]), 0.995)))
     width = max(1, int(np.ceil(longest / 50)))  # whole tokens: other widths would comb the histogram
     bins = np.arange(0, np.ceil(longest / width) + 2) * width - 0.5
     with look():
         figure = new_figure(7.2, 0.6 + 0.78 * len(tokens))
         panels = figure.subplots(len(tokens), 1, sharex=True, squeeze=False).ravel()
-        for index, (axes, (name, values)) in enumerate(zip(panels, tokens.items(), strict=True)):
+        for index, (axes, (name, (values, prompts))) in enumerate(zip(panels, tokens.items(), strict=True)):
             colour = SKY if index < data else BLUE
             clipped = np.minimum(values, bins[-1] - 0.5)
             share = np.full(len(values), 100 / len(values))
             axes.hist(clipped, bins, weights=share, color=colour, alpha=0.75, linewidth=0)
             axes.axvline(np.median(values), color=INK, linewidth=1.2)
-            axes.set_title(f"{name}   median {np.median(values):g}, mean {np.mean(values):.1f}", pad=3, weight="normal")
+            mean, reach = np.mean(values), 1.96 * standard_error(values, prompts)
+            middle = f"median {np.median(values):g}, mean {mean:.1f} [{mean - reach:.1f}, {mean + reach:.1f}]"
+            axes.set_title(f"{name}   {middle}", pad=3, weight="normal")
             axes.set_yticks([])
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
@@ -42,7 +45,8 @@ def lengths(tokens: Mapping[str, np.ndarray], data: int) -> Figure:
 def reward_histograms(scores: Mapping[str, pd.DataFrame]) -> Figure:
     """Scores of the untrained (above) and the trained reward model (below) on each policy's generations.
 
-    scores: policy -> columns untrained, trained. Each row shares its bins, so policies can be compared by eye.
+    scores: policy -> columns prompt_id, untrained, trained; intervals of means are over prompts. Each row shares its
+    bins, so policies can be compared by eye.
     """
     with look():
         figure = new_figure(1.0 + 3.1 * len(scores), 4.4)
@@ -54,7 +58,9 @@ def reward_histograms(scores: Mapping[str, pd.DataFrame]) -> Figure:
                 share = np.full(len(frame), 100 / len(frame))
                 axes.hist(frame[model], bins, weights=share, color=colour, alpha=0.75, linewidth=0)
                 axes.axvline(frame[model].mean(), color=INK, linewidth=1.2)
-                spread = f"mean {frame[model].mean():.2f}, std {frame[model].std(ddof=0):.2f}"
+                reach = 1.96 * standard_error(frame[model], frame["prompt_id"])
+                mean = frame[model].mean()
+                spread = f"mean {mean:.2f} [{mean - reach:.2f}, {mean + reach:.2f}], std {frame[model].std(ddof=0):.2f}"
                 axes.set_title(f"{policy}, {when}\n{spread}", fontsize=8.5, weight="normal")
             row[0].set_ylabel("generations (%)")
             for axes in row:

@@ -3,8 +3,9 @@
 Shapes: B comparisons of K responses; H heads, those of every member of an ensemble one after the other.
 """
 
+import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
@@ -240,3 +241,23 @@ def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[
 def write_evaluation(path: Path, found: dict[str, dict[str, float]]) -> None:
     """Evaluations by name, in the order in which the report shows them."""
     path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def write_held_out(path: Path, store: Store, rewards: Mapping[str, NDArray[np.float32]]) -> None:
+    """One line a held-out comparison: row, prompt, counted tokens and every reward of every response, best first.
+
+    rewards: name -> [N, K]; the columns are <name>_chosen and <name>_rejected, <name>_rank1 to K of K > 2 responses.
+    """
+    places = ranks(store.num_responses)
+    tokens = np.diff(np.asarray(store.offsets), axis=1)[:, 1:]
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["row", "prompt", *(f"{name}_{place}" for name in ("tokens", *rewards) for place in places)])
+        for index, (row, prompt) in enumerate(zip(store.rows, store.prompts, strict=True)):
+            said = [float(value) for values in rewards.values() for value in values[index]]
+            writer.writerow([int(row), int(prompt), *map(int, tokens[index]), *said])
+
+
+def ranks(num_responses: int) -> list[str]:
+    """What the responses of a comparison are called, best first."""
+    return ["chosen", "rejected"] if num_responses == 2 else [f"rank{place + 1}" for place in range(num_responses)]

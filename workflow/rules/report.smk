@@ -1,11 +1,12 @@
 """Draw the figures and write the page.
 
 INPUTS   scores and judgements of every set of answers, generations of every policy, curves of every run, comparisons,
-         the reward model, Best-of-N
-OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, figures/
+         the SFT policy for its tokenizer, the reward model, Best-of-N
+OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, calibration.csv, figures/
 """
 
-FIGURES = ("frontier", "lengths", *(("logratios", "training") if SUITE.runs else ()))
+FIGURES = ("frontier", "lengths", "length_correlation", *(("logratios", "training", "gains") if SUITE.runs else ()))
+FIGURES += ("reward_training", "calibration") if SUITE.reward else ()
 
 
 def manifests(stage, policies):
@@ -23,6 +24,7 @@ rule report:
         comparisons=manifest("prepare/comparisons"),
         reward=[manifest("reward")] if SUITE.reward else [],
         best_of_n=[manifest("best_of_n")] if SUITE.generate.best_of else [],
+        policy=manifest("sft"),
     output:
         manifest=manifest("report"),
         page=report(f"{RESULTS}/report/index.html", category="Report"),
@@ -39,4 +41,4 @@ rule report:
     shell:
         "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
         " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
-        " {params.reward} {params.best_of_n} --output {output.manifest} 2>&1 | tee {log:q}"
+        " {params.reward} {params.best_of_n} --policy {input.policy} --output {output.manifest} 2>&1 | tee {log:q}"

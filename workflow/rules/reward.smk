@@ -2,7 +2,7 @@
 
 INPUTS   SFT policy, comparisons
 OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, scoring.json, head.safetensors,
-         evaluation.json, scores.csv, curves.csv
+         evaluation.json, held_out.csv (rewards of every held-out comparison), curves.csv
 """
 
 

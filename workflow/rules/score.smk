@@ -2,7 +2,8 @@
 
 INPUTS   generations, the policy, the SFT policy as reference, the reward model if there is one, runs with an implicit
          reward and for those themselves the comparisons, the classifier if there is one
-OUTPUTS  results/<suite>/score/<answers>/manifest.json, scores.csv, summary.json, evaluation.json of an implicit reward
+OUTPUTS  results/<suite>/score/<answers>/manifest.json, scores.csv, summary.json;
+         of a run with an implicit reward evaluation.json and held_out.csv
 """
 
 

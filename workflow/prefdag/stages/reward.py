@@ -1,6 +1,5 @@
 """The reward model: SFT policy and comparisons to scalar heads, before and after training."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from prefdag.rewards import (
     save_untrained,
     score_all,
     write_evaluation,
+    write_held_out,
     zero_mean,
 )
 from prefdag.segments import Segments
@@ -75,7 +75,7 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     for place, member in enumerate(members):
         save(member, folder, member_folder(here.output, place, scoring.seeds))
     (here.output / SCORING).write_text(scoring.canonical() + "\n")
-    _write_scores(here.output / "scores.csv", held_out, before, after)
+    write_held_out(here.output / "held_out.csv", held_out, {"before": before, "after": after})
     here.makes_model("reward", parents=["policy"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
@@ -157,13 +157,3 @@ def reward_loss(settings: Reward, values: Tensor, lengths: Tensor, margin: Tenso
     if settings.centring_coefficient is not None:
         loss = loss + settings.centring_coefficient * CENTRING[settings.centring](values)
     return loss
-
-
-def _write_scores(path: Path, store: Store, before: np.ndarray, after: np.ndarray) -> None:
-    num = store.num_responses
-    names = ["chosen", "rejected"] if num == 2 else [f"rank{place + 1}" for place in range(num)]
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["row", *(f"{when}_{name}" for when in ("before", "after") for name in names)])
-        for index, row in enumerate(store.rows):
-            writer.writerow([int(row), *map(float, before[index]), *map(float, after[index])])

@@ -25,6 +25,7 @@ from prefdag.rewards import (
     score_all,
     untrained_reward_model,
     write_evaluation,
+    write_held_out,
 )
 from prefdag.segments import packed
 from prefdag.stage import Workspace
@@ -132,6 +133,7 @@ def _evaluate(here: Workspace, rewards: Rewards, held_out: Store, tokens_per_bat
     values = score_all(rewards, held_out, tokens_per_batch, device)
     facts = evaluation(values, np.asarray(held_out.prompts))
     write_evaluation(here.output / "evaluation.json", {"implicit": facts})
+    write_held_out(here.output / "held_out.csv", held_out, {"implicit": values})
     here.results({f"implicit_{name}": value for name, value in facts.items()})
     here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
 
