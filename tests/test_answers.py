@@ -1,13 +1,14 @@
 """Sets of answers: their names, what each job may read, whom they are judged against, and mistakes in them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from conftest import MINI
+from conftest import MINI, ROOT
 from prefdag import plan
 from prefdag.answers import policy_of, step_of, variant_of, weights_of
 from prefdag.config.merging import merged
@@ -32,6 +33,14 @@ def test_names() -> None:
     assert parts == [("dpo", "", None), ("dpo", "t1", None), ("dpo", "step20", 20), ("sft", "pool", None)]
     assert weights_of(Path("a/manifest.json")) == Path("a/model")
     assert weights_of(Path("a/manifest.json"), 20) == Path("a/checkpoints/20")
+
+
+def test_the_readmes_example_resolves() -> None:
+    """With its 7 checkpoints of 400 steps, 50 apart."""
+    text = (ROOT / "README.md").read_text()
+    example = yaml.safe_load(re.search(r"```yaml\n(generate:.*?)```", text, re.S)[1])
+    found = plan.answers(suite(**example))
+    assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(found)
 
 
 def test_without_variants_the_answers_are_the_policies() -> None:

@@ -66,6 +66,13 @@ def test_a_missing_input(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert "no such manifest; run the stage that makes it first" in sentence
 
 
+def test_answers_of_nobody_need_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "manifest.json").write_text("{}")
+    arguments = ["--config", '{"generate": {}}', "--comparisons", f"{tmp_path}/manifest.json"]
+    sentence = said(capsys, "generate", *arguments, "--output", f"{tmp_path}/generate/chosen/manifest.json")
+    assert "give a policy's manifest, or --tokenizer one for the chosen responses" in sentence
+
+
 def test_a_full_disk(tmp_path: Path):
     """On a real small file system, where one can be made; whatever was written is gone afterwards."""
     small = tmp_path / "small"
