@@ -149,3 +149,13 @@ def test_checkpoints_need_steps_to_count_from(preference: dict[str, Any], senten
 def test_a_run_has_no_name_of_other_answers(name: str) -> None:
     with pytest.raises(UserError, match="taken by answers that no run gives|expected letters"):
         suite(runs=[{"name": name, "method": "dpo"}])
+
+
+def test_the_report_is_told_how_answers_were_drawn() -> None:
+    """By name; nothing of the chosen responses, which nobody drew, nor of seeds and numbers, which no figure shows."""
+    told = json.loads(plan.config_of(suite(generate={"variants": COLD, "chosen": True}), "report"))["answers"]
+    by_name = {entry.pop("name"): entry for entry in told}
+    assert list(by_name) == plan.answers(suite(generate={"variants": COLD, "chosen": True}))
+    assert set(by_name["dpo"]) == {"temperature", "top_p", "max_new_tokens"} and by_name["chosen"] == {}
+    assert by_name["dpo@t0.25"] == {**by_name["dpo"], "temperature": 0.25}
+    assert by_name["dpo@nucleus"] == {**by_name["dpo"], "top_p": 0.9}

@@ -1,6 +1,7 @@
 """Win rates of further sets of answers: over sampling temperatures, and over the checkpoints of a training."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def _draw(axes: Axes, members: pd.DataFrame, x: str, styles: Mapping[str, tuple]
         rate, low, high = (100 * own[name].to_numpy(dtype=float) for name in ("win_rate", "win_low", "win_high"))
         colour, marker = styles[run]
         size = 8 if marker == "*" else 5
-        shape = {"color": colour, "marker": marker, "markersize": size, "mec": "white", "mew": 0.5}
-        bars = {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.3}
+        shape: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "mec": "white", "mew": 0.5}
+        bars: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.3}
         axes.errorbar(place, rate, [rate - low, high - rate], label=own["display"].iloc[0], zorder=3, **shape, **bars)
     axes.yaxis.set_major_formatter("{x:g}%")

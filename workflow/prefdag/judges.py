@@ -37,7 +37,9 @@ def _rates(found: Mapping[str, Any]) -> dict[str, Any]:
         "win_rate": _percent(found),
         "length_controlled": _percent(found.get("length_controlled")),
         "matched_length": _percent(matched if "low" in matched else None),
-        "order": None if None in sides else {"rates": [100 * side for side in sides], "p_value": order["p_value"]},
+        "order": None
+        if None in sides
+        else {"rates": [100 * float(side or 0) for side in sides], "p_value": order["p_value"]},
         "n": found["n"],
         "without_verdict": found.get("without_verdict", 0),
     }
@@ -46,7 +48,7 @@ def _rates(found: Mapping[str, Any]) -> dict[str, Any]:
 def _percent(found: Mapping[str, Any] | None) -> dict[str, float] | None:
     if found is None or found.get("win_rate") is None:
         return None
-    return {key: 100 * found[name] for key, name in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
+    return {key: 100 * float(found[name]) for key, name in (("mean", "win_rate"), ("low", "low"), ("high", "high"))}
 
 
 def agreements(verdicts: Sequence[Path]) -> list[dict[str, Any]]:
@@ -70,8 +72,8 @@ def _judged(judge: str, rows: pd.DataFrame) -> Judged:
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     def interval(name: str, factor: float) -> dict[str, float] | None:
         ends = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
-        values = {key: found.get(column) for key, column in ends.items()}
-        return None if None in values.values() else {key: factor * value for key, value in values.items()}
+        known = {key: found[column] for key, column in ends.items() if found.get(column) is not None}
+        return {key: factor * value for key, value in known.items()} if len(known) == len(ends) else None
 
     agreed, kappa = interval("agreement", 100), interval("kappa", 1)
     return {"judges": found["judges"], "n": found["n"], "ties": found["ties"], "agreement": agreed, "kappa": kappa}

@@ -29,9 +29,9 @@ def league(
     runs: columns run, method, group (tables.runs_table); tables: policy -> prompt_id, reward, kl, length of each
     generation, "sft" among them; curves: run -> curves.csv; matched: KLs in nats; seconds: run -> median seconds of a
     training step. Columns: method, settings, runs, max_kl; for each matched KL reward_at_<kl>, _low and _high (NaN
-    where no setting went so far); at the setting of largest reward: best_reward, best_kl, and there chosen_logratio,
-    rejected_logratio, chosen_fell (share of held-out comparisons), length_drift (tokens against SFT, with _low and
-    _high); seconds_per_step. Intervals resample prompts, the same ones for every policy.
+    where no setting went so far); at the setting of largest reward: best_reward, best_kl and
+    length_drift (tokens against SFT), each with _low and _high, and chosen_logratio, rejected_logratio, chosen_fell
+    (share of held-out comparisons); seconds_per_step. Intervals resample prompts, the same ones for every policy.
     """
     means = {name: _by_prompt(table) for name, table in tables.items()}
     num_prompts = len(means["sft"])
@@ -73,7 +73,7 @@ def _row(
         "max_kl": kl[0].max(),
         **{name: value for target, values in at.items() for name, value in _interval(target, values).items()},
         **_interval("best_reward", reward[:, best]),
-        "best_kl": kl[0, best],
+        **_interval("best_kl", kl[:, best]),
         **_displacement([curves[run] for run in runs if run in curves]),
         **_interval("length_drift", drift),
         "seconds_per_step": float(np.median(steps)) if steps else None,

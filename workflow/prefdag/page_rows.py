@@ -89,7 +89,7 @@ def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[
     rows = []
     for row in table.to_dict("records") if table is not None else ():
         known = {key: None if pd.isna(value) else value for key, value in row.items()}
-        names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "length_drift"]
+        names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "best_kl", "length_drift"]
         cells = {
             name: {"mean": known[name], "low": known[f"{name}_low"], "high": known[f"{name}_high"]} for name in names
         }

@@ -17,38 +17,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from prefdag.across_runs import GAIN, by_prompt, gains, seeds_table
-from prefdag.answers import CHOSEN
-from prefdag.answers_table import answers_table, checkpoints
+from prefdag.across_runs import seeds_table
+from prefdag.answers_report import answers_report
+from prefdag.answers_table import checkpoints
 from prefdag.config.expected import Expected
 from prefdag.config.report import Report
 from prefdag.config.section import Section
 from prefdag.errors import UserError
 from prefdag.exact_report import TEMPLATE, exact_report
 from prefdag.figures import rendered
-from prefdag.figures_answers import by_temperature, over_training
 from prefdag.figures_distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
 from prefdag.figures_frontier import frontier
 from prefdag.figures_league import frontiers, league_figure
 from prefdag.figures_training import displacement, logratios, training
-from prefdag.judges import agreements, rates, win_label
+from prefdag.gathered import Gathered, gathered
 from prefdag.league import league, seconds_per_step
 from prefdag.page import page
-from prefdag.page_rows import (
-    accuracies_of,
-    answers_row,
-    best_of_n_rows,
-    configs_of,
-    evaluation_rows,
-    league_rows,
-    percent,
-    run_row,
-)
+from prefdag.page_rows import configs_of, evaluation_rows, league_rows, percent, run_row
 from prefdag.published import published_rows
 from prefdag.reward_report import SECTION, Results, calibration_table, reward_report
 from prefdag.stage import Workspace
 from prefdag.store import Store
-from prefdag.tables import BEFORE_ALIGNMENT, compared, runs_csv, runs_table
+from prefdag.tables import compared, runs_csv
 
 MANY = 12  # methods that one figure can hold
 
@@ -106,27 +96,18 @@ def run(
         raise UserError(
             "report --comparisons: give the manifest of the comparisons, or --exact those of an exact suite"
         )
-    summaries, wins = _summaries(scores), _summaries(judges)
-    own = [path for path in scores if path.parent.name in (*BEFORE_ALIGNMENT, *(run.name for run in job.runs))]
-    tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in own}
-    sizes = {name: (table["prompt_id"].nunique(), len(table)) for name, table in tables.items()}
-    runs = runs_table([row.model_dump() for row in job.runs], summaries, wins, sizes)
-    verdicts = {path.parent.name: path.parent / "verdicts.csv" for path in judges}
-    means = {name: by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
-    runs = runs.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
-    curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in preferences}
-    steps = {name: int(curve["step"].iloc[-1]) for name, curve in curves.items()}
-    answers = answers_table([told.model_dump() for told in job.answers], runs, summaries, wins, steps)
+    found = gathered(
+        [row.model_dump() for row in job.runs],
+        [told.model_dump() for told in job.answers],
+        scores=scores,
+        judges=judges,
+        preferences=preferences,
+        reward=reward,
+        best_of_n=best_of_n,
+    )
+    runs, tables, curves, accuracies = found.runs, found.tables, found.curves, found.accuracies
     shown = ["sft", *compared(runs, job.report.compare)]
-    accuracies = accuracies_of(reward, own, runs)
-    pool = pd.read_csv(best_of_n.parent / "best_of_n.csv") if best_of_n else None
-    judging = next(iter(wins.values()), {})
-    drawn = {
-        "frontier": _frontier(job, runs, answers, pool),
-        **_figures(runs, tables, curves, shown, comparisons, accuracies),
-        "temperature": by_temperature(answers, win_label(judging)),
-        "over_training": over_training(answers, win_label(judging)),
-    }
+    drawn = {"frontier": _frontier(job, found)} | _figures(runs, tables, curves, shown, comparisons, accuracies)
     ranks = _league(job, here, runs, tables, curves)
     if ranks is not None:
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
@@ -136,24 +117,18 @@ def run(
     of_rewards, told = reward_report(results, job.report.samples)
     if told["calibrations"]:
         _write(here, "calibration.csv", calibration_table(told).to_csv(index=False, lineterminator="\n"))
-    images = _write_figures(here, drawn | of_rewards)
+    of_answers, about_answers = answers_report(found)
+    images = _write_figures(here, drawn | of_rewards | of_answers)
     _write(here, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
-    further = answers[(answers["variant"] != "") | (answers["run"] == CHOSEN)]
-    if len(further):
-        _write(here, "answers.csv", answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
+    if len(found.beside):
+        _write(here, "answers.csv", found.answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
     content = page(
         images,
         suite=job.suite,
         rows=[run_row(row) for row in runs.to_dict("records")],
         configs=configs_of(preferences),
-        judged_by=judging.get("judge", "reward"),
-        held_against=judging.get("held_against", "sft"),
-        answers=[answers_row(row) for row in further.to_dict("records")],
-        best_of_n=best_of_n_rows(pool),
-        rates=rates(wins, dict(zip(runs["run"], runs["display"], strict=True))),
-        agreements=agreements([verdicts[name] for name in wins if name in tables]),
-        seeds=[{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, means)],
-        published=published_rows(job.expected, runs, means, accuracies),
+        seeds=[{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, found.means)],
+        published=published_rows(job.expected, runs, found.means, accuracies),
         curves=bool(curves),
         league=league_rows(ranks, job.report.matched_kl),
         matched_kl=job.report.matched_kl,
@@ -164,6 +139,7 @@ def run(
         num_generations=_range(runs["num_generations"]),
         sections=[SECTION],
         **told,
+        **about_answers,
     )
     _write(here, "index.html", content)
     return {"policies": len(runs), "figures": sorted(images)}
@@ -178,13 +154,9 @@ def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
     return {"settings": len(tables["points"]), "figures": sorted(images)}
 
 
-def _summaries(manifests: list[Path]) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: json.loads((path.parent / "summary.json").read_text()) for path in manifests}
-
-
-def _frontier(job: Job, runs: pd.DataFrame, answers: pd.DataFrame, pool: pd.DataFrame | None) -> Figure:
-    draw = frontiers if runs["method"].nunique() > MANY else frontier
-    return draw(runs, job.report.reward_label, checkpoints(answers), pool)
+def _frontier(job: Job, found: Gathered) -> Figure:
+    draw = frontiers if found.runs["method"].nunique() > MANY else frontier
+    return draw(found.runs, job.report.reward_label, checkpoints(found.answers), found.pool)
 
 
 def _figures(
