@@ -360,3 +360,28 @@ def test_the_run_continues_by_plain_commands(copy: Project):
     inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
     subprocess.run(command, cwd=copy.folder, env=inside, check=True, capture_output=True)
     assert (folder / "judge/dpo/manifest.json").read_bytes() == before
+
+
+def test_every_stage_by_hand_makes_the_same(copy: Project):
+    """The commands of docs/stages.md, in their order: every manifest but the report's is Snakemake's.
+
+    Forked from a process that has imported torch, for speed; `test_warm` shows that it makes no difference.
+    """
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", (copy.folder / "docs/stages.md").read_text(), re.S))
+    tried = set(re.findall(r"^ *prefdag (\w+)", commands, re.M))
+    assert tried == {path.stem for path in (copy.folder / "workflow/prefdag/stages").glob("[a-z]*.py")} - {
+        "benchmark", "exact",
+    }  # fmt: skip
+    inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
+    script = f'set -e; prefdag() {{ {sys.executable} -m prefdag "$@"; }}\n{commands}'
+    with subprocess.Popen(warm, env=inside) as server:
+        inside["PREFDAG_WARM"] = str(copy.folder / "warm")
+        done = subprocess.run(["bash", "-c", script], cwd=copy.folder, env=inside, capture_output=True, text=True)
+        server.terminate()
+    assert done.returncode == 0, done.stderr[-3000:]
+    by_hand = copy.folder / "results/by-hand"
+    manifests = {path.relative_to(by_hand) for path in by_hand.rglob("manifest.json")}
+    assert len(manifests) == 15
+    for path in manifests - {Path("report/manifest.json")}:
+        assert (by_hand / path).read_bytes() == (copy.folder / RESULTS / path).read_bytes(), path
+    assert "by-hand" in (by_hand / "report/index.html").read_text()
