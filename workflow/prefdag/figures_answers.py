@@ -76,6 +76,8 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
             settings_legend(axes, own)
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
+        for axes in panels[: len(groups)][-columns:]:
+            axes.xaxis.set_tick_params(labelbottom=True)  # also where no panel lies below
         figure.supxlabel(x_label, fontsize=9)
         figure.supylabel(label, fontsize=9)
     return figure

@@ -86,13 +86,14 @@ def draw_checkpoints(axes: Axes, members: pd.DataFrame, kept: pd.DataFrame, colo
 
 
 def draw_best_of_n(axes: Axes, pool: dict[str, pd.DataFrame], named: bool = True) -> None:
-    """A line through N = 1, 2, 4, ..., its band the 95% interval of the reward; the Ns stand at their points."""
+    """A line through N = 1, 2, 4, ..., its band the 95% interval of the reward; named: the Ns at their points."""
     for (_, rows), dashes in zip(pool.items(), BEST_OF_N, strict=False):
         axes.fill_between(rows["kl"], rows["reward_low"], rows["reward_high"], color=INK, alpha=0.1, lw=0, zorder=1)
         axes.plot(rows["kl"], rows["reward"], color=INK, linewidth=1.2, linestyle=dashes, zorder=3)
-        wide = [rows["kl"] - rows["kl_low"], rows["kl_high"] - rows["kl"]]
-        axes.errorbar(rows["kl"], rows["reward"], xerr=wide, fmt="none", ecolor=INK, elinewidth=0.7, zorder=3)
-        axes.scatter(rows["kl"], rows["reward"], s=12, c="white", edgecolors=INK, linewidths=0.8, zorder=4)
+        if named:
+            wide = [rows["kl"] - rows["kl_low"], rows["kl_high"] - rows["kl"]]
+            axes.errorbar(rows["kl"], rows["reward"], xerr=wide, fmt="none", ecolor=INK, elinewidth=0.7, zorder=3)
+            axes.scatter(rows["kl"], rows["reward"], s=12, c="white", edgecolors=INK, linewidths=0.8, zorder=4)
     if named and pool:
         first = next(iter(pool.values()))
         style = {"fontsize": 6.5, "ha": "right", "color": INK, "zorder": 6, "textcoords": "offset points"}

@@ -128,6 +128,8 @@ def frontiers(
             bars = {"fmt": "o", "ms": 3.5, "color": BLUE, "elinewidth": 0.8, "zorder": 4}
             axes.errorbar(members["kl"], members["reward"], spread, wide, **bars)
             axes.set_title(title(method), fontsize=8)
+        for axes in panels[: len(methods)][-columns:]:
+            axes.xaxis.set_tick_params(labelbottom=True)  # also where no panel lies below
         figure.supxlabel("sequence KL to the reference (nats)", fontsize=9)
         figure.supylabel(reward_label, fontsize=9)
     return figure
