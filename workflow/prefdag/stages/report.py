@@ -113,7 +113,7 @@ def run(
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
         drawn["league"] = league_figure(ranks, job.report.matched_kl, sft, job.report.reward_label)
     label = job.report.reward_label
-    results = Results(runs, tables, curves, shown, scores, comparisons, reward, policy, label)
+    results = Results(runs, tables, curves, shown, found.scores, comparisons, reward, policy, label)
     of_rewards, told = reward_report(results, job.report.samples)
     if told["calibrations"]:
         _write(here, "calibration.csv", calibration_table(told).to_csv(index=False, lineterminator="\n"))
