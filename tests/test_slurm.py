@@ -173,6 +173,8 @@ def test_the_time_limit_is_announced_and_the_next_attempt_continues(scenes: dict
         "squeue", "--noheader", "--states=all", f"--jobs={jobs[0]}", "--format=%P|%T"
     )
     assert len(scene.steps()) == CALLS, "every step was taken once"
+    log = scene.project.folder / f".snakemake/slurm_logs/rule_preference/dpo/{jobs[0]}.log"
+    assert "prefdag: stopped by SIGTERM" in log.read_text(), "the shell and tee, told to stop as well, waited for it"
     assert scene.equals(local)
 
 
