@@ -149,8 +149,10 @@ def answers(suite: Suite) -> list[str]:
 
 def against(suite: Suite, name: str) -> str | None:
     """The answers that a set of answers is judged against: the chosen responses, or SFT's, drawn alike where there are
-    such. None for what others are judged against.
+    such. None for what others are judged against, and for the pool, whose win rates are Best-of-N's.
     """
+    if name == f"sft@{POOL}":
+        return None
     if suite.judge.against == CHOSEN:
         return None if name == CHOSEN else CHOSEN
     if policy_of(name) in ("sft", CHOSEN):
