@@ -130,8 +130,11 @@ def answers(suite: Suite) -> list[str]:
 
 
 def against(suite: Suite, name: str) -> str | None:
-    """The answers that a set of answers is judged against: SFT's, drawn alike where there are such. None for SFT's."""
-    if policy_of(name) in ("sft", CHOSEN):
+    """The answers that a set of answers is judged against: SFT's, drawn alike where there are such.
+
+    None for SFT's, for the pool, which `best_of_n` judges, and for answers that are nobody's.
+    """
+    if name == CHOSEN or policy_of(name) == "sft":
         return None
     alike = f"sft@{variant_of(name)}"
     return alike if alike in answers(suite) else "sft"
