@@ -74,7 +74,7 @@ def test_it_loads_without_an_error_and_without_a_request(chromium, page, report:
 def test_every_figure_is_seen(page, report: Path):
     sizes = page.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt])")
     assert len(sizes) == len(list((report / "figures").glob("*.png"))) == len(list((report / "figures").glob("*.svg")))
-    assert len(sizes) == 11, "with those of checkpoints and temperatures"
+    assert len(sizes) == 19, "with those of checkpoints and temperatures"
     assert all(natural > 400 and shown > 250 and alt for natural, shown, alt in sizes), sizes
 
 
