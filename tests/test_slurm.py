@@ -208,7 +208,7 @@ def test_a_cluster_leaves_nothing_behind():
     def fails() -> None:
         with cluster({"n1": 1}) as running:
             met.append(running)
-            running.ask("sbatch", "--wrap", "sleep 1000")
+            running.ask("sbatch", "--output=/dev/null", "--wrap", "sleep 1000")
             running.wait(lambda: bool(running.jobs("all", "running")), "the job")
             raise ZeroDivisionError
 
