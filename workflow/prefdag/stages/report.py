@@ -122,27 +122,40 @@ def run(
     _write(here, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
     if len(found.beside):
         _write(here, "answers.csv", found.answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
-    content = page(
+    more = {"sections": [SECTION], **told, **about_answers}
+    samples = _samples(generations, tables, runs, ["base", *shown], job.report.samples)
+    content = _content(job, found, images, ranks, preferences, reward is not None, {"samples": samples, **more})
+    _write(here, "index.html", content)
+    return {"policies": len(runs), "figures": sorted(images)}
+
+
+def _content(
+    job: Job,
+    found: Gathered,
+    images: dict[str, bytes],
+    ranks: pd.DataFrame | None,
+    preferences: list[Path],
+    reward_model: bool,
+    more: dict[str, Any],
+) -> str:
+    """The page: tables of runs, seeds, published numbers, league and reward model, and what further sections need."""
+    runs = found.runs
+    return page(
         images,
         suite=job.suite,
         rows=[run_row(row) for row in runs.to_dict("records")],
         configs=configs_of(preferences),
         seeds=[{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, found.means)],
-        published=published_rows(job.expected, runs, found.means, accuracies),
-        curves=bool(curves),
+        published=published_rows(job.expected, runs, found.means, found.accuracies),
+        curves=bool(found.curves),
         league=league_rows(ranks, job.report.matched_kl),
         matched_kl=job.report.matched_kl,
-        evaluation=evaluation_rows(accuracies),
-        reward_model=reward is not None,
-        samples=_samples(generations, tables, runs, ["base", *shown], job.report.samples),
+        evaluation=evaluation_rows(found.accuracies),
+        reward_model=reward_model,
         num_prompts=_range(runs["num_prompts"]),
         num_generations=_range(runs["num_generations"]),
-        sections=[SECTION],
-        **told,
-        **about_answers,
+        **more,
     )
-    _write(here, "index.html", content)
-    return {"policies": len(runs), "figures": sorted(images)}
 
 
 def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
