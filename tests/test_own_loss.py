@@ -80,7 +80,7 @@ def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
 ):
     """The README's blocks as they stand: its own file and row, its function and entry of the package."""
     own_file, function, entry = blocks("python")
-    (row,) = yaml.safe_load(blocks("yaml")[0])["runs"]
+    (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
     (here / "my_losses.py").write_text(own_file)
     suite = resolve(merged(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
     assert [run.name for run in suite.runs] == [f"dpo-offset0.5-seed{seed}" for seed in (0, 1, 2)]
