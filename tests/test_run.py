@@ -114,7 +114,7 @@ def test_a_variant_runs_itself_alone(copy: Project):
     variant = "generate: {max_new_tokens: 64, variants: {cold: {temperature: 0.5, policies: [sft, dpo]}}}"
     copy.edit("configs/mini.yaml", "generate: {max_new_tokens: 64}", variant)
     cold = {(stage, f"{policy}@cold") for stage in ("generate", "score") for policy in ("sft", "dpo")}
-    assert planned(copy) == cold | {("judge", "dpo@cold")}
+    assert planned(copy) == cold | {("judge", "dpo@cold"), ("report", "")}
 
 
 def test_checkpoints_rerun_their_run_and_what_follows(copy: Project):
