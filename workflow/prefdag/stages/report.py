@@ -96,6 +96,8 @@ def run(
         raise UserError(
             "report --comparisons: give the manifest of the comparisons, or --exact those of an exact suite"
         )
+    if not job.answers:
+        raise UserError("report --config: 'answers' is empty; name the sets of answers that --scores holds")
     found = gathered(
         [row.model_dump() for row in job.runs],
         [told.model_dump() for told in job.answers],
