@@ -16,6 +16,7 @@ from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 from prefdag.mixture import shares
 from prefdag.rows import read_rows
+from prefdag.store import Store
 from preparing import audit, fetch, prepare, write_rows
 
 USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -309,6 +310,29 @@ def test_a_mixtures_source_may_name_an_adapter_of_its_own(tmp_path: Path):
     assert fetch(tmp_path, data) == 0
     code, folder = prepare(tmp_path)
     assert (code, audit(folder)["used"], audit(folder)["dropped"]) == (0, 14, {})
+
+
+def test_a_mixtures_source_may_hold_other_splits_alone(tmp_path: Path):
+    """Rows to train on from one place, to test with and of another distribution from a second, of another adapter."""
+    data = mixture(tmp_path, count=[5, 5])
+    rows = [{"question": f"q{n}", "response_1": "a", "response_2": "b", "overall_response": 2} for n in range(9)]
+    for name in ("far", "tests"):
+        write_rows(tmp_path / f"other/{name}.jsonl", rows[:4] if name == "far" else rows[4:])
+    other = {"source": str(tmp_path / "other"), "test": "tests.jsonl", "ood": "far.jsonl", "adapter": "align-anything"}
+    data["sources"].append(other)
+    assert fetch(tmp_path, data) == 0
+    code, tested = prepare(tmp_path)
+    assert (code, audit(tested)["used"], audit(tested, "test")["used"]) == (0, 10, 5)
+    code, folder = prepare(tmp_path, dataset="ood")
+    store = Store.open(folder / "test")
+    assert (code, store.num_responses, len(store), (folder / "train").exists()) == (0, 1, 4, False)
+    assert store[0].responses[0].tolist() == Store.open(tested / "test")[0].responses[0].tolist(), "the better one, `b`"
+    data["sources"] = [other]
+    with pytest.raises(UserError, match="none of them holds training rows"):
+        Data.parse(data, "data")
+    data["sources"] = [{**other, "weight": 1}, {"source": "a", "weight": 1}]
+    with pytest.raises(UserError, match="names no `train`, so its weight or count says nothing"):
+        Data.parse(data, "data")
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,45 @@ def test_every_kind_of_answers() -> None:
     }
 
 
+def with_other_prompts(against: str = "chosen", **variants: Any) -> Suite:
+    data = {"source": "data", "world": None, "train": "t.jsonl", "ood": "o.jsonl"}
+    other = {"t0": {"temperature": 0}, "ood": {"prompts": "ood"}, "ood-t0": {"prompts": "ood", "temperature": 0}}
+    return suite(
+        data=data, prepare={"adapter": "pairs"}, generate={"variants": variants or other}, judge={"against": against}
+    )
+
+
+def test_prompts_of_another_distribution_are_held_against_their_own_references() -> None:
+    """`ood` alone changes no setting of sampling and is still another set of answers."""
+    found = with_other_prompts()
+    assert plan.answers(found)[-3:] == ["chosen", "chosen@ood", "chosen@ood-t0"]
+    for name, other in (
+        ("dpo", "chosen"),
+        ("sft@t0", "chosen"),
+        ("sft@ood", "chosen@ood"),
+        ("dpo@ood-t0", "chosen@ood-t0"),
+    ):
+        assert plan.against(found, name) == other
+    assert plan.against(found, "chosen@ood") is None and plan.answering_folder(found, "chosen@ood") is None
+    assert {plan.prompts_folder(found, name) for name in ("dpo", "sft@t0", "chosen")} == {"prepare/comparisons"}
+    assert {plan.prompts_folder(found, name) for name in ("dpo@ood", "chosen@ood-t0")} == {"prepare/ood"}
+    assert plan.config_of(found, "generate", "dpo@ood") == plan.config_of(found, "generate", "dpo")
+    told = json.loads(plan.config_of(found, "report"))["answers"]
+    assert {entry["name"] for entry in told if entry["prompts"] == "ood"} == {
+        name for name in plan.answers(found) if "@ood" in name
+    }
+    assert plan.against(with_other_prompts("sft"), "dpo@ood") == "sft@ood"
+
+
+def test_other_prompts_are_there_and_answered_or_a_sentence_says_so() -> None:
+    with pytest.raises(UserError, match="data.ood: nothing reads it"):
+        with_other_prompts(t0={"temperature": 0})
+    with pytest.raises(UserError, match="data.ood is missing: generate.variants.far answers these prompts"):
+        suite(generate={"variants": {"far": {"prompts": "ood"}}})
+    with pytest.raises(UserError, match="prompts differs, so SFT's own answers are no match"):
+        with_other_prompts("sft", far={"prompts": "ood", "policies": ["dpo"]})
+
+
 def test_checkpoints_lie_evenly_between_the_ends() -> None:
     for steps, num, kept in ((60, 3, (15, 30, 45)), (5, 4, (1, 2, 3, 4)), (10, 2, (3, 6)), (10, 0, ())):
         found = Preference(batch_size=1, learning_rate=1, max_steps=steps, checkpoints=num)
@@ -156,6 +195,8 @@ def test_the_report_is_told_how_answers_were_drawn() -> None:
     told = json.loads(plan.config_of(suite(generate={"variants": COLD, "chosen": True}), "report"))["answers"]
     by_name = {entry.pop("name"): entry for entry in told}
     assert list(by_name) == plan.answers(suite(generate={"variants": COLD, "chosen": True}))
-    assert set(by_name["dpo"]) == {"temperature", "top_p", "max_new_tokens"} and by_name["chosen"] == {}
+    assert set(by_name["dpo"]) == {"prompts", "temperature", "top_p", "max_new_tokens"} and by_name["chosen"] == {
+        "prompts": "test"
+    }
     assert by_name["dpo@t0.25"] == {**by_name["dpo"], "temperature": 0.25}
     assert by_name["dpo@nucleus"] == {**by_name["dpo"], "top_p": 0.9}

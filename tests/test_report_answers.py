@@ -9,16 +9,28 @@ import pytest
 from made_up_results import METRICS, SOME, made, write_further, write_results
 from prefdag import watched
 from prefdag.across_runs import by_prompt, gains, over_seeds, seeds_table
-from prefdag.answers_table import alike, answers_table, checkpoints
+from prefdag.answers_table import alike, answers_table, checkpoints, elsewhere
 from prefdag.config.expected import Expected
-from prefdag.figures_answers import by_temperature, over_training
+from prefdag.figures_answers import by_temperature, on_other_prompts, over_training
 from prefdag.figures_training import PROBED, displacement, wilson
 from prefdag.judges import agreements, rates
 from prefdag.published import published_rows
 from prefdag.tables import runs_table
 
 DRAWN = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
-NAMES = ["base", "sft", "dpo", "dpo@cold", "dpo@cut", "dpo@step4", "sft@cold", "sft@pool", "chosen"]
+NAMES = [
+    "base",
+    "sft",
+    "dpo",
+    "dpo@cold",
+    "dpo@cut",
+    "dpo@step4",
+    "dpo@far",
+    "dpo@far-cold",
+    "sft@cold",
+    "sft@pool",
+    "chosen",
+]
 
 
 @pytest.fixture
@@ -26,11 +38,13 @@ def answers() -> pd.DataFrame:
     """DPO at two temperatures, under another top_p, and half-way through its eight steps."""
     one = {metric: {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4} for metric in METRICS}
     wins = {name: {"win_rate": 0.75, "low": 0.6, "high": 0.9} for name in NAMES if name.startswith("dpo")}
+    wins["dpo@far-cold"] = {"win_rate": 0.25, "low": 0.1, "high": 0.4}
     runs = [{"name": "dpo", "method": "dpo", "seed": 0, "objective": {"beta": 0.1}}]
     policies = runs_table(runs, dict.fromkeys(NAMES, one), wins, dict.fromkeys(NAMES, (2, 4)))
     told = [{"name": name, **DRAWN} for name in NAMES[:-1]] + [{"name": "chosen"}, {"name": "not-scored-yet"}]
     for entry in told:
         entry |= {"temperature": 0.0} if "cold" in entry["name"] else {"top_p": 0.9} if "cut" in entry["name"] else {}
+        entry["prompts"] = "ood" if "far" in entry["name"] else "test"
     return answers_table(told, policies, dict.fromkeys(NAMES, one), wins, {"dpo": 8})
 
 
@@ -51,6 +65,18 @@ def test_temperatures_are_compared_where_nothing_else_differs(answers: pd.DataFr
     assert figure is not None
     (line,) = [one for one in figure.axes[0].lines if one.get_marker() == "o"]
     assert list(line.get_xdata()) == [0.0, 1.0] and list(line.get_ydata()) == [75.0, 75.0]
+
+
+def test_other_prompts_stand_beside_the_suites_own_drawn_alike(answers: pd.DataFrame):
+    table = elsewhere(answers)
+    assert list(table["temperature"]) == [1.0, 0.0], "what was cut at another top_p, and a checkpoint, are not alike"
+    assert list(table["ood_mean"]) == [0.75, 0.25] and list(table["test_mean"]) == [0.75, 0.75]
+    figure = on_other_prompts(answers, "win rate")
+    assert figure is not None
+    (other,) = [line for line in figure.axes[0].lines if line.get_marker() == "^"]
+    assert list(other.get_xdata()) == [75.0, 25.0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["DPO, T = 1", "DPO, T = 0"]
+    assert on_other_prompts(answers[answers["prompts"] == "test"], "win rate") is None
 
 
 def test_a_win_rate_over_training_goes_from_sft_to_the_run(answers: pd.DataFrame):

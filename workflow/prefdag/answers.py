@@ -1,4 +1,5 @@
-"""Sets of answers by name: a policy's own, `<policy>@<variant>`, `<run>@step<step>`, `sft@pool`, and `chosen`."""
+"""Sets of answers by name: a policy's own, `<policy>@<variant>`, `<run>@step<step>`, `sft@pool`, `chosen`, and
+`chosen@<variant>` where a variant answers prompts of another distribution."""
 
 import re
 from pathlib import Path

@@ -4,10 +4,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from prefdag.figures_answers import by_temperature, over_training
+from prefdag.answers_table import elsewhere
+from prefdag.figures_answers import by_temperature, on_other_prompts, over_training
 from prefdag.gathered import Gathered
 from prefdag.judges import agreements, rates, win_label
-from prefdag.page_rows import answers_row, best_of_n_rows
+from prefdag.page_rows import answers_row, best_of_n_rows, elsewhere_row
 
 
 def answers_report(found: Gathered) -> tuple[dict[str, Figure | None], dict[str, Any]]:
@@ -15,6 +16,7 @@ def answers_report(found: Gathered) -> tuple[dict[str, Figure | None], dict[str,
     label = win_label(found.judging)
     figures = {
         "temperature": by_temperature(found.answers, label),
+        "other_prompts": on_other_prompts(found.answers, label),
         "over_training": over_training(found.answers, label),
     }
     displays = dict(zip(found.runs["run"], found.runs["display"], strict=True))
@@ -22,6 +24,7 @@ def answers_report(found: Gathered) -> tuple[dict[str, Figure | None], dict[str,
         "judged_by": found.judging.get("judge", "reward"),
         "held_against": found.judging.get("held_against", "sft"),
         "answers": [answers_row(row) for row in found.beside.to_dict("records")],
+        "elsewhere": [elsewhere_row(row) for row in elsewhere(found.answers).to_dict("records")],
         "best_of_n": best_of_n_rows(found.pool),
         "rates": rates(found.wins, displays),
         "agreements": agreements([path for name, path in found.verdicts.items() if name in found.tables]),

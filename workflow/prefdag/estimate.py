@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prefdag import plan
-from prefdag.answers import CHOSEN, variant_of
+from prefdag.answers import CHOSEN, policy_of, variant_of
 from prefdag.config.sampling import Sampling
 from prefdag.config.size import Size
 from prefdag.config.suite import Suite
@@ -68,7 +68,7 @@ def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
         yield Cost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
     runs = [run.preference for run in suite.runs]
     yield _training("preference", runs, size, pairs, prompt + 2 * response)
-    drawn = [suite.generate.settings(variant_of(name)) for name in plan.answers(suite) if name != CHOSEN]
+    drawn = [suite.generate.settings(variant_of(name)) for name in plan.answers(suite) if policy_of(name) != CHOSEN]
     prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
     hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
     yield Cost("generate", len(drawn), hours, held)

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefdag.answers_table import alike, checkpoints
-from prefdag.figures import BEFORE_STYLES, GREY, look, method_styles, new_figure
+from prefdag.answers_table import alike, checkpoints, elsewhere
+from prefdag.figures import BEFORE_STYLES, BLUE, GREY, VERMILLION, look, method_styles, new_figure
 from prefdag.figures_training import setting_colours, settings_legend
 from prefdag.tables import BEFORE_ALIGNMENT
 
@@ -47,6 +47,41 @@ def over_training(answers: pd.DataFrame, label: str) -> Figure | None:
     ]
     table = pd.concat(whole)
     return _curves(table.dropna(subset=["win_rate", "step"]), "step", "optimizer step", label)
+
+
+def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
+    """Win rates on the suite's own test prompts and on another input distribution (Rafailov et al. 2023, table 1).
+
+    None for a suite without such answers.
+    """
+    table = elsewhere(answers)
+    if table.empty:
+        return None
+    with look():
+        figure = new_figure(7.2, 1.3 + 0.34 * len(table))
+        axes = figure.subplots()
+        axes.axvline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        place = np.arange(len(table))[::-1]
+        sides = (
+            ("test", "test prompts", BLUE, "o", 0.12),
+            ("ood", "other prompts", VERMILLION, "^", -0.12),
+        )
+        for side, name, colour, marker, shift in sides:
+            mean, low, high = (100 * table[f"{side}_{end}"].to_numpy(float) for end in ("mean", "low", "high"))
+            shape: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+            axes.errorbar(mean, place + shift, xerr=[mean - low, high - mean], label=name, capsize=2, **shape)
+        axes.set_yticks(place, [setting(row) for row in table.to_dict("records")])
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.xaxis.set_major_formatter("{x:g}%")
+        axes.set_xlabel(label)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    return figure
+
+
+def setting(row: Mapping[str, Any]) -> str:
+    """A policy and how it was sampled: DPO β=0.5, T = 0.25."""
+    top = f", top-p {row['top_p']:g}" if row["top_p"] != 1 else ""
+    return f"{row['display']}, T = {row['temperature']:g}{top}"
 
 
 def _identity(row: pd.Series) -> dict[str, object]:

@@ -65,16 +65,20 @@ def mixed_rows(data: Data, found: list[dict[str, Found]], split: str) -> Iterato
 
 
 def shares(data: Data, available: list[int]) -> list[int]:
-    """How many rows of each source: its count; or its weight's share of as many as no source must repeat a row for."""
-    counts = [source.count for source in data.sources]
+    """How many rows of each source: its count; or its weight's share of as many as no source must repeat a row for.
+
+    available: training rows of each source that has some.
+    """
+    sources = [source for source in data.sources if source.trains]
+    counts = [source.count for source in sources]
     if all(count is not None for count in counts):
         numbers = [int(count or 0) for count in counts]
     else:
-        weights = np.array([source.weight for source in data.sources], dtype=float)
+        weights = np.array([source.weight for source in sources], dtype=float)
         total = min(num * weights.sum() / weight for num, weight in zip(available, weights, strict=True))
         total = min(total, data.max_rows or total)
         numbers = [round(float(total * weight / weights.sum())) for weight in weights]
-    for source, wanted, num in zip(data.sources, numbers, available, strict=True):
+    for source, wanted, num in zip(sources, numbers, available, strict=True):
         if wanted > num:
             raise UserError(f"data.sources: {source.source} holds {num} rows, not the {wanted} that its count asks for")
     return numbers

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdag import address, hub
-from prefdag.config.data import ADDRESS, HUB, SPLITS, Source
+from prefdag.config.data import ADDRESS, HUB, Source
 from prefdag.config.model import Origin
 from prefdag.errors import UserError
 from prefdag.locks import Repository, locked
@@ -29,7 +29,7 @@ class Found:
 
 def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, Found]:
     """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
-    named = {split: str(pattern) for split in SPLITS if (pattern := getattr(source, split))}
+    named = source.named
     if ADDRESS.match(source.source):
         assert source.sha256 is not None
         file = address.download(source.source, source.sha256, scratch)
@@ -59,7 +59,7 @@ def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str,
         return {"train": {folder.name: folder}}
     if source.sha256:
         raise UserError(f"{key}.sha256: {folder} is a folder, and a sha256 is one file's; remove it")
-    if "train" not in named:
+    if not named:
         raise UserError(f"{key}.train: missing; name the file (or glob) of training rows inside {folder}")
     return {
         split: {str(path.relative_to(folder)): path for path in sorted(folder.glob(pattern)) if path.is_file()}

@@ -30,6 +30,15 @@ def answers_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**about, **_measures(known)}
 
 
+def elsewhere_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the table of another input distribution: win rates in percent, None where nothing was drawn alike."""
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    sides = {
+        side: percent({end: known[f"{side}_{end}"] for end in ("mean", "low", "high")}) for side in ("test", "ood")
+    }
+    return {**known, **sides}
+
+
 def _measures(known: Mapping[str, Any]) -> dict[str, Any]:
     entries = {
         metric: {"mean": known[metric], "low": known[f"{metric}_low"], "high": known[f"{metric}_high"]}

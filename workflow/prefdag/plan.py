@@ -57,13 +57,13 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
         for run in suite.runs
     ]
     expected = [entry.model_dump(mode="json") for entry in suite.expected]
-    told = [{"name": name, **_drawn(suite, name)} for name in answers(suite)]
+    told = [{"name": name, "prompts": prompts_of(suite, name), **_drawn(suite, name)} for name in answers(suite)]
     return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected, "answers": told}
 
 
 def _drawn(suite: Suite, name: str) -> dict[str, Any]:
     """How a set of answers was drawn, as far as the report tells; nothing of answers that nobody drew."""
-    if name == CHOSEN:
+    if policy_of(name) == CHOSEN:
         return {}
     settings = suite.generate.settings(variant_of(name))
     return {"temperature": settings.temperature, "top_p": settings.top_p, "max_new_tokens": settings.max_new_tokens}
@@ -71,9 +71,10 @@ def _drawn(suite: Suite, name: str) -> dict[str, Any]:
 
 def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
     """What differs between two sets of answers, and nothing of the other sets."""
-    if name == CHOSEN:
-        return {"generate": {"max_prompts": suite.generate.max_prompts}}
-    return {"generate": suite.generate.settings(variant_of(name or "")), **_checkpoint(name)}
+    settings = suite.generate.settings(variant_of(name or ""))
+    if policy_of(name or "") == CHOSEN:
+        return {"generate": {"max_prompts": settings.max_prompts}}
+    return {"generate": settings, **_checkpoint(name)}
 
 
 def _checkpoint(name: str | None) -> dict[str, Any]:
@@ -144,7 +145,20 @@ def answers(suite: Suite) -> list[str]:
         found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
     found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
     found += [f"sft@{POOL}"] if suite.generate.best_of else []
-    return [*found, *([CHOSEN] if suite.generate.chosen or suite.judge.against == CHOSEN else [])]
+    held_against = suite.judge.against == CHOSEN
+    others = [name for name in suite.generate.variants if held_against and suite.generate.prompts_of(name) == "ood"]
+    chosen = [CHOSEN] if suite.generate.chosen or held_against else []
+    return [*found, *chosen, *(f"{CHOSEN}@{name}" for name in others)]
+
+
+def prompts_of(suite: Suite, name: str) -> str:
+    """Which prompts a set of answers answers: `test`, or `ood` for those of another input distribution."""
+    return suite.generate.prompts_of(variant_of(name))
+
+
+def prompts_folder(suite: Suite, name: str) -> str:
+    """The stage folder that holds the prompts of a set of answers, with their best responses."""
+    return "prepare/ood" if prompts_of(suite, name) == "ood" else "prepare/comparisons"
 
 
 def against(suite: Suite, name: str) -> str | None:
@@ -154,7 +168,8 @@ def against(suite: Suite, name: str) -> str | None:
     if name == f"sft@{POOL}":
         return None
     if suite.judge.against == CHOSEN:
-        return None if name == CHOSEN else CHOSEN
+        other = f"@{variant_of(name)}" if prompts_of(suite, name) == "ood" else ""
+        return None if policy_of(name) == CHOSEN else CHOSEN + other
     if policy_of(name) in ("sft", CHOSEN):
         return None
     alike = f"sft@{variant_of(name)}"
@@ -170,7 +185,7 @@ def folder_of(suite: Suite, policy: str) -> str:
 
 def answering_folder(suite: Suite, name: str) -> str | None:
     """The stage folder of the policy that gives a set of answers; None for answers that are nobody's."""
-    return None if name == CHOSEN else folder_of(suite, policy_of(name))
+    return None if policy_of(name) == CHOSEN else folder_of(suite, policy_of(name))
 
 
 def tokenizer_folder(suite: Suite) -> str | None:

@@ -1,7 +1,7 @@
 """Compare every set of answers with SFT's, or with the chosen responses.
 
 INPUTS   scores of the answers and of what they are held against (SFT's drawn alike where there are such, else its own);
-         the answers of both where a model judges
+         the answers of both where models or people judge
 OUTPUTS  results/<suite>/judge/<answers>/manifest.json, verdicts.csv, summary.json, answers.jsonl of models
 """
 
@@ -16,9 +16,9 @@ rule judge:
         code=sources("judge", SUITE.judge.own_code()),
         scores=f"{RESULTS}/score/{{answers}}/manifest.json",
         against=against("score"),
-        # Only a model reads answers; a reward is in the scores.
-        generations=[f"{RESULTS}/generate/{{answers}}/manifest.json"] if SUITE.judge.models else [],
-        against_generations=against("generate") if SUITE.judge.models else [],
+        # Only models and people read answers; a reward is in the scores.
+        generations=[f"{RESULTS}/generate/{{answers}}/manifest.json"] if SUITE.judge.reads_answers else [],
+        against_generations=against("generate") if SUITE.judge.reads_answers else [],
     output:
         manifest=f"{RESULTS}/judge/{{answers}}/manifest.json",
     params:

@@ -6,7 +6,7 @@ OUTPUTS  results/<suite>/prepare/<dataset>/manifest.json, token stores, audit.js
 
 
 def rows_of(wildcards):
-    sampled = SUITE.pairs is not None and wildcards.dataset != "demonstrations"
+    sampled = SUITE.pairs is not None and wildcards.dataset not in ("demonstrations", "ood")
     return manifest("pairs" if sampled else "fetch/data")
 
 
@@ -30,7 +30,7 @@ rule prepare:
             f"--demonstrations {input.demonstrations}" if input.demonstrations else ""
         ),
     wildcard_constraints:
-        dataset="demonstrations|comparisons|rankings",
+        dataset="demonstrations|comparisons|rankings|ood",
     log:
         f"{RESULTS}/prepare/{{dataset}}/log.txt",
     benchmark:

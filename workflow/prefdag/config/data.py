@@ -9,7 +9,7 @@ from prefdag.config.adapters import ADAPTERS
 from prefdag.config.section import Count, Positive, Section, Seed
 
 HUB = "hub:"
-SPLITS = ("train", "validation", "test", "labelled")
+SPLITS = ("train", "validation", "test", "labelled", "ood")
 ADDRESS = re.compile(r"https?://")
 
 
@@ -25,7 +25,7 @@ class World(Section):
 
 
 class Source(Section):
-    """One source of rows. `train`, `validation`, `test` and `labelled` name files (or globs) inside it."""
+    """One source of rows. `train`, `validation`, `test`, `labelled` and `ood` name files (or globs) inside it."""
 
     source: str = Field(
         description="`world`, `mixed`, `hub:owner/name`, an http(s) address, a local folder, or a local file"
@@ -38,6 +38,7 @@ class Source(Section):
     validation: str | None = None
     test: str | None = None
     labelled: str | None = Field(None, description="rows of `text` and `label` that a classifier is trained on")
+    ood: str | None = Field(None, description="prompts of another input distribution, with their best response")
     max_rows: Count | None = Field(None, description="read only this many rows of each split")
     columns: dict[str, str] = Field(
         {}, description="name that the adapter reads: column of the rows (`a.b` for b inside a)"
@@ -46,13 +47,23 @@ class Source(Section):
         {}, description="text: what takes its place in every text of the rows; where several begin, the longest"
     )
 
+    @property
+    def named(self) -> dict[str, str]:
+        """The files, or globs, of each split that is named."""
+        return {split: str(pattern) for split in SPLITS if (pattern := getattr(self, split))}
+
+    @property
+    def trains(self) -> bool:
+        """Whether training rows are among its own: a file that names no split is train itself."""
+        return self.train is not None or not self.named
+
     @model_validator(mode="after")
     def _files_are_named(self) -> "Source":
-        if self.source.startswith(HUB) and self.train is None:
+        if self.source.startswith(HUB) and not self.named:
             raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
         if ADDRESS.match(self.source) and self.sha256 is None:
             raise ValueError("sha256 is missing: a file behind an address must state its own (`sha256sum` prints it)")
-        if ADDRESS.match(self.source) and (self.validation or self.test or self.labelled):
+        if ADDRESS.match(self.source) and (self.validation or self.test or self.labelled or self.ood):
             raise ValueError("an address is one file and holds train alone; mix further sources in for other splits")
         if "" in self.replace:
             raise ValueError("replace: an empty text stands everywhere; name a text to be replaced")
@@ -75,7 +86,7 @@ class Mixed(Source):
 
 
 class Data(Source):
-    """One source of rows. `train`, `validation`, `test` and `labelled` name files (or globs) inside it."""
+    """One source of rows. `train`, `validation`, `test`, `labelled` and `ood` name files (or globs) inside it."""
 
     seed: Seed = Field(0, description="of the draw where sources are mixed")
     sources: tuple[Mixed, ...] = Field((), description="for `mixed`: a list of sources, each with a weight or a count")
@@ -87,7 +98,18 @@ class Data(Source):
             raise ValueError("source is `world`, so the key `world` must state its sizes")
         if (self.source == "mixed") != bool(self.sources):
             raise ValueError("source `mixed` and the list `sources` go together: state both or neither")
-        stated = {(source.weight is not None, source.count is not None) for source in self.sources}
+        if not self.sources and not self.trains:
+            raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
+        self._check_mixture()
+        return self
+
+    def _check_mixture(self) -> None:
+        """Each source of training rows has a weight, or each a count; one that holds none of them has neither."""
+        if self.sources and not any(source.trains for source in self.sources):
+            raise ValueError("sources: none of them holds training rows; name a `train` in one")
+        stated = {(source.weight is not None, source.count is not None) for source in self.sources if source.trains}
         if self.sources and stated not in ({(True, False)}, {(False, True)}):
             raise ValueError("sources: state a weight for each of them, or a count for each of them")
-        return self
+        for source in self.sources:
+            if not source.trains and (source.weight is not None or source.count is not None):
+                raise ValueError(f"sources: {source.source} names no `train`, so its weight or count says nothing")

@@ -1,6 +1,7 @@
 """Responses of a policy to held-out prompts."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -20,6 +21,9 @@ class Variant(Section):
     top_p: float | None = Field(None, gt=0, le=1)
     max_new_tokens: Count | None = None
     max_prompts: Count | None = None
+    prompts: Literal["test", "ood"] = Field(
+        "test", description="`ood`: those of `data.ood`, another input distribution, in place of the test split's"
+    )
 
 
 class Generate(Generation):
@@ -32,12 +36,12 @@ class Generate(Generation):
 
     @model_validator(mode="after")
     def _every_set_differs(self) -> "Generate":
-        known = {"generate": self.settings("")}
+        known = {"generate": (self.prompts_of(""), self.settings(""))}
         for name in (*self.variants, *([POOL] if self.best_of else [])):
             checked_name(name)
             if name in self.variants and (name == POOL or STEP.fullmatch(name)):
                 raise ValueError(f"variants.{name}: this name is taken by other answers; choose another")
-            settings = self.settings(name)
+            settings = (self.prompts_of(name), self.settings(name))
             equal = next((other for other, found in known.items() if found == settings), None)
             if equal is not None:
                 raise ValueError(f"{_key(name)}: its settings are those of {equal}; state what differs or remove it")
@@ -55,8 +59,12 @@ class Generate(Generation):
             prompts = self.best_of_prompts or self.max_prompts
             return Generation(**{**stated, "num_samples": self.best_of, "max_prompts": prompts})
         if variant in self.variants:
-            stated |= self.variants[variant].model_dump(exclude_none=True, exclude={"policies"})
+            stated |= self.variants[variant].model_dump(exclude_none=True, exclude={"policies", "prompts"})
         return Generation(**stated)
+
+    def prompts_of(self, variant: str) -> str:
+        """Which prompts a variant answers: `test` or `ood`."""
+        return self.variants[variant].prompts if variant in self.variants else "test"
 
     def check_policies(self, known: Sequence[str]) -> None:
         """Raises ValueError for a variant of a policy that is not there, or whose win rate would have no opponent."""
@@ -67,6 +75,7 @@ class Generate(Generation):
                     f"generate.variants.{name}.policies: there is no policy {lacking!r}; known are {', '.join(known)}"
                 )
             other = [key for key in ("num_samples", "max_prompts") if getattr(variant, key) is not None]
+            other += ["prompts"] if variant.prompts != "test" else []
             if other and "sft" not in (variant.policies or known):
                 raise ValueError(
                     f"generate.variants.{name}: {other[0]} differs, so SFT's own answers are no match for these in a "

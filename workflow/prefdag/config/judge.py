@@ -1,4 +1,4 @@
-"""Win rates of one set of answers against another, by rewards or by a language model."""
+"""Win rates of one set of answers against another, by rewards, by a language model, or by people."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from prefdag.config.section import Count, Positive, Section, Seed
 
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
 NAME = re.compile(r"[\w./:-]+", re.ASCII)
+SHEET = re.compile(r"(?!/)[\w./+ -]+\.csv")
 OWN_PROMPT = re.compile(r"(?!/)[\w./+ -]+\.txt")
 
 
@@ -40,12 +41,28 @@ class LLM(Section):
         return () if self.prompt in PROMPTS else (Path(self.prompt),)
 
 
+class People(Section):
+    """An entry that names a file instead: what people said of pairs of answers, on a sheet of `prefdag sheet`."""
+
+    people: str = Field(description="a `<file>.csv` with `prompt`, `response_a`, `response_b` and `preferred`")
+    name: str = Field("people", description="as verdicts and tables call them")
+
+    @field_validator("people")
+    @classmethod
+    def _a_sheet(cls, name: str) -> str:
+        if not SHEET.fullmatch(name):
+            raise ValueError(f"expected <file>.csv relative to the suite's file, got {name!r}")
+        return name
+
+
 def _kind(value: Any) -> str:
-    return "column" if isinstance(value, str) else "model"
+    if isinstance(value, str):
+        return "column"
+    return "people" if isinstance(value, People) or (isinstance(value, dict) and "people" in value) else "model"
 
 
 ByColumn = Annotated[str, Field(min_length=1), Tag("column")]
-OneJudge = Annotated[ByColumn | Annotated[LLM, Tag("model")], Discriminator(_kind)]
+OneJudge = Annotated[ByColumn | Annotated[LLM, Tag("model")] | Annotated[People, Tag("people")], Discriminator(_kind)]
 
 
 class Judge(Section):
@@ -59,7 +76,7 @@ class Judge(Section):
     judges: tuple[OneJudge, ...] = Field(
         ("reward",),
         min_length=1,
-        description="columns of scores.csv (higher wins) and models; the first is the headline",
+        description="columns of scores.csv (higher wins), models and sheets of people; the first is the headline",
     )
 
     @field_validator("judges")
@@ -68,7 +85,7 @@ class Judge(Section):
         names = [name_of(judge) for judge in judges]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} stands twice; give each model a `name` of its own")
+                raise ValueError(f"{name} stands twice; give each model or sheet a `name` of its own")
             if not NAME.fullmatch(name):  # trackers take no other
                 raise ValueError(f"{name!r}: state a `name` of letters, digits and . _ / : - for this judge")
         return judges
@@ -77,25 +94,38 @@ class Judge(Section):
     def models(self) -> tuple[LLM, ...]:
         return tuple(judge for judge in self.judges if isinstance(judge, LLM))
 
+    @property
+    def sheets(self) -> tuple[People, ...]:
+        return tuple(judge for judge in self.judges if isinstance(judge, People))
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether a judge reads answers; a column is in the scores."""
+        return bool(self.models or self.sheets)
+
     def own_code(self) -> tuple[Path, ...]:
-        """Prompts of the user's own; a job counts them as its code."""
-        return tuple(path for judge in self.models for path in judge.own_code())
+        """Prompts of the user's own and sheets; a job counts them as its code."""
+        prompts = [path for judge in self.models for path in judge.own_code()]
+        return (*prompts, *(Path(sheet.people) for sheet in self.sheets))
 
 
-def name_of(judge: str | LLM) -> str:
+def name_of(judge: str | LLM | People) -> str:
     """What verdicts and tables call a judge."""
-    return judge if isinstance(judge, str) else judge.name or judge.model
+    if isinstance(judge, LLM):
+        return judge.name or judge.model
+    return judge if isinstance(judge, str) else judge.name
 
 
-def prompts_located(values: Any, suite: str) -> Any:
-    """The section as jobs know it: prompts taken from the suite's file become paths from the working directory."""
+def files_located(values: Any, suite: str) -> Any:
+    """The section as jobs know it: files taken from the suite's file become paths from the working directory."""
     if not isinstance(values, dict) or not isinstance(values.get("judges"), list):
         return values
     return {**values, "judges": [_located(judge, suite) for judge in values["judges"]]}
 
 
 def _located(judge: Any, suite: str) -> Any:
-    prompt = judge.get("prompt") if isinstance(judge, dict) else None
-    if not isinstance(prompt, str) or not OWN_PROMPT.fullmatch(prompt):
-        return judge
-    return {**judge, "prompt": os.path.relpath(Path(suite).parent / prompt)}
+    for key, form in (("prompt", OWN_PROMPT), ("people", SHEET)):
+        name = judge.get(key) if isinstance(judge, dict) else None
+        if isinstance(name, str) and form.fullmatch(name):
+            return {**judge, key: os.path.relpath(Path(suite).parent / name)}
+    return judge

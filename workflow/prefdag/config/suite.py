@@ -13,7 +13,8 @@ from prefdag.config.data import Data
 from prefdag.config.exact import Exact
 from prefdag.config.expected import Expected
 from prefdag.config.generate import Generate
-from prefdag.config.judge import Judge, prompts_located
+from prefdag.config.judge import Judge
+from prefdag.config.judge import files_located as judges_located
 from prefdag.config.merging import merged, read_yaml
 from prefdag.config.model import Model
 from prefdag.config.pairs import Pairs
@@ -74,6 +75,7 @@ class Suite(Section):
         self._check_classifier()
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
+        self._check_ood()
         for name in self.score.implicit:
             self._check_implicit(name)
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
@@ -95,6 +97,15 @@ class Suite(Section):
             raise ValueError("data.labelled is missing: the classifier is trained on these rows")
         if labelled and not (self.classifier and self.classifier.is_trained):
             raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
+
+    def _check_ood(self) -> None:
+        """Prompts of another distribution are there where a variant answers them, and answered where they are there."""
+        there = any(source.ood for source in (*self.data.sources, self.data))
+        asking = [name for name, variant in self.generate.variants.items() if variant.prompts == "ood"]
+        if asking and not there:
+            raise ValueError(f"data.ood is missing: generate.variants.{asking[0]} answers these prompts")
+        if there and not asking:
+            raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
 
     def _lacking(self, run: Run) -> str | None:
         """What the data of a run is known to lack before it is made."""
@@ -200,7 +211,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     if "prepare" in values:
         values["prepare"] = files_located(values["prepare"], stated["prepare"])
     if "judge" in values:
-        values["judge"] = prompts_located(values["judge"], stated["judge"])
+        values["judge"] = judges_located(values["judge"], stated["judge"])
     preference = values.get("preference") or {}
     Preference.parse(preference, where, "preference")
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))

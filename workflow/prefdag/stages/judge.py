@@ -1,6 +1,6 @@
-"""judge: which of two sets of answers is better, row by row, by rewards or by a language model.
+"""judge: which of two sets of answers is better, row by row, by rewards, by a language model or by people.
 
-INPUTS   scores of a policy and of the answers it is held against; for a model as judge the answers of both
+INPUTS   scores of a policy and of the answers it is held against; where models or people judge, the answers of both
 OUTPUTS  verdicts.csv (one row a judge and a generation), summary.json (win rates with their intervals, what length and
          order do to them, agreement between judges), answers.jsonl (what models said)
 """
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.config.judge import LLM, Judge, name_of
+from prefdag.config.judge import LLM, Judge, People, name_of
 from prefdag.config.section import Section
 from prefdag.errors import UserError
-from prefdag.judging.asking import FOLDER, Opinion, Questions, pairs_of
+from prefdag.judging.asking import FOLDER, Opinion, Pair, Questions, pairs_of
+from prefdag.judging.sheets import verdicts_of
 from prefdag.scores import Key, Scores, matched, read_scores
 from prefdag.stage import Workspace
 from prefdag.win_rates import Judged, agreement, described
@@ -45,15 +46,15 @@ def run(
     settings = job.judge
     ours, theirs = read_scores(scores.parent), read_scores(against.parent)
     rows = matched(ours, theirs, more=settings.against == "chosen")
-    opinions = _opinions(settings, here, ours, theirs, rows, generations, against_generations)
+    pairs = _pairs(settings, ours, theirs, rows, generations, against_generations)
+    told = {sheet.name: np.array(verdicts_of(Path(sheet.people), pairs)) for sheet in settings.sheets}
+    opinions = _opinions(settings, here, pairs)
     judged, table = [], []
     for judge in settings.judges:
-        found, cells = _judged(judge, ours, theirs, rows, opinions.get(name_of(judge)))
+        name = name_of(judge)
+        found, cells = _judged(judge, ours, theirs, rows, opinions.get(name), told.get(name))
         judged.append(found)
-        table += [
-            [*ours.keys[row], name_of(judge), *cell]
-            for (row, _), cell in zip(rows, zip(*cells, strict=True), strict=True)
-        ]
+        table += [[*ours.keys[row], name, *cell] for (row, _), cell in zip(rows, zip(*cells, strict=True), strict=True)]
     _write_verdicts(here.output / "verdicts.csv", table)
     if opinions:
         _write_answers(here.output / "answers.jsonl", [ours.keys[row] for row, _ in rows], opinions)
@@ -69,7 +70,12 @@ def verdict(ours: float, theirs: float) -> float:
 
 
 def _judged(
-    judge: str | LLM, ours: Scores, theirs: Scores, rows: Rows, opinions: list[Opinion] | None
+    judge: str | LLM | People,
+    ours: Scores,
+    theirs: Scores,
+    rows: Rows,
+    opinions: list[Opinion] | None,
+    told: np.ndarray | None,
 ) -> tuple[Judged, tuple[list[str], ...]]:
     """One judge's verdicts, and the cells of its rows in verdicts.csv after the judge's name."""
     keys = [ours.keys[row] for row, _ in rows]
@@ -82,6 +88,8 @@ def _judged(
         orders = np.array([one.shown_first for one in opinions]), np.array([one.shown_second for one in opinions])
         verdicts = (orders[0] + orders[1]) / 2  # who goes with the order ties; nan where either cannot be read
         cells = (_cells(verdicts), blank, blank, _cells(orders[0]), _cells(orders[1]))
+    elif told is not None:
+        verdicts, cells = told, (_cells(told), blank, blank, blank, blank)
     else:
         assert isinstance(judge, str)
         mine, others = ours.column(judge), theirs.column(judge)
@@ -96,26 +104,21 @@ def _cells(values: np.ndarray) -> list[str]:
     return ["" if np.isnan(value) else f"{value:g}" for value in values]
 
 
-def _opinions(
-    settings: Judge,
-    here: Workspace,
-    ours: Scores,
-    theirs: Scores,
-    rows: Rows,
-    generations: Path | None,
-    against_generations: Path | None,
-) -> dict[str, list[Opinion]]:
-    """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
-    if not settings.models:
-        return {}
-    if generations is None or against_generations is None:
-        raise UserError(
-            f"judge {name_of(settings.models[0])}: a model reads answers: give --generations and --against_generations"
-        )
+def _pairs(
+    settings: Judge, ours: Scores, theirs: Scores, rows: Rows, generations: Path | None, against: Path | None
+) -> list[Pair]:
+    """The answers of every row, where a judge reads them."""
+    if not settings.reads_answers:
+        return []
+    if generations is None or against is None:
+        raise UserError("judge: models and people read answers: give --generations and --against_generations")
     keys = [(ours.keys[row], theirs.keys[other]) for row, other in rows]
-    pairs = pairs_of(generations.parent, against_generations.parent, keys)
-    folder = here.journal.root / FOLDER
-    asked = [Questions(judge, pairs, folder) for judge in settings.models]
+    return pairs_of(generations.parent, against.parent, keys)
+
+
+def _opinions(settings: Judge, here: Workspace, pairs: list[Pair]) -> dict[str, list[Opinion]]:
+    """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
+    asked = [Questions(judge, pairs, here.journal.root / FOLDER) for judge in settings.models]
     endpoints = [questions.endpoint() for questions in asked]
     for questions, endpoint in zip(asked, endpoints, strict=True):
         if endpoint is not None:

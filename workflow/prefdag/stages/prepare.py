@@ -26,13 +26,14 @@ from prefdag.traits import Likes
 from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
+SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",)}  # of a dataset; others have no test split
 ENCODED_AT_ONCE = 500
 SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
 
 
 class Job(Section):
     prepare: Prepare
-    dataset: Literal["demonstrations", "comparisons", "rankings"]
+    dataset: Literal["demonstrations", "comparisons", "rankings", "ood"]
 
 
 def run(
@@ -40,6 +41,7 @@ def run(
 ) -> dict[str, Any]:
     """Write one token store per split, the audit, and a page of samples.
 
+    Of the dataset `ood`, prompts of another input distribution with their best response, the one split is test.
     demonstrations: what SFT trains on, to tell which of these prompts it has seen.
     """
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
@@ -50,11 +52,14 @@ def run(
     sampled = read_manifest(rows).content["stage"] == "pairs"
     adapter = "pairs" if sampled else job.prepare.adapter
     folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
-    splits = SPLITS if job.dataset == "comparisons" else SPLITS[:2]
-    files = {split: path for split in splits if (path := folder / f"{split}.jsonl").is_file()}
+    splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
+    places = {split: folder / f"{'ood' if job.dataset == 'ood' else split}.jsonl" for split in splits}
+    files = {split: path for split, path in places.items() if path.is_file()}
     shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
     held_out = {split: 0.0 if (folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
-    num_responses = {"demonstrations": 1, "comparisons": 2}.get(job.dataset) or _ranked(adapter, files["train"])
+    num_responses = {"demonstrations": 1, "ood": 1, "comparisons": 2}.get(job.dataset) or _ranked(
+        adapter, files["train"]
+    )
     encoder = Encoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
     scratch = here.resume
     shutil.rmtree(scratch, ignore_errors=True)
@@ -68,12 +73,12 @@ def run(
         "splits": {split: audit.to_dict(likes[split]) for split, audit in audits.items()},
     }
     told = [line for split in splits for line in findings(split, report["splits"][split])]
-    if not audits["train"].used:
-        raise UserError(f"{files['train']}: no row of the train split can be used: {'; '.join(told)}")
+    if not audits[splits[0]].used:
+        raise UserError(f"{files[splits[0]]}: no row of the {splits[0]} split can be used: {'; '.join(told)}")
     print("\n".join(f"prepare: {job.dataset}: {line}" for line in told), flush=True)
     if job.dataset == "demonstrations":
         np.save(here.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
-    _write_pages(here, report, samples_page(Store.open(here.output / "train"), vocabulary, f"{job.dataset}: samples"))
+    _write_pages(here, report, samples_page(Store.open(here.output / splits[0]), vocabulary, f"{job.dataset}: samples"))
     return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
 
 

@@ -56,6 +56,7 @@ class Answers(Section):
     """One set of answers, and how it was drawn if anybody drew it."""
 
     name: str
+    prompts: str = "test"
     temperature: float | None = None
     top_p: float | None = None
     max_new_tokens: int | None = None
