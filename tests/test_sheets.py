@@ -57,7 +57,7 @@ def test_a_sheet_that_cannot_be_meant_is_refused(text: str, sentence: str, tmp_p
 def test_drawn_filled_and_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """People prefer what begins with "A": prompts 0 to 3 to dpo's longer answers, as the reward does, and SFT's at 4, 5."""
+    """People prefer the longer answer, as the reward does: dpo's at prompts 0 to 3, SFT's at 4 and 5."""
     monkeypatch.chdir(tmp_path)
     folder = results(tmp_path / "results/suite")
     assert main(["sheet", "dpo", "sft", "people.csv", "--pairs", "5"]) == 0

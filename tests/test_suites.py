@@ -141,6 +141,12 @@ def tiny(name: str, folder: Path) -> Suite:
     suite = f"{ROOT}/configs/{name}.yaml"
     stated = yaml.safe_load(Path(suite).read_text())
     changes: Row = {"data": {"source": str(folder / "rows"), "revision": None}, **SIZES}
+    if sources := stated["data"].get("sources"):  # one that is trained on, one of another input distribution
+        articles = [{"article": f"The cat {number} slept.", "highlights": "A cat slept."} for number in range(6)]
+        (folder / "rows/3.0.0").mkdir()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(articles), folder / "rows/3.0.0/test-0.parquet")
+        local = {"source": str(folder / "rows"), "revision": None}
+        changes["data"] = {"sources": [{**source, **local} for source in sources]}
     changes["model"] = _tiny_model(folder, architecture, tokenizer(), stated["model"])
     if "reward" in stated:
         changes["reward"] = TRAINING
@@ -214,6 +220,16 @@ def walk(suite: Suite, results: Path) -> list[str]:
         stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, **given)
     for policy in ("base", *runs):
         stage(f"judge/{policy}", scores=f"score/{policy}", against="score/sft")
+    elsewhere = [name for name in plan.answers(suite) if plan.prompts_of(suite, name) == "ood"]
+    if elsewhere:
+        stage("prepare/ood", "ood", rows="fetch/data", tokenizer=base, demonstrations="prepare/demonstrations")
+    for name in sorted(elsewhere, key=lambda name: plan.against(suite, name) is not None)[:4]:
+        at = plan.answering_folder(suite, name)
+        who = {"policy": at} if at else {"tokenizer": base}
+        stage(f"generate/{name}", name, comparisons="prepare/ood", **who)
+        stage(f"score/{name}", name, generations=f"generate/{name}", policy=at, **given)
+        if held := plan.against(suite, name):
+            stage(f"judge/{name}", name, scores=f"score/{name}", against=f"score/{held}")
     stage(
         "report",
         scores=[f"score/{policy}" for policy in policies],
