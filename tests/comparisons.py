@@ -36,10 +36,12 @@ ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 Values = dict[str, Tensor]  # by name: what was computed, the loss, the gradient of each parameter
 
 
-def tiny(shape: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """Two layers of 16 dimensions. Initial weights of 0.02 hide mistakes, so every weight is moved by about 0.2."""
+def tiny(
+    shape: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float64, layers: int = 2
+) -> PreTrainedModel:
+    """Layers of 16 dimensions. Initial weights of 0.02 hide mistakes, so every weight is moved by about 0.2."""
     model = build(
-        Architectural(hidden_size=16, layers=2, heads=4, context=64, **SHAPES[shape]), VOCABULARY, BOS, EOS, seed
+        Architectural(hidden_size=16, layers=layers, heads=4, context=64, **SHAPES[shape]), VOCABULARY, BOS, EOS, seed
     )
     return stirred(model, seed).to(dtype)
 

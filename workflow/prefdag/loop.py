@@ -20,6 +20,7 @@ from prefdag.config.training import Training
 from prefdag.errors import Stopped, UserError
 from prefdag.gradients import in_place
 from prefdag.models import autocast
+from prefdag.recompute import recomputed
 from prefdag.segments import Segments, pack
 from prefdag.store import Comparisons
 
@@ -150,7 +151,7 @@ def train(
         state = history[-1]["state"]
         yield from (Step(**record) for record in history)
     steps = total_steps(store, settings)
-    with told_to_stop() as stop:
+    with told_to_stop() as stop, recomputed(model, settings.activation_gb):
         for number in range(len(history), steps):
             batch = _batch(model, store, lengths, settings, number)
             with in_place():

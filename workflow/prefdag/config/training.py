@@ -22,3 +22,7 @@ class Training(Compute):
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: Positive = 1.0
     tokens_per_batch: Count = Field(4096, description="padded tokens of one forward; decides speed and memory only")
+    activation_gb: Positive | None = Field(
+        None,
+        description="for kept activations; blocks beyond it are recomputed, to the same bits; none: all are kept",
+    )
