@@ -204,9 +204,11 @@ def test_methods_differ_in_colour_or_marker():
 
 
 def test_smoothing_shifts_nothing():
-    """A straight line stays where it is, but for the ends of the window."""
+    """A straight line stays where it is, but for the ends of the window; of 5 batches the variance is 2.5."""
     line = pd.Series(np.arange(100.0))
-    assert (smoothed(line)[5:-5] == line[5:-5]).all()
+    mean, half = smoothed(line)
+    assert (mean[5:-5] == line[5:-5]).all() and half[50] == pytest.approx(1.96 * (2.5 / 5) ** 0.5)
+    assert smoothed(line[:9])[1].isna().all(), "one batch has no interval"
 
 
 def test_a_run_with_nothing_held_out_has_an_empty_panel():

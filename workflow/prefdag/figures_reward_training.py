@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefdag.figures import BLUE, GREY, INK, VERMILLION, look, new_figure
-from prefdag.figures_training import smoothed
+from prefdag.figures_training import draw_batches
 
 SIDES = {"chosen": ("better response", BLUE), "rejected": ("worse response", VERMILLION)}
 
@@ -21,8 +21,7 @@ def reward_training(curve: pd.DataFrame) -> Figure:
         figure = new_figure(8.2, 2.3)
         panels = figure.subplots(1, 3)
         for axes, (column, label) in zip(panels, (("loss", "loss"), ("accuracy", "accuracy")), strict=False):
-            axes.plot(curve["step"], curve[column], color=BLUE, linewidth=0.5, alpha=0.3)
-            axes.plot(curve["step"], smoothed(curve[column]), color=BLUE, linewidth=1.4)
+            draw_batches(axes, curve["step"], curve[column], BLUE)
             axes.set_ylabel(f"{label}, training batch")
         panels[0].axhline(np.log(2), color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         panels[1].axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -39,7 +38,7 @@ def implicit_rewards(curves: Mapping[str, pd.DataFrame], betas: Mapping[str, flo
     """Beta times the summed log-ratio to SFT, of better and of worse responses in panels of their own, a row a run.
 
     curves: what the run is called -> its curves; betas: likewise. Runs without beta or log-ratios are left out. Lines:
-    training batches and their centred mean; dots: the same held-out comparisons each time.
+    training batches, their moving mean and its 95% interval; dots: the same held-out comparisons each time.
     """
     curves = {name: curve for name, curve in curves.items() if name in betas and "chosen_logratio" in curve}
     if not curves:
@@ -50,8 +49,7 @@ def implicit_rewards(curves: Mapping[str, pd.DataFrame], betas: Mapping[str, flo
         for row, (name, curve) in zip(panels, curves.items(), strict=True):
             for axes, (side, (label, colour)) in zip(row, SIDES.items(), strict=True):
                 rewards = betas[name] * curve[f"{side}_logratio"]
-                axes.plot(curve["step"], rewards, color=colour, linewidth=0.5, alpha=0.3)
-                axes.plot(curve["step"], smoothed(rewards), color=colour, linewidth=1.4)
+                draw_batches(axes, curve["step"], rewards, colour)
                 held_out = curve[["step", f"held_out_{side}_logratio"]].dropna() if _measured(curve) else None
                 if held_out is not None:
                     values = betas[name] * held_out[f"held_out_{side}_logratio"]

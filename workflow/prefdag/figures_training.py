@@ -119,17 +119,27 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def smoothed(values: pd.Series) -> pd.Series:
-    """Centred mean over a twentieth of the steps: light enough to keep every turn, and it shifts none."""
-    window = max(1, len(values) // 20) | 1
-    return values.rolling(window, center=True, min_periods=1).mean()
+def smoothed(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Centred mean over a twentieth of the steps, and half of its 95% interval, batches taken as independent.
+
+    Light enough to keep every turn, and it shifts none. Nan where a window has one batch.
+    """
+    window = values.rolling(max(1, len(values) // 20) | 1, center=True, min_periods=1)
+    return window.mean(), 1.96 * window.std() / np.sqrt(window.count())
+
+
+def draw_batches(axes: Axes, steps: pd.Series, values: pd.Series, colour: Any, dashes: object = "-") -> None:
+    """Every training batch, light; their moving mean, and its interval as a band."""
+    mean, half = smoothed(values)
+    axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.22, zorder=2)
+    axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, lw=0, zorder=2)
+    axes.plot(steps, mean, color=colour, linewidth=1.3, linestyle=dashes, zorder=3)
 
 
 def _draw(axes: Axes, curve: pd.DataFrame, column: str, colour: tuple, dashes: object) -> None:
     if column in curve:  # nothing is held out where a suite has no validation split
         curve = curve.dropna(subset=[column])
-        axes.plot(curve["step"], curve[column], color=colour, linewidth=0.5, alpha=0.22, zorder=2)
-        axes.plot(curve["step"], smoothed(curve[column]), color=colour, linewidth=1.3, linestyle=dashes, zorder=3)
+        draw_batches(axes, curve["step"], curve[column], colour, dashes)
 
 
 def _methods(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> list[str]:
