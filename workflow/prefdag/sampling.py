@@ -16,6 +16,7 @@ from prefdag.config.sampling import Sampling
 from prefdag.key_values import KeyValues, cached_attention
 from prefdag.logprobs import at_least_float32
 from prefdag.models import autocast
+from prefdag.parallel import with_progress
 from prefdag.seeds import generator
 
 LEAVING = 3 / 4  # ended rows leave the batch when no more than this share goes on: measured, 1/2 and 7/8 are slower
@@ -37,18 +38,23 @@ class Sample:
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], keys: Sequence[int], settings: Sampling, eos: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    settings: Sampling,
+    eos: int,
+    title: str = "sampling",
 ) -> Iterator[Sample]:
     """Draw `num_samples` responses to each prompt (token ids); keys name each prompt's noise.
 
     Prompts are sorted by length and batched; samples of a batch come in the order of (prompt, sample). Greedy samples
-    of a prompt are all alike, so one is drawn.
+    of a prompt are all alike, so one is drawn. title: of the progress that is shown.
     """
     draws = settings.num_samples if settings.temperature else 1
     wanted = [(index, number) for index in range(len(prompts)) for number in range(draws)]
     wanted.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
-    for begin in range(0, len(wanted), settings.batch_size):
-        batch = wanted[begin : begin + settings.batch_size]
+    batches = [wanted[at : at + settings.batch_size] for at in range(0, len(wanted), settings.batch_size)]
+    for batch in with_progress(batches, len, len(wanted), title):
         noise = np.stack([_noise(settings, keys[index], number) for index, number in batch])
         asked = {index: place for place, index in enumerate(dict.fromkeys(index for index, _ in batch))}
         with cached_attention(model):

@@ -72,7 +72,8 @@ def _sampled(
     if settings.backend == "vllm":
         drawn = sample_vllm(weights, prompts, numbers, settings, end)
     else:
-        drawn = sample(load_policy(weights, device), prompts, numbers, settings, end)
+        title = f"generate: {here.name or 'policy'}"
+        drawn = sample(load_policy(weights, device), prompts, numbers, settings, end, title)
     return sorted(drawn, key=lambda one: (one.prompt, one.sample))
 
 

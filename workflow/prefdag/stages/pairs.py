@@ -73,7 +73,7 @@ def _answers(
     keys = [named_seed(0, split, text) for text in texts]
     answers: list[dict[int, str]] = [{} for _ in texts]
     unfinished = 0
-    for drawn in sample(model, encoded, keys, job.pairs, ending(tokenizer, job.prepare)):
+    for drawn in sample(model, encoded, keys, job.pairs, ending(tokenizer, job.prepare), f"pairs: {split}"):
         if not drawn.ended:
             unfinished += 1
             continue
