@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prefdag: {mistake}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
+        print(
+            f"prefdag: stopped by {stop}; the next run continues from what was saved of it, if anything was",
+            file=sys.stderr,
+        )
         return 128 + getattr(signal, str(stop), 15)
 
 
