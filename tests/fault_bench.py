@@ -1,7 +1,7 @@
 """A small world whose every stage can be run, disturbed and looked at: what `faults.py` does its damage to.
 
-Every stage is a real process: `python -m prefdag <stage> ...` in a folder of its own, cold, or forked from a warm server
-as `snakemake` has it. The server's trainings save their state every few hundredths of a second instead of every minute.
+Every stage is a real process: `python -m prefdag <stage> ...` in a folder of its own, cold, or forked from a warm
+server as `snakemake` has it. The server's trainings save their state every few hundredths of a second, not every minute.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,10 +207,8 @@ def wait_for_start(folder: Path, stage: str, job: Job) -> int | None:
 
 def limit(process: int, what: int, amount: int) -> None:
     """Lower a limit of a running process."""
-    try:
+    with suppress(ProcessLookupError):
         resource.prlimit(process, what, (amount, amount))
-    except ProcessLookupError:
-        pass
 
 
 def address_space(process: int) -> int:

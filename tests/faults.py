@@ -26,8 +26,22 @@ from pathlib import Path
 
 from conftest import ROOT
 from fault_bench import (
-    BY_FOLDER, STEPS, TRAININGS, UNDER_TEST, Bench, Command, Job, R, address_space, bench, can_mount, events, limit,
-    send, steps_taken, wait_for_start, whole,
+    BY_FOLDER,
+    STEPS,
+    TRAININGS,
+    UNDER_TEST,
+    Bench,
+    Command,
+    Job,
+    R,
+    address_space,
+    bench,
+    can_mount,
+    limit,
+    send,
+    steps_taken,
+    wait_for_start,
+    whole,
 )  # fmt: skip
 from prefdag.manifest import read_manifest
 
@@ -288,8 +302,8 @@ EVERYWHERE = [
 ]  # fmt: skip
 FAULTS: dict[Callable[[Trial], str], tuple[str, ...]] = {
     **{fault: tuple(UNDER_TEST) for fault in EVERYWHERE},
-    **{fault: ("sft", "reward", "preference", "generate") for fault in (flipped_weights, other_weights)},
-    **{fault: TRAININGS for fault in (cut_state, flipped_state, not_finite)},
+    **dict.fromkeys((flipped_weights, other_weights), ("sft", "reward", "preference", "generate")),
+    **dict.fromkeys((cut_state, flipped_state, not_finite), TRAININGS),
 }
 NEED_MOUNTS = {full_disk, read_only}
 
@@ -365,3 +379,55 @@ def _remount(place: Path, option: str) -> None:
 
 def _used(place: Path) -> int:
     return shutil.disk_usage(place).used
+
+
+def main() -> None:
+    """Run every fault at every stage `--times` times and write the table."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial: another draws other moments")
+    parser.add_argument("--only", nargs="*", help="names of faults")
+    parser.add_argument("--table", type=Path, default=ROOT / "docs/faults.md")
+    options = parser.parse_args()
+    refusal = can_mount()
+    skipped = NEED_MOUNTS if refusal else set()
+    chosen = [
+        fault for fault in FAULTS if fault not in skipped and (not options.only or fault.__name__ in options.only)
+    ]
+    cells = [(fault, stage, n) for fault in chosen for stage in FAULTS[fault] for n in range(options.times)]
+    found: dict[tuple[str, str], Counter[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="faults-") as place, bench(Path(place)) as on, ThreadPoolExecutor(2) as two:
+
+        def tried(fault: Callable[[Trial], str], stage: str, n: int) -> str:
+            folder = Path(place) / f"{fault.__name__}-{stage}-{n}"
+            try:
+                return attempt(on, fault, stage, options.first + n, folder)
+            except Exception as error:
+                print(f"FAILED {fault.__name__} {stage} {n}: {error}", flush=True)
+                return "FAILED"
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        for (fault, stage, n), outcome in zip(cells, two.map(lambda cell: tried(*cell), cells), strict=True):
+            print(f"{fault.__name__:18} {stage:10} {n} {outcome}", flush=True)
+            found.setdefault((fault.__doc__ or "", stage), Counter())[outcome] += 1
+    options.table.write_text(table(found))
+
+
+def table(found: dict[tuple[str, str], Counter[str]]) -> str:
+    """The page: what was tried how often, and what it ended in."""
+    rows = [
+        f"| {about.rstrip('.')} | {stage} | {sum(outcomes.values())} | "
+        + "; ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
+        + " |"
+        for (about, stage), outcomes in found.items()
+    ]
+    return PAGE.read_text().partition(BEGIN)[0] + "\n".join([BEGIN, "|---|---|---|---|", *rows]) + "\n"
+
+
+PAGE = ROOT / "docs/faults.md"
+BEGIN = "| fault | stage | tried | outcome |"
+
+
+if __name__ == "__main__":
+    main()

@@ -177,7 +177,9 @@ def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
         return values, metrics
 
     checkpoint = Checkpoint(tmp_path / "resume", seconds_between=0)
-    steps = train(model, store, settings(batch_size=2, max_steps=5), replace(right, losses=losses), checkpoint)
+    steps = train(
+        model, store, settings(batch_size=2, max_steps=5, epochs=9), replace(right, losses=losses), checkpoint
+    )
     before = [torch.nn.utils.parameters_to_vector(model.parameters()).clone() for _ in zip(range(2), steps)][-1]
     named = {"loss": "loss is inf", "gradient": "gradient's norm is nan"}[what]
     ids = members(2, 4, 2, 0).tolist()

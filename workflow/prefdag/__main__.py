@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except Stopped as stop:
         print(
-            f"prefdag: stopped by {stop}; the next run continues from what was saved of it, if anything was",
+            f"prefdag: stopped by {stop}; the next run continues from what was saved of it",
             file=sys.stderr,
         )
         return 128 + getattr(signal, str(stop), 15)

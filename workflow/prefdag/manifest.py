@@ -51,7 +51,7 @@ class Manifest:
 
         Raises `UserError` naming the first that is missing or is not the file that was written.
         """
-        for name in filter(wanted, self.content["files"]):
+        for name in filter(wanted, self.content.get("files", {})):
             path = self.file(name)
             if sha256_of(path) != self.digest(name):
                 raise UserError(
