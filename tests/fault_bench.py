@@ -1,7 +1,7 @@
 """A small world whose every stage can be run, disturbed and looked at: what `faults.py` does its damage to.
 
 Every stage is a real process: `python -m prefdag <stage> ...` in a folder of its own, cold, or forked from a warm
-server as `snakemake` has it. The server's trainings save their state every few hundredths of a second, not every minute.
+server as `snakemake` has it. The server's trainings save their state every 0.05 s, not every minute.
 """
 
 import json

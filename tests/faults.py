@@ -70,6 +70,7 @@ class Trial:
 
     def half_way(self) -> Job:
         """The stage's process at a random step of a training, or a random moment of any other."""
+        shutil.rmtree(self.folder / R / ".journal", ignore_errors=True)
         job = self.start()
         at = self.draw.randrange(1, STEPS - 5)
         wait_for_start(self.folder, self.stage, job)
@@ -77,7 +78,7 @@ class Trial:
             while job.process.poll() is None and steps_taken(self.folder, self.stage) < at:
                 time.sleep(0.002)
         else:
-            time.sleep(self.draw.uniform(0, 0.5))
+            time.sleep(self.draw.uniform(0, 0.2))
         return job
 
     def sentence(self, code: int, said: str, *named: str) -> str:
@@ -137,7 +138,7 @@ def stopped_and_killed(trial: Trial) -> str:
         code, said = job.end()
         if code == 0:
             return trial.same(LATE)
-    return trial.ended(code, said, -signal.SIGKILL, 143)
+    return trial.ended(code, said, -signal.SIGKILL, -signal.SIGTERM, 143)
 
 
 def twice(trial: Trial) -> str:
