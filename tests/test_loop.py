@@ -1,5 +1,6 @@
 """The loop: how a step is packed does not change it, and a step is what the optimizers' papers say."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from comparisons import comparisons, stored, tiny
 from prefdag.alignment import Alignment
 from prefdag.batches import members, micro_batches
+from prefdag.checkpoint import Checkpoint
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
@@ -160,18 +162,40 @@ def test_the_gradient_is_clipped_and_its_own_norm_reported(tmp_path: Path) -> No
     assert (before - after)[0].tolist() == pytest.approx([3e-4, -4e-4, 0], rel=1e-2)
 
 
-def test_a_loss_that_is_not_finite_names_the_rows(tmp_path: Path) -> None:
-    store, model = stored(tmp_path, comparisons(4, 1)), tiny()
-    right = supervised(model, store)
-    before = torch.nn.utils.parameters_to_vector(model.parameters()).clone()
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
+    """At step 3 of 5, of 2 comparisons each, a loss is infinite, or finite with a gradient that is not (sqrt at 0)."""
+    store, model = replace(stored(tmp_path, comparisons(4, 1)), rows=np.array([10, 11, 12, 13])), tiny()
+    right, calls = supervised(model, store), []
 
     def losses(ids, segments):
         values, metrics = right.losses(ids, segments)
-        return values * float("nan"), metrics
+        calls.append(ids)
+        if len(calls) == 3:
+            steep = (0 * values).sqrt()
+            values = values + (steep if what == "gradient" else 1 / steep)
+        return values, metrics
 
-    with pytest.raises(UserError, match=r"step 1: the loss is nan; the step's source rows are (\d, ){3}\d; lower"):
-        list(train(model, store, settings(batch_size=4), replace(right, losses=losses)))
+    checkpoint = Checkpoint(tmp_path / "resume", seconds_between=0)
+    steps = train(
+        model, store, settings(batch_size=2, max_steps=5, epochs=9), replace(right, losses=losses), checkpoint
+    )
+    before = [torch.nn.utils.parameters_to_vector(model.parameters()).clone() for _ in zip(range(2), steps)][-1]
+    named = {"loss": "loss is inf", "gradient": "gradient's norm is nan"}[what]
+    ids = members(2, 4, 2, 0).tolist()
+    rows = f"{ids[0]}, {ids[1]} .source rows {10 + ids[0]}, {10 + ids[1]}.; "
+    good = f"the last good state is step 2's, {tmp_path}/resume/state.pt; lower learning_rate"
+    with pytest.raises(UserError, match=f"step 3: the {named}; the step's comparisons are {rows}{good}"):
+        next(steps)
     assert torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), before)
+
+
+def test_without_a_saved_state_it_says_so(tmp_path: Path) -> None:
+    store, model = stored(tmp_path, comparisons(4, 1)), tiny()
+    infinite = Task(lambda ids, segments: (supervised(model, store).losses(ids, segments)[0] * math.inf, {}), len)
+    for checkpoint, said in ((None, "no state was saved"), (Checkpoint(tmp_path / "resume"), "no state was saved yet")):
+        with pytest.raises(UserError, match=f"; {said}; lower"):
+            list(train(model, store, settings(batch_size=4), infinite, checkpoint))
 
 
 def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

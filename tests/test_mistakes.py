@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, environment
 from prefdag.__main__ import main
 from prefdag.config.model import Architectural
+from prefdag.manifest import sha256_of
 from prefdag.models import build
 
 SCRATCH = Architectural(architecture="llama", hidden_size=16, layers=1, heads=2, context=64)
@@ -152,12 +153,42 @@ def test_a_cache_of_another_model(prepared: Path, capsys: pytest.CaptureFixture[
     other = prepared / "sft"
     shutil.copytree(prepared / "pretrain", other)
     build(SCRATCH, 300, 0, 1, seed=1).save_pretrained(other / "model")
-    manifest = json.loads((other / "manifest.json").read_text())
-    manifest["files"]["model/model.safetensors"]["sha256"] = "0" * 64
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    stated_anew(other / "manifest.json", "model/model.safetensors")
     sentence = said(capsys, *align(prepared, policy="sft"))
     assert "this cache was made with other weights" in sentence
     assert not (prepared / "preference/x/manifest.json").exists()
+
+
+def stated_anew(manifest: Path, file: str) -> None:
+    """Write a manifest that states another file honestly: what its content is worth is for others to find."""
+    content = json.loads(manifest.read_text())
+    content["files"][file] = {
+        "sha256": sha256_of(manifest.parent / file),
+        "size": (manifest.parent / file).stat().st_size,
+    }
+    del content["seal"]
+    manifest.write_text(json.dumps(content))
+
+
+def test_weights_that_are_not_the_manifests(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Other weights of the same size: named before any step, with what to do."""
+    shutil.copytree(prepared, tmp_path / "suite")
+    path = tmp_path / "suite/pretrain/model/model.safetensors"
+    build(SCRATCH, 300, 0, 1, seed=1).save_pretrained(path.parent)
+    sentence = said(capsys, *align(tmp_path / "suite"))
+    assert f"{path}: its bytes are not those that manifest.json states" in sentence
+    assert f"delete {tmp_path}/suite/pretrain/manifest.json and rerun" in sentence
+
+
+def test_a_manifest_that_was_edited(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A number in it, or the space before one."""
+    for old, new in ((b'"size": ', b'"size": 1'), (b'"size": ', b'"size":  ')):
+        shutil.copytree(prepared, tmp_path / "suite", dirs_exist_ok=True)
+        path = tmp_path / "suite/reference/manifest.json"
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+        assert f"{path}: was changed since it was written; delete it and rerun" in said(
+            capsys, *align(tmp_path / "suite")
+        )
 
 
 def test_a_corrupted_cache(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -166,6 +197,8 @@ def test_a_corrupted_cache(prepared: Path, tmp_path: Path, capsys: pytest.Captur
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 0x40  # the exponent of the last token's log-prob
     path.write_bytes(bytes(raw))
+    assert f"{path}: its bytes are not those that manifest.json states" in said(capsys, *align(tmp_path / "suite"))
+    stated_anew(path.parent / "manifest.json", "train.npy")
     assert "recomputed log-probs differ" in said(capsys, *align(tmp_path / "suite"))
 
 

@@ -4,10 +4,12 @@ import gc
 import signal
 import sys
 from importlib import import_module, util
+from pathlib import Path
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
 from prefdag.lease import take_gpu
+from prefdag.system_errors import as_sentences
 from prefdag.warm import run_warm
 
 
@@ -20,8 +22,9 @@ def main(argv: list[str] | None = None) -> int:
             if (code := run_warm(argv)) is not None:
                 return code
             take_gpu(name)
-            stage = _imported(f"prefdag.stages.{name}")
-            return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
+            with as_sentences(name, Path.cwd()):
+                stage = _imported(f"prefdag.stages.{name}")
+                return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
         if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
@@ -29,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"prefdag: {mistake}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
+        print(
+            f"prefdag: stopped by {stop}; the next run continues from what was saved of it",
+            file=sys.stderr,
+        )
         return 128 + getattr(signal, str(stop), 15)
 
 

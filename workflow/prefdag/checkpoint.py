@@ -5,10 +5,13 @@ holds the loss's adaptive state) are saved together, and everything else is a pu
 Weights that are to be kept are written before the state that is past them.
 """
 
+import json
 import os
 import shutil
 import signal
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from prefdag.errors import UserError
+from prefdag.manifest import sha256_of, to_disk
 from prefdag.models import save
 
 SECONDS_BETWEEN = 60.0
@@ -30,10 +35,32 @@ class Checkpoint:
         self.path = folder / "state.pt"
         self.seconds_between = seconds_between
         self._saved_at = time.monotonic()
+        self._step = 0
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None. Only tensors and plain values are unpickled."""
-        return torch.load(self.path, weights_only=True) if self.path.is_file() else None
+        """The saved state, or None. Only tensors and plain values are unpickled.
+
+        Raises `UserError` for a file that is not as it was written: torch itself compares no checksum.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            with zipfile.ZipFile(self.path) as file:
+                whole = file.testzip() is None
+            state = torch.load(self.path, weights_only=True) if whole else None
+        except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+            state = None
+        if state is None:
+            raise UserError(
+                f"{self.path}: the saved state of this training is damaged; delete {self.path.parent} and rerun: the "
+                "training then starts at its first step"
+            )
+        self._step = len(state["history"])
+        return state
+
+    def last_good(self) -> str:
+        """Which state there is to go back to, as half a sentence."""
+        return f"the last good state is step {self._step}'s, {self.path}" if self._step else "no state was saved yet"
 
     def due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.seconds_between
@@ -42,8 +69,9 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
         torch.save(state, temporary)
+        to_disk(temporary)
         os.replace(temporary, self.path)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._step = time.monotonic(), len(state["history"])
 
 
 class KeptWeights:
@@ -59,14 +87,32 @@ class KeptWeights:
             for old in (partial, folder):
                 shutil.rmtree(old, ignore_errors=True)
             save(self.model, self.tokenizer, partial)
+            digests = {path.name: sha256_of(path) for path in partial.iterdir()}
+            (self.folder / f"{step}.json").write_text(json.dumps(digests, sort_keys=True))
             os.replace(partial, folder)
 
     def published(self, folder: Path) -> Sequence[int]:
-        """Set every step's weights into `folder`, made here; they stay kept until the whole job is published."""
+        """Set every step's weights into `folder`, made here; they stay kept until the whole job is published.
+
+        Raises `UserError` where what was kept is not there any more, or not as it was written.
+        """
         folder.mkdir()
         for step in self.steps:
+            self._check(self.folder / str(step))
             shutil.copytree(self.folder / str(step), folder / str(step), copy_function=os.link)
         return self.steps
+
+    def _check(self, folder: Path) -> None:
+        try:
+            digests = json.loads(folder.with_suffix(".json").read_text())
+            whole = all(sha256_of(folder / name) == digest for name, digest in digests.items())
+        except (OSError, ValueError):
+            whole = False
+        if not whole:
+            raise UserError(
+                f"{folder}: the weights kept there are missing or damaged; delete {self.folder.parent} and rerun: the "
+                "training then starts at its first step"
+            )
 
 
 @contextmanager

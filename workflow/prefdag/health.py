@@ -46,6 +46,7 @@ def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     yield from writable(results)
     yield from clock(results)
     yield from space(suite, results)
+    yield from left_behind(results)
     yield from tracking(results)
     yield from hub_cache(suite)
     yield from gpus(os.environ)
@@ -108,6 +109,16 @@ def space(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
         yield Finding("warning", "space", what, "free some: a full disk stops every job")
     else:
         yield Finding("ok", "space", what)
+
+
+def left_behind(results: Path) -> Iterator[Finding]:
+    """States of trainings that were stopped: a job removes those of its own name when it is done, and no other's."""
+    for folder in sorted(results.glob("*/.resume/*")):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) / 1e9
+        days = (time.time() - max((path.stat().st_mtime for path in files), default=time.time())) / 86400
+        what = f"{folder} ({size:.1f} GB, {days:.0f} days old) is where a training goes on that was stopped"
+        yield Finding("ok", "resume", what, "delete it if that training is given up")
 
 
 def tracking(results: Path) -> Iterator[Finding]:

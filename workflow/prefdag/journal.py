@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from prefdag.appending import append
 from prefdag.errors import UserError
 
 Status = Literal["finished", "failed", "killed"]
@@ -114,7 +115,7 @@ class Journal:
 
     def _write(self, event: str, **fields: Any) -> None:
         line = {"event": event, "time": time.time()} | fields
-        os.write(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
+        append(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
 
     def _place(self, path: Path | str) -> str:
         if isinstance(path, str) and "://" in path:

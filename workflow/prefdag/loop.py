@@ -138,7 +138,7 @@ def train(
     keep: called with the number of each step that was taken, before its state is saved: a training that goes on from
     there does not come by again.
     With a checkpoint the saved records are yielded again first, then the training goes on where it stopped.
-    Raises `Stopped` after saving when told to stop, and `UserError` at a loss that is not finite.
+    Raises `Stopped` after saving when told to stop, and `UserError` at a loss or a gradient that is not finite.
     """
     optimizer = _optimizer(model, settings)
     lengths = store.lengths()
@@ -158,7 +158,8 @@ def train(
                 outcome = task.accumulate(batch, state)
             state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
-            grad_norm = _updated(model, optimizer, store, batch, outcome, settings, rate)
+            last_good = checkpoint.last_good() if checkpoint is not None else "no state was saved"
+            grad_norm = _updated(model, optimizer, store, batch, outcome, settings, rate, last_good)
             num = len(batch.ids), int(lengths[batch.ids].sum())
             record = Step(number + 1, outcome.loss, rate, grad_norm, *num, outcome.metrics, state)
             if probe is not None and (number % max(1, steps // PROBES) == 0 or number + 1 == steps):
@@ -192,15 +193,20 @@ def _updated(
     outcome: Outcome,
     settings: Training,
     rate: float,
+    last_good: str,
 ) -> float:
-    """Take the step that the accumulated gradient asks for; returns the gradient's norm before it was clipped."""
-    if not math.isfinite(outcome.loss):
-        named = ", ".join(str(int(store.rows[index])) for index in batch.ids)
-        raise UserError(
-            f"step {batch.number + 1}: the loss is {outcome.loss}; the step's source rows are {named}; "
-            "lower learning_rate"
-        )
+    """Take the step that the accumulated gradient asks for; returns the gradient's norm before it was clipped.
+
+    A gradient that is not finite would leave no weight as it was, even where the loss is finite.
+    """
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+    for what, value in (("loss", outcome.loss), ("gradient's norm", grad_norm)):
+        if not math.isfinite(value):
+            ids, rows = (", ".join(str(int(one)) for one in some) for some in (batch.ids, store.rows[batch.ids]))
+            raise UserError(
+                f"step {batch.number + 1}: the {what} is {value}; the step's comparisons are {ids} (source rows "
+                f"{rows}); {last_good}; lower learning_rate, or look at these rows"
+            )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

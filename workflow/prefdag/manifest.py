@@ -1,10 +1,14 @@
-"""Manifests: what an artifact is made of, by content, and nothing that varies between equal runs."""
+"""Manifests: what an artifact is made of, by content, and nothing that varies between equal runs.
+
+Whatever a job reads is held against them, byte for byte: a file that changed after its stage was finished, by an edit,
+a copy that broke off or a disk, is a sentence and never a number.
+"""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ from typing import Any
 from prefdag.errors import UserError
 
 MANIFEST = "manifest.json"
+WEIGHTS = ".safetensors"
+SEAL = "seal"
+KEYS = {"stage", "config", "code", "inputs", "files", "facts", SEAL}
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,27 @@ class Manifest:
             raise UserError(f"{path}: missing or not the file that {MANIFEST} states; delete {self.path} and rerun")
         return path
 
+    def check(self, wanted: Callable[[str], bool]) -> None:
+        """Read every listed file whose name is `wanted` against its sha256.
+
+        Raises `UserError` naming the first that is missing or is not the file that was written.
+        """
+        for name in filter(wanted, self.content.get("files", {})):
+            path = self.file(name)
+            if sha256_of(path) != self.digest(name):
+                raise UserError(
+                    f"{path}: its bytes are not those that {MANIFEST} states, so it was changed or damaged since it "
+                    f"was made; delete {self.path} and rerun"
+                )
+
+    def check_weights(self, folder: str = "model") -> None:
+        """`check` of the weights in a folder of this stage, all its folders for "": to be called by who loads them."""
+        self.check(lambda name: name.endswith(WEIGHTS) and name.startswith(f"{folder}/" if folder else ""))
+
+    def check_but_weights(self) -> None:
+        """`check` of everything else, which is small beside weights."""
+        self.check(lambda name: not name.endswith(WEIGHTS))
+
     def digest(self, name: str) -> str:
         """sha256 of a listed file, as stated when it was written."""
         return self.content["files"][name]["sha256"]
@@ -53,6 +81,8 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: no such manifest; run the stage that makes it first") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise UserError(f"{path}: not a manifest (broken JSON); delete it and rerun its stage") from None
+    if not _intact(content, text):
+        raise UserError(f"{path}: was changed since it was written; delete it and rerun its stage")
     return Manifest(path, hashlib.sha256(text).hexdigest(), content)
 
 
@@ -67,7 +97,24 @@ def describe(folder: Path, stage: str, config: Any, code: str, inputs: Mapping[s
         if path.is_file()
     }
     content = {"stage": stage, "config": config, "code": code, "inputs": inputs, "files": files, "facts": facts}
+    return _written(content | {SEAL: _seal(content)})
+
+
+def _written(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _intact(content: Any, text: bytes) -> bool:
+    """Whether a manifest that bears a seal says what it said when it was written, in these very bytes."""
+    if not isinstance(content, dict) or content.keys() - KEYS:
+        return False
+    return SEAL not in content or (content[SEAL] == _seal(content) and text == _written(content))
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """sha256 of what a manifest says, for the manifest itself."""
+    said = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -76,7 +123,12 @@ def sha256_of(path: Path) -> str:
 
 
 def publish(made: Path, folder: Path, manifest: bytes) -> None:
-    """Move everything below `made` into `folder` by rename, the manifest last: its presence means all is there."""
+    """Move everything below `made` into `folder` by rename, the manifest last: its presence means all is there.
+
+    All of it is on the disk before, so that a machine that loses power has no manifest of files that it has not.
+    """
+    for path in made.rglob("*"):
+        to_disk(path)
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in sorted(made.iterdir()):
         target = folder / path.name
@@ -85,5 +137,15 @@ def publish(made: Path, folder: Path, manifest: bytes) -> None:
         os.replace(path, target)
     temporary = made / MANIFEST
     temporary.write_bytes(manifest)
+    to_disk(temporary)
     os.replace(temporary, folder / MANIFEST)
     made.rmdir()
+
+
+def to_disk(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to its disk now."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

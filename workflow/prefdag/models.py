@@ -21,6 +21,7 @@ from prefdag.attention import NAME, check_supported
 from prefdag.config.model import Architectural
 from prefdag.errors import UserError
 from prefdag.seeds import named_seed
+from prefdag.system_errors import out_of_memory
 
 HEAD = "score.weight"
 
@@ -70,14 +71,14 @@ def _load(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model can be loaded from it ({_first_line(error)})") from None
+        raise _not_loaded(folder, error) from None
     _check(config, str(folder))
     options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
     options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         model, report = kind.from_pretrained(folder, **options)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no model can be loaded from it ({_first_line(error)})") from None
+        raise _not_loaded(folder, error) from None
     # transformers draws what a file lacks at random, and only warns.
     lacking = sorted(name for name in report["missing_keys"] if name != may_lack)
     if lacking:
@@ -86,8 +87,12 @@ def _load(
     return model.to(device).eval()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _not_loaded(folder: Path, error: Exception) -> Exception:
+    """What is wrong with the folder, unless it is the memory that there was no more of."""
+    if out_of_memory(error):
+        return error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{folder}: no model can be loaded from it ({first})")
 
 
 def _check(config: PretrainedConfig, where: str) -> None:

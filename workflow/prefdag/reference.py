@@ -4,6 +4,7 @@ One cache serves every loss, beta and seed. Its key names everything that the va
 """
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_p
     """Log-probs of every response token of a store, in store order, as one float32 array: [response tokens]."""
     device = next(model.parameters()).device
     starts = store.response_starts()
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(starts[-1]),))
+    values = _allocated(path, int(starts[-1]))
     for ids, segments in packed(store, tokens_per_batch):
         with autocast(device):
             found = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
@@ -52,8 +53,25 @@ def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_p
             size = int(starts[index + 1] - starts[index])
             values[starts[index] : starts[index + 1]] = found[at : at + size]
             at += size
-    values.flush()
+    if isinstance(values, np.memmap):
+        values.flush()
     return int(starts[-1])
+
+
+def _allocated(path: Path, num: int) -> NDArray[np.float32]:
+    """An array of `num` values in a .npy file whose room on the disk is reserved.
+
+    A mapped page that the disk has no room for kills the process without a word; reserving it raises `OSError`.
+    """
+    np.save(path, np.empty(0, np.float32))
+    if not num:
+        return np.load(path)
+    with path.open("wb") as stream:
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (num,)}
+        np.lib.format.write_array_header_1_0(stream, about)
+        stream.flush()
+        os.posix_fallocate(stream.fileno(), stream.tell(), num * np.dtype(np.float32).itemsize)
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 class ReferenceCache:

@@ -6,13 +6,14 @@ signature, so a stage states what it depends on exactly once.
 """
 
 import argparse
-import errno
 import hashlib
 import inspect
 import json
+import re
 import resource
 import shutil
 import signal
+import sys
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,9 @@ from prefdag.config.section import Section
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.running import alone
 from prefdag.sources import code_digest
+from prefdag.system_errors import as_sentences
 
 
 @dataclass
@@ -44,8 +47,9 @@ class Workspace:
     inputs: Mapping[str, Manifest | list[Manifest]]
 
     def reads_model(self, argument: str, name: str, folder: str = "model") -> None:
-        """Tell the journal that the weights of an input, in its `folder`, are read."""
+        """Tell the journal that the weights of an input, in its `folder`, are read; they are what its manifest says."""
         manifest = self._input(argument)
+        manifest.check_weights(folder)
         self.journal.model(name, path=manifest.folder / folder, sha256=weights_digest(manifest, folder), role="input")
 
     def makes_model(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
@@ -117,26 +121,38 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     digests = {key: _digests(value) for key, value in inputs.items()}
     code = code_digest(stage, job.own_code())
     config = job.model_dump(mode="json")
-    key = f"{stage}-{name or 'all'}-{_key(config, code, digests)}"
-    made = root / ".partial" / key
-    shutil.rmtree(made, ignore_errors=True)
-    _make_folder(made)
-    _make_folder(output.parent)
-    output.unlink(missing_ok=True)
-    journal = open_journal(root, stage, name)
-    here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
-    journal.start(config=config, inputs=_journalled(inputs), code=code)
+    made_of = {"stage": stage, "config": config, "code": code, "inputs": digests}
+    key = f"{_job(stage, name)}-{_key(config, code, digests)}"
+    _make_folder(root)
+    with as_sentences(stage, root), alone(root, _job(stage, name)) as another_did:
+        if another_did and _is_made(output, made_of):
+            print(f"{stage}: {output} was made meanwhile", flush=True)
+            return
+        for manifest in _flat(inputs):
+            manifest.check_but_weights()
+        made = root / ".partial" / key
+        shutil.rmtree(made, ignore_errors=True)
+        _make_folder(made)
+        _make_folder(output.parent)
+        output.unlink(missing_ok=True)
+        journal = open_journal(root, stage, name)
+        here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
+        journal.start(config=config, inputs=_journalled(inputs), code=code)
+        _attempt(here, lambda: run(job, here, **paths), made_of, output)
+
+
+def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any], output: Path) -> None:
+    """Run the stage in its workspace and publish what it made; whatever happens, the journal says how it ended."""
     began = time.monotonic()
     status: Status = "failed"
     mistake, digest = None, None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
-        with _FullDiskIsASentence(root):
-            facts = run(job, here, **paths)
-            manifest = describe(made, stage, config, code, digests, facts or {})
-            publish(made, output.parent, manifest)
-        shutil.rmtree(here.resume, ignore_errors=True)
+        with as_sentences(here.stage, here.journal.root):
+            facts = run()
+            publish(here.output, output.parent, describe(here.output, **made_of, facts=facts or {}))
+        _forget(here)
         status, digest = "finished", read_manifest(output).sha256
     except Stopped:
         status, mistake = "killed", "told to stop"
@@ -145,9 +161,36 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
         mistake = f"{type(error).__name__}: {error}"
         raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(here.output, ignore_errors=True)
         seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+        try:
+            here.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+        except OSError as error:  # a full disk: what the job came to is said elsewhere
+            print(f"prefdag: {here.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
+
+
+def _job(stage: str, name: str | None) -> str:
+    return f"{stage}-{name or 'all'}"
+
+
+def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether a manifest of this very job is there, and its files with it."""
+    if not output.is_file():
+        return False
+    manifest = read_manifest(output)
+    if any(manifest.content[part] != value for part, value in made_of.items()):
+        return False
+    manifest.check(lambda name: True)
+    return True
+
+
+def _forget(here: Workspace) -> None:
+    """Remove the states of this job and, as its output now exists, those that it left with another config or code."""
+    own = re.compile(re.escape(_job(here.stage, here.name)) + "-[0-9a-f]{16}")
+    for folder in (here.resume.parent, here.output.parent):
+        for path in folder.glob("*"):
+            if own.fullmatch(path.name) and path != here.output:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -175,6 +218,10 @@ def _read_inputs(value: Path | list[Path]) -> Manifest | list[Manifest]:
     return [read_manifest(path) for path in value] if isinstance(value, list) else read_manifest(value)
 
 
+def _flat(inputs: Mapping[str, Manifest | list[Manifest]]) -> list[Manifest]:
+    return [one for value in inputs.values() for one in (value if isinstance(value, list) else [value])]
+
+
 def _digests(value: Manifest | list[Manifest]) -> Any:
     return [manifest.sha256 for manifest in value] if isinstance(value, list) else value.sha256
 
@@ -191,22 +238,3 @@ def _journalled(inputs: Mapping[str, Manifest | list[Manifest]]) -> dict[str, An
 
 def _key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _FullDiskIsASentence:
-    """Turn "no space left" and its relatives, met anywhere in a stage, into a sentence."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        text = str(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in text:  # safetensors wraps the system's own error
-            free = shutil.disk_usage(self.root).free / 1e6
-            raise UserError(
-                f"{self.root}: no space left while writing ({free:.0f} MB free); free some and rerun, "
-                "nothing half-written was left behind"
-            ) from None

@@ -134,10 +134,10 @@ def run_warm(arguments: Sequence[str]) -> int | None:
         socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(body)
         answer = server.recv(16)
-    if not answer:
-        print("prefdag: the process that ran this job was killed, perhaps for its memory", file=sys.stderr)
-        return 137
-    code = int(answer)
+    code = int(answer) if answer else -signal.SIGKILL
+    if code == -signal.SIGKILL:
+        told = "the process that ran this job was killed, perhaps for its memory; rerun, with more of it"
+        print(f"prefdag: {arguments[0]}: {told}", file=sys.stderr)
     return code if code >= 0 else 128 - code
 
 

@@ -3,7 +3,7 @@
 `results/<suite>/.judge/<job>.jsonl`, a line an answer: its key and the text. The key is the content of the question:
 the judge's model, its sampling settings, and the whole text asked, in which the pair and its order stand. Each job
 appends to a file of its own and reads all of them; a line is one write, under a lock, so that even two writers of one
-file leave whole lines. A line cut off by a crash is no answer and is asked for again.
+file leave whole lines. A line cut off by a crash or damaged since is no answer and is asked for again.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from prefdag.appending import append
 from prefdag.config.judge import LLM
 
 TEMPERATURE = 0.0
@@ -37,10 +38,16 @@ def known_answers(folder: Path) -> dict[str, str]:
         for line in path.read_bytes().split(b"\n"):
             try:
                 entry = json.loads(line)
-                answers[entry["key"]] = str(entry["answer"])
+                if entry["sha256"] == _digest(entry["key"], entry["answer"]):
+                    answers[entry["key"]] = entry["answer"]
             except (ValueError, KeyError, TypeError):
                 continue  # empty, or cut off by a crash
     return answers
+
+
+def _digest(key: str, answer: str) -> str:
+    """One letter of an answer is the verdict: what a disk has changed is no answer."""
+    return hashlib.sha256(f"{key}\n{answer}".encode()).hexdigest()
 
 
 class Answers:
@@ -51,13 +58,13 @@ class Answers:
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
 
     def add(self, key: str, model: str, answer: str) -> None:
-        line = json.dumps({"key": key, "judge": model, "answer": answer}).encode() + b"\n"
+        entry = {"key": key, "judge": model, "answer": answer, "sha256": _digest(key, answer)}
+        line = json.dumps(entry).encode() + b"\n"
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             size = os.fstat(self._file).st_size
             torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
-            written = os.write(self._file, b"\n" * torn + line)
-            assert written == len(line) + torn, "a whole line or an error, as files have it"
+            append(self._file, b"\n" * torn + line)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 

@@ -63,6 +63,7 @@ def run(
         here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
     if classifier is not None:
         here.reads_model("classifier", "classifier")
+    _check_weights(reference, reward, implicit)
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
@@ -99,6 +100,14 @@ def run(
     here.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
     here.journal.artifact(here.output / "summary.json", "summary.json")
     return {"rows": len(rows)}
+
+
+def _check_weights(reference: Path, reward: Path | None, implicit: Sequence[Path]) -> None:
+    """What scores is what its manifests say. The journal tells of the one policy that is measured, not of these."""
+    for path in (reference, *implicit):
+        read_manifest(path).check_weights()
+    if reward is not None:
+        read_manifest(reward).check_weights("")
 
 
 def _truths(settings: Score, classifier: Path | None) -> list[str]:

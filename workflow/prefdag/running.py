@@ -1,0 +1,55 @@
+"""One job at a time makes an output: two would write the same files, and delete each other's.
+
+A Snakemake that was killed leaves its jobs running, and the next one starts the same jobs again; so does a person by
+hand. The second waits for the first. The lock is the process's own (a POSIX record lock, which NFS has as well), so it
+ends with the process however that ends, and no child inherits it.
+"""
+
+import fcntl
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = ".running"
+PATIENCE = 0.5  # seconds between two looks at a lock that another process has
+
+
+@contextmanager
+def alone(root: Path, job: str) -> Iterator[bool]:
+    """Hold `<root>/.running/<job>` while inside; tells whether another process had it first.
+
+    On a file system without locks nothing is held, as it is said.
+    """
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    path = root / FOLDER / job
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _locked(file, path)
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, path: Path) -> bool:
+    waited = False
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError):
+            if not waited:
+                holder = os.pread(file, 100, 0).decode(errors="replace").strip()
+                print(
+                    f"prefdag: waiting for {holder}, which makes the same output ({path})", file=sys.stderr, flush=True
+                )
+            waited = True
+            time.sleep(PATIENCE)
+        except OSError as error:
+            print(f"prefdag: {path} cannot be locked ({error.strerror}); start each job once", file=sys.stderr)
+            return False
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return waited
