@@ -4,6 +4,7 @@ A stage depends on nothing but this file: no tracker need be installed, reachabl
 seconds since the epoch (UTC). Paths are relative to the suite's folder where they lie in it, absolute elsewhere.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -64,6 +65,10 @@ class Journal:
         step = None if step is None else int(step)
         self._write("metrics", step=step, values={name: float(value) for name, value in values.items()})
 
+    def system(self, number: int, values: Mapping[str, float]) -> None:
+        """The job's `number`-th sample of what it takes of its machine."""
+        self._write("system", step=number, values=dict(values))
+
     def dataset(
         self,
         name: str,
@@ -113,8 +118,11 @@ class Journal:
         self._file = -1  # a later line must not land in whatever file gets this number next
 
     def _write(self, event: str, **fields: Any) -> None:
-        line = {"event": event, "time": time.time()} | fields
-        os.write(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
+        event_line = {"event": event, "time": time.time()} | fields
+        line = (json.dumps(_plain(redact(event_line)), allow_nan=False) + "\n").encode()
+        if (written := os.write(self._file, line)) < len(line):  # the disk is full: no torn line may stay
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def _place(self, path: Path | str) -> str:
         if isinstance(path, str) and "://" in path:
@@ -153,7 +161,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
             raise UserError(
                 f"{path}: byte {offset}: not a journal's line; delete the file to go on without it"
             ) from None
-        if event["event"] == "metrics":
+        if event["event"] in ("metrics", "system"):
             event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
         events.append(event)
         offset += len(line)

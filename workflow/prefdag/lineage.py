@@ -47,6 +47,7 @@ class Record:
         self.artifacts: list[dict[str, Any]] = []
         self.points: list[Point] = []
         self._offset = 0
+        self._step = 0  # of the last metrics
         self._last = 0.0  # time of the last event
 
     def advance(self) -> None:
@@ -59,6 +60,8 @@ class Record:
                     self.start = event
                 case "metrics":
                     self._add_point(event)
+                case "system":
+                    self.points.append(Point(event["time"], event["step"], event["values"]))
                 case "dataset":
                     self.datasets.append(event)
                 case "model":
@@ -136,7 +139,8 @@ class Record:
 
     def _add_point(self, event: Mapping[str, Any]) -> None:
         final = event["step"] is None
-        step = self.points[-1].step if final and self.points else event["step"] or 0
+        step = self._step if final else event["step"] or 0
+        self._step = step
         self.points.append(Point(event["time"], step, event["values"], final or self.subject is not None, final))
 
 

@@ -26,6 +26,7 @@ from prefdag.errors import Stopped, UserError
 from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
 from prefdag.sources import code_digest
+from prefdag.system import Sampled
 
 
 @dataclass
@@ -132,7 +133,7 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
-        with _FullDiskIsASentence(root):
+        with _FullDiskIsASentence(root), Sampled(journal):
             facts = run(job, here, **paths)
             manifest = describe(made, stage, config, code, digests, facts or {})
             publish(made, output.parent, manifest)

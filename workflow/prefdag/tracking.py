@@ -6,11 +6,9 @@ and adds what is missing: written twice is written once, and a write that broke 
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,6 +45,7 @@ from prefdag.lineage import (
     successors,
 )
 from prefdag.manifest import sha256_of
+from prefdag.writer import asked_once
 
 # The most of each that one request may hold. MLflow takes 1,000 metrics, but sent again it can tell those of weights
 # that it has from those that it lacks among the first hundred only.
@@ -137,7 +136,7 @@ class Experiment:
         assert record.start
         key = record.start["id"]
         if key not in self.runs:
-            with _asked_once():
+            with asked_once():
                 run = self.client.create_run(self.id, _milliseconds(record.began), record.tags(), record.run_name)
             self.runs[key] = run_kept(run)[1]
         return self.runs[key]
@@ -192,7 +191,7 @@ class Experiment:
             params |= {f"parent.{index}": sha256 for index, sha256 in enumerate(event["parents"])}
             name = "".join("-" if letter in "/:.%\"'" else letter for letter in event["name"])
             tags[MLFLOW_MODEL_IS_EXTERNAL] = "true"
-            with _asked_once():
+            with asked_once():
                 model = self.client.create_logged_model(self.id, name, kept.id, tags, params, record.start["stage"])
             made = model_kept(model)
             assert made
@@ -285,20 +284,6 @@ class Experiment:
         """A journal's path as people know it: results/<suite>/<path> for what lies in the suite's folder."""
         inside = "://" not in path and not path.startswith("/")
         return f"{self.root.parent.name}/{self.root.name}/{path}" if inside else path
-
-
-@contextmanager
-def _asked_once() -> Iterator[None]:
-    """MLflow repeats a request whose answer got lost: not one that would make a second run or model."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -6,15 +6,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prefdag.errors import UserError
 from prefdag.journal import gone, redact
 from prefdag.lineage import Record, successors
+from prefdag.manifest import Manifest
 
 if TYPE_CHECKING:
     from prefdag.tracking import Experiment
@@ -31,12 +32,27 @@ QUIET = {
 """Set before MLflow is imported: nobody is told of our runs, and a server that is down is noticed soon, but not before
 it has waited its own 20 s for a database that is locked."""
 
+T = TypeVar("T")
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
 
 
 def database(results: Path) -> str:
     """Where runs go: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """MLflow repeats a request whose answer got lost: not one that would make a second run or model."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 class Writer:
@@ -58,18 +74,31 @@ class Writer:
 
         Raises `UserError` when there is none, when another writer is at work, or when MLflow refuses.
         """
+        return self._patiently(self._write_all)
+
+    def register(self, manifest: Manifest, name: str, alias: str | None, upload: bool) -> str:
+        """`registering.register` once all that the journals say is written. Raises `UserError` as `replay` does."""
+        from prefdag.registering import register
+
+        def write_and_register() -> str:
+            self._write_all()
+            return register(self._open(), manifest, name, alias, upload)
+
+        return self._patiently(write_and_register)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
         folder = self.root / ".journal"
         if not any(folder.glob("*.jsonl")):
             raise UserError(f"{folder}: no journals there; name the folder of a suite that has run, as results/<suite>")
         with self._alone():
             for pause in (*_PAUSES, None):
                 try:
-                    return self._write_all()
+                    return work()
                 except Exception as error:
                     if pause is None or isinstance(error, UserError):  # a broken journal stays broken
                         raise UserError(self._complaint(error)) from None
                     time.sleep(pause)
-        raise AssertionError
+        raise AssertionError  # the last attempt returned or raised
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
         """Write while the process `parent_pid` lives and no SIGTERM comes, then once more; returns whether all is in.
