@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ class Journal:
         self.path, self.root, self.stage, self.name = path, root, stage, name
         # O_EXCL: a journal has one writer; O_APPEND: a line lands whole, at the end, whatever else happens.
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        self._one_at_a_time = threading.Lock()  # what the job measures and what it takes come from two threads
 
     def start(self, *, config: Mapping[str, Any], inputs: Mapping[str, Any], code: str) -> None:
         """The first event. inputs: name -> {"path", "sha256"} of the manifests that the job reads."""
@@ -64,6 +66,10 @@ class Journal:
         """Numbers at an optimizer step; step None: results of the whole job, tied to what it made or measured."""
         step = None if step is None else int(step)
         self._write("metrics", step=step, values={name: float(value) for name, value in values.items()})
+
+    def system(self, number: int, values: Mapping[str, float]) -> None:
+        """The job's `number`-th sample of what it takes of its machine."""
+        self._write("system", step=number, values=dict(values))
 
     def dataset(
         self,
@@ -115,7 +121,8 @@ class Journal:
 
     def _write(self, event: str, **fields: Any) -> None:
         line = {"event": event, "time": time.time()} | fields
-        append(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
+        with self._one_at_a_time:
+            append(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
 
     def _place(self, path: Path | str) -> str:
         if isinstance(path, str) and "://" in path:
@@ -154,7 +161,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
             raise UserError(
                 f"{path}: byte {offset}: not a journal's line; delete the file to go on without it"
             ) from None
-        if event["event"] == "metrics":
+        if event["event"] in ("metrics", "system"):
             event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
         events.append(event)
         offset += len(line)

@@ -7,7 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +17,7 @@ from prefdag.journal import gone, read
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 CLOSING = ("prefdag.manifest", "prefdag.error", "prefdag.closed")
+DIGEST = 36  # characters of a dataset's digest that MLflow holds
 _LONGEST = 6000  # characters of a parameter or tag; trackers refuse more
 
 
@@ -46,6 +47,7 @@ class Record:
         self.artifacts: list[dict[str, Any]] = []
         self.points: list[Point] = []
         self._offset = 0
+        self._step = 0  # of the last metrics
         self._last = 0.0  # time of the last event
 
     def advance(self) -> None:
@@ -58,6 +60,8 @@ class Record:
                     self.start = event
                 case "metrics":
                     self._add_point(event)
+                case "system":
+                    self.points.append(Point(event["time"], event["step"], event["values"]))
                 case "dataset":
                     self.datasets.append(event)
                 case "model":
@@ -135,7 +139,8 @@ class Record:
 
     def _add_point(self, event: Mapping[str, Any]) -> None:
         final = event["step"] is None
-        step = self.points[-1].step if final and self.points else event["step"] or 0
+        step = self._step if final else event["step"] or 0
+        self._step = step
         self.points.append(Point(event["time"], step, event["values"], final or self.subject is not None, final))
 
 
@@ -148,6 +153,54 @@ class Weights:
     time: float
     tags: dict[str, str]
     ready: bool
+
+
+@dataclass
+class Kept:
+    """What the database holds of one run."""
+
+    id: str
+    name: str
+    began: float
+    status: str
+    deleted: bool = False
+    num_metrics: int = 0
+    superseded: str | None = None
+    closing: dict[str, str] = field(default_factory=dict)  # tags that the job's end brought
+    params: set[str] = field(default_factory=set)
+    datasets: set[tuple[str, str]] = field(default_factory=set)
+    inputs: set[str] | None = None  # weights read; None: not asked for yet
+    outputs: set[str] = field(default_factory=set)
+    artifacts: dict[str, int] | None = None  # path -> bytes; None: not asked for yet
+
+    @property
+    def emptiness(self) -> tuple[bool, int, int, str]:
+        """Orders runs of one journal: the fullest that nobody threw away comes first."""
+        return self.deleted, -self.num_metrics, -len(self.params), self.id
+
+
+def run_kept(run: Any) -> tuple[str | None, Kept]:
+    """The journal of an MLflow run, None for somebody else's, and what the run holds."""
+    tags = run.data.tags
+    kept = Kept(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
+    kept.deleted = run.info.lifecycle_stage != "active"
+    kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
+    kept.superseded = tags.get("prefdag.superseded")
+    kept.closing = {name: tags[name] for name in CLOSING if name in tags}
+    kept.params = set(run.data.params)
+    if run.inputs:
+        kept.datasets = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    kept.outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
+    return tags.get("prefdag.journal"), kept
+
+
+def model_kept(model: Any) -> Weights | None:
+    """An MLflow model as weights; None for somebody else's in our experiment."""
+    tags = dict(model.tags)
+    if "prefdag.journal" not in tags:
+        return None
+    key = tags["prefdag.journal"], tags["prefdag.name"], tags["prefdag.sha256"]
+    return Weights(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
 
 
 def newest(weights: Iterable[Weights], sha256: str, before: float) -> Weights | None:

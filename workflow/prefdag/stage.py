@@ -28,6 +28,7 @@ from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
 from prefdag.running import alone
 from prefdag.sources import code_digest
+from prefdag.system import Sampled
 from prefdag.system_errors import as_sentences
 
 
@@ -149,7 +150,7 @@ def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
-        with as_sentences(here.stage, here.journal.root):
+        with as_sentences(here.stage, here.journal.root), Sampled(here.journal):
             facts = run()
             publish(here.output, output.parent, describe(here.output, **made_of, facts=facts or {}))
         _forget(here)

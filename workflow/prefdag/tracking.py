@@ -8,8 +8,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,30 +31,25 @@ from mlflow.models.utils import get_external_mlflow_model_spec
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
 
-from prefdag.lineage import CLOSING, STATUS, Point, Record, Weights, allowed, newest, successors
+from prefdag.lineage import (
+    DIGEST,
+    STATUS,
+    Kept,
+    Point,
+    Record,
+    Weights,
+    allowed,
+    model_kept,
+    newest,
+    run_kept,
+    successors,
+)
 from prefdag.manifest import sha256_of
+from prefdag.writer import asked_once
 
-_DIGEST = 36  # characters of a dataset's digest that MLflow holds
-_METRICS, _PARAMS = 1000, 100  # the most of each that one request may hold
-
-
-@dataclass
-class Kept:
-    """What the database holds of one run."""
-
-    id: str
-    name: str
-    began: float
-    status: str
-    deleted: bool = False
-    num_metrics: int = 0
-    superseded: str | None = None
-    closing: dict[str, str] = field(default_factory=dict)  # tags that the job's end brought
-    params: set[str] = field(default_factory=set)
-    datasets: set[tuple[str, str]] = field(default_factory=set)
-    inputs: set[str] | None = None  # weights read; None: not asked for yet
-    outputs: set[str] = field(default_factory=set)
-    artifacts: set[str] | None = None
+# The most of each that one request may hold. MLflow takes 1,000 metrics, but sent again it can tell those of weights
+# that it has from those that it lacks among the first hundred only.
+_METRICS, _TIED, _PARAMS = 900, 100, 100
 
 
 class Experiment:
@@ -69,8 +64,8 @@ class Experiment:
         self.root = root
         self.client = MlflowClient(uri)
         self.id = self._find(uri)
-        self.runs = {key: kept for key, kept in map(_kept, self._all_runs()) if key}
-        self.weights = {one.key: one for one in map(_weights, self._all_models()) if one}
+        self.runs = self._one_run_each()
+        self.weights = self._one_model_each()
 
     def write(self, record: Record) -> None:
         """Add to the database what it lacks of a journal that has begun."""
@@ -103,6 +98,28 @@ class Experiment:
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
 
+    def _one_run_each(self) -> dict[str, Kept]:
+        """The run of each journal. A request whose answer got lost, and came true, may have made one too many."""
+        found: dict[str, list[Kept]] = {}
+        for key, kept in map(run_kept, self._all_runs()):
+            if key:
+                found.setdefault(key, []).append(kept)
+        for same in found.values():
+            same.sort(key=attrgetter("emptiness"))
+            for spare in same[1:]:
+                if not spare.deleted:
+                    self.client.delete_run(spare.id)
+        return {key: same[0] for key, same in found.items()}
+
+    def _one_model_each(self) -> dict[tuple[str, str, str], Weights]:
+        """The model of each weights; spare ones as with runs."""
+        found: dict[tuple[str, str, str], Weights] = {}
+        models = [one for one in map(model_kept, self._all_models()) if one]
+        for one in sorted(models, key=lambda one: (not one.ready, one.id)):
+            if found.setdefault(one.key, one) is not one:
+                self.client.delete_logged_model(one.id)
+        return found
+
     def _all_runs(self) -> Iterable[Run]:
         page = None
         while page is None or page.token:
@@ -119,8 +136,9 @@ class Experiment:
         assert record.start
         key = record.start["id"]
         if key not in self.runs:
-            run = self.client.create_run(self.id, _milliseconds(record.began), record.tags(), record.run_name)
-            self.runs[key] = _kept(run)[1]
+            with asked_once():
+                run = self.client.create_run(self.id, _milliseconds(record.began), record.tags(), record.run_name)
+            self.runs[key] = run_kept(run)[1]
         return self.runs[key]
 
     def _write_params(self, record: Record, kept: Kept) -> None:
@@ -132,7 +150,7 @@ class Experiment:
     def _write_datasets(self, record: Record, kept: Kept) -> None:
         missing = []
         for event in record.datasets:
-            key = event["name"], event["digest"][:_DIGEST]
+            key = event["name"], event["digest"][:DIGEST]
             if key not in kept.datasets:
                 source, profile = json.dumps({"uri": self._shown(event["path"])}), json.dumps(event["profile"])
                 dataset = Dataset(*key, source_type="local", source=source, profile=profile)
@@ -173,8 +191,9 @@ class Experiment:
             params |= {f"parent.{index}": sha256 for index, sha256 in enumerate(event["parents"])}
             name = "".join("-" if letter in "/:.%\"'" else letter for letter in event["name"])
             tags[MLFLOW_MODEL_IS_EXTERNAL] = "true"
-            model = self.client.create_logged_model(self.id, name, kept.id, tags, params, record.start["stage"])
-            made = _weights(model)
+            with asked_once():
+                model = self.client.create_logged_model(self.id, name, kept.id, tags, params, record.start["stage"])
+            made = model_kept(model)
             assert made
             self.weights[key] = made
         made = self.weights[key]
@@ -195,13 +214,26 @@ class Experiment:
         made.ready = True
 
     def _write_metrics(self, record: Record, kept: Kept) -> None:
-        points = record.ready[kept.num_metrics :]
-        metrics = [metric for point in points for metric in self._metrics(record, point)]
-        for part in _parts(metrics, _METRICS):
-            self.client.log_batch(kept.id, metrics=part)
-        if points:  # the count last: what breaks off before is sent again, and MLflow drops what it has
-            kept.num_metrics += len(points)
-            self.client.set_tag(kept.id, "prefdag.num_metrics", str(kept.num_metrics))
+        for metrics, whole in self._requests(record, record.ready[kept.num_metrics :]):
+            # MLflow stores a request's tags last: what breaks off before is sent again, and it drops what it has.
+            done = [RunTag("prefdag.num_metrics", str(kept.num_metrics + whole))] if whole else []
+            self.client.log_batch(kept.id, metrics=metrics, tags=done)
+            kept.num_metrics += whole
+
+    def _requests(self, record: Record, points: Sequence[Point]) -> Iterator[tuple[Sequence[Metric], int]]:
+        """The metrics of one request each, and how many more points are whole with it."""
+        gathered: list[Metric] = []
+        whole = tied = 0
+        for point in points:
+            for metric in self._metrics(record, point):
+                if len(gathered) == _METRICS or (metric.model_id and tied == _TIED):
+                    yield gathered, whole
+                    gathered, whole, tied = [], 0, 0
+                gathered.append(metric)
+                tied += bool(metric.model_id)
+            whole += 1
+        if whole:
+            yield gathered, whole
 
     def _metrics(self, record: Record, point: Point) -> Iterable[Metric]:
         tie: dict[str, Any] = {}
@@ -209,7 +241,7 @@ class Experiment:
         if point.measured and subject and (weights := self._known(record, subject)):
             tie["model_id"] = weights.id
             if data:
-                tie |= {"dataset_name": data["name"], "dataset_digest": data["digest"][:_DIGEST]}
+                tie |= {"dataset_name": data["name"], "dataset_digest": data["digest"][:DIGEST]}
         for name, value in point.values.items():
             yield Metric(allowed(name), value, _milliseconds(point.time), point.step, **tie)
 
@@ -222,16 +254,19 @@ class Experiment:
         if kept.artifacts is None:
             folders = {PurePosixPath(event["as"]).parent for event in record.artifacts}
             asked = (self.client.list_artifacts(kept.id, "" if str(one) == "." else str(one)) for one in folders)
-            kept.artifacts = {file.path for files in asked for file in files}
+            kept.artifacts = {file.path: file.file_size or 0 for files in asked for file in files}
         for event in record.artifacts:
             source, name = self.root / event["path"], PurePosixPath(event["as"])
-            if str(name) in kept.artifacts or not source.is_file():
+            if not source.is_file():
+                continue
+            size = source.stat().st_size
+            if kept.artifacts.get(str(name)) == size:  # another size: a copy that broke off
                 continue
             if sha256_of(source) == event["sha256"]:  # else a rerun has put its own in the place
                 with tempfile.TemporaryDirectory() as folder:
                     copy = shutil.copy2(source, Path(folder, name.name))
                     self.client.log_artifact(kept.id, copy, None if str(name.parent) == "." else str(name.parent))
-            kept.artifacts.add(str(name))
+            kept.artifacts[str(name)] = size
 
     def _close(self, record: Record, kept: Kept) -> None:
         assert record.end
@@ -249,28 +284,6 @@ class Experiment:
         """A journal's path as people know it: results/<suite>/<path> for what lies in the suite's folder."""
         inside = "://" not in path and not path.startswith("/")
         return f"{self.root.parent.name}/{self.root.name}/{path}" if inside else path
-
-
-def _kept(run: Run) -> tuple[str | None, Kept]:
-    tags = run.data.tags
-    kept = Kept(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
-    kept.deleted = run.info.lifecycle_stage != "active"
-    kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
-    kept.superseded = tags.get("prefdag.superseded")
-    kept.closing = {name: tags[name] for name in CLOSING if name in tags}
-    kept.params = set(run.data.params)
-    if run.inputs:
-        kept.datasets = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
-    kept.outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
-    return tags.get("prefdag.journal"), kept
-
-
-def _weights(model: LoggedModel) -> Weights | None:
-    tags = dict(model.tags)
-    if "prefdag.journal" not in tags:  # somebody else's, in our experiment
-        return None
-    key = tags["prefdag.journal"], tags["prefdag.name"], tags["prefdag.sha256"]
-    return Weights(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

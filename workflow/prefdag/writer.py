@@ -6,15 +6,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prefdag.errors import UserError
 from prefdag.journal import gone, redact
 from prefdag.lineage import Record, successors
+from prefdag.manifest import Manifest
 
 if TYPE_CHECKING:
     from prefdag.tracking import Experiment
@@ -25,15 +26,33 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-"""Set before MLflow is imported: nobody is told of our runs, and a server that is down is noticed soon."""
+"""Set before MLflow is imported: nobody is told of our runs, and a server that is down is noticed soon, but not before
+it has waited its own 20 s for a database that is locked."""
+
+T = TypeVar("T")
+_PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
 
 
 def database(results: Path) -> str:
     """Where runs go: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """MLflow repeats a request whose answer got lost: not one that would make a second run or model."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 class Writer:
@@ -48,20 +67,38 @@ class Writer:
         self._records: dict[str, Record] = {}
         self._experiment: Experiment | None = None
         self._said: set[str] = set()
+        self._doubtful = False  # a request failed: it may have come true all the same
 
     def replay(self) -> int:
         """Write all that the journals say and the database lacks; returns the number of journals.
 
         Raises `UserError` when there is none, when another writer is at work, or when MLflow refuses.
         """
+        return self._patiently(self._write_all)
+
+    def register(self, manifest: Manifest, name: str, alias: str | None, upload: bool) -> str:
+        """`registering.register` once all that the journals say is written. Raises `UserError` as `replay` does."""
+        from prefdag.registering import register
+
+        def write_and_register() -> str:
+            self._write_all()
+            return register(self._open(), manifest, name, alias, upload)
+
+        return self._patiently(write_and_register)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
         folder = self.root / ".journal"
         if not any(folder.glob("*.jsonl")):
             raise UserError(f"{folder}: no journals there; name the folder of a suite that has run, as results/<suite>")
         with self._alone():
-            try:
-                return self._write()
-            except Exception as error:
-                raise UserError(self._complaint(error)) from None
+            for pause in (*_PAUSES, None):
+                try:
+                    return work()
+                except Exception as error:
+                    if pause is None or isinstance(error, UserError):  # a broken journal stays broken
+                        raise UserError(self._complaint(error)) from None
+                    time.sleep(pause)
+        raise AssertionError  # the last attempt returned or raised
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
         """Write while the process `parent_pid` lives and no SIGTERM comes, then once more; returns whether all is in.
@@ -74,7 +111,7 @@ class Writer:
             while not stop.wait(wait) and not gone(parent_pid, began):
                 wait = poll if self._attempt() else min(2 * wait, 60.0)
             deadline, wait = time.monotonic() + self.patience, poll
-            while not (done := self._attempt()) and time.monotonic() + wait < deadline:
+            while not (done := self._attempt(last=True)) and time.monotonic() + wait < deadline:
                 time.sleep(wait)
                 wait *= 2
         if not done:
@@ -86,14 +123,22 @@ class Writer:
         """The database's address without a password."""
         return str(redact(self.uri))
 
-    def _attempt(self) -> bool:
+    def _attempt(self, last: bool = False) -> bool:
         try:
-            self._write()
+            self._write_all() if last else self._write()
         except Exception as error:
-            self._experiment = None  # what the database holds is asked again
             self._say(self._complaint(error))
             return False
         return True
+
+    def _write_all(self) -> int:
+        """Write, and after any trouble look once more at what has become of requests that seemed to fail."""
+        number = self._write()
+        if self._doubtful:
+            self._experiment = None
+            number = self._write()
+            self._doubtful = False
+        return number
 
     def _complaint(self, error: Exception) -> str:
         if isinstance(error, UserError):
@@ -109,20 +154,29 @@ class Writer:
             print(f"prefdag: {sentence}", file=sys.stderr, flush=True)
 
     def _write(self) -> int:
-        records, troubles = self._advance()
+        records, broken = self._advance()
         if records:
-            experiment = self._open()
-            for record in records:
-                try:
-                    experiment.write(record)
-                except Exception as error:  # one journal's trouble is not its neighbours'
-                    troubles.append(error)
-                    if len(troubles) == 3:  # it is the database's
-                        raise
-            experiment.mark_superseded()
+            try:
+                self._write_records(records)
+            except Exception:
+                self._experiment, self._doubtful = None, True  # what the database holds is asked again
+                raise
+        if broken:
+            raise broken[0]
+        return len(records)
+
+    def _write_records(self, records: list[Record]) -> None:
+        experiment, troubles = self._open(), []
+        for record in records:
+            try:
+                experiment.write(record)
+            except Exception as error:  # one journal's trouble is not its neighbours'
+                troubles.append(error)
+                if len(troubles) == 3:  # it is the database's
+                    raise
+        experiment.mark_superseded()
         if troubles:
             raise troubles[0]
-        return len(records)
 
     def _open(self) -> "Experiment":
         if self._experiment is None:
@@ -136,12 +190,12 @@ class Writer:
                 self._experiment = Experiment(self.uri, self.root.resolve())
         return self._experiment
 
-    def _advance(self) -> tuple[list[Record], list[Exception]]:
+    def _advance(self) -> tuple[list[Record], list[UserError]]:
         """All journals that have begun, oldest first, and what is wrong with the others.
 
         Journals are read newest first: a job sees its parents' weights, so whoever has read its line finds theirs.
         """
-        broken: list[Exception] = []
+        broken: list[UserError] = []
         journals = (self.root / ".journal").glob("*.jsonl")
         for path in sorted(journals, key=lambda path: path.stem.split("-")[-2:], reverse=True):
             record = self._records.setdefault(path.stem, Record(path))
