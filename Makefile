@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Without byte code every start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test bench benchshort lint ui clean
+.PHONY: reproduce test bench benchshort faults lint ui clean
 
 reproduce: $(STAMP)  ## install, run the embedded suite, print the table of runs
 	snakemake
@@ -27,6 +27,9 @@ bench: $(STAMP)  ## speed and memory against TRL, every cell (hours); writes doc
 benchshort: $(STAMP)  ## the same on one cell, within ten minutes
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	snakemake bench
+
+faults: $(STAMP)  ## every fault at every stage, three times (half an hour); writes docs/faults.md's table
+	python tests/faults.py --times 3
 
 ui: $(STAMP)  ## browse the runs in MLflow
 	prefdag ui

@@ -14,7 +14,7 @@ import pytest
 
 import faults
 from conftest import Project, environment
-from fault_bench import BY_FOLDER, UNDER_TEST, Bench, Command, R, bench, can_mount, send, wait_for_start
+from fault_bench import BY_FOLDER, UNDER_TEST, Bench, Command, R, bench, can_mount, send, steps_taken
 from faults import LATE, REMEDIED, SAME, Trial, attempt
 
 RESULTS = "results/mini"
@@ -63,13 +63,13 @@ def test_an_abandoned_state_goes_with_the_next_that_is_finished(world: Bench, tm
     command = BY_FOLDER["preference/dpo"]
     other = Command(command.folder, {**command.config, "preference": {**command.config["preference"], "max_steps": 59}})
     job = world.start(tmp_path, Command(command.folder, other.config, command.inputs).arguments())
-    wait_for_start(tmp_path, "preference", job)
-    time.sleep(0.1)
+    while job.process.poll() is None and not steps_taken(tmp_path, "preference"):
+        time.sleep(0.002)
     send(job, signal.SIGTERM)
     assert job.end()[0] == 143
     left = tmp_path / R / ".resume"
     (abandoned,) = left.iterdir()
-    (abandoned / "state.pt").touch()  # also where it was stopped before its first step
+    assert (abandoned / "state.pt").exists()
     for name in ("preference-dpo-0-0123456789abcdef", "preference-dp-0123456789abcdef", "sft-all-0123456789abcdef"):
         (left / name).mkdir()
     assert world.start(tmp_path, command.arguments()).end()[0] == 0

@@ -14,7 +14,7 @@ from prefdag.alignment import Alignment
 from prefdag.checkpoint import Checkpoint, KeptWeights, told_to_stop
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
-from prefdag.errors import Stopped
+from prefdag.errors import Stopped, UserError
 from prefdag.loop import Step, Task, train
 from prefdag.reference import ReferenceCache, write_cache
 from prefdag.store import Store
@@ -220,6 +220,38 @@ def test_a_checkpoint_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="no space"):
         checkpoint.save({"history": [1, 2]})
     assert checkpoint.load() == {"history": [1]}
+
+
+@pytest.mark.parametrize("damage", ["one bit", "cut", "empty", "no zip"])
+def test_a_damaged_state_is_a_sentence(damage: str, tmp_path: Path) -> None:
+    """A bit in the middle of a tensor: torch reads another number there and says nothing."""
+    checkpoint = Checkpoint(tmp_path / "resume")
+    checkpoint.save({"history": [1, 2], "model": torch.zeros(50_000)})
+    assert checkpoint.last_good() == f"the last good state is step 2's, {checkpoint.path}"
+    data = bytearray(checkpoint.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = {"one bit": data, "cut": data[:-100], "empty": b"", "no zip": b"state" * 1000}
+    checkpoint.path.write_bytes(damaged[damage])
+    if damage == "one bit":
+        assert torch.load(checkpoint.path, weights_only=True)["model"].sum() != 0
+    with pytest.raises(UserError, match=f"{checkpoint.path}: .* is damaged; delete {tmp_path}/resume and rerun: the"):
+        checkpoint.load()
+
+
+@pytest.mark.parametrize("damage", ["one bit", "gone"])
+def test_damaged_kept_weights_are_a_sentence(damage: str, store: Store, reference: ReferenceCache, tmp_path: Path):
+    run = Run(store, reference, "adamw")
+    kept = kept_by(run, tmp_path / "resume/checkpoints")
+    kept(4)
+    kept(8)
+    path = tmp_path / "resume/checkpoints/8/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(UserError, match=f"{path.parent}: .* missing or damaged; delete {tmp_path}/resume and rerun"):
+        kept.published(tmp_path / "published")
 
 
 def test_signals_are_noted_by_name_and_handlers_put_back() -> None:

@@ -176,13 +176,12 @@ def _job(stage: str, name: str | None) -> str:
 
 def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
     """Whether a manifest of this very job is there, and its files with it."""
-    if not output.is_file():
+    try:
+        manifest = read_manifest(output)
+        manifest.check(lambda name: True)
+    except UserError:
         return False
-    manifest = read_manifest(output)
-    if any(manifest.content[part] != value for part, value in made_of.items()):
-        return False
-    manifest.check(lambda name: True)
-    return True
+    return all(manifest.content[part] == value for part, value in made_of.items())
 
 
 def _forget(here: Workspace) -> None:
