@@ -86,7 +86,13 @@ def content(client, suite: str) -> dict[str, object]:
     models = {model.model_id: model for model in client.search_logged_models([experiment])}
     told = {key: f"{model.tags['prefdag.journal']}:{model.name}" for key, model in models.items()}
     found: dict[str, object] = {}
-    for run in client.search_runs([experiment]):
+    runs = client.search_runs([experiment])
+    for run in runs:
+        for other in runs:
+            note = run.data.tags["mlflow.note.content"].replace(
+                f"#/experiments/{experiment}/runs/{other.info.run_id}", ""
+            )
+            run.data.tags["mlflow.note.content"] = note
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
         found[run.data.tags["prefdag.journal"]] = (
             (
@@ -104,7 +110,7 @@ def content(client, suite: str) -> dict[str, object]:
             sorted(repr(one.to_dictionary()) for one in run.inputs.dataset_inputs),
             sorted(told[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
             sorted(told[one.model_id] for one in run.outputs.model_outputs),
-            sorted(file.path for file in client.list_artifacts(run.info.run_id, "tables")),
+            sorted((file.path, file.file_size) for file in client.list_artifacts(run.info.run_id, "tables")),
         )
     for key, model in models.items():
         tags = model.tags | {
@@ -157,7 +163,8 @@ def test_replay_writes_everything(results, client, suite):
     assert len(datasets) == 2  # the first is the test split
     assert f"'digest': '{'b' * 36}'" in datasets[0] and "results/suite/prepare/comparisons/test" in datasets[0]
     assert read_models == [f"{suite['sft']}:sft"] and made == [f"{suite['dpo']}:dpo-beta0-1"]
-    assert artifacts == ["tables/curves of the run.csv"]
+    assert artifacts == [("tables/curves of the run.csv", len("step,loss\n"))]
+    assert tags["mlflow.note.content"] == "- reads policy: [sft]()", "a link to the run that made what it read"
 
 
 def test_weights_are_external_models_with_lineage(client, suite):
