@@ -3,10 +3,12 @@
 import gc
 import signal
 import sys
+import traceback
 from importlib import import_module, util
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
+from prefdag.journal import redact
 from prefdag.lease import take_gpu
 from prefdag.warm import run_warm
 
@@ -26,11 +28,14 @@ def main(argv: list[str] | None = None) -> int:
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
     except UserError as mistake:
-        print(f"prefdag: {mistake}", file=sys.stderr)
+        print(f"prefdag: {redact(str(mistake))}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
         return 128 + getattr(signal, str(stop), 15)
+    except Exception:  # a log is read by more people than may know a token
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
 
 
 def _imported(name: str) -> ModuleType:
