@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import prefdag
+from prefdag.__main__ import main
 from prefdag.errors import UserError
 from prefdag.journal import open_journal, read, redact
 from prefdag.lineage import Record, Weights, newest, successors
@@ -57,6 +58,30 @@ def test_secrets_are_redacted():
         "error": "401 for [redacted]",
         "url": "https://[redacted]@host/x",
     }
+
+
+@pytest.mark.parametrize("error", [UserError, ValueError])
+def test_no_token_comes_into_a_log_or_a_journal(tmp_path, monkeypatch, capsys, error):
+    """A stage that fails with a token in its config, its address and its message, whoever raises it."""
+    canary, password = "hf_" + "c4N4rY" * 5, "hunter2-canary"
+    told = f"401 for {canary} at https://me:{password}@hub/x, Authorization: Bearer {password}"
+
+    def fail(stage, module, argv):
+        journal = open_journal(tmp_path / "suite", stage)
+        journal.start(
+            config={"data": {"hub_token": canary}, "source": f"https://me:{password}@hub/x"}, inputs={}, code=""
+        )
+        journal.end(status="failed", error=told, seconds=1.0, peak_memory_mb=1.0)
+        raise error(told)
+
+    monkeypatch.setattr("prefdag.stage.command", fail)
+    monkeypatch.delenv("PREFDAG_WARM", raising=False)
+    assert main(["fetch"]) == (2 if error is UserError else 1)
+    said = capsys.readouterr()
+    (journal,) = (tmp_path / "suite/.journal").glob("*.jsonl")
+    for text in (said.out, said.err, journal.read_text()):
+        assert canary not in text and password not in text
+    assert "[redacted]" in said.err and "[redacted]" in journal.read_text()
 
 
 def test_only_tracking_imports_mlflow():

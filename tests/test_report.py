@@ -87,7 +87,7 @@ def test_the_page_needs_no_network_and_no_other_file(results):
     for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
         assert word not in page
     assert page.count("data:image/png;base64,") == page.count(" src=") == 16
-    assert page.count("http:") == page.count('<a href="http://127.0.0.1:5000/#/') == 1, "MLflow on this machine, a link"
+    assert page.count("http:") == 0 and '<a href="../mlflow.html">' in page, "the tracker's page knows the addresses"
 
 
 def test_several_seeds_are_summarised_by_their_range(results):

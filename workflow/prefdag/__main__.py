@@ -3,11 +3,13 @@
 import gc
 import signal
 import sys
+import traceback
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
+from prefdag.journal import redact
 from prefdag.lease import take_gpu
 from prefdag.system_errors import as_sentences
 from prefdag.warm import run_warm
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
     except UserError as mistake:
-        print(f"prefdag: {mistake}", file=sys.stderr)
+        print(f"prefdag: {redact(str(mistake))}", file=sys.stderr)
         return 2
     except Stopped as stop:
         print(
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 128 + getattr(signal, str(stop), 15)
+    except Exception:  # a log is read by more people than may know a token
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
 
 
 def _imported(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ Everything here follows from the journals alone, whatever was read when: that ma
 import json
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
@@ -164,6 +164,7 @@ class Kept:
     began: float
     status: str
     deleted: bool = False
+    described: bool = False
     num_metrics: int = 0
     superseded: str | None = None
     closing: dict[str, str] = field(default_factory=dict)  # tags that the job's end brought
@@ -186,6 +187,7 @@ def run_kept(run: Any) -> tuple[str | None, Kept]:
     kept.deleted = run.info.lifecycle_stage != "active"
     kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
     kept.superseded = tags.get("prefdag.superseded")
+    kept.described = "mlflow.note.content" in tags
     kept.closing = {name: tags[name] for name in CLOSING if name in tags}
     kept.params = set(run.data.params)
     if run.inputs:
@@ -201,6 +203,25 @@ def model_kept(model: Any) -> Weights | None:
         return None
     key = tags["prefdag.journal"], tags["prefdag.name"], tags["prefdag.sha256"]
     return Weights(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
+
+
+def requests(points: Iterable[Iterable[Any]], most: int, most_tied: int) -> Iterator[tuple[list[Any], int]]:
+    """Metrics of one request each, and how many more points are whole with it.
+
+    points: the metrics of each; most_tied: how many of a request may have a `model_id`.
+    """
+    gathered: list[Any] = []
+    whole = tied = 0
+    for point in points:
+        for metric in point:
+            if len(gathered) == most or (metric.model_id and tied == most_tied):
+                yield gathered, whole
+                gathered, whole, tied = [], 0, 0
+            gathered.append(metric)
+            tied += bool(metric.model_id)
+        whole += 1
+    if whole:
+        yield gathered, whole
 
 
 def newest(weights: Iterable[Weights], sha256: str, before: float) -> Weights | None:

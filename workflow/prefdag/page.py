@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from prefdag.licences import packages
+
 TEMPLATE = "page.html.jinja"
 
 
@@ -20,4 +22,4 @@ def page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any)
         lstrip_blocks=True,
     )
     images = {name: base64.b64encode(image).decode() for name, image in figures.items()}
-    return environment.get_template(template).render(figures=images, **content) + "\n"
+    return environment.get_template(template).render(figures=images, packages=packages(), **content) + "\n"

@@ -42,10 +42,9 @@ def _version(client: Any, weights: Weights, name: str, digest: str) -> str:
             return str(version.version)
     model = client.get_logged_model(weights.id)
     tags = {"prefdag.sha256": digest, "prefdag.path": weights.tags["prefdag.path"]}
+    place = model.artifact_location  # models:/<id> would be looked up in whatever database this process is set to
     with asked_once():
-        made = client.create_model_version(
-            name, f"models:/{weights.id}", model.source_run_id, tags, model_id=weights.id
-        )
+        made = client.create_model_version(name, place, model.source_run_id, tags, model_id=weights.id)
     return str(made.version)
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,15 +41,18 @@ from prefdag.lineage import (
     allowed,
     model_kept,
     newest,
+    requests,
     run_kept,
     successors,
 )
 from prefdag.manifest import sha256_of
+from prefdag.mlflow_links import describe_experiment, describe_run
 from prefdag.writer import asked_once
 
 # The most of each that one request may hold. MLflow takes 1,000 metrics, but sent again it can tell those of weights
 # that it has from those that it lacks among the first hundred only.
 _METRICS, _TIED, _PARAMS = 900, 100, 100
+_KIND = "custom_model_development"  # by which the UI shows runs and models first, and nothing of agents
 
 
 class Experiment:
@@ -64,6 +67,7 @@ class Experiment:
         self.root = root
         self.client = MlflowClient(uri)
         self.id = self._find(uri)
+        describe_experiment(self.client, self.id)
         self.runs = self._one_run_each()
         self.weights = self._one_model_each()
 
@@ -88,12 +92,24 @@ class Experiment:
                 self.client.set_tag(kept.id, "prefdag.superseded", new)
                 kept.superseded = new
 
+    def describe(self, record: Record) -> None:
+        """Say on the run's page which runs made what it read; all of them must be written by now."""
+        kept = self._run(record)
+        if not (kept.described or kept.deleted):
+            describe_run(self.client, self.id, kept.id, record, self.runs.values())
+            kept.described = True
+
+    def newest_runs(self) -> dict[str, str]:
+        """Name -> MLflow's id of the newest run of each job; what was thrown away is none."""
+        ordered = sorted(self.runs.values(), key=attrgetter("began"))
+        return {kept.name: kept.id for kept in ordered if not kept.deleted}
+
     def _find(self, uri: str) -> str:
         found = self.client.get_experiment_by_name(self.root.name)
         if found is None:
             served = uri.startswith(("http:", "https:", "databricks"))
             place = None if served else (self.root.parent / "mlartifacts" / self.root.name).as_uri()
-            return self.client.create_experiment(self.root.name, artifact_location=place)
+            return self.client.create_experiment(self.root.name, place, {"mlflow.experimentKind": _KIND})
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
@@ -114,23 +130,16 @@ class Experiment:
     def _one_model_each(self) -> dict[tuple[str, str, str], Weights]:
         """The model of each weights; spare ones as with runs."""
         found: dict[tuple[str, str, str], Weights] = {}
-        models = [one for one in map(model_kept, self._all_models()) if one]
-        for one in sorted(models, key=lambda one: (not one.ready, one.id)):
+        for one in sorted(filter(None, map(model_kept, self._all_models())), key=lambda one: (not one.ready, one.id)):
             if found.setdefault(one.key, one) is not one:
                 self.client.delete_logged_model(one.id)
         return found
 
     def _all_runs(self) -> Iterable[Run]:
-        page = None
-        while page is None or page.token:
-            page = self.client.search_runs([self.id], "", ViewType.ALL, 500, page_token=page.token if page else None)
-            yield from page
+        return _all_pages(lambda token: self.client.search_runs([self.id], "", ViewType.ALL, 500, page_token=token))
 
     def _all_models(self) -> Iterable[LoggedModel]:
-        page = None
-        while page is None or page.token:
-            page = self.client.search_logged_models([self.id], page_token=page.token if page else None)
-            yield from page
+        return _all_pages(lambda token: self.client.search_logged_models([self.id], page_token=token))
 
     def _run(self, record: Record) -> Kept:
         assert record.start
@@ -214,26 +223,12 @@ class Experiment:
         made.ready = True
 
     def _write_metrics(self, record: Record, kept: Kept) -> None:
-        for metrics, whole in self._requests(record, record.ready[kept.num_metrics :]):
+        points = (self._metrics(record, point) for point in record.ready[kept.num_metrics :])
+        for metrics, whole in requests(points, _METRICS, _TIED):
             # MLflow stores a request's tags last: what breaks off before is sent again, and it drops what it has.
             done = [RunTag("prefdag.num_metrics", str(kept.num_metrics + whole))] if whole else []
             self.client.log_batch(kept.id, metrics=metrics, tags=done)
             kept.num_metrics += whole
-
-    def _requests(self, record: Record, points: Sequence[Point]) -> Iterator[tuple[Sequence[Metric], int]]:
-        """The metrics of one request each, and how many more points are whole with it."""
-        gathered: list[Metric] = []
-        whole = tied = 0
-        for point in points:
-            for metric in self._metrics(record, point):
-                if len(gathered) == _METRICS or (metric.model_id and tied == _TIED):
-                    yield gathered, whole
-                    gathered, whole, tied = [], 0, 0
-                gathered.append(metric)
-                tied += bool(metric.model_id)
-            whole += 1
-        if whole:
-            yield gathered, whole
 
     def _metrics(self, record: Record, point: Point) -> Iterable[Metric]:
         tie: dict[str, Any] = {}
@@ -284,6 +279,13 @@ class Experiment:
         """A journal's path as people know it: results/<suite>/<path> for what lies in the suite's folder."""
         inside = "://" not in path and not path.startswith("/")
         return f"{self.root.parent.name}/{self.root.name}/{path}" if inside else path
+
+
+def _all_pages(ask: Callable[[str | None], Any]) -> Iterable[Any]:
+    page = None
+    while page is None or page.token:
+        page = ask(page.token if page else None)
+        yield from page
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

@@ -16,6 +16,7 @@ from prefdag.errors import UserError
 from prefdag.journal import gone, redact
 from prefdag.lineage import Record, successors
 from prefdag.manifest import Manifest
+from prefdag.mlflow_links import write_page
 
 if TYPE_CHECKING:
     from prefdag.tracking import Experiment
@@ -138,6 +139,8 @@ class Writer:
             self._experiment = None
             number = self._write()
             self._doubtful = False
+        if self._experiment:
+            write_page(self.root.resolve(), self.uri, self._experiment.id, self._experiment.newest_runs())
         return number
 
     def _complaint(self, error: Exception) -> str:
@@ -177,6 +180,8 @@ class Writer:
         experiment.mark_superseded()
         if troubles:
             raise troubles[0]
+        for record in records:
+            experiment.describe(record)
 
     def _open(self) -> "Experiment":
         if self._experiment is None:

@@ -33,6 +33,7 @@ from prefdag.statistics import summarise
 from prefdag.store import Comparison, Store
 
 Columns = dict[str, list[float]]
+SHOWN = 100  # prompts in samples.csv
 
 
 class Job(Section):
@@ -99,6 +100,8 @@ def run(
     (here.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
     here.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
     here.journal.artifact(here.output / "summary.json", "summary.json")
+    _write_samples(here.output / "samples.csv", rows, columns)
+    here.journal.artifact(here.output / "samples.csv", "samples.csv")
     return {"rows": len(rows)}
 
 
@@ -178,6 +181,19 @@ def distinct(ids: Sequence[int], n: int) -> float:
 def repetition(ids: Sequence[int]) -> float:
     """1 - distinct 4-grams of tokens as a share of all (Welleck et al. 2020, seq-rep-4); 0 where there are none."""
     return 1 - distinct(ids, 4)
+
+
+def _write_samples(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:
+    """A table to read: the first sample of the first prompts, with what it scored."""
+    first = [index for index, row in enumerate(rows) if row["sample"] == 0][:SHOWN]
+    shown = [name for name in ("reward", "kl", "length") if name in columns]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["prompt_id", "prompt", "response", *shown])
+        for index in first:
+            row = rows[index]
+            numbers = [f"{columns[name][index]:.4g}" for name in shown]
+            writer.writerow([row["prompt_id"], row["prompt"], row["response"], *numbers])
 
 
 def _write(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:
