@@ -7,7 +7,9 @@ from importlib import import_module, util
 from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
-from prefdag.lease import take_gpu
+from prefdag.launch import launched
+from prefdag.lease import take_gpus
+from prefdag.ranks import is_rank, let_the_first_speak
 from prefdag.warm import run_warm
 
 
@@ -19,16 +21,21 @@ def main(argv: list[str] | None = None) -> int:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
             if (code := run_warm(argv)) is not None:
                 return code
-            take_gpu(name)
+            if (code := launched(argv)) is not None:
+                return code
+            if not is_rank():
+                take_gpus(name)
             stage = _imported(f"prefdag.stages.{name}")
             return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
         if name.isidentifier() and util.find_spec(f"prefdag.tools.{name}"):
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
     except UserError as mistake:
+        let_the_first_speak()
         print(f"prefdag: {mistake}", file=sys.stderr)
         return 2
     except Stopped as stop:
+        let_the_first_speak()
         print(f"prefdag: stopped by {stop}; the next run continues from the saved state", file=sys.stderr)
         return 128 + getattr(signal, str(stop), 15)
 

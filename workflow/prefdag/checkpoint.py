@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prefdag.models import save
+from prefdag.ranks import is_first
 
 SECONDS_BETWEEN = 60.0
 
@@ -33,7 +34,7 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None. Only tensors and plain values are unpickled."""
-        return torch.load(self.path, weights_only=True) if self.path.is_file() else None
+        return torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else None
 
     def due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.seconds_between
@@ -56,15 +57,17 @@ class KeptWeights:
         """Keep the weights as they are after `step`, if it is one of the steps; a folder appears whole."""
         if step in self.steps:
             partial, folder = self.folder / f"{step}.partial", self.folder / str(step)
-            for old in (partial, folder):
-                shutil.rmtree(old, ignore_errors=True)
+            if is_first():
+                for old in (partial, folder):
+                    shutil.rmtree(old, ignore_errors=True)
             save(self.model, self.tokenizer, partial)
-            os.replace(partial, folder)
+            if is_first():
+                os.replace(partial, folder)
 
     def published(self, folder: Path) -> Sequence[int]:
         """Set every step's weights into `folder`, made here; they stay kept until the whole job is published."""
         folder.mkdir()
-        for step in self.steps:
+        for step in self.steps if is_first() else ():
             shutil.copytree(self.folder / str(step), folder / str(step), copy_function=os.link)
         return self.steps
 

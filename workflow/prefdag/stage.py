@@ -25,6 +25,7 @@ from prefdag.config.section import Section
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.ranks import is_first, rank
 from prefdag.sources import code_digest
 
 
@@ -34,6 +35,8 @@ class Workspace:
 
     output: an empty folder; its content is renamed into place when the stage returns.
     resume: where resumable state may be kept between attempts of this very job (it may not exist yet).
+
+    Of a job's several processes only what the first one puts into its output and its journal stays.
     """
 
     stage: str
@@ -117,10 +120,16 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     digests = {key: _digests(value) for key, value in inputs.items()}
     code = code_digest(stage, job.own_code())
     config = job.model_dump(mode="json")
-    key = f"{stage}-{name or 'all'}-{_key(config, code, digests)}"
-    made = root / ".partial" / key
+    key = f"{stage}-{name or 'all'}-{_key(job.lasting(), code, digests)}"
+    made = root / ".partial" / (key if is_first() else f"{key}-{rank()}")
     shutil.rmtree(made, ignore_errors=True)
     _make_folder(made)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    if not is_first():
+        journal = Journal(made / "journal.jsonl", root=root, stage=stage, name=name)
+        _go_along(run, job, Workspace(stage, name, made, root / ".resume" / key, journal, inputs), paths)
+        return
     _make_folder(output.parent)
     output.unlink(missing_ok=True)
     journal = open_journal(root, stage, name)
@@ -129,8 +138,6 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     began = time.monotonic()
     status: Status = "failed"
     mistake, digest = None, None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
     try:
         with _FullDiskIsASentence(root):
             facts = run(job, here, **paths)
@@ -148,6 +155,14 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
         shutil.rmtree(made, ignore_errors=True)
         seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+
+
+def _go_along(run: Callable[..., Any], job: Section, here: Workspace, paths: Mapping[str, Any]) -> None:
+    """What every process but a job's first does: the same work, of which nothing stays."""
+    try:
+        run(job, here, **paths)
+    finally:
+        shutil.rmtree(here.output, ignore_errors=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
