@@ -20,9 +20,12 @@ from comparisons import comparisons, stored, tiny
 from conftest import ROOT, environment
 from prefdag.__main__ import main
 from prefdag.config.sft import SFT
+from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 from prefdag.launch import Shape, asked_for, launched
+from prefdag.plan import resources_of, threads_of
 from prefdag.stages.sft import Job
+from test_config import suite as suite_of
 from test_reference import manifest_of
 
 STEPS = 200
@@ -175,6 +178,24 @@ def test_a_torchrun_of_the_users_own_must_agree(monkeypatch: pytest.MonkeyPatch)
 def test_processes_that_do_not_agree_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SFT.parse({"batch_size": 2, "learning_rate": 0.1, **settings}, "suite.yaml", "sft")
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "tasks", "others"),
+    [
+        ({}, 1, 1, {"tasks_per_gpu": None, "mpi": None}),
+        ({"processes": 4}, 4, 1, {"tasks_per_gpu": 0, "mpi": None}),
+        ({"processes": 4, "nodes": 2}, 4, 2, {"tasks_per_gpu": 0, "mpi": "srun"}),
+    ],
+)
+def test_what_a_training_asks_of_a_cluster(settings: dict[str, Any], gpu: int, tasks: int, others: Any) -> None:
+    """A row's own number of processes; threads are those of a machine's processes together."""
+    rows = [{"name": "a", "method": "dpo", "threads": 3, **settings}, {"name": "b", "method": "dpo"}]
+    found = resolve(suite_of(runs=rows), "tests")
+    assert isinstance(found, Suite)
+    assert resources_of(found, "preference", "a") == {"gpu": gpu, "nodes": tasks, "tasks": tasks, **others}
+    assert threads_of(found, "preference", "a") == 3 * gpu // tasks
+    assert resources_of(found, "preference", "b")["gpu"] == resources_of(found, "sft")["gpu"] == 1
 
 
 def test_the_saved_state_is_found_by_any_number_of_processes() -> None:

@@ -194,7 +194,7 @@ def test_two_nodes_run_one_training(local: Project, tmp_path: Path):
     one, two = (Project(tmp_path / name / "prefdag") for name in ("one", "two"))
     for project, settings in ((one, "max_steps: 8"), (two, "processes: 2, nodes: 2, max_steps: 8")):
         shutil.copytree(local.folder, project.folder, symlinks=True)
-        project.edit("configs/mini.yaml", f"max_steps: {STEPS}", settings)
+        project.edit("configs/mini.yaml", f"epochs: 99, max_steps: {STEPS}", f"epochs: 99, {settings}")
     done = one.snakemake(TRAINING)
     assert done.returncode == 0, done.stderr[-3000:]
     with cluster({"n1": 1, "n2": 1}) as running:

@@ -142,8 +142,8 @@ def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str,
     processes, nodes = (section.processes, section.nodes) if isinstance(section, Training) else (1, 1)
     return {
         "gpu": processes,
-        "nodes": nodes if nodes > 1 else None,
-        "tasks": nodes if nodes > 1 else None,
+        "nodes": nodes,
+        "tasks": nodes,
         "tasks_per_gpu": 0 if processes > 1 else None,
         "mpi": "srun" if nodes > 1 else None,
     }
