@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, environment
+from prefdag import lease
 from prefdag.errors import UserError
 from prefdag.lease import devices
 from prefdag.warm import VARIABLE as WARM
 
 # The package as it is but for the stages: one that runs a model (says the import), one that does not.
-REAL = ("__init__.py", "__main__.py", "errors.py", "lease.py", "sources.py", "warm.py")
+REAL = ("__init__.py", "__main__.py", "errors.py", "launch.py", "lease.py", "ranks.py", "sources.py", "warm.py")
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -154,6 +155,37 @@ def test_a_slurm_job_with_one_gpu_has_it_already(machine: Machine):
     machine.start("first")
     machine.start("second")
     assert (machine.device("first"), machine.device("second")) == ("all", "all")
+
+
+def test_a_job_of_several_processes_takes_as_many_gpus(monkeypatch: pytest.MonkeyPatch):
+    gpus = [str(uuid.uuid4()) for _ in range(3)]
+    monkeypatch.setenv("PREFDAG_GPUS", ",".join(gpus))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    for number, found in ((2, gpus[:2]), (1, gpus[2:])):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        lease.take_gpus("sft", number)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(found)
+    with pytest.raises(UserError, match="sft: 4 processes on this machine ask for a GPU each, and it has 3"):
+        lease.take_gpus("sft", 4)
+    for gpu in gpus:
+        Path("/dev/shm/prefdag-gpu-" + gpu).unlink()
+
+
+def test_who_finds_too_few_free_holds_none_meanwhile(monkeypatch: pytest.MonkeyPatch):
+    """Two of three are wanted and one is free: at the next look that one was to be had by another."""
+    gpus, looks = [str(uuid.uuid4()) for _ in range(3)], []
+    lease._locked(gpus, 2)
+
+    def look(seconds: float) -> None:
+        looks.append(lease._locked(gpus, 1))
+        raise TimeoutError
+
+    monkeypatch.setattr(lease.time, "sleep", look)
+    with pytest.raises(TimeoutError):
+        lease._locked(gpus, 2)
+    assert looks == [gpus[2:]]
+    for gpu in gpus:
+        Path("/dev/shm/prefdag-gpu-" + gpu).unlink()
 
 
 def test_which_devices_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from conftest import MINI, ROOT, Project, checkout, environment
 from slurm_cluster import Cluster, cluster, missing
@@ -185,6 +187,33 @@ def test_a_lost_node_puts_its_job_back_in_the_queue(scenes: dict[str, Scene], lo
     assert len(scene.steps()) > CALLS
     assert "Trying to restart" not in scene.said()
     assert scene.equals(local)
+
+
+def test_two_nodes_run_one_training(local: Project, tmp_path: Path):
+    """The `mpi` resource: srun starts torchrun on each node, one process each, by gloo. In one process, the same."""
+    one, two = (Project(tmp_path / name / "prefdag") for name in ("one", "two"))
+    for project, settings in ((one, "max_steps: 8"), (two, "processes: 2, nodes: 2, max_steps: 8")):
+        shutil.copytree(local.folder, project.folder, symlinks=True)
+        project.edit("configs/mini.yaml", f"epochs: 99, max_steps: {STEPS}", f"epochs: 99, {settings}")
+    done = one.snakemake(TRAINING)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with cluster({"n1": 1, "n2": 1}) as running:
+        found = {key: running.environment[key] for key in ("PATH", "SLURM_CONF")}
+        done = subprocess.run(
+            [sys.executable, "-c", SNAKEMAKE, *OPTIONS, TRAINING], cwd=two.folder, capture_output=True, text=True,
+            env={**environment(), **found, "PREFDAG_SLURM_PARTITION": "all"}, stdin=subprocess.DEVNULL, timeout=300,
+        )  # fmt: skip
+        log = two.folder / RESULTS / "preference/dpo/log.txt"
+        assert done.returncode == 0, done.stderr[-3000:] + (log.read_text() if log.exists() else "")
+        (job,) = running.jobs("all")
+        shape = running.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%D %N")
+        assert shape.split()[0] == "2", shape
+        assert (running.folder / "devices").read_text().splitlines().count(f"{job} 0") == 3, "the batch, a task a node"
+    curves = [pd.read_csv(project.folder / RESULTS / "preference/dpo/curves.csv") for project in (one, two)]
+    assert len(curves[0]) == 8 and (curves[0]["loss"] - curves[1]["loss"]).abs().max() < 1e-6
+    assert (curves[0]["grad_norm"] / curves[1]["grad_norm"] - 1).abs().max() < 1e-4
+    weights = [load_file(project.folder / RESULTS / "preference/dpo/model/model.safetensors") for project in (one, two)]
+    assert max((weights[0][name] - weights[1][name]).abs().max().item() for name in weights[0]) < 1e-5
 
 
 def test_two_nodes_run_one_program():

@@ -10,7 +10,9 @@ from types import ModuleType
 
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import redact
-from prefdag.lease import take_gpu
+from prefdag.launch import launched
+from prefdag.lease import take_gpus
+from prefdag.ranks import is_rank, let_the_first_speak
 from prefdag.system_errors import as_sentences
 from prefdag.warm import run_warm
 
@@ -23,7 +25,10 @@ def main(argv: list[str] | None = None) -> int:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
             if (code := run_warm(argv)) is not None:
                 return code
-            take_gpu(name)
+            if (code := launched(argv)) is not None:
+                return code
+            if not is_rank():
+                take_gpus(name)
             with as_sentences(name, Path.cwd()):
                 stage = _imported(f"prefdag.stages.{name}")
                 return int(import_module("prefdag.stage").command(name, stage, argv[1:]))
@@ -31,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
             return int(import_module(f"prefdag.tools.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
     except UserError as mistake:
+        let_the_first_speak()
         print(f"prefdag: {redact(str(mistake))}", file=sys.stderr)
         return 2
     except Stopped as stop:
+        let_the_first_speak()
         print(
             f"prefdag: stopped by {stop}; the next run continues from what was saved of it",
             file=sys.stderr,

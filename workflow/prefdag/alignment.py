@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefdag.collective import exchanged, joined
 from prefdag.config.objectives import Objective
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
 from prefdag.loop import Batch, Losses, MicroBatch, Outcome, Sums, Task
 from prefdag.losses import loss_of
 from prefdag.models import autocast
+from prefdag.ranks import rank
 from prefdag.seeds import generator
 from prefdag.segments import Segments, packed
 from prefdag.store import Indexed, Store
@@ -69,23 +71,19 @@ class Alignment:
         return Task(losses, len)
 
     def _of_whole_step(self, batch: Batch, state: State) -> Outcome:
-        parts = list(batch.micro_batches())
+        parts = [*batch.micro_batches(), *batch.idle]
         once = len(parts) == 1
         with torch.set_grad_enabled(once):
-            layout = Layout.of(batch.ids, parts)
-            step = layout.joined([self._read(segments) for _, segments in parts])
-        leaves = _differentiable(step)
-        if not once:
-            leaves = [leaf.requires_grad_() for leaf in leaves]
+            reads = [self._read(segments) for _, segments in parts]
+        layout = Layout.of(batch.ids, parts, idle=len(batch.idle))
+        step = layout.joined(reads)
+        leaves = [leaf.requires_grad_() for leaf in _differentiable(step)]
         values, metrics, state = self.values(batch.ids, step, state, batch.number)
         loss = values.sum() / len(batch.ids)
-        if once:
-            loss.backward()
-        else:
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-            shares = zip(*(layout.parted(gradient) for gradient in gradients), strict=True)
-            for (_, segments), share in zip(parts, shares, strict=True):
-                torch.autograd.backward(_differentiable(self._read(segments)), share)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        shares = zip(*(layout.parted(gradient) for gradient in gradients), strict=True)
+        for (_, segments), found, share in zip(parts, reads, shares, strict=True):
+            torch.autograd.backward(_differentiable(found if once else self._read(segments)), share)
         sums = Sums()
         sums.add(metrics)
         return Outcome(loss.item(), sums.means(), state)
@@ -123,7 +121,7 @@ class Alignment:
                 sums.add(self._measured(ids, self._read(parts.pop()[1]), state))
         if parts:
             everything = list(range(len(self.store)))
-            step = Layout.of(everything, parts).joined([self._read(segments) for _, segments in parts])
+            step = Layout.of(everything, parts, dealt=False).joined([self._read(segments) for _, segments in parts])
             sums.add(self._measured(everything, step, state))
         return sums.means()
 
@@ -168,41 +166,56 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a step's response tokens stand in its micro-batches laid end to end.
+    """Where a step's response tokens stand in its micro-batches laid end to end, one rank's after the other's.
 
     order [T]: the place there of each token of the step; owner [T]: its response, comparisons in the step's order;
-    shape: (B, K) of the step; sizes: response tokens of each micro-batch.
+    shape: (B, K) of the step; sizes: response tokens of each of this rank's micro-batches; start: the place of their
+    first; idle: response tokens of each micro-batch of this rank that is no part of the step; dealt: whether each rank
+    has micro-batches of its own, or all have the same ones.
     """
 
     order: Tensor
     owner: Tensor
     shape: tuple[int, int]
     sizes: list[int]
+    start: int = 0
+    idle: tuple[int, ...] = ()
+    dealt: bool = True
 
     @classmethod
-    def of(cls, ids: Sequence[int], parts: Sequence[MicroBatch]) -> Self:
+    def of(cls, ids: Sequence[int], parts: Sequence[MicroBatch], idle: int = 0, dealt: bool = True) -> Self:
+        """idle: how many of the micro-batches, the last ones, are no part of the step."""
         num_responses = parts[0][1].shape[1]
         place = {index: number for number, index in enumerate(ids)}
         owners = []
         for taken, segments in parts:
             places = torch.tensor([place[index] for index in taken], device=segments.owner.device)
             owners.append(places[segments.owner // num_responses] * num_responses + segments.owner % num_responses)
-        owner = torch.cat(owners)
+        sizes = [len(part) for part in owners]
+        own = len(owners) - idle
+        num = sum(sizes[:own])
+        owner = torch.cat(owners)[:num]
+        owner, start = (joined(owner), sum(exchanged(num)[: rank()])) if dealt else (owner, 0)
         order = owner.argsort(stable=True)
-        return cls(order, owner[order], (len(ids), num_responses), [len(part) for part in owners])
+        return cls(order, owner[order], (len(ids), num_responses), sizes[:own], start, tuple(sizes[own:]), dealt)
 
     def joined(self, parts: Sequence[Read]) -> Read:
-        """What was read of the micro-batches, as of one batch in the step's order."""
+        """What was read of the micro-batches, every rank's, as of one batch in the step's order; without gradient."""
         policy = LogProbs(self._joined([part.policy.tokens for part in parts]), self.owner, self.shape)
         extras = {name: self._joined([part.extras[name] for part in parts]) for name in parts[0].extras}
         return Read(policy, extras)
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(values)).index_select(0, self.order)
+        own = torch.cat([value.detach() for value in values[: len(self.sizes)]] or [values[0].detach()[:0]])
+        return (joined(own) if self.dealt else own).index_select(0, self.order)
 
     def parted(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Values [T] of the step's tokens, as those of each micro-batch: the inverse of joining."""
-        return torch.empty_like(values).index_copy(0, self.order, values).split(self.sizes)
+        """Values [T] of the step's tokens, as those of each micro-batch of this rank: the inverse of joining.
+
+        What is no part of the step has zeros.
+        """
+        own = torch.empty_like(values).index_copy(0, self.order, values)[self.start :][: sum(self.sizes)]
+        return (*own.split(self.sizes), *(values.new_zeros(size) for size in self.idle))
 
 
 def _differentiable(found: Read) -> list[Tensor]:

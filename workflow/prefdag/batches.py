@@ -37,6 +37,17 @@ def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
     return order
 
 
+def dealt(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list[list[int]]:
+    """The comparisons of a step, dealt out: the longest first, each to the process with the fewest tokens so far."""
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    tokens = [0] * processes
+    for index in sorted(ids, key=lambda index: (-lengths[index], index)):
+        least = tokens.index(min(tokens))
+        shares[least].append(int(index))
+        tokens[least] += int(lengths[index])
+    return shares
+
+
 def micro_batches(
     ids: Sequence[int], lengths: NDArray[np.int64], tokens_per_batch: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:

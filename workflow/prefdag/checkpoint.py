@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from prefdag.errors import UserError
 from prefdag.manifest import sha256_of, to_disk
 from prefdag.models import save
+from prefdag.ranks import is_first
 
 SECONDS_BETWEEN = 60.0
 
@@ -47,7 +48,7 @@ class Checkpoint:
         try:
             with zipfile.ZipFile(self.path) as file:
                 whole = file.testzip() is None
-            state = torch.load(self.path, weights_only=True) if whole else None
+            state = torch.load(self.path, map_location="cpu", weights_only=True) if whole else None
         except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
             state = None
         if state is None:
@@ -84,12 +85,14 @@ class KeptWeights:
         """Keep the weights as they are after `step`, if it is one of the steps; a folder appears whole."""
         if step in self.steps:
             partial, folder = self.folder / f"{step}.partial", self.folder / str(step)
-            for old in (partial, folder):
-                shutil.rmtree(old, ignore_errors=True)
+            if is_first():
+                for old in (partial, folder):
+                    shutil.rmtree(old, ignore_errors=True)
             save(self.model, self.tokenizer, partial)
-            digests = {path.name: sha256_of(path) for path in partial.iterdir()}
-            (self.folder / f"{step}.json").write_text(json.dumps(digests, sort_keys=True))
-            os.replace(partial, folder)
+            if is_first():
+                digests = {path.name: sha256_of(path) for path in partial.iterdir()}
+                (self.folder / f"{step}.json").write_text(json.dumps(digests, sort_keys=True))
+                os.replace(partial, folder)
 
     def published(self, folder: Path) -> Sequence[int]:
         """Set every step's weights into `folder`, made here; they stay kept until the whole job is published.
@@ -97,7 +100,7 @@ class KeptWeights:
         Raises `UserError` where what was kept is not there any more, or not as it was written.
         """
         folder.mkdir()
-        for step in self.steps:
+        for step in self.steps if is_first() else ():
             self._check(self.folder / str(step))
             shutil.copytree(self.folder / str(step), folder / str(step), copy_function=os.link)
         return self.steps

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prefdag.journal import Journal
 from prefdag.loop import Step
+from prefdag.ranks import is_first
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -23,7 +24,7 @@ def record(steps: Iterable[Step], total: int, journal: Journal, path: Path, titl
         values = step.values()
         lines.append({"step": step.number, **values})
         journal.metrics(step.number, values)
-        if time.monotonic() - said > SECONDS_BETWEEN_LINES or step.number in (1, total):
+        if is_first() and (time.monotonic() - said > SECONDS_BETWEEN_LINES or step.number in (1, total)):
             print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
             said = time.monotonic()
         last = step

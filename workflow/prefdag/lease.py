@@ -1,8 +1,8 @@
-"""One GPU for each job of a machine with several, without a scheduler: a job locks a file that stands for its device.
+"""GPUs for each job of a machine with several, without a scheduler: a job locks a file that stands for each device.
 
-The lock is the process's own (flock), so it ends with the process however that ends. A job that finds every device
-taken waits. Devices are those of PREFDAG_GPUS (`0,1`; empty for none), of CUDA_VISIBLE_DEVICES, or what nvidia-smi
-lists; where there are none, jobs share the CPUs as ever.
+The lock is the process's own (flock), so it ends with the process however that ends. A job that finds too few devices
+free waits, and holds none meanwhile. Devices are those of PREFDAG_GPUS (`0,1`; empty for none), of
+CUDA_VISIBLE_DEVICES, or what nvidia-smi lists; where there are none, jobs share the CPUs as ever.
 """
 
 import fcntl
@@ -23,16 +23,19 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 0.5  # seconds between two looks at devices that are all taken
 
 
-def take_gpu(stage: str) -> None:
-    """Leave this process one GPU for the rest of its life, if its stage runs a model; wait until one is free.
+def take_gpus(stage: str, number: int = 1) -> None:
+    """Leave this process `number` GPUs for the rest of its life, if its stage runs a model; wait until they are free.
 
-    To be called before torch looks for devices. Raises `UserError` for a device that cannot be locked.
+    To be called before torch looks for devices. Raises `UserError` for a device that cannot be locked, and where there
+    are fewer than asked for, but some.
     """
     if PACKAGE / "models.py" not in sources(stage):
         return
     found = devices(os.environ)
-    if found and not _is_scheduled(found):
-        os.environ[VISIBLE] = _locked(found)
+    if found and len(found) < number:
+        raise UserError(f"{stage}: {number} processes on this machine ask for a GPU each, and it has {len(found)}")
+    if found and not _is_scheduled(found, number):
+        os.environ[VISIBLE] = ",".join(_locked(found, number))
 
 
 def devices(environment: Mapping[str, str]) -> list[str]:
@@ -52,24 +55,33 @@ def devices(environment: Mapping[str, str]) -> list[str]:
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
-def _is_scheduled(found: Sequence[str]) -> bool:
-    """Whether Slurm has given this job its one device, which is nobody else's (and has another's number, maybe)."""
-    return "SLURM_JOB_ID" in os.environ and len(found) == 1
+def _is_scheduled(found: Sequence[str], number: int) -> bool:
+    """Whether Slurm has given this job just its devices, which are nobody else's (and have others' numbers, maybe)."""
+    return "SLURM_JOB_ID" in os.environ and len(found) == number
 
 
-def _locked(found: Sequence[str]) -> str:
-    """The device whose lock this process now holds, and never lets go."""
+def _locked(found: Sequence[str], number: int) -> list[str]:
+    """The devices whose locks this process now holds, and never lets go: `number` of them, or none."""
     told = False
     while True:
+        held: dict[str, int] = {}
         for device in found:
             file = _opened(device)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return device
+                held[device] = file
             except BlockingIOError:
                 os.close(file)
+            if len(held) == number:
+                return list(held)
+        for file in held.values():
+            os.close(file)
         if not told:
-            print(f"prefdag: waiting for a GPU, as {', '.join(found)} are taken", file=sys.stderr, flush=True)
+            print(
+                f"prefdag: waiting for {'a GPU' if number == 1 else f'{number} GPUs'}, as {', '.join(found)} are taken",
+                file=sys.stderr,
+                flush=True,
+            )
             told = True
         time.sleep(PATIENCE)
 

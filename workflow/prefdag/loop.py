@@ -2,10 +2,13 @@
 
 A step's loss is never a mean of means: it is a sum over the step's comparisons divided by a global count, or one number
 of the whole step (`prefdag.alignment`); how the step is packed into micro-batches does not change it.
+
+Several processes (ranks) deal a step's comparisons out among them, and add up gradients and losses before the update,
+which each of them then makes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -13,15 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from prefdag.batches import members, micro_batches, num_steps
+from prefdag.batches import dealt, members, micro_batches, num_steps
 from prefdag.checkpoint import Checkpoint, told_to_stop
+from prefdag.collective import exchanged
 from prefdag.config.training import Training
 from prefdag.errors import Stopped, UserError
 from prefdag.gradients import in_place
 from prefdag.models import autocast
+from prefdag.ranks import is_first, num_ranks, rank
 from prefdag.recompute import recomputed
 from prefdag.segments import Segments, pack
+from prefdag.sharding import PartOptimizer, add_up_gradients, clipped, shard, whole
 from prefdag.store import Comparisons
 
 PROBES = 10
@@ -31,14 +38,16 @@ MicroBatch = tuple[list[int], Segments]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step sees: its comparisons in the seed's order, and the same ones packed into micro-batches.
+    """What one optimizer step sees: its comparisons in the seed's order, and this rank's packed into micro-batches.
 
-    number: of the step, from 0. micro_batches(): (ids, segments) of each, on the model's device.
+    number: of the step, from 0. micro_batches(): (ids, segments) of each, on the model's device. idle: what this rank
+    passes through beside its own, to add nothing, so that all ranks make the same number of passes.
     """
 
     number: int
     ids: list[int]
     micro_batches: Callable[[], Iterator[MicroBatch]]
+    idle: Sequence[MicroBatch] = ()
 
 
 class Sums:
@@ -51,6 +60,16 @@ class Sums:
         for name, values in metrics.items():
             total, num = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + values.sum().item(), num + len(values))
+
+    @classmethod
+    def of(cls, parts: Iterable["Sums"]) -> "Sums":
+        """The sums over all comparisons of several."""
+        found = cls()
+        for part in parts:
+            for name, (added, more) in part._sums.items():
+                total, num = found._sums.get(name, (0.0, 0))
+                found._sums[name] = (total + added, num + more)
+        return found
 
     def means(self) -> dict[str, float]:
         """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
@@ -95,7 +114,11 @@ class Task:
             part.backward()
             loss += part.item()
             sums.add(metrics)
-        return Outcome(loss, sums.means(), state)
+        for ids, segments in batch.idle:
+            with autocast(segments.owner.device):
+                (0 * self.losses(ids, segments)[0].sum()).backward()
+        losses_of_ranks, sums_of_ranks = zip(*exchanged((loss, sums)), strict=True)
+        return Outcome(sum(losses_of_ranks), Sums.of(sums_of_ranks).means(), state)
 
 
 @dataclass(frozen=True)
@@ -137,19 +160,15 @@ def train(
     probe: further metrics of the model, measured about PROBES times in a training, the last step included.
     keep: called with the number of each step that was taken, before its state is saved: a training that goes on from
     there does not come by again.
+    Several ranks each give their own copy of the same model, and get the same records; `sharded` leaves each of them
+    its share of every layer, from then on.
     With a checkpoint the saved records are yielded again first, then the training goes on where it stopped.
     Raises `Stopped` after saving when told to stop, and `UserError` at a loss or a gradient that is not finite.
     """
-    optimizer = _optimizer(model, settings)
     lengths = store.lengths()
-    history: list[dict[str, Any]] = []
-    state: dict[str, float] = {}
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        history = saved["history"]
-        state = history[-1]["state"]
-        yield from (Step(**record) for record in history)
+    optimizer, history = _begun(model, settings, checkpoint)
+    state = history[-1]["state"] if history else {}
+    yield from (Step(**record) for record in history)
     steps = total_steps(store, settings)
     with told_to_stop() as stop, recomputed(model, settings.activation_gb):
         for number in range(len(history), steps):
@@ -159,7 +178,7 @@ def train(
             state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
             last_good = checkpoint.last_good() if checkpoint is not None else "no state was saved"
-            grad_norm = _updated(model, optimizer, store, batch, outcome, settings, rate, last_good)
+            grad_norm = _updated(optimizer, store, batch, outcome, settings, rate, last_good)
             num = len(batch.ids), int(lengths[batch.ids].sum())
             record = Step(number + 1, outcome.loss, rate, grad_norm, *num, outcome.metrics, state)
             if probe is not None and (number % max(1, steps // PROBES) == 0 or number + 1 == steps):
@@ -167,27 +186,60 @@ def train(
             history.append(asdict(record))
             if keep is not None:
                 keep(record.number)
-            if checkpoint is not None and (stop or checkpoint.due()):
-                checkpoint.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history})
-            if stop:
-                raise Stopped(stop[0])
+            wishes = exchanged((stop[:1], checkpoint is not None and checkpoint.due()))
+            if checkpoint is not None and any(told or due for told, due in wishes):
+                _save(model, optimizer, history, checkpoint)
+            for told, _ in wishes:
+                if told:
+                    raise Stopped(told[0])
             yield record
+
+
+def _begun(
+    model: nn.Module, settings: Training, checkpoint: Checkpoint | None
+) -> tuple[PartOptimizer, list[dict[str, Any]]]:
+    """The optimizer, and the records of the steps that were taken before; the model as it was after them."""
+    saved = None if checkpoint is None else checkpoint.load()
+    if len(set(exchanged(len(saved["history"]) if saved else 0))) > 1:
+        raise UserError("the nodes find different saved states of this training; keep results on a disk that all share")
+    if saved is not None:
+        model.load_state_dict(saved["model"])
+    if settings.sharding == "sharded":
+        assert isinstance(model, PreTrainedModel)
+        shard(model)
+    optimizer = _optimizer(model, settings)
+    if saved is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+    return optimizer, [] if saved is None else saved["history"]
+
+
+def _save(model: nn.Module, optimizer: PartOptimizer, history: list[dict[str, Any]], checkpoint: Checkpoint) -> None:
+    """Save the state of the whole model; the ranks go on together."""
+    state = {"model": whole(model.state_dict()), "optimizer": optimizer.state_dict(), "history": history}
+    if is_first():
+        checkpoint.save(state)
+    exchanged("saved")
 
 
 def _batch(model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], settings: Training, number: int) -> Batch:
     device = next(model.parameters()).device
     ids = members(number, len(store), settings.batch_size, settings.seed).tolist()
 
+    shares = dealt(ids, lengths, num_ranks())
+    planned = [list(micro_batches(share, lengths, settings.tokens_per_batch)) for share in shares]
+    own, most = planned[rank()], max(map(len, planned))
+
     def packings() -> Iterator[MicroBatch]:
-        for taken, rows in micro_batches(ids, lengths, settings.tokens_per_batch):
+        for taken, rows in own:
             yield taken, pack([store[index] for index in taken], rows).to(device)
 
-    return Batch(number, ids, packings)
+    shortest = min(ids, key=lambda index: lengths[index])
+    idle = [([shortest], pack([store[shortest]]).to(device)) for _ in range(most - len(own))]
+    return Batch(number, ids, packings, idle)
 
 
 def _updated(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: PartOptimizer,
     store: Comparisons,
     batch: Batch,
     outcome: Outcome,
@@ -199,7 +251,8 @@ def _updated(
 
     A gradient that is not finite would leave no weight as it was, even where the loss is finite.
     """
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+    add_up_gradients(optimizer.parameters)
+    grad_norm = clipped(optimizer.parameters, settings.max_grad_norm)
     for what, value in (("loss", outcome.loss), ("gradient's norm", grad_norm)):
         if not math.isfinite(value):
             ids, rows = (", ".join(str(int(one)) for one in some) for some in (batch.ids, store.rows[batch.ids]))
@@ -207,10 +260,7 @@ def _updated(
                 f"step {batch.number + 1}: the {what} is {value}; the step's comparisons are {ids} (source rows "
                 f"{rows}); {last_good}; lower learning_rate, or look at these rows"
             )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step(rate)
     return grad_norm
 
 
@@ -228,14 +278,13 @@ def schedule(step: int, steps: int, settings: Training) -> float:
             return 1.0
 
 
-def _optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+def _optimizer(model: nn.Module, settings: Training) -> PartOptimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    betas = (settings.adam_beta1, settings.adam_beta2)
+
+    def make(parts: list[Tensor]) -> torch.optim.Optimizer:
+        if settings.optimizer == "rmsprop":
+            return torch.optim.RMSprop(parts, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parts, lr=rate, betas=betas, weight_decay=decay, fused=True)
+
+    return PartOptimizer([parameter for parameter in model.parameters() if parameter.requires_grad], make)

@@ -18,9 +18,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from prefdag.attention import NAME, check_supported
+from prefdag.collective import join
 from prefdag.config.model import Architectural
 from prefdag.errors import UserError
+from prefdag.ranks import is_first
 from prefdag.seeds import named_seed
+from prefdag.sharding import whole
 from prefdag.system_errors import out_of_memory
 
 HEAD = "score.weight"
@@ -30,12 +33,13 @@ transformers_logging.disable_progress_bar()
 
 
 def set_up(threads: int) -> torch.device:
-    """Fix the number of threads, ask for deterministic kernels, and name the device."""
+    """Fix the number of threads, ask for deterministic kernels, meet the job's other processes, and name the device."""
+    join()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -136,8 +140,14 @@ def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) 
 
 
 def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
-    """Write weights (safetensors), config and the tokenizer's files, loadable by `from_pretrained`."""
-    model.save_pretrained(folder)
+    """Write weights (safetensors), config and the tokenizer's files, loadable by `from_pretrained`.
+
+    The first of several ranks writes; all of them must ask, as each may hold a part of the weights.
+    """
+    state = whole(model.state_dict())
+    if not is_first():
+        return
+    model.save_pretrained(folder, state_dict=state)
     for path in tokenizer.iterdir():
         if path.name not in ("config.json", "generation_config.json") and not path.name.startswith("model"):
             shutil.copy(path, folder / path.name)

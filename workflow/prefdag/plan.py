@@ -15,6 +15,7 @@ from prefdag.config.population import LEFT_OUT
 from prefdag.config.report import Report
 from prefdag.config.section import Section
 from prefdag.config.suite import ExactSuite, Suite
+from prefdag.config.training import Training
 from prefdag.locks import repositories
 
 BEFORE_ALIGNMENT = ("base", "sft")
@@ -126,11 +127,32 @@ def _canonical(values: dict[str, Any]) -> str:
 
 
 def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:
-    """Threads of one job, from the suite: the site's number of cores must not change a sum."""
+    """Threads of one job on a machine, from the suite: the site's number of cores must not change a sum."""
     if isinstance(suite, ExactSuite):
         return suite.exact.threads
-    section = suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
-    return int(section.threads)
+    section = _section(suite, stage, name)
+    return int(section.threads) * (section.processes // section.nodes if isinstance(section, Training) else 1)
+
+
+def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str, int | str | None]:
+    """What a training asks of a cluster: a GPU a process; on several nodes a task on each, which it starts itself.
+
+    None leaves a resource unstated. Slurm makes tasks of GPUs where it is not told otherwise.
+    """
+    section = _section(suite, stage, name)
+    processes, nodes = (section.processes, section.nodes) if isinstance(section, Training) else (1, 1)
+    return {
+        "gpu": processes,
+        "nodes": nodes,
+        "tasks": nodes,
+        "tasks_per_gpu": 0 if processes > 1 else None,
+        "mpi": "srun" if nodes > 1 else None,
+    }
+
+
+def _section(suite: Suite, stage: str, name: str | None) -> Any:
+    """The settings of a job, None where the suite has no such stage."""
+    return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
 
 
 def policies(suite: Suite) -> list[str]:

@@ -26,6 +26,7 @@ from prefdag.config.section import Section
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import Journal, Status, open_journal
 from prefdag.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.ranks import is_first, num_ranks, rank
 from prefdag.running import alone
 from prefdag.sources import code_digest
 from prefdag.system import Sampled
@@ -38,6 +39,8 @@ class Workspace:
 
     output: an empty folder; its content is renamed into place when the stage returns.
     resume: where resumable state may be kept between attempts of this very job (it may not exist yet).
+
+    Of a job's several processes only what the first one puts into its output and its journal stays.
     """
 
     stage: str
@@ -123,15 +126,23 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     code = code_digest(stage, job.own_code())
     config = job.model_dump(mode="json")
     made_of = {"stage": stage, "config": config, "code": code, "inputs": digests}
-    key = f"{_job(stage, name)}-{_key(config, code, digests)}"
+    key = f"{_job(stage, name)}-{_key(job.lasting(), code, digests)}"
+    made = root / ".partial" / (key if is_first() else f"{key}-{rank()}")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    if not is_first():
+        _make_folder(made)
+        journal = Journal(made / "journal.jsonl", root=root, stage=stage, name=name)
+        _go_along(run, job, Workspace(stage, name, made, root / ".resume" / key, journal, inputs), paths)
+        return
     _make_folder(root)
     with as_sentences(stage, root), alone(root, _job(stage, name)) as another_did:
-        if another_did and _is_made(output, made_of):
+        # Of several processes the others are on their way already, and would wait for this one.
+        if another_did and num_ranks() == 1 and _is_made(output, made_of):
             print(f"{stage}: {output} was made meanwhile", flush=True)
             return
         for manifest in _flat(inputs):
             manifest.check_but_weights()
-        made = root / ".partial" / key
         shutil.rmtree(made, ignore_errors=True)
         _make_folder(made)
         _make_folder(output.parent)
@@ -147,8 +158,6 @@ def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any]
     began = time.monotonic()
     status: Status = "failed"
     mistake, digest = None, None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
     try:
         with as_sentences(here.stage, here.journal.root), Sampled(here.journal):
             facts = run()
@@ -191,6 +200,14 @@ def _forget(here: Workspace) -> None:
         for path in folder.glob("*"):
             if own.fullmatch(path.name) and path != here.output:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _go_along(run: Callable[..., Any], job: Section, here: Workspace, paths: Mapping[str, Any]) -> None:
+    """What every process but a job's first does: the same work, of which nothing stays."""
+    try:
+        run(job, here, **paths)
+    finally:
+        shutil.rmtree(here.output, ignore_errors=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -68,6 +68,12 @@ def threads_of(stage):
     return lambda wildcards: plan.threads_of(SUITE, stage, wildcards.get("run"))
 
 
+def resources_of(stage):
+    """Resource functions of a training, by name: how many GPUs and nodes it takes is the suite's."""
+    names = ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
+    return {name: lambda wildcards, name=name: plan.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
+
+
 def manifest(folder):
     return f"{RESULTS}/{folder}/manifest.json"
 

@@ -35,6 +35,8 @@ rule preference:
         config=config_of("preference", "run"),
         reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",
     threads: threads_of("preference")
+    resources:
+        **resources_of("preference"),
     log:
         f"{RESULTS}/preference/{{run}}/log.txt",
     benchmark:

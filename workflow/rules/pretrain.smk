@@ -18,6 +18,8 @@ rule pretrain:
         config=config_of("pretrain") if SUITE.model.from_scratch else "",
         tokenizer=tokenizer_option,
     threads: threads_of("pretrain") if SUITE.pretrain else 1
+    resources:
+        **resources_of("pretrain"),
     log:
         f"{RESULTS}/pretrain/log.txt",
     benchmark:

@@ -19,6 +19,8 @@ rule reward:
     params:
         config=config_of("reward") if SUITE.reward else "",
     threads: threads_of("reward") if SUITE.reward else 1
+    resources:
+        **resources_of("reward"),
     log:
         f"{RESULTS}/reward/log.txt",
     benchmark:

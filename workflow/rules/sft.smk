@@ -18,6 +18,8 @@ rule sft:
     params:
         config=config_of("sft"),
     threads: threads_of("sft")
+    resources:
+        **resources_of("sft"),
     log:
         f"{RESULTS}/sft/log.txt",
     benchmark:

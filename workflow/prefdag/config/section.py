@@ -6,7 +6,7 @@ editors all come from these models.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,6 +24,9 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    # Keys that may differ between two attempts at one job: what the first has saved serves the second.
+    changeable: ClassVar[frozenset[str]] = frozenset()
+
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_for_numbers(cls, values: Any) -> Any:
@@ -37,6 +40,11 @@ class Section(BaseModel):
     def own_code(self) -> tuple[Path, ...]:
         """Python files of the user's own that this section, or one inside it, names; a job counts them as its code."""
         return tuple(path for _, value in self if isinstance(value, Section) for path in value.own_code())
+
+    def lasting(self) -> dict[str, Any]:
+        """The section as plain values without `changeable` keys, its own and those of sections inside it."""
+        plain = self.model_dump(mode="json", exclude=set(self.changeable))
+        return plain | {name: value.lasting() for name, value in self if isinstance(value, Section)}
 
     def canonical(self) -> str:
         """The section as canonical JSON: sorted keys, no spaces."""

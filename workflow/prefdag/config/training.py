@@ -1,14 +1,16 @@
 """Settings of the training loop, shared by the four stages that train."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefdag.config.section import Compute, Count, NonNegative, Positive
 
 
 class Training(Compute):
     """One training: what is optimised, for how long, in which batches."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset({"processes", "nodes", "sharding"})
 
     batch_size: Count = Field(description="comparisons per optimizer step, over all devices")
     epochs: Positive = Field(1.0, description="passes over the training split; a part of one is allowed")
@@ -26,3 +28,16 @@ class Training(Compute):
         None,
         description="for kept activations; blocks beyond it are recomputed, to the same bits; none: all are kept",
     )
+    processes: Count = Field(1, description="processes that share every step, a GPU each where there are GPUs")
+    nodes: Count = Field(1, description="machines that they are spread over evenly; several only under Slurm")
+    sharding: Literal["replicated", "sharded"] = Field(
+        "replicated", description="each process holds the whole model, or its share of every layer (FSDP2)"
+    )
+
+    @model_validator(mode="after")
+    def _processes_agree(self) -> "Training":
+        if self.processes % self.nodes:
+            raise ValueError(f"processes: {self.processes} cannot be spread evenly over {self.nodes} nodes")
+        if self.sharding == "sharded" and self.processes == 1:
+            raise ValueError("sharding: one process has nobody to share with; state processes: 2 or more")
+        return self

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefdag.adapters import texts
 from prefdag.checkpoint import Checkpoint
+from prefdag.collective import exchanged
 from prefdag.config.adapters import own_code
 from prefdag.config.model import Architectural
 from prefdag.config.pretrain import Pretrain
@@ -18,6 +19,7 @@ from prefdag.config.section import Section
 from prefdag.curves import record
 from prefdag.loop import total_steps, train
 from prefdag.models import build, save, set_up
+from prefdag.ranks import is_first
 from prefdag.stage import Workspace
 from prefdag.store import Store, StoreWriter
 from prefdag.supervised import mean_nll, supervised
@@ -48,7 +50,8 @@ def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None)
     model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
     torch.nn.Module.to(model, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
+    if is_first():
+        print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
     store = stores["train"]
     steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
     record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
@@ -77,8 +80,16 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedToke
 def _store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> Store:
     """Documents between BOS and EOS as comparisons of one response, in a scratch folder that is not published.
 
-    A document longer than the limit goes on in further blocks, each after the token before it: none is lost.
+    A document longer than the limit goes on in further blocks, each after the token before it: none is lost. Of several
+    processes the first one writes.
     """
+    if is_first():
+        _write_store(job, here, folder, tokenizer, split)
+    exchanged("written")
+    return Store.open(here.resume / split)
+
+
+def _write_store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> None:
     size = job.pretrain.max_tokens - 1
     documents = texts(job.adapter, folder, split)
     with StoreWriter(here.resume / split, num_responses=1, scored=False) as writer:
@@ -89,4 +100,3 @@ def _store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) 
                 for begin in range(0, len(whole) - 1, size):
                     writer.add([whole[begin]], [whole[begin + 1 : begin + 1 + size]], row=row, prompt=row)
                 row += 1
-    return Store.open(here.resume / split)
