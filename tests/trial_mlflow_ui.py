@@ -1,4 +1,7 @@
-"""MLflow's own pages in a browser, by clicking only: the best policy under a KL, where it came from, what it wrote."""
+"""MLflow's own pages in a browser, by clicking only: the best policy under a KL, where it came from, what it wrote.
+
+A trial by hand, not one of `make test`: pytest tests/trial_mlflow_ui.py
+"""
 
 import csv
 import os
