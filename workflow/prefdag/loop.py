@@ -272,12 +272,12 @@ def schedule(step: int, steps: int, settings: Training) -> float:
 
 
 def _optimizer(model: nn.Module, settings: Training) -> PartOptimizer:
-    decay = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    rate, decay = settings.learning_rate, settings.weight_decay
     betas = (settings.adam_beta1, settings.adam_beta2)
 
     def make(parts: list[Tensor]) -> torch.optim.Optimizer:
         if settings.optimizer == "rmsprop":
-            return torch.optim.RMSprop(parts, **decay)
-        return torch.optim.AdamW(parts, betas=betas, fused=True, **decay)
+            return torch.optim.RMSprop(parts, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parts, lr=rate, betas=betas, weight_decay=decay, fused=True)
 
     return PartOptimizer([parameter for parameter in model.parameters() if parameter.requires_grad], make)

@@ -119,8 +119,8 @@ def _is_shared(value: Any, parameter: nn.Parameter) -> bool:
 
 
 def _gathered(value: Tensor, parameter: DTensor) -> Tensor:
-    like = {"shape": parameter.shape, "stride": parameter.stride()}
-    return whole(DTensor.from_local(value, parameter.device_mesh, parameter.placements, **like))
+    shape, stride = parameter.shape, parameter.stride()
+    return whole(DTensor.from_local(value, parameter.device_mesh, parameter.placements, shape=shape, stride=stride))
 
 
 def _shared_out(value: Tensor, parameter: DTensor) -> Tensor:
