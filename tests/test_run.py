@@ -272,7 +272,7 @@ def test_every_job_left_its_manifest_log_and_benchmark(finished: Project):
         assert (path.parent / "log.txt").is_file()
         assert (path.parent / "benchmark.tsv").is_file()
         content = json.loads(path.read_text())
-        assert {"stage", "config", "code", "inputs", "files", "facts"} == set(content)
+        assert {"stage", "config", "code", "inputs", "files", "facts", "seal"} == set(content)
         assert str(finished.folder) not in path.read_text(), "a manifest holds no absolute path"
         for name, entry in content["files"].items():
             assert (path.parent / name).stat().st_size == entry["size"]

@@ -119,7 +119,7 @@ TRAINING = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "warmup_step
 PRETRAINING = TRAINING | {"max_steps": 40, "epochs": 20, "learning_rate": 1e-2}
 SIZES: Row = {
     "prepare": {"validation_fraction": 0.3, "test_fraction": 0.3},  # where no file is
-    "preference": TRAINING,
+    "preference": {**TRAINING, "checkpoints": 0},
     "reference": {"tokens_per_batch": 2048},
     "generate": {"max_prompts": 4, "max_new_tokens": 8, "batch_size": 8},
     "score": {"bootstrap": 20, "tokens_per_batch": 2048},

@@ -69,7 +69,8 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        torch.save(state, temporary)
+        with temporary.open("wb") as stream:  # torch's own writer does not say why a write failed
+            torch.save(state, stream)
         to_disk(temporary)
         os.replace(temporary, self.path)
         self._saved_at, self._step = time.monotonic(), len(state["history"])

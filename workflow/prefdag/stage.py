@@ -175,8 +175,9 @@ def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any]
         seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         try:
             here.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
-        except OSError as error:  # a full disk: what the job came to is said elsewhere
-            print(f"prefdag: {here.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
+        except OSError as error:  # a full disk; of a job that failed its own sentence says so
+            if status == "finished":
+                print(f"prefdag: {here.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
 
 
 def _job(stage: str, name: str | None) -> str:

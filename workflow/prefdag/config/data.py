@@ -98,7 +98,7 @@ class Data(Source):
             raise ValueError("source is `world`, so the key `world` must state its sizes")
         if (self.source == "mixed") != bool(self.sources):
             raise ValueError("source `mixed` and the list `sources` go together: state both or neither")
-        if not self.sources and not self.trains:
+        if not self.sources and self.source != "world" and not self.trains:
             raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
         self._check_mixture()
         return self
