@@ -18,7 +18,8 @@ from prefdag.lease import devices
 from prefdag.warm import VARIABLE as WARM
 
 # The package as it is but for the stages: one that runs a model (says the import), one that does not.
-REAL = ("__init__.py", "__main__.py", "errors.py", "launch.py", "lease.py", "ranks.py", "sources.py", "warm.py")
+REAL = ("__init__.py", "__main__.py", "appending.py", "errors.py", "journal.py", "launch.py", "lease.py", "ranks.py")
+REAL += ("sources.py", "system_errors.py", "warm.py")
 STAGE = """
 import os, sys, time
 from pathlib import Path

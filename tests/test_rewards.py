@@ -177,6 +177,7 @@ def run_of(folder: Path, method: str, inputs: dict[str, str], **options: float) 
     model.save_pretrained(folder / "model")
     manifest = manifest_of(folder)
     content = {**manifest.content, "inputs": inputs, "config": {"objective": {"method": method, **options}}}
+    del content["seal"]  # of what it said before
     manifest.path.write_text(json.dumps(content))
     return manifest.path
 

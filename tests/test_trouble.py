@@ -56,7 +56,7 @@ def empty(root, tmp_path_factory) -> Path:
     Writer(other).replay()
     path = other.parent / "mlflow.db"
     with sqlite3.connect(path) as database:
-        for table in ("tags", "runs"):
+        for table in ("tags", "runs", "experiment_tags"):
             database.execute(f"delete from {table}")
         database.execute("delete from experiments where name = 'other'")
     return path

@@ -85,10 +85,7 @@ def run(
     columns = {"reward": columns[settings.reward], **columns}
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
-    columns["length"] = [float(len(row["ids"])) for row in rows]
-    columns["ended"] = [float(row["ended"]) for row in rows]
-    columns |= {f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)}
-    columns["repetition"] = [repetition(row["ids"]) for row in rows]
+    columns |= _of_texts(rows)
     _write(here.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
@@ -170,6 +167,16 @@ def divergences(
         for row, values in enumerate((tokens.kl.double(), k1, torch.expm1(-k1) + k1)):
             found[row, ids] = np.bincount(owner, weights=values.cpu().numpy(), minlength=len(ids))
     return {name: values.tolist() for name, values in zip(("kl", "k1", "k3"), found, strict=True)}
+
+
+def _of_texts(rows: Sequence[dict[str, Any]]) -> Columns:
+    """What the tokens alone tell: length, whether the end-of-turn came, how much is said twice."""
+    return {
+        "length": [float(len(row["ids"])) for row in rows],
+        "ended": [float(row["ended"]) for row in rows],
+        **{f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)},
+        "repetition": [repetition(row["ids"]) for row in rows],
+    }
 
 
 def distinct(ids: Sequence[int], n: int) -> float:
