@@ -1,5 +1,6 @@
 """Lines that are in a file whole or not at all, also where the disk fills up."""
 
+import errno
 import os
 
 
@@ -9,7 +10,9 @@ def append(file: int, line: bytes) -> None:
     rest = line
     try:
         while rest:
-            rest = rest[os.write(file, rest) :]
+            if not (written := os.write(file, rest)):  # else this would go on for ever
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            rest = rest[written:]
     except OSError:
         os.ftruncate(file, size)
         raise
