@@ -213,7 +213,7 @@ def test_a_checkpoint_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: 
     checkpoint.save({"history": [1]})
 
     def half_way(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
+        path.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", half_way)
