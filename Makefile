@@ -13,7 +13,7 @@ reproduce: $(STAMP)  ## install, run the embedded suite, print the table of runs
 	snakemake
 
 test: $(STAMP)  ## all tests
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## style and types
 	ruff check .
@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
 	  { echo "prefdag needs Python 3.11 or 3.12, but $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	-$(VENV)/bin/python -m compileall -q -j 2 $(VENV)/lib workflow > /dev/null 2>&1
 	touch $(STAMP)

@@ -1,15 +1,22 @@
 """A finished run of a miniature suite, made once: the DAG's tests change copies of it."""
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Begun first, so that no core waits at the end for the last of them.
+LONGEST = ("test_run", "test_slurm", "test_faults", "test_hh", "test_suites", "test_trouble", "test_shell")
 MINI = """
 name: mini
 threads: 1
@@ -60,10 +67,12 @@ class Project:
 
     folder: Path
 
-    def snakemake(self, *arguments: str, suite: str = "configs/mini.yaml") -> subprocess.CompletedProcess[str]:
-        """Run Snakemake at the copy's root, as a user would, on one suite."""
-        command = [sys.executable, "-m", "snakemake", *arguments, *(["--configfile", suite] if suite else [])]
-        return subprocess.run(command, cwd=self.folder, env=environment(), capture_output=True, text=True)
+    def snakemake(
+        self, *arguments: str, suite: str = "configs/mini.yaml", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake at the copy's root, as a user would, on one suite; MLflow only if PREFDAG_TRACK says so."""
+        given = [*arguments, *(["--configfile", suite] if suite else [])]
+        return run_snakemake(self.folder, given, {**environment(), "PREFDAG_TRACK": "later", **variables})
 
     def edit(self, path: str, old: str, new: str) -> None:
         """Replace `old`, which must stand there once, by `new`."""
@@ -75,6 +84,26 @@ class Project:
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "MLFLOW"))}
     return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+@cache
+def snakemake_server() -> subprocess.Popen[str]:
+    """A process that has imported Snakemake; it ends with this one, whose pipe it reads."""
+    command = [sys.executable, str(ROOT / "tests/snakemake_server.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(), **pipes)
+
+
+def run_snakemake(folder: Path, arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    server = snakemake_server()
+    assert server.stdin and server.stdout
+    with tempfile.TemporaryDirectory() as name:
+        out, err = Path(name, "out"), Path(name, "err")
+        request = {"folder": str(folder), "arguments": arguments, "environment": variables}
+        server.stdin.write(json.dumps({**request, "out": str(out), "err": str(err)}) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text(errors="replace") for path in (out, err)))
 
 
 def checkout(folder: Path) -> Project:
@@ -90,12 +119,37 @@ def checkout(folder: Path) -> Project:
     return Project(folder)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(autouse=True)
+def variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What one test left in the environment would be another's riddle, or its endless wait for a GPU."""
+
+    def ours() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith(("PREFDAG_", "CUDA_", "SLURM_"))}
+
+    before = ours()
+    yield
+    monkeypatch.undo()
+    assert ours() == before
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The miniature suite, really run to its end. Read only: take `copy` to change something."""
-    project = checkout(tmp_path_factory.mktemp("finished") / "prefdag")
-    done = project.snakemake()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    """The miniature suite, really run to its end, once for all workers. Read only: take `copy` to change something."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        project = Project(shared / "finished" / "prefdag")
+        if not (shared / "finished.done").exists():
+            checkout(project.folder)
+            done = project.snakemake(PREFDAG_TRACK="now")
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            (shared / "finished.done").touch()
     return project
 
 

@@ -238,3 +238,11 @@ def can_mount() -> str | None:
         subprocess.run(["umount", probe], check=True)
     probe.rmdir()
     return None if done.returncode == 0 else "this container may not mount a file system"
+
+
+def no_memory_group() -> str | None:
+    """None where memory cgroups (version 1) can be made, else why not."""
+    place = Path("/sys/fs/cgroup/memory")
+    if os.access(place, os.W_OK) and (place / "memory.limit_in_bytes").exists():
+        return None
+    return f"no memory cgroup can be made in {place}"

@@ -1,5 +1,7 @@
 """A Slurm cluster of our own on this machine: its daemons, keys, ports and nodes, all in one temporary folder.
 
+    python tests/slurm_cluster.py snakemake --profile slurm     # any command, on two nodes with a GPU each
+
 Nothing of the system's own Slurm is read or changed: every program finds this cluster by SLURM_CONF. GPUs are
 pretended, a device file each; Slurm counts them and sets CUDA_VISIBLE_DEVICES as it does for real ones.
 """
@@ -11,14 +13,26 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conftest import environment
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # Slurm takes nothing for a GPU but a device file
+# The plugin looks at its jobs ever more seldom while none ends; here it looks every second.
+SNAKEMAKE = """
+import sys
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
+main(sys.argv[1:])
+"""
+OPTIONS = ["--profile", "slurm", "--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "1"]
 PATIENCE = 60.0  # seconds that the cluster may take to do what it is asked
 
 CONFIG = """
@@ -116,6 +130,19 @@ class Cluster:
         self.daemons.pop(node).wait()
         self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power")
 
+    def snakemake(self, folder: Path, *targets: str, **variables: str) -> subprocess.Popen[bytes]:
+        """`snakemake --profile slurm` of a copy's miniature suite; what it says goes into the file `said` there."""
+        found = {name: self.environment[name] for name in ("PATH", "SLURM_CONF")}
+        with (folder / "said").open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, "-c", SNAKEMAKE, "--configfile", "configs/mini.yaml", *OPTIONS, *targets],
+                cwd=folder,
+                env={**environment(), **found, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+            )
+
     def ask(self, *command: str) -> str:
         """What one of Slurm's programs prints."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
@@ -187,8 +214,7 @@ def cluster(nodes: Mapping[str, int]) -> Iterator[Cluster]:
     """A cluster with these nodes and numbers of GPUs, ready for jobs; gone, with its folder, when the block is left."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path may have 107 characters
     path = f"{folder}/bin:{os.environ['PATH']}:/usr/sbin:/sbin"
-    environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
-    started = Cluster(folder, nodes, environment)
+    started = Cluster(folder, nodes, {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": path})
     try:
         _write(started)
         _munge(started)
@@ -250,3 +276,16 @@ def _free_ports(number: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
+
+
+def main() -> int:
+    """Run a command with a cluster of two nodes around it; its exit code."""
+    if lacking := missing():
+        print(lacking, file=sys.stderr)
+        return 2
+    with cluster({"n1": 1, "n2": 1}) as running:
+        return subprocess.run(sys.argv[1:], env=running.environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ from prefdag.adapters import ADAPTERS
 from prefdag.adapters.text import TextComparison
 from prefdag.encoding import traits_of
 from prefdag.rows import read_rows
+from prefdag.store import Store
 from prefdag.traits import Likes, bands, signatures
 from preparing import ABSENT, SHARED, UNLIMITED, audit, fetch, prepare, word_tokenizer, write_rows
 
@@ -121,6 +122,30 @@ def test_leakage_is_an_error_unless_the_suite_allows_it(tmp_path: Path, capsys: 
     assert code == 0
     assert json.loads((folder / "audit.json").read_text())["shared_prompts"] == {"test and train split": 2}
     assert "2 prompts are in test and train split" in (folder / "audit.html").read_text()
+
+
+def test_what_a_later_split_holds_can_be_dropped_and_is_counted(tmp_path: Path):
+    """p1 is held out by test, and by validation as well; p2 by validation. SFT's rows lack them too."""
+    write_rows(tmp_path / "raw/train.jsonl", [pair(f"p{n}") for n in (1, 0, 2, 1, 3)])
+    write_rows(tmp_path / "raw/validation.jsonl", [pair("p2"), pair("p1")])
+    write_rows(tmp_path / "raw/test.jsonl", [pair("p1"), pair("q")])
+    data = {"source": str(tmp_path / "raw"), **{split: f"{split}.jsonl" for split in ("train", "validation", "test")}}
+    assert fetch(tmp_path, data) == 0
+    code, demonstrations = prepare(tmp_path, dataset="demonstrations", leakage="drop")
+    assert code == 0
+    assert Store.open(demonstrations / "train").rows.tolist() == [1, 4]
+    code, folder = prepare(tmp_path, inputs={"demonstrations": demonstrations / "manifest.json"}, leakage="drop")
+    audit = json.loads((folder / "audit.json").read_text())
+    assert code == 0 and audit["shared_prompts"] == {"train and SFT's training": 2}
+    rows = {split: Store.open(folder / split).rows.tolist() for split in audit["splits"]}
+    assert rows == {"train": [1, 4], "validation": [0], "test": [0, 1]}
+    dropped = {split: found["dropped"] for split, found in audit["splits"].items()}
+    held = "a prompt that is held out in"
+    assert dropped["train"] == {
+        f"{held} test": {"count": 2, "rows": [0, 3]},
+        f"{held} validation": {"count": 1, "rows": [2]},
+    }
+    assert dropped["validation"] == {f"{held} test": {"count": 1, "rows": [1]}} and dropped["test"] == {}
 
 
 def test_prompts_that_sft_trains_on_may_not_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

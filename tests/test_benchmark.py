@@ -20,6 +20,7 @@ from prefdag.models import load_policy
 from prefdag.store import Comparison
 from prefdag.tools import bench
 
+NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
 CELL = Cell("small", "hh", "dpo", Path("model"), Path("ids.jsonl"))
 
 
@@ -67,13 +68,15 @@ def _responses(draw: np.random.Generator) -> tuple[np.ndarray, ...]:
 def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Three steps from the plain rung and from the product: losses within 1e-5, the first ln 2."""
     ids = write_ids("hh", 300, 6, tmp_path / "ids.jsonl")
-    losses = {}
+    losses, norms = {}, {}
     for rung in ("completion", ""):
         own = ["--rung", rung] if rung else []
         argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "3", *own]
         assert bench.main([*argv, "--learning-rate", "1e-4", "--json"]) == 0
-        losses[rung] = json.loads(capsys.readouterr().out)["losses"]
+        said = json.loads(capsys.readouterr().out)
+        losses[rung], norms[rung] = said["losses"], said["grad_norms"]
     assert losses["completion"] == pytest.approx(losses[""], abs=1e-5)
+    assert norms["completion"] == pytest.approx(norms[""], rel=1e-3) and len(norms[""]) == 3
     assert losses[""][0] == pytest.approx(np.log(2), abs=1e-6)
     assert losses[""][0] != losses[""][2]
 
@@ -94,6 +97,7 @@ def runs(**speeds: list[float]) -> pd.DataFrame:
             "pairs_per_s": speed,
             "memory_added_mb": 100.0 if arm == "prefdag" else 400.0,
             "losses": [0.6931, 0.7] if arm == "off" else [0.6931, 0.69],
+            "grad_norms": [1.0, 2.01] if arm == "steep" else [1.0, 2.0],
         }
         for arm, values in speeds.items()
         for turn, speed in enumerate(values)
@@ -113,12 +117,13 @@ def test_a_speed_up_over_other_losses_is_void():
     assert not found.iloc[0]["agrees"]
     assert found.iloc[0]["largest_difference"] == pytest.approx(0.01)
     assert "**void**" in as_markdown(found, runs(prefdag=[2.0], off=[1.0]), Benchmark(), {})
+    assert not ratios(runs(prefdag=[2.0, 2.0], steep=[1.0, 1.0])).iloc[0]["agrees"], "gradients half a percent apart"
 
 
 def test_the_table_and_the_figure_name_every_cell():
     given = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
     page = as_markdown(ratios(given), given, Benchmark(), {"torch": "2.13.0"})
-    assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00 |" in page
+    assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00, +0.0e+00 | 0.0e+00 |" in page
     assert (
         "| dpo | head on responses only | 2.7 | 2.8 |" in page or "| dpo | head on responses only | 2.8 | 2.8 |" in page
     )
@@ -132,7 +137,7 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
     def ran(arm: Arm, *_: object) -> dict:
         calls.append(arm.name)
         keys = ("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
-        return {**dict.fromkeys(keys, 1.0), "losses": []}
+        return {**dict.fromkeys(keys, 1.0), **NONE}
 
     monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
     list(measured(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
@@ -142,7 +147,7 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
     def ran(arm: Arm, *_: object) -> dict:
         keys = ("peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
-        return {**dict.fromkeys(keys, 1.0), "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], "losses": []}
+        return {**dict.fromkeys(keys, 1.0), "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], **NONE}
 
     monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
     assert best(CELL, "trl-tuned", [(1, False), (2, True), (4, False)], Length(1, 3, 4, 1)).per_device == 2

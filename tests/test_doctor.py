@@ -98,6 +98,8 @@ def test_a_disk_that_is_too_small(place: Path, capsys: pytest.CaptureFixture[str
     suite = merged(yaml.safe_load(MINI), {"size": SIZE})
     (place / "sized.yaml").write_text(yaml.safe_dump(suite))
     assert disk(resolve(suite, "x.yaml"), Size.model_validate(SIZE)) == 36
+    kept = merged(suite, {"preference": {"checkpoints": 2, "max_steps": 6}})
+    assert disk(resolve(kept, "x.yaml"), Size.model_validate(SIZE)) == 36 + 3 * 2 * 4
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 35e9))
     assert complaints(capsys)[1] == [], "this suite states no size"

@@ -91,35 +91,38 @@ def test_a_damaged_answer_of_a_judge_is_asked_for_again(world: Bench, tmp_path: 
 
 
 def snakemake(project: Project, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "snakemake", "--configfile", "configs/mini.yaml", *arguments]
+    command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", "configs/mini.yaml"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=project.folder, env=environment(), start_new_session=True, **pipes)
 
 
 def test_snakemake_twice_killed_and_started_again(copy: Project) -> None:
     """A second one on the folder says why not; SIGKILL leaves a lock and a job: unlock, start, the same manifests."""
-    manifests = {path: path.read_bytes() for path in (copy.folder / RESULTS).rglob("manifest.json")}
-    for run in ("dpo", "dpo-strong"):
-        shutil.rmtree(copy.folder / RESULTS / f"preference/{run}")
-    first = snakemake(copy)
+    runs, stages = ("dpo", "dpo-strong"), ("preference", "generate", "score", "judge")
+    targets = [f"{RESULTS}/judge/{run}/manifest.json" for run in runs]
+    made = [copy.folder / RESULTS / stage / run / "manifest.json" for stage in stages for run in runs]
+    manifests = {path: path.read_bytes() for path in made}
+    for path in made:
+        shutil.rmtree(path.parent)
+    first = snakemake(copy, *targets)
     journals = copy.folder / RESULTS / ".journal"
     before = set(journals.glob("preference-*"))
     while first.poll() is None and not set(journals.glob("preference-*")) - before:
         time.sleep(0.005)
     assert first.poll() is None
-    second = copy.snakemake()
+    second = copy.snakemake(*targets)
     assert second.returncode != 0 and "other Snakemake process" in second.stdout + second.stderr
     assert "Traceback" not in second.stdout + second.stderr
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
-    if (locked := copy.snakemake()).returncode != 0:  # else the first was done already
+    if (locked := copy.snakemake(*targets)).returncode != 0:  # else the first was done already
         assert "--unlock" in locked.stdout + locked.stderr
         assert copy.snakemake("--unlock").returncode == 0
-        again = copy.snakemake()
+        again = copy.snakemake(*targets)
         assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.read_bytes() for path in manifests} == manifests
     assert not list((copy.folder / RESULTS / ".partial").iterdir())
-    assert "Nothing to be done" in (done := copy.snakemake("-n")).stdout + done.stderr
+    assert "Nothing to be done" in (done := copy.snakemake("-n", *targets)).stdout + done.stderr
 
 
 def test_every_stage_under_test_is_met() -> None:

@@ -1,4 +1,4 @@
-"""The whole DAG, SFT to report, on real dialogues with a real pretrained model, and with a small one from scratch."""
+"""The whole DAG, SFT to report, on real dialogues with a real pretrained model."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,8 @@ from conftest import ROOT, checkout
 
 SHARED = ROOT.parent / "shared/data"
 SMALL = {
+    "name": "small",
+    "model": {"source": str(SHARED / "stories260K")},
     "data": {"source": str(SHARED / "hh-harmless"), "train": "test.jsonl.gz", "test": None, "max_rows": 48},
     "prepare": {"bos": True, "validation_fraction": 0.15, "test_fraction": 0.3, "max_prompt_tokens": 400},
     "sft": {"batch_size": 4, "max_steps": 3, "learning_rate": 1e-4},
@@ -19,28 +21,16 @@ SMALL = {
     "generate": {"max_prompts": 4, "max_new_tokens": 8},
     "runs": [{"name": "dpo", "method": "dpo", "beta": 0.1}],
 }
-MODELS = {
-    "stories": {"model": {"source": str(SHARED / "stories260K")}},
-    "gpt2-scratch": {
-        "model": {
-            "source": "scratch",
-            "tokenizer": str(SHARED / "gpt2-bpe"),
-            "scratch": {"architecture": "gpt2", "hidden_size": 16, "layers": 1, "heads": 2, "context": 700},
-        },
-        "pretrain": {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3},
-    },
-}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
-@pytest.mark.parametrize("model", MODELS)
-def test_hh_on_local_files(model: str, tmp_path: Path):
+def test_hh_on_local_files(tmp_path: Path):
     """configs/hh.yaml with a second config file that replaces source, model and sizes, by Snakemake's own merging."""
     project = checkout(tmp_path / "clone")
-    (project.folder / "small.yaml").write_text(yaml.safe_dump({"name": model, **SMALL, **MODELS[model]}))
+    (project.folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     done = project.snakemake("--configfile", "configs/hh.yaml", "small.yaml", suite="")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    results = project.folder / "results" / model
+    results = project.folder / "results/small"
     runs = pd.read_csv(results / "report/runs.csv")
     assert list(runs["run"]) == ["base", "sft", "dpo"]
     assert runs.set_index("run")["trained"].equals(runs.set_index("run")["reward"])

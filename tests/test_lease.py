@@ -19,7 +19,7 @@ from prefdag.warm import VARIABLE as WARM
 
 # The package as it is but for the stages: one that runs a model (says the import), one that does not.
 REAL = ("__init__.py", "__main__.py", "appending.py", "errors.py", "journal.py", "launch.py", "lease.py", "ranks.py")
-REAL += ("sources.py", "system_errors.py", "warm.py")
+REAL += ("running.py", "sources.py", "system_errors.py", "together.py", "warm.py")
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -162,8 +162,9 @@ def test_a_job_of_several_processes_takes_as_many_gpus(monkeypatch: pytest.Monke
     gpus = [str(uuid.uuid4()) for _ in range(3)]
     monkeypatch.setenv("PREFDAG_GPUS", ",".join(gpus))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what was is noted now, and put back after the test
     for number, found in ((2, gpus[:2]), (1, gpus[2:])):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         lease.take_gpus("sft", number)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(found)
     with pytest.raises(UserError, match="sft: 4 processes on this machine ask for a GPU each, and it has 3"):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from prefdag.figures_reliability import reward_length_figure
 from prefdag.reliability import accuracy_by_length, calibration, length_bins, pairs_of, prompt_weights, right, spearman
 from prefdag.seeds import generator
 
@@ -101,3 +102,10 @@ def test_spearmans_interval_draws_prompts_and_not_rows():
     again = spearman(np.repeat(left, 5), np.repeat(other, 5), np.repeat(np.arange(20), 5), seed="test", bootstrap=50)
     assert again == pytest.approx(once, abs=0.02)
     assert prompt_weights(7, seed="test", bootstrap=9).sum(1).tolist() == [7.0] * 9
+
+
+def test_responses_of_one_length_have_no_correlation_and_the_panel_says_so():
+    varied = pd.DataFrame({"prompt_id": range(20), "length": range(20), "trained": np.linspace(0, 1, 20)})
+    panels = reward_length_figure({"sft": varied, "dpo": varied.assign(length=96)}, {"trained": "reward"}).axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == ["sft\nρ = 1.00 [1.00, 1.00]", "dpo\nall alike, no correlation"]

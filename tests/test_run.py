@@ -202,20 +202,21 @@ def test_a_model_judges(copy: Project, monkeypatch: pytest.MonkeyPatch):
     copy.edit("configs/mini.yaml", "judge: {bootstrap: 100}", f"judge: {{bootstrap: 100, judges: [reward, {model}]}}")
     judged = {("judge", policy) for policy in ("base", *RUNS)}
     assert planned(copy) == judged | {("report", "")}
+    targets = [f"{RESULTS}/judge/{policy}/manifest.json" for policy in ("base", *RUNS)]
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    done = copy.snakemake()
+    done = copy.snakemake(*targets)
     assert done.returncode != 0 and "judge tiny: no endpoint: set OPENAI_BASE_URL" in done.stdout + done.stderr
     assert planned(copy) == judged | {("report", "")}
     with judging() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.address)
         monkeypatch.setenv("OPENAI_API_KEY", "canary-of-a-key")
-        done = copy.snakemake()
+        done = copy.snakemake(*targets, PREFDAG_TRACK="now")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert server.keys == {"Bearer canary-of-a-key"} and server.most > 1
     summary = json.loads((copy.folder / RESULTS / "judge/dpo/summary.json").read_text())
     assert set(summary["judges"]) == {"reward", "tiny"} and summary["judges"]["tiny"]["unparsable"] == 0
     assert summary["n"] == summary["judges"]["tiny"]["n"] == summary["agreement"][0]["n"] > 10
-    assert planned(copy) == set()
+    assert planned(copy) == {("report", "")}
     written = [path for place in ("results", ".snakemake") for path in (copy.folder / place).rglob("*")]
     for path in written:
         assert not path.is_file() or b"canary-of-a-key" not in path.read_bytes(), path
@@ -337,8 +338,15 @@ def test_two_clean_runs_give_identical_manifests(finished: Project, tmp_path: Pa
     assert done.returncode == 0, done.stderr[-2000:]
     manifests = sorted((again.folder / RESULTS).rglob("manifest.json"))
     assert len(manifests) == 14
+    assert (again.folder / RESULTS / ".journal").is_dir() and not (again.folder / "results/mlflow.db").exists()
     for path in manifests:
         assert path.read_bytes() == (finished.folder / path.relative_to(again.folder)).read_bytes(), path
+
+
+def test_mlflow_is_followed_now_or_later(finished: Project):
+    done = finished.snakemake("-n", PREFDAG_TRACK="never")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("prefdag: PREFDAG_TRACK: expected now or later, got 'never'\n")
 
 
 def test_a_failing_job_says_why(copy: Project):

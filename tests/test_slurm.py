@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from conftest import MINI, ROOT, Project, checkout, environment
+from conftest import MINI, ROOT, Project, checkout
 from slurm_cluster import Cluster, cluster, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=missing() or "")
@@ -44,16 +44,6 @@ SUITE = SUITE.replace(
 SUITE += "runs:\n  - {name: dpo, method: patient.py:patient}\n"
 RESULTS = "results/mini"
 TRAINING = f"{RESULTS}/preference/dpo/manifest.json"
-# The plugin looks at its jobs ever more seldom while none ends; here it looks every second.
-SNAKEMAKE = """
-import sys
-from snakemake.cli import main
-from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
-RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
-main(sys.argv[1:])
-"""
-OPTIONS = ["--profile", "slurm", "--configfile", "configs/mini.yaml", "--latency-wait", "10"]
-OPTIONS += ["--slurm-init-seconds-before-status-checks", "1"]
 GPU_STAGES, CPU_STAGES = {"preference", "generate", "score"}, {"judge", "report"}
 
 
@@ -136,13 +126,8 @@ def _begin(name: str, local: Project, running: Cluster, folder: Path) -> Scene:
     site = {"PREFDAG_SLURM_PARTITION": name}
     if name == "limited":
         site |= {"PREFDAG_SLURM_MINUTES": "2", "PREFDAG_SLURM_NOTICE": "30"}
-    found = {key: running.environment[key] for key in ("PATH", "SLURM_CONF")}
     target = [] if name == "cancelled" else [TRAINING]
-    with (folder / "said").open("wb") as said:
-        workflow = subprocess.Popen(
-            [sys.executable, "-c", SNAKEMAKE, *OPTIONS, *target],
-            cwd=folder, env={**environment(), **found, **site}, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-        )  # fmt: skip
+    workflow = running.snakemake(folder, *target, **site)
     return Scene(name, Project(folder), running, workflow)
 
 
@@ -198,13 +183,10 @@ def test_two_nodes_run_one_training(local: Project, tmp_path: Path):
     done = one.snakemake(TRAINING)
     assert done.returncode == 0, done.stderr[-3000:]
     with cluster({"n1": 1, "n2": 1}) as running:
-        found = {key: running.environment[key] for key in ("PATH", "SLURM_CONF")}
-        done = subprocess.run(
-            [sys.executable, "-c", SNAKEMAKE, *OPTIONS, TRAINING], cwd=two.folder, capture_output=True, text=True,
-            env={**environment(), **found, "PREFDAG_SLURM_PARTITION": "all"}, stdin=subprocess.DEVNULL, timeout=300,
-        )  # fmt: skip
+        workflow = running.snakemake(two.folder, TRAINING, PREFDAG_SLURM_PARTITION="all")
         log = two.folder / RESULTS / "preference/dpo/log.txt"
-        assert done.returncode == 0, done.stderr[-3000:] + (log.read_text() if log.exists() else "")
+        said = (two.folder / "said").read_text
+        assert workflow.wait(timeout=300) == 0, said()[-3000:] + (log.read_text() if log.exists() else "")
         (job,) = running.jobs("all")
         shape = running.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%D %N")
         assert shape.split()[0] == "2", shape

@@ -1,5 +1,6 @@
 """The token store: what goes in comes out, by memory map, and what is no store is refused."""
 
+import errno
 import json
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from comparisons import comparisons, stored
 from prefdag.errors import UserError
 from prefdag.store import Store, StoreWriter
+from prefdag.system_errors import as_sentences
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)
 
@@ -112,3 +114,19 @@ def test_a_part_without_tokens_or_another_k_is_refused(
 def test_store_json_says_what_the_store_holds(tmp_path: Path) -> None:
     stored(tmp_path, comparisons(9, 2))
     assert json.loads((tmp_path / "store.json").read_text()) == {"comparisons": 9, "responses": 2, "scored": False}
+
+
+def test_want_of_memory_is_not_taken_for_a_broken_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(path: Path):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    (tmp_path / "store.json").write_text('{"scored": false}')
+    monkeypatch.setattr("prefdag.store._mapped", refused)
+    with (
+        pytest.raises(UserError, match="sft of .*: out of memory .*; give the job more"),
+        as_sentences("sft", tmp_path),
+    ):
+        Store.open(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="not a token store"), as_sentences("sft", tmp_path):
+        Store.open(tmp_path)

@@ -59,3 +59,13 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     journal.metrics(2, {"loss": 3.0})
     assert [event["step"] for event in read(journal.path)[0]] == [0, 2]
+
+
+def test_a_job_does_not_wait_for_a_sampler_that_never_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where memory is refused a new thread dies before its first line, and nobody hears of it."""
+    monkeypatch.setattr("_thread.start_new_thread", lambda *arguments: 0)
+    monkeypatch.setattr("threading._start_new_thread", lambda *arguments: 0)
+    began = time.monotonic()
+    with Sampled(open_journal(tmp_path, "sft"), first=0.02):
+        pass
+    assert time.monotonic() - began < 1

@@ -90,7 +90,7 @@ def content(client, suite: str) -> dict[str, object]:
     for run in runs:
         for other in runs:
             note = run.data.tags["mlflow.note.content"].replace(
-                f"#/experiments/{experiment}/runs/{other.info.run_id}", ""
+                f"#/experiments/{experiment}/runs/{other.info.run_id}?workflowType=machine_learning", ""
             )
             run.data.tags["mlflow.note.content"] = note
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}

@@ -89,10 +89,14 @@ def test_a_killed_client_leaves_no_job_behind(server, tmp_path: Path):
     assert not alive(job)
 
 
-def test_a_killed_job_is_told_as_such(server, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_a_killed_job_is_told_as_such(number: signal.Signals, server, tmp_path: Path):
+    """By the kernel for its memory, or by a library that aborts where it gets none."""
     process = waiting(server, tmp_path / "job")
-    os.kill(int((tmp_path / "job").read_text()), signal.SIGKILL)
-    assert process.wait(timeout=20) == 128 + signal.SIGKILL
+    os.kill(int((tmp_path / "job").read_text()), number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert f"the process that ran this job was ended by {number.name}, perhaps for its memory; rerun" in err
 
 
 def waiting(server: tuple[Path, dict[str, str]], mark: Path) -> subprocess.Popen[str]:

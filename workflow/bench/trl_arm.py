@@ -147,9 +147,15 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "start_rss_mb": clock.start_rss_mb,
         "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": logged(trainer, "loss"),
+        "grad_norms": logged(trainer, "grad_norm"),
         "versions": {"torch": torch.__version__, "trl": trl.__version__},
     }
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    """What the trainer says of each step."""
+    return [float(entry[name]) for entry in trainer.state.log_history if name in entry]
 
 
 def columns(row: dict[str, list[int]], task: str) -> dict[str, list[int]]:

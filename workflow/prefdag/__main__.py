@@ -14,6 +14,7 @@ from prefdag.launch import launched
 from prefdag.lease import take_gpus
 from prefdag.ranks import is_rank, let_the_first_speak
 from prefdag.system_errors import as_sentences
+from prefdag.together import run_together
 from prefdag.warm import run_warm
 
 
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
             if (code := run_warm(argv)) is not None:
                 return code
             if (code := launched(argv)) is not None:
+                return code
+            if (code := run_together(argv)) is not None:
                 return code
             if not is_rank():
                 take_gpus(name)

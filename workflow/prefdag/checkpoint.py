@@ -49,7 +49,7 @@ class Checkpoint:
             with zipfile.ZipFile(self.path) as file:
                 whole = file.testzip() is None
             state = torch.load(self.path, map_location="cpu", weights_only=True) if whole else None
-        except (ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
             state = None
         if state is None:
             raise UserError(

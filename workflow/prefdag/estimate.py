@@ -38,11 +38,13 @@ def costs(suite: Suite, size: Size) -> list[Cost]:
 
 
 def disk(suite: Suite, size: Size) -> float:
-    """GB of float32 weights that a suite leaves (base, SFT, rewards, runs), and of one training's resumable state."""
+    """GB of float32 weights that a suite leaves (base, SFT, rewards, runs and their kept checkpoints), and of one
+    training's resumable state."""
     rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
     trainings = [suite.sft, *rewards, *(run.preference for run in suite.runs)]
+    kept = sum(len(run.preference.kept_steps) for run in suite.runs)
     state = 4 + max(_moments(one) for one in trainings)
-    return size.parameters * (4 * (1 + len(trainings)) + state) / 1e9
+    return size.parameters * (4 * (1 + len(trainings) + kept) + state) / 1e9
 
 
 def _moments(training: Training) -> int:

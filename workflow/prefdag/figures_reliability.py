@@ -76,7 +76,7 @@ def length_gap_figure(found: Mapping[str, pd.DataFrame]) -> Figure | None:
             style = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1.2, "capsize": 2, "label": name}
             above.errorbar(places + shift, accuracy, error, **style)
         above.axhline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        above.set_ylim(0, 102)
+        above.set_ylim(-3, 103)  # a mark at 0 or 100 is seen whole
         above.set_ylabel("pairs ranked right (%)")
         below.bar(places, 100 * first["pairs"] / first["pairs"].sum(), 0.7, color="#bbbbbb", linewidth=0)
         below.set_ylabel("pairs (%)")
@@ -101,7 +101,8 @@ def reward_length_figure(scores: Mapping[str, pd.DataFrame], rewards: Mapping[st
                 _binned_means(axes, table, column)
                 prompts = table["prompt_id"]
                 rho, low, high = spearman(table["length"], table[column], prompts, seed=f"{policy}/{column}")
-                axes.set_title(f"{policy}\nρ = {_of(rho)} [{_of(low)}, {_of(high)}]", fontsize=8, weight="normal")
+                told = f"ρ = {_of(rho)} [{_of(low)}, {_of(high)}]" if np.isfinite(rho) else "all alike, no correlation"
+                axes.set_title(f"{policy}\n{told}", fontsize=8, weight="normal")
             row[0].set_ylabel(label, fontsize=8)
         for axes in panels[-1]:
             axes.set_xlabel("length (counted tokens)")

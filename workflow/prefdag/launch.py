@@ -37,7 +37,7 @@ class Shape:
 def asked_for(argv: Sequence[str]) -> Shape:
     """What the section of a stage's `--config` says of processes; one where it does not, or is yet to be refused."""
     try:
-        sections = json.loads(_value(argv, "--config") or "{}").values()
+        sections = json.loads(value_of(argv, "--config") or "{}").values()
     except (ValueError, AttributeError):
         return Shape()
     for section in sections:
@@ -49,7 +49,7 @@ def asked_for(argv: Sequence[str]) -> Shape:
     return Shape()
 
 
-def _value(argv: Sequence[str], option: str) -> str | None:
+def value_of(argv: Sequence[str], option: str) -> str | None:
     for place, word in enumerate(argv):
         if word == option:
             return argv[place + 1] if place + 1 < len(argv) else None

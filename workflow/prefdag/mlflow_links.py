@@ -50,8 +50,14 @@ def questions(experiment: str) -> dict[str, str]:
     for question, (search, order) in QUESTIONS.items():
         asked = {"searchFilter": search or f"metrics.{order} > -1e9"}
         asked |= {"orderByKey": f"metrics.`{order}`", "orderByAsc": "false"} if order else {}
-        found[question] = f"#/experiments/{experiment}/runs?{urlencode(asked, quote_via=quote)}"
+        found[question] = _address(experiment, **asked)
     return found
+
+
+def _address(experiment: str, run: str | None = None, **asked: str) -> str:
+    """A run, or the experiment's runs that are asked for, in MLflow's layout for models rather than for agents."""
+    asked["workflowType"] = "machine_learning"
+    return f"#/experiments/{experiment}/runs{f'/{run}' if run else ''}?{urlencode(asked, quote_via=quote)}"
 
 
 def describe_experiment(client: Any, experiment: str) -> None:
@@ -69,8 +75,7 @@ def describe_run(client: Any, experiment: str, run: str, record: Record, runs: I
         made = [one for one in runs if one.closing.get("prefdag.manifest") == told["sha256"] and not one.deleted]
         earlier = sorted((one for one in made if one.began <= record.began), key=attrgetter("began"))
         if earlier:
-            address = f"#/experiments/{experiment}/runs/{earlier[-1].id}"
-            lines.append(f"- reads {name}: [{earlier[-1].name}]({address})")
+            lines.append(f"- reads {name}: [{earlier[-1].name}]({_address(experiment, earlier[-1].id)})")
     client.set_tag(run, NOTE, "\n".join(lines) or "Reads the output of no other run.")
 
 
@@ -86,7 +91,7 @@ def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -
             local=local,
             server=server,
             questions={text: f"{server}/{address}" for text, address in questions(experiment).items()},
-            runs={name: f"{server}/#/experiments/{experiment}/runs/{id}" for name, id in sorted(runs.items())},
+            runs={name: f"{server}/{_address(experiment, id)}" for name, id in sorted(runs.items())},
         )
     )
     made = root / f".{PAGE}"

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from prefdag.allocator import keep_freed_pages
 from prefdag.attention import NAME, check_supported
 from prefdag.collective import join
 from prefdag.config.model import Architectural
@@ -33,8 +34,12 @@ transformers_logging.disable_progress_bar()
 
 
 def set_up(threads: int) -> torch.device:
-    """Fix the number of threads, ask for deterministic kernels, meet the job's other processes, and name the device."""
+    """Fix the number of threads, ask for deterministic kernels, meet the job's other processes, and name the device.
+
+    Memory that is freed stays with the process.
+    """
     join()
+    keep_freed_pages()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
@@ -52,7 +57,21 @@ def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
 
     Raises `UserError` for an architecture that is not supported and for a folder that holds no weights.
     """
-    return _load(AutoModelForCausalLM, folder, device)
+    held = _held.pop(_as_it_is(folder), None) if _held else None
+    return _load(AutoModelForCausalLM, folder, device) if held is None else nn.Module.to(held, device)
+
+
+def hold(folder: Path) -> None:
+    """Load a policy that this process's forks will ask for: each finds it loaded, once, and its own to change."""
+    _held[_as_it_is(folder)] = load_policy(folder, torch.device("cpu"))
+
+
+_held: dict[tuple[object, ...], PreTrainedModel] = {}
+
+
+def _as_it_is(folder: Path) -> tuple[object, ...]:
+    files = sorted(folder.glob("*"))
+    return folder.resolve(), *((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
 
 
 def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None) -> PreTrainedModel:

@@ -21,7 +21,9 @@ def sources(stage: str, own: Iterable[Path] = ()) -> list[Path]:
     looks the stage up and prints a user's mistake. own: files of the user's own that the job runs as well; what they
     import from the package and from their own folder is counted with them.
     """
-    return _followed([PACKAGE / "stages" / f"{stage}.py", *own])
+    found = _followed([PACKAGE / "stages" / f"{stage}.py", *own])
+    _kept.cache_clear()
+    return found
 
 
 def sources_of_own(path: Path) -> list[Path]:
@@ -47,36 +49,38 @@ def _followed(waiting: list[Path]) -> list[Path]:
 
 @cache
 def _imported(path: Path) -> tuple[Path, ...]:
-    tree = parsed(path)
-    assert not _relative(tree), f"{path}: relative imports are not followed"
-    return tuple([file for name in _names(tree) for file in _files_of(name)] + _read_beside(path, tree))
+    names, strings, relative = _looked_through(path)
+    assert not relative, f"{path}: relative imports are not followed"
+    return tuple([file for name in names for file in _files_of(name)] + _read_beside(path, strings))
 
 
 def _imported_by_own(path: Path) -> list[Path]:
-    tree = parsed(path)
-    if _relative(tree):
+    names, strings, relative = _looked_through(path)
+    if relative:
         raise UserError(f"{path}: relative imports are not followed; write `import <module>` for a file beside it")
-    beside = [path.parent / name.partition(".")[0] for name in _names(tree)]
+    beside = [path.parent / name.partition(".")[0] for name in names]
     for folder in beside:
         if (folder / "__init__.py").is_file():
             raise UserError(f"{path}: the package {folder} is not followed; import modules that lie beside the file")
     files = [file for at in beside if (file := at.with_name(f"{at.name}.py")).is_file()]
-    return [*files, *(file for name in _names(tree) for file in _files_of(name)), *_read_beside(path, tree)]
+    return [*files, *(file for name in names for file in _files_of(name)), *_read_beside(path, strings)]
 
 
-def _relative(tree: ast.Module) -> bool:
-    return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
-
-
-def _names(tree: ast.Module) -> list[str]:
-    """Every module that a file imports, and every name that may be one, dotted."""
+def _looked_through(path: Path) -> tuple[list[str], set[object], bool]:
+    """Every module that a file imports and every name that may be one, dotted; its constants; any relative import?"""
     names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
+    constants: set[object] = set()
+    relative = False
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Constant):
+            constants.add(node.value)
+        elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+        elif isinstance(node, ast.ImportFrom):
+            relative = relative or node.level > 0
+            if node.module:
+                names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names, constants, relative
 
 
 def _files_of(name: str) -> list[Path]:
@@ -91,10 +95,9 @@ def _files_of(name: str) -> list[Path]:
     return files
 
 
-def _read_beside(path: Path, tree: ast.Module) -> list[Path]:
+def _read_beside(path: Path, constants: set[object]) -> list[Path]:
     """Files that a module reads from its own folder, such as page templates: every string that names one."""
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    return [file for file in path.parent.iterdir() if file.suffix not in (".py", "") and file.name in strings]
+    return [file for file in path.parent.iterdir() if file.suffix not in (".py", "") and file.name in constants]
 
 
 def parsed(path: Path) -> ast.Module:
@@ -107,17 +110,24 @@ def parsed(path: Path) -> ast.Module:
         raise UserError(f"{path}: not valid Python ({error}); mend it") from None
 
 
+_kept = cache(parsed)  # of the package's files, until a job's are known: trees are large
+
+
+def _tree(path: Path) -> ast.Module:
+    return _kept(path) if path.is_relative_to(PACKAGE) else parsed(path)
+
+
 def code_digest(stage: str, own: Iterable[Path] = ()) -> str:
     """sha256 of what a job's code says: comments, docstrings and layout do not change it."""
     digest = hashlib.sha256()
-    for path in sources(stage, own):
+    for path in _followed([PACKAGE / "stages" / f"{stage}.py", *own]):
         digest.update(str(path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path).encode())
-        digest.update(_meaning(path) if path.suffix == ".py" else path.read_bytes())
+        digest.update(_meaning(_tree(path)) if path.suffix == ".py" else path.read_bytes())
+    _kept.cache_clear()
     return digest.hexdigest()
 
 
-def _meaning(path: Path) -> bytes:
-    tree = parsed(path)
+def _meaning(tree: ast.Module) -> bytes:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]

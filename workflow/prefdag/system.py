@@ -3,6 +3,7 @@
 Names are those under which MLflow shows system metrics: system/... .
 """
 
+import _thread
 import os
 import shutil
 import subprocess
@@ -30,25 +31,28 @@ class Sampled:
 
     def __init__(self, journal: Journal, first: float = FIRST) -> None:
         self.journal, self.first = journal, first
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._over, self._writing = threading.Event(), threading.Lock()
 
     def __enter__(self) -> None:
-        self._thread.start()
+        # Not threading.Thread: its start waits for a sign of the new thread, which gives none where memory is refused.
+        _thread.start_new_thread(self._sample, ())
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()  # the journal's last line is the job's end
+        with self._writing:  # the journal's last line is the job's end
+            self._over.set()
 
     def _sample(self) -> None:
-        process, began, number = psutil.Process(), time.monotonic(), 0
-        process.cpu_percent()  # the first answer is of no interval
-        while not self._over.wait(min(LONGEST, max(self.first, (time.monotonic() - began) / 60))):
-            try:
-                self.journal.system(number, taken(process))
-            except OSError:  # a full disk is told by what the job itself writes
-                return
-            number += 1
+        try:
+            process, began, number = psutil.Process(), time.monotonic(), 0
+            process.cpu_percent()  # the first answer is of no interval
+            while not self._over.wait(min(LONGEST, max(self.first, (time.monotonic() - began) / 60))):
+                with self._writing:
+                    if self._over.is_set():
+                        return
+                    self.journal.system(number, taken(process))
+                number += 1
+        except (OSError, MemoryError):  # a full disk, no memory: told by what the job itself does
+            return
 
 
 def taken(process: psutil.Process) -> dict[str, float]:

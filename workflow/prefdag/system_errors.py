@@ -30,9 +30,14 @@ def as_sentences(stage: str, root: Path) -> Iterator[None]:
     """Raise `UserError` for such an error of a job of `stage` in the suite's folder `root`, and any other as it is."""
     try:
         yield
-    except (UserError, Stopped, KeyboardInterrupt, SystemExit):
+    except (Stopped, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a library in Rust panics with what is no Exception
+        if isinstance(error, UserError):
+            # A file that could not be opened for want of memory was taken for a broken one.
+            error = next((one for one in _chain(error) if not isinstance(one, UserError) and _says_memory(one)), error)
+            if isinstance(error, UserError):
+                raise
         if (sentence := _sentence(stage, root, error)) is None:
             raise
         raise UserError(sentence) from None
@@ -59,10 +64,14 @@ def _sentence(stage: str, root: Path, error: BaseException) -> str | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says so, or is any at all of a process that has come to the limit on its memory (ulimit -v)."""
-    if any(isinstance(one, MemoryError) or _says(one, {errno.ENOMEM}, MEMORY_TEXTS) for one in _chain(error)):
+    if any(map(_says_memory, _chain(error))):
         return True
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return limit != resource.RLIM_INFINITY and _largest() > NEAR * limit
+
+
+def _says_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or _says(error, {errno.ENOMEM}, MEMORY_TEXTS)
 
 
 def _largest() -> int:

@@ -15,11 +15,12 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 VARIABLE = "PREFDAG_WARM"
+SERVER = "PREFDAG_WARM_SERVER"  # of a job that was forked: the server's process
 IMPORTS = (
     "torch.utils.checkpoint",
     "safetensors.torch",
@@ -29,11 +30,20 @@ IMPORTS = (
     "transformers.models.auto.tokenization_auto",
     *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gpt2", "gpt_neox", "qwen2")),
 )
+ENDED = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)  # which leave a job no word of its own
 PATIENCE = 1.0  # seconds between two looks at whether the workflow is still there
 
 
-def serve(path: Path, parent: int) -> None:
-    """Fork a job for each client that connects to the socket at `path`, until the process `parent` is gone."""
+def import_all() -> None:
+    for name in IMPORTS:
+        import_module(name)
+
+
+def serve(path: Path, parent: int, load: Callable[[], None] = import_all) -> None:
+    """Fork a job for each client that connects to the socket at `path`, until the process `parent` is gone.
+
+    load: what all jobs are to find done. It must start no thread.
+    """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         old = os.umask(0o077)
@@ -41,27 +51,27 @@ def serve(path: Path, parent: int) -> None:
         os.umask(old)
         listener.listen(64)  # before importing: whoever connects now waits here instead of importing as well
         gc.disable()
-        for name in IMPORTS:
-            import_module(name)
+        load()
         gc.freeze()
         gc.enable()
         # Threads do not survive a fork. torch starts its own at the first parallel sum, which is never made here.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        server = os.getpid()
         listener.settimeout(PATIENCE)
-        while _alive(parent):
+        while is_alive(parent):
             try:
                 client, _ = listener.accept()
             except TimeoutError:
                 continue
             if os.fork() == 0:
                 listener.close()
-                _attend(client)
+                _attend(client, server)
                 os._exit(0)
             client.close()
     path.unlink(missing_ok=True)
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -69,7 +79,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _attend(client: socket.socket) -> None:
+def _attend(client: socket.socket, server: int) -> None:
     """Fork the job, relay the client's signals to it, and send back how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     client.settimeout(None)
@@ -77,7 +87,7 @@ def _attend(client: socket.socket) -> None:
     job = os.fork()
     if job == 0:
         client.close()
-        _become(request, files)
+        _become(request, files, server)
     for file in files:
         os.close(file)
     watch = os.pidfd_open(job)
@@ -94,15 +104,17 @@ def _attend(client: socket.socket) -> None:
             os.kill(job, number)
 
 
-def _become(request: dict[str, object], files: Sequence[int]) -> None:
+def _become(request: dict[str, object], files: Sequence[int], server: int) -> None:
     """Turn this fork into the client's job: its files, folder, environment and arguments."""
     code = 1
     try:
         for target, file in enumerate(files):
             os.dup2(file, target)
+            os.close(file)
         os.chdir(str(request["folder"]))
         os.environ.clear()
         os.environ.update(request["environment"])  # type: ignore[call-overload]
+        os.environ[SERVER] = str(server)
         sys.argv = ["prefdag", *request["arguments"]]  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = import_module("prefdag.__main__").main(sys.argv[1:])
@@ -119,8 +131,11 @@ def _become(request: dict[str, object], files: Sequence[int]) -> None:
 def run_warm(arguments: Sequence[str]) -> int | None:
     """Run a command in a fork of the warm server; None where there is no server, and the caller runs it itself."""
     path = os.environ.pop(VARIABLE, None)
-    if path is None:
-        return None
+    return None if path is None else ask(path, arguments)
+
+
+def ask(path: str, arguments: Sequence[str]) -> int | None:
+    """Have the server at a socket run a command; its exit code, None where no server is there."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         server.connect(path)
@@ -135,9 +150,9 @@ def run_warm(arguments: Sequence[str]) -> int | None:
         server.sendall(body)
         answer = server.recv(16)
     code = int(answer) if answer else -signal.SIGKILL
-    if code == -signal.SIGKILL:
-        told = "the process that ran this job was killed, perhaps for its memory; rerun, with more of it"
-        print(f"prefdag: {arguments[0]}: {told}", file=sys.stderr)
+    if -code in ENDED:  # libraries in Rust and C++ abort where Python raises MemoryError
+        how = f"was ended by {signal.Signals(-code).name}, perhaps for its memory"
+        print(f"prefdag: {arguments[0]}: the process that ran this job {how}; rerun, with more of it", file=sys.stderr)
     return code if code >= 0 else 128 - code
 
 

@@ -4,6 +4,12 @@ import signal as signals
 import subprocess
 
 
+TRACK = os.environ.get("PREFDAG_TRACK", "now")
+if TRACK not in ("now", "later"):
+    print(f"prefdag: PREFDAG_TRACK: expected now or later, got {TRACK!r}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
 def beside(log, *command, **variables):
     """Start a process that runs beside the jobs until they are done."""
     os.makedirs(f"{RESULTS}/.journal", exist_ok=True)
@@ -14,6 +20,8 @@ def beside(log, *command, **variables):
 
 def start_writer():
     """Follow the journals into MLflow while the workflow runs. Its trouble costs a view, never a run."""
+    if TRACK == "later":
+        return None
     # Nice: the jobs come first, the view of them may lag.
     python = ["nice", "-n", "10", sys.executable, "-m", "prefdag"]
     return beside("writer.log", *python, "track", RESULTS, "--follow", "--parent", str(os.getpid()))
@@ -31,7 +39,8 @@ def finish(writer, warm, succeeded):
     """Let the writer drain, then say where everything is."""
     if warm is not None:
         warm.terminate()
-        Path(WARM).unlink(missing_ok=True)
+        for path in Path(RESULTS).glob(".warm*"):
+            path.unlink(missing_ok=True)
     if writer is not None:
         writer.send_signal(signals.SIGTERM)
         try:

@@ -40,5 +40,5 @@ rule report:
     benchmark:
         f"{RESULTS}/report/benchmark.tsv"
     shell:
-        "python -m prefdag report --config {params.config:q} --exact {input.exact} --output {output.manifest}"
+        OFFLINE + "python -m prefdag report --config {params.config:q} --exact {input.exact} --output {output.manifest}"
         " 2>&1 | tee {log:q}"

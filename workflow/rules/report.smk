@@ -39,6 +39,6 @@ rule report:
     benchmark:
         f"{RESULTS}/report/benchmark.tsv"
     shell:
-        "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
+        OFFLINE + "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
         " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
         " {params.reward} {params.best_of_n} --policy {input.policy} --output {output.manifest} 2>&1 | tee {log:q}"

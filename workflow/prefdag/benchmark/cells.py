@@ -9,8 +9,8 @@ import pandas as pd
 
 from prefdag.benchmark.arms import Arm, Cell, run
 
-# 50 steps of float32 may differ by this much: maximum, and mean signed difference.
-LARGEST_DIFFERENCE, SIGNED_DIFFERENCE = 1e-4, 1e-6
+# 50 steps of float32 may differ by this much: losses at most, and on average with sign; gradient norms as a share.
+LARGEST_DIFFERENCE, SIGNED_DIFFERENCE, NORM_DIFFERENCE = 1e-4, 1e-6, 1e-3
 OURS = "prefdag"
 
 
@@ -42,6 +42,7 @@ def measured(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dict[s
                 "gemm_gflops": found["gemm_gflops"],
                 "stolen": found["stolen"],
                 "losses": found["losses"],
+                "grad_norms": found["grad_norms"],
             }
 
 
@@ -56,20 +57,24 @@ def best(cell: Cell, arm: str, candidates: Sequence[tuple[int, bool]], length: L
 
 
 def disagreement(runs: pd.DataFrame) -> pd.DataFrame:
-    """Of every arm's first run against prefdag's: largest and mean signed difference of the losses, step by step."""
-    first = runs[runs["round"] == 0].set_index("arm")["losses"]
+    """Of every arm's first run against prefdag's, step by step: the losses' largest and mean signed difference, and the
+    largest of the gradient norms', as a share of them."""
+    first = runs[runs["round"] == 0].set_index("arm")
+    ours = first.loc[OURS]
     rows = []
-    for arm, losses in first.items():
-        differences = [a - b for a, b in zip(losses, first[OURS], strict=False)]
+    for arm, own in first.iterrows():
+        differences = [a - b for a, b in zip(own["losses"], ours["losses"], strict=False)]
+        norms = [abs(a / b - 1) for a, b in zip(own["grad_norms"], ours["grad_norms"], strict=False)]
         if differences:
-            rows.append((arm, max(map(abs, differences)), statistics.fmean(differences)))
-    return pd.DataFrame(rows, columns=["arm", "largest_difference", "signed_difference"]).set_index("arm")
+            rows.append((arm, max(map(abs, differences)), statistics.fmean(differences), max(norms, default=0.0)))
+    columns = ["arm", "largest_difference", "signed_difference", "norm_difference"]
+    return pd.DataFrame(rows, columns=columns).set_index("arm")
 
 
 def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     """prefdag's pairs per second over each arm's, round by round: median, lowest and highest; and memory's ratio.
 
-    `agrees` is whether the losses do; a speed-up over an arm that computes something else is void.
+    `agrees` is whether losses and gradient norms do; a speed-up over an arm that computes something else is void.
     """
     rows = []
     for (shape, profile, task), cell in runs.groupby(["shape", "profile", "task"], sort=False):
@@ -81,6 +86,7 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
             agrees = arm not in off.index or bool(
                 off.loc[arm, "largest_difference"] <= LARGEST_DIFFERENCE
                 and abs(off.loc[arm, "signed_difference"]) <= SIGNED_DIFFERENCE
+                and off.loc[arm, "norm_difference"] <= NORM_DIFFERENCE
             )
             rows.append(
                 {

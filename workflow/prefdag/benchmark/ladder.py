@@ -129,8 +129,8 @@ def trained(
     rung: str,
     tokens_per_batch: int,
     learning_rate: float,
-) -> Iterator[float]:
-    """Train on `steps` by one rung, yielding each step's loss.
+) -> Iterator[tuple[float, float]]:
+    """Train on `steps` by one rung, yielding each step's loss and its gradient's norm before it is clipped.
 
     references: of each pair of each step, the reference's log-probs, [n_w + n_l].
     """
@@ -144,7 +144,7 @@ def trained(
             part = loss(policy, reference=fixed).sum() / len(step)
             part.backward()
             total += part.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        yield total
+        yield total, norm.item()

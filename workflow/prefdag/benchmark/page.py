@@ -29,17 +29,18 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
         f"{settings.threads} threads, float32 on CPU; {said}; a float32 product of 1024 x 1024 at "
         f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
         "",
-        "| shape | lengths | task | against | speed-up (rounds) | memory | largest loss difference |",
-        "|---|---|---|---|---|---|---|",
+        "| shape | lengths | task | against | speed-up (rounds) | memory | losses apart: most, mean | norms apart |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found.to_dict("records"):
-        off = row.get("largest_difference")
-        agreement = (
-            "no losses" if off is None or np.isnan(off) else f"{off:.1e}" + ("" if row["agrees"] else " **void**")
-        )
+        agreement = ["no losses", ""]
+        if not np.isnan(row.get("largest_difference", np.nan)):
+            void = "" if row["agrees"] else " **void**"
+            agreement = [f"{row['largest_difference']:.1e}, {row['signed_difference']:+.1e}{void}"]
+            agreement += [f"{row['norm_difference']:.1e}"]
         speed = f"{row['speedup']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
         cells = [row["shape"], row["profile"], row["task"], TITLES.get(row["arm"], row["arm"]), speed]
-        lines.append("| " + " | ".join([*cells, f"{row['memory']:.2f}", agreement]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{row['memory']:.2f}", *agreement]) + " |")
     lines += ["", "| task | against | geometric mean over cells | lowest cell |", "|---|---|---|---|"]
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
         mean = float(np.exp(np.log(part["speedup"]).mean()))

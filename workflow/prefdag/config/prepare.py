@@ -42,8 +42,10 @@ class Prepare(Section):
     max_response_tokens: Count
     validation_fraction: Fraction = Field(0.0, description="share of prompts held out of train, where no file is")
     test_fraction: Fraction = Field(0.0, description="share of prompts held out of train for test, where no file is")
-    leakage: Literal["error", "allow"] = Field(
-        "error", description="prompts shared between splits, or between SFT's training and held-out comparisons"
+    leakage: Literal["error", "drop", "allow"] = Field(
+        "error",
+        description="prompts shared between splits, or between SFT's training and held-out comparisons; drop: rows of "
+        "train, then of validation, whose prompt a later split holds are left out and counted",
     )
 
     @field_validator("adapter")

@@ -41,7 +41,7 @@ def run(job: Job, here: Workspace) -> dict[str, Any]:
             print(f"benchmark: {cell.name}, {record['arm']}, round {record['round'] + 1}: {speed}", flush=True)
     runs = pd.DataFrame(records)
     found = ratios(runs)
-    runs.drop(columns="losses").to_csv(here.output / "runs.csv", index=False)
+    runs.drop(columns=["losses", "grad_norms"]).to_csv(here.output / "runs.csv", index=False)
     _losses(runs).to_csv(here.output / "losses.csv", index=False)
     found.to_csv(here.output / "ratios.csv", index=False)
     versions = {name: _version(name) for name in ("torch", "transformers", "trl")}
@@ -103,11 +103,11 @@ def _losses(runs: pd.DataFrame) -> pd.DataFrame:
     first = runs[runs["round"] == 0]
     keys = ["shape", "profile", "task", "arm"]
     rows = [
-        {**{key: getattr(row, key) for key in keys}, "step": step, "loss": loss}
+        {**{key: getattr(row, key) for key in keys}, "step": step, "loss": loss, "grad_norm": norm}
         for row in first.itertuples()
-        for step, loss in enumerate(row.losses, start=1)
+        for step, (loss, norm) in enumerate(zip(row.losses, row.grad_norms, strict=True), start=1)
     ]
-    return pd.DataFrame(rows, columns=[*keys, "step", "loss"])
+    return pd.DataFrame(rows, columns=[*keys, "step", "loss", "grad_norm"])
 
 
 def _geometric_mean(part: pd.DataFrame) -> float:

@@ -55,6 +55,9 @@ def run(
     splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
     places = {split: folder / f"{'ood' if job.dataset == 'ood' else split}.jsonl" for split in splits}
     files = {split: path for split, path in places.items() if path.is_file()}
+    if job.prepare.leakage == "drop" and job.dataset != "ood":  # what is held out is read first, and by whoever trains
+        tested = {"test": folder / "test.jsonl"} if (folder / "test.jsonl").is_file() else {}
+        files = dict(reversed((files | tested).items()))
     shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
     held_out = {split: 0.0 if (folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
     num_responses = {"demonstrations": 1, "ood": 1, "comparisons": 2}.get(job.dataset) or _ranked(
@@ -104,6 +107,7 @@ def _write(
 ) -> dict[str, SplitAudit]:
     """One pass over the rows: token stores into `output`, their traits into `scratch`; returns the counts."""
     audits = {split: SplitAudit() for split in splits}
+    leaks = _Leaks()
     with ExitStack() as stack:
         stores = {split: stack.enter_context(_Split(output / split, encoder.num_responses)) for split in splits}
         traits = {split: stack.enter_context((scratch / f"{split}.traits").open("wb")) for split in splits}
@@ -112,8 +116,11 @@ def _write(
                 if split in audits:
                     audits[split].drop(reason, row)
             for index, kept in enumerate(found.kept):
-                if kept.split in audits:
-                    trait = found.traits[index]
+                trait = found.traits[index]
+                owner = leaks.owner(kept.split, int(trait["prompt"])) if job.prepare.leakage == "drop" else None
+                if kept.split in audits and owner:
+                    audits[kept.split].drop(f"a prompt that is held out in {owner}", kept.row)
+                elif kept.split in audits:
                     stores[kept.split].add(kept.prompt, kept.responses, kept.row, int(trait["prompt"]), kept.scores)
                     traits[kept.split].write(trait.tobytes())
                     audits[kept.split].use(kept)
@@ -131,6 +138,21 @@ def _encoded(job: Job, files: dict[str, Path], encoder: Encoder) -> Iterator[Enc
     workers = min(cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
     found = in_order(encoder, waiting(), workers)
     return with_progress(found, lambda one: one.size, total, f"prepare: {job.dataset}")
+
+
+class _Leaks:
+    """Prompts by the split that holds them out. Splits come from the last, test, to the first."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, set[int]] = {split: set() for split in SPLITS[1:]}
+
+    def owner(self, split: str, prompt: int) -> str | None:
+        """The later split that holds a row's prompt out, None where the row may stay in its own."""
+        later = SPLITS[SPLITS.index(split) + 1 :]
+        found = next((one for one in later if prompt in self._held[one]), None)
+        if found is None and split in self._held:
+            self._held[split].add(prompt)
+        return found
 
 
 class _Split:

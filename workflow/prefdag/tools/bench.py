@@ -38,6 +38,7 @@ from prefdag.store import Comparison, Store, StoreWriter
 TASKS = ("dpo", "reward", "reference", "sft")
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 WARM_UP = 2
+Taken = tuple[float, float]  # an optimizer step's loss and gradient norm
 # Padded tokens of one forward. On CPU as fast as 2,048 and more, with half the memory; a GPU wants to be filled.
 BUDGETS = {"cpu": 512, "cuda": 16384}
 
@@ -75,11 +76,11 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = load_scorer(arguments.model, device, new_heads=1) if reward else load_policy(arguments.model, device)
     before = _rss_mb()
     if arguments.task == "reference":
-        seconds, losses = _reference_pass(model, store, arguments), list[float]()
+        seconds, steps = _reference_pass(model, store, arguments), list[Taken]()
     elif arguments.rung:
-        seconds, losses = _climbed(model, store, arguments)
+        seconds, steps = _climbed(model, store, arguments)
     else:
-        seconds, losses = _training(model, store, arguments, folder)
+        seconds, steps = _training(model, store, arguments, folder)
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
     return {
         "task": arguments.task,
@@ -87,7 +88,8 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "pairs_per_s_quartiles": [num / float(np.quantile(timed, q)) for q in (0.75, 0.25)],
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "start_rss_mb": before,
-        "losses": losses,
+        "losses": [loss for loss, _ in steps],
+        "grad_norms": [norm for _, norm in steps],
         "device": str(device),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }
@@ -119,8 +121,8 @@ def _parts(row: dict[str, Any], where: str) -> list[list[int]]:
     return [row[name] for name in PARTS]
 
 
-def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds and loss of each optimizer step."""
+def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> tuple[list[float], list[Taken]]:
+    """Seconds, and loss and gradient's norm, of each optimizer step."""
     settings = Training(
         batch_size=arguments.pairs_per_step,
         epochs=10**6,
@@ -130,32 +132,32 @@ def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: P
         tokens_per_batch=arguments.tokens_per_batch,
         threads=arguments.threads,
     )
-    seconds, losses = list[float](), list[float]()
+    seconds, steps = list[float](), list[Taken]()
     began = time.perf_counter()
     for step in train(model.train(), store, settings, _task(model, store, arguments, folder)):
         seconds.append(time.perf_counter() - began)
-        losses.append(step.loss)
+        steps.append((step.loss, step.grad_norm))
         began = time.perf_counter()
-    return seconds, losses
+    return seconds, steps
 
 
-def _climbed(model: Any, store: Store, arguments: argparse.Namespace) -> tuple[list[float], list[float]]:
+def _climbed(model: Any, store: Store, arguments: argparse.Namespace) -> tuple[list[float], list[Taken]]:
     """The same training by one rung of the ladder; its reference log-probs are the product's."""
     num = arguments.pairs_per_step
-    steps, references = [], []
+    pairs, references = [], []
     for number in range(min(arguments.steps, len(store) // num)):
         step = [store[int(index)] for index in members(number, len(store), num, 0)]
-        steps.append(step)
+        pairs.append(step)
         references.append(_reference_of(model, step))
     loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
-    seconds, losses = list[float](), list[float]()
+    seconds, steps = list[float](), list[Taken]()
     began = time.perf_counter()
     rate, budget = arguments.learning_rate, arguments.tokens_per_batch
-    for value in trained(model.train(), steps, references, loss, arguments.rung, budget, rate):
+    for taken in trained(model.train(), pairs, references, loss, arguments.rung, budget, rate):
         seconds.append(time.perf_counter() - began)
-        losses.append(value)
+        steps.append(taken)
         began = time.perf_counter()
-    return seconds, losses
+    return seconds, steps
 
 
 @torch.no_grad()

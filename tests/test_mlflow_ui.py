@@ -1,7 +1,4 @@
-"""MLflow's own pages in a browser, by clicking only: the best policy under a KL, where it came from, what it wrote.
-
-A trial by hand, not one of `make test`: pytest tests/trial_mlflow_ui.py
-"""
+"""MLflow's own pages in a browser, by clicking only: the best policy under a KL, where it came from, what it wrote."""
 
 import csv
 import os
@@ -98,6 +95,7 @@ def click(driver, text: str) -> None:
                 try:
                     if found.is_displayed():
                         found.click()
+                        driver.switch_to.window(driver.window_handles[-1])  # links of a description open a new tab
                         return
                 except Exception as error:
                     if time.monotonic() > deadline:
