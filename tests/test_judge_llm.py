@@ -32,7 +32,7 @@ from prefdag.tools.plan import requests
 from preparing import byte_tokenizer
 
 CANARY = "sk-canary-0123456789abcdef"
-MODEL = {"model": "tiny-judge", "prompt": "summarisation-simple", "timeout": 5}
+MODEL = {"model": "tiny-judge", "prompt": "summarisation-simple", "timeout": 60}
 NEEDED = 12  # six pairs in both orders
 
 
@@ -199,7 +199,9 @@ PASSING = {
 def test_what_passes_is_waited_for(what: str, server: Judge, tmp_path: Path) -> None:
     server.faults = list(PASSING[what])
     folder = results(tmp_path / "suite")
-    assert main(command(folder, concurrency=1, timeout=0.5)) == 0
+    # Short only where time is to run out: a busy machine may keep any answer for seconds.
+    patience = {"timeout": 5} if what == "stalls" else {}
+    assert main(command(folder, concurrency=1, **patience)) == 0
     assert summary(folder)["wins"] == 4
     assert (server.answered, len(server.requests)) == (NEEDED, NEEDED + len(PASSING[what]))
 
@@ -324,7 +326,7 @@ def test_requests_a_minute(server: Judge, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_requests_at_a_time(concurrency: int, server: Judge, tmp_path: Path) -> None:
-    server.delay = 0.05
+    server.delay = 0.2
     assert main(command(results(tmp_path / "suite"), concurrency=concurrency)) == 0
     assert server.most == concurrency
 
@@ -358,9 +360,9 @@ def test_told_to_stop(server: Judge, tmp_path: Path) -> None:
     """SIGTERM: exit code 143 once the request under way has been given up; nothing of the 5 answers is lost."""
     folder = results(tmp_path / "suite")
     server.hold_after = 5
-    job = started(folder, server, concurrency=1, timeout=1)
+    job = started(folder, server, concurrency=1, timeout=5)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == 143
+    assert job.wait(timeout=120) == 143
     assert "the next run continues" in job.communicate()[0]
     assert len(known_answers(folder / ".judge")) == 5
 

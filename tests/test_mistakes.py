@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +213,6 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
     job = subprocess.Popen([*run, *stopped], env=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert job.stdout is not None
     next(line for line in job.stdout if "step 1/" in line)
-    time.sleep(0.3)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=60) == 143
     assert list((tmp_path / "stopped/.resume").rglob("state.pt"))

@@ -206,7 +206,7 @@ def test_a_write_that_broke_off_is_completed(results, client, suite):
 def test_followed_live_equals_replayed(results, client, suite):
     """The DPO job's journal is fed line by line to a follower; the SFT job's appears in the middle."""
     (results / "live/.journal").mkdir(parents=True)
-    parent = subprocess.Popen(["sleep", "60"])
+    parent = subprocess.Popen(["sleep", "600"])
     command = [sys.executable, "-m", "prefdag", "track", str(results / "live"), "--follow", "--poll", "0.2"]
     follower = subprocess.Popen(
         [*command, "--parent", str(parent.pid)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
