@@ -140,7 +140,7 @@ def test_a_reward_model_is_read_back_as_it_was(policy: Path, tmp_path: Path) -> 
     model = RewardModel(members, scoring)
     assert torch.equal(load_reward_model(folder, CPU)(segments), model(segments))
     before = untrained_reward_model(policy, folder, CPU)
-    assert torch.equal(before.values(segments), model.values(segments)), "nothing was trained here"
+    assert near(before.values(segments), model.values(segments)), "nothing was trained here"
     assert near(before(segments), combined(naive_values(members, FOUND) / (1 + lengths()), "minimum"))
 
 

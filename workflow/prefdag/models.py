@@ -28,6 +28,7 @@ from prefdag.sharding import whole
 from prefdag.system_errors import out_of_memory
 
 HEAD = "score.weight"
+ALIGNMENT = 64  # bytes
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -107,7 +108,18 @@ def _load(
     if lacking:
         raise UserError(f"{folder}: its weights lack {lacking[0]} ({len(lacking)} missing); take a complete model")
     without_dropout(model)
+    _align(model)
     return model.to(device).eval()
+
+
+def _align(model: nn.Module) -> None:
+    """Move parameters that begin anywhere in a mapped file to where torch's own would begin.
+
+    On AMD processors the low bits of MKL's products by a narrow matrix, such as a reward head, depend on that.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
 
 
 def _not_loaded(folder: Path, error: Exception) -> Exception:
