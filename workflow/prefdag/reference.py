@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from prefdag.attention import NAME
+from prefdag.attention import NAME, lowering
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
 from prefdag.manifest import Manifest
@@ -30,11 +30,12 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> dict[str, Any]:
     """Everything that cached log-probs depend on: weights, tokens, precision, attention, library versions."""
     files = comparisons.content["files"]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {
         "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(".safetensors")},
         "tokens": {n: e["sha256"] for n, e in files.items() if n.endswith(("/tokens.npy", "/offsets.npy"))},
-        "dtype": "bfloat16" if device.type == "cuda" else "float32",
-        "attention": NAME,
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": NAME if (way := lowering(device, dtype)) == "masked" else f"{NAME} {way}",
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefdag.apart import Apart
 from prefdag.batches import micro_batches
 from prefdag.store import Comparison, Indexed
 
@@ -55,6 +56,12 @@ class Segments:
         of_prompt = self.response[:, None, :] == 0
         own = self.response[:, :, None] == self.response[:, None, :]
         return (same & causal & (of_prompt | own))[:, None]
+
+    @cached_property
+    def apart(self) -> Apart:
+        """The same attention as sequences, a response each."""
+        grids = (self.comparison, self.response)
+        return Apart.of(*(grid.cpu().numpy() for grid in grids)).to(self.tokens.device)
 
     def to(self, device: torch.device) -> Self:
         return type(self)(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
