@@ -15,21 +15,24 @@ from prefdag.benchmark.ladder import RUNGS
 from prefdag.benchmark.page import as_markdown, speedups
 from prefdag.benchmark.shapes import LONGEST, PROFILES, SHAPES, write_ids, write_model
 from prefdag.config.benchmark import Benchmark
-from prefdag.errors import UserError
+from prefdag.errors import Stopped, UserError
+from prefdag.journal import open_journal
 from prefdag.models import load_policy
+from prefdag.stage import Workspace
+from prefdag.stages import benchmark as stage
 from prefdag.store import Comparison
 from prefdag.tools import bench
 
 NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
+TINY: dict[str, int | bool] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
+TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 CELL = Cell("small", "hh", "dpo", Path("model"), Path("ids.jsonl"))
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
-    tiny = {**sizes, "num_hidden_layers": 2, "num_attention_heads": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SHAPES, "tiny", ("llama", tiny))
+        patch.setitem(SHAPES, "tiny", ("llama", TINY))
         return write_model("tiny", tmp_path_factory.mktemp("shape") / "tiny")
 
 
@@ -144,6 +147,33 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
     assert calls == ["prefdag", "naive", "prefdag", "naive"]
 
 
+def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Stopped at the second of two cells; the next run measures that one alone."""
+    measurements = []
+
+    def ran(arm: Arm, cell: Cell, *_: object) -> dict:
+        if cell.shape == "pythia-14m" and "stopped" not in measurements:
+            measurements.append("stopped")
+            raise Stopped(15)
+        assert cell.model.is_dir() and cell.ids.is_file()
+        measurements.append(cell.name)
+        keys = ("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
+        return {**dict.fromkeys(keys, 1.0), **NONE}
+
+    for shape in ("small", "pythia-14m"):
+        monkeypatch.setitem(SHAPES, shape, ("llama", TINY))
+    monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
+    settings = Benchmark(shapes=("small", "pythia-14m"), trl=False, rounds=1)
+    journal = open_journal(tmp_path / "suite", "benchmark")
+    (tmp_path / "made").mkdir()
+    here = Workspace("benchmark", None, tmp_path / "made", tmp_path / "resume", journal, {})
+    with pytest.raises(Stopped):
+        stage.run(stage.Job(benchmark=settings), here)
+    stage.run(stage.Job(benchmark=settings), here)
+    assert measurements == [*["small/hh/dpo"] * 6, "stopped", *["pythia-14m/hh/dpo"] * 6]
+    assert list(pd.read_csv(here.output / "runs.csv")["shape"]) == ["small"] * 6 + ["pythia-14m"] * 6
+
+
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
     def ran(arm: Arm, *_: object) -> dict:
         keys = ("peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
@@ -160,8 +190,6 @@ def test_an_arm_that_fails_says_its_last_line(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_peer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    from prefdag.stages import benchmark
-
-    monkeypatch.setattr(benchmark, "_version", lambda name: "missing")
+    monkeypatch.setattr(stage, "_version", lambda name: "missing")
     with pytest.raises(UserError, match="trl is not installed"):
-        benchmark._check_peer()
+        stage._check_peer()

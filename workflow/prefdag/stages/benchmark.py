@@ -1,9 +1,11 @@
 """The benchmark: cells times arms, interleaved, to tables and a figure."""
 
 import importlib.metadata
+import itertools
+import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,27 @@ class Job(Section):
 
 
 def run(job: Job, here: Workspace) -> dict[str, Any]:
-    """Measure every cell and write runs.csv, losses.csv, ratios.csv, benchmarks.md and figures/speedups.png."""
+    """Measure every cell and write runs.csv, losses.csv, ratios.csv, benchmarks.md and figures/speedups.png.
+
+    It takes hours: a cell that was measured is kept, and a run that follows a stopped one goes on with the next cell.
+    """
     settings = job.benchmark
     if settings.trl:
         _check_peer()
-    shutil.rmtree(here.resume, ignore_errors=True)
-    here.resume.mkdir(parents=True)
-    records: list[dict[str, Any]] = []
-    for cell in _cells(settings, here.resume):
+    here.resume.mkdir(parents=True, exist_ok=True)
+    kept = here.resume / "cells.jsonl"
+    cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = [name for name, _ in cells]
+    for cell in _cells(settings, here.resume, done):
+        records = []
         for record in _measured(cell, settings):
             records.append(record)
             speed = f"{record['pairs_per_s']:.2f} pairs/s"
             print(f"benchmark: {cell.name}, {record['arm']}, round {record['round'] + 1}: {speed}", flush=True)
-    runs = pd.DataFrame(records)
+        cells.append((cell.name, records))
+        (partial := kept.with_suffix(".part")).write_text("".join(json.dumps(each) + "\n" for each in cells))
+        partial.replace(kept)
+    runs = pd.DataFrame([record for _, records in cells for record in records])
     found = ratios(runs)
     runs.drop(columns=["losses", "grad_norms"]).to_csv(here.output / "runs.csv", index=False)
     _losses(runs).to_csv(here.output / "losses.csv", index=False)
@@ -73,16 +83,18 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def _cells(settings: Benchmark, folder: Path) -> Iterator[Cell]:
-    """Every shape, profile and task; a shape's weights are removed before the next one's are written."""
+def _cells(settings: Benchmark, folder: Path, done: Collection[str]) -> Iterator[Cell]:
+    """Every shape, profile and task but those done; a shape's weights are removed before the next one's are written."""
     num = settings.steps * settings.pairs_per_step
     for shape in settings.shapes:
-        model = write_model(shape, folder / shape)
-        for profile in settings.profiles:
-            ids = write_ids(profile, vocabulary(shape), num, folder / f"{shape}-{profile}.jsonl")
-            for task in settings.tasks:
-                yield Cell(shape, profile, task, model, ids)
-        shutil.rmtree(model)
+        of_shape = itertools.product((shape,), settings.profiles, settings.tasks)
+        cells = [Cell(*names, folder / shape, folder / f"{shape}-{names[1]}.jsonl") for names in of_shape]
+        if waiting := [cell for cell in cells if cell.name not in done]:
+            write_model(shape, folder / shape)
+        for cell in waiting:
+            write_ids(cell.profile, vocabulary(shape), num, cell.ids)
+            yield cell
+        shutil.rmtree(folder / shape, ignore_errors=True)
 
 
 def _measured(cell: Cell, settings: Benchmark) -> Iterator[dict[str, Any]]:
