@@ -24,6 +24,8 @@ from prefdag.store import Comparison
 from prefdag.tools import bench
 
 NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
+FOUND = dict.fromkeys(("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen"), 1.0)
+FOUND |= {"device": "cpu", "peak_cuda_mb": None}
 TINY: dict[str, int | bool] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
 TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 CELL = Cell("small", "hh", "dpo", Path("model"), Path("ids.jsonl"))
@@ -91,7 +93,7 @@ def test_a_rung_is_of_dpo(model_folder: Path):
 
 def runs(**speeds: list[float]) -> pd.DataFrame:
     """Two rounds of each arm; losses that agree, but those of `off`."""
-    keys = {"shape": "small", "profile": "hh", "task": "dpo", "gemm_gflops": 200.0, "stolen": 0.01}
+    keys = {"shape": "small", "profile": "hh", "task": "dpo", "gemm_gflops": 200.0, "stolen": 0.01, "device": "cpu"}
     rows = [
         {
             **keys,
@@ -121,6 +123,9 @@ def test_a_speed_up_over_other_losses_is_void():
     assert found.iloc[0]["largest_difference"] == pytest.approx(0.01)
     assert "**void**" in as_markdown(found, runs(prefdag=[2.0], off=[1.0]), Benchmark(), {})
     assert not ratios(runs(prefdag=[2.0, 2.0], steep=[1.0, 1.0])).iloc[0]["agrees"], "gradients half a percent apart"
+    half = runs(prefdag=[2.0, 2.0], off=[1.0, 1.0]).assign(device="cuda")
+    half["losses"] = [[0.6931, 0.7001], [0.6931, 0.7], [0.6931, 0.7], [0.6931, 0.7]]
+    assert ratios(half).iloc[0]["agrees"], "in bf16 a loss is known to two digits"
 
 
 def test_the_table_and_the_figure_name_every_cell():
@@ -139,8 +144,7 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
 
     def ran(arm: Arm, *_: object) -> dict:
         calls.append(arm.name)
-        keys = ("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
-        return {**dict.fromkeys(keys, 1.0), **NONE}
+        return {**FOUND, **NONE}
 
     monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
     list(measured(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
@@ -157,8 +161,7 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise Stopped(15)
         assert cell.model.is_dir() and cell.ids.is_file()
         measurements.append(cell.name)
-        keys = ("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
-        return {**dict.fromkeys(keys, 1.0), **NONE}
+        return {**FOUND, **NONE}
 
     for shape in ("small", "pythia-14m"):
         monkeypatch.setitem(SHAPES, shape, ("llama", TINY))
@@ -176,8 +179,7 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
     def ran(arm: Arm, *_: object) -> dict:
-        keys = ("peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen")
-        return {**dict.fromkeys(keys, 1.0), "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], **NONE}
+        return {**FOUND, "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], **NONE}
 
     monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
     assert best(CELL, "trl-tuned", [(1, False), (2, True), (4, False)], Length(1, 3, 4, 1)).per_device == 2

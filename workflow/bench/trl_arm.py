@@ -147,6 +147,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "start_rss_mb": clock.start_rss_mb,
         "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+        "device": "cuda" if cuda else "cpu",
         "losses": logged(trainer, "loss"),
         "grad_norms": logged(trainer, "grad_norm"),
         "versions": {"torch": torch.__version__, "trl": trl.__version__},

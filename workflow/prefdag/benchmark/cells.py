@@ -9,8 +9,9 @@ import pandas as pd
 
 from prefdag.benchmark.arms import Arm, Cell, run
 
-# 50 steps of float32 may differ by this much: losses at most, and on average with sign; gradient norms as a share.
-LARGEST_DIFFERENCE, SIGNED_DIFFERENCE, NORM_DIFFERENCE = 1e-4, 1e-6, 1e-3
+# Steps may differ by this much: losses at most, and on average with sign; gradient norms as a share. On CUDA both sides
+# compute in bf16, whose rounding of log-ratios alone moves a mean of some pairs in the third digit.
+ALLOWED = {"cpu": (1e-4, 1e-6, 1e-3), "cuda": (2e-2, 2e-3, 5e-2)}
 OURS = "prefdag"
 
 
@@ -38,7 +39,8 @@ def measured(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dict[s
                 "per_device": arm.per_device or None,
                 "keeping": arm.keeping,
                 "pairs_per_s": found["pairs_per_s"],
-                "memory_added_mb": found["peak_rss_mb"] - found["start_rss_mb"],
+                "device": found["device"].partition(":")[0],
+                "memory_added_mb": found["peak_cuda_mb"] or found["peak_rss_mb"] - found["start_rss_mb"],
                 "gemm_gflops": found["gemm_gflops"],
                 "stolen": found["stolen"],
                 "losses": found["losses"],
@@ -79,14 +81,15 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (shape, profile, task), cell in runs.groupby(["shape", "profile", "task"], sort=False):
         off = disagreement(cell)
+        largest, signed, norm = ALLOWED[cell["device"].iloc[0]]
         speed = cell.pivot(index="round", columns="arm", values="pairs_per_s")
         memory = cell.groupby("arm")["memory_added_mb"].median()
         for arm in [name for name in cell["arm"].unique() if name != OURS]:
             quotient = speed[OURS] / speed[arm]
             agrees = arm not in off.index or bool(
-                off.loc[arm, "largest_difference"] <= LARGEST_DIFFERENCE
-                and abs(off.loc[arm, "signed_difference"]) <= SIGNED_DIFFERENCE
-                and off.loc[arm, "norm_difference"] <= NORM_DIFFERENCE
+                off.loc[arm, "largest_difference"] <= largest
+                and abs(off.loc[arm, "signed_difference"]) <= signed
+                and off.loc[arm, "norm_difference"] <= norm
             )
             rows.append(
                 {

@@ -19,6 +19,7 @@ TITLES = {
     "packed": "packed rows",
     "shared": "prompt shared",
 }
+PRECISION = {"cpu": "float32 on CPU", "cuda": "bf16 autocast over float32 weights on CUDA"}
 
 
 def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
@@ -26,7 +27,7 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
-        f"{settings.threads} threads, float32 on CPU; {said}; a float32 product of 1024 x 1024 at "
+        f"{settings.threads} threads, {PRECISION[runs['device'].iloc[0]]}; {said}; a float32 product of 1024 x 1024 at "
         f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
         "",
         "| shape | lengths | task | against | speed-up (rounds) | memory | losses apart: most, mean | norms apart |",

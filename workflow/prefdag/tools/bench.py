@@ -88,6 +88,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "pairs_per_s_quartiles": [num / float(np.quantile(timed, q)) for q in (0.75, 0.25)],
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "start_rss_mb": before,
+        "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
         "losses": [loss for loss, _ in steps],
         "grad_norms": [norm for _, norm in steps],
         "device": str(device),
