@@ -94,8 +94,8 @@ def draw(points: list[Point], path: Path) -> None:
         for place, (values, title, colour) in enumerate(
             ((seconds, "Time (s)", BLUE), (memory, "Memory of all processes (MB)", VERMILLION)), 1
         ):
-            axes = figure.add_subplot(1, 2, place, title=title, xlabel="pairs")
-            axes.plot(pairs, values, "o-", color=colour)
+            axes = figure.add_subplot(1, 2, place, title=title, xlabel="thousand pairs")
+            axes.plot([num / 1000 for num in pairs], values, "o-", color=colour)
             axes.set_ylim(0, 1.15 * max(values))
         figure.savefig(path, dpi=150)
 
