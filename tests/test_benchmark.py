@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from prefdag.benchmark import arms
 from prefdag.benchmark.arms import Arm, Cell
@@ -14,10 +15,12 @@ from prefdag.benchmark.cells import Length, best, measured, ratios
 from prefdag.benchmark.ladder import RUNGS
 from prefdag.benchmark.page import as_markdown, speedups
 from prefdag.benchmark.shapes import LONGEST, PROFILES, SHAPES, write_ids, write_model
+from prefdag.benchmark.work import flops_of_pair, tokens_of_pair
 from prefdag.config.benchmark import Benchmark
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import open_journal
 from prefdag.models import load_policy
+from prefdag.segments import pack
 from prefdag.stage import Workspace
 from prefdag.stages import benchmark as stage
 from prefdag.store import Comparison
@@ -86,6 +89,33 @@ def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert losses[""][0] != losses[""][2]
 
 
+@pytest.mark.parametrize("shape", ["small", "pythia-14m", "qwen2-style"])
+@pytest.mark.parametrize("task", ["dpo", "reward", "sft", "reference"])
+def test_the_least_work_is_what_torch_counts(
+    shape: str, task: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a pair of 5, 3 and 2 tokens the products of a forward pass, and 4 d for each key that a query may see."""
+    kind, sizes = SHAPES[shape]
+    monkeypatch.setitem(SHAPES, shape, (kind, {**sizes, "vocab_size": 300, "num_hidden_layers": 2}))
+    monkeypatch.setitem(PROFILES, "one", lambda num: np.array([[5, 3, 2]] * num))
+    responses = [3] if task == "sft" else [3, 2]
+    pair = Comparison(np.arange(5), tuple(np.arange(size) for size in responses))
+    model = load_policy(write_model(shape, tmp_path / "model"), torch.device("cpu"))
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        segments = pack([pair])
+        states = model.base_model(
+            segments.tokens, position_ids=segments.positions, segments=segments
+        ).last_hidden_state.flatten(0, 1)
+        if task != "reward":
+            model.get_output_embeddings()(states[segments.predictor])
+    products = counted.get_flop_counts()["Global"]
+    found = sum(number for name, number in products.items() if "attention" not in str(name))
+    seen = 15 + sum(size * 5 + size * (size + 1) // 2 for size in responses)
+    found += 4 * 2 * int(sizes["hidden_size"]) * seen
+    assert flops_of_pair(shape, "one", task, 2) == (1 if task == "reference" else 3) * found
+    assert tokens_of_pair("one", 2) == 15
+
+
 def test_a_rung_is_of_dpo(model_folder: Path):
     with pytest.raises(UserError, match="the rungs are of --task dpo, got sft"):
         bench.main(["--model", str(model_folder), "--ids", "x", "--rung", "naive", "--task", "sft"])
@@ -94,6 +124,7 @@ def test_a_rung_is_of_dpo(model_folder: Path):
 def runs(**speeds: list[float]) -> pd.DataFrame:
     """Two rounds of each arm; losses that agree, but those of `off`."""
     keys = {"shape": "small", "profile": "hh", "task": "dpo", "gemm_gflops": 200.0, "stolen": 0.01, "device": "cpu"}
+    keys |= {"useful_tokens_per_s": 1500.0, "of_product_speed": 0.8}
     rows = [
         {
             **keys,
@@ -135,6 +166,7 @@ def test_the_table_and_the_figure_name_every_cell():
     assert (
         "| dpo | head on responses only | 2.7 | 2.8 |" in page or "| dpo | head on responses only | 2.8 | 2.8 |" in page
     )
+    assert "| small, hh, dpo | 22.00 | 1,500 | 80% |" in page
     axes = speedups(ratios(given)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small, hh, dpo"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prefdag.benchmark.cells import OURS
 from prefdag.config.benchmark import Benchmark
 from prefdag.figures import COLOURS, MARKERS, look, new_figure
 
@@ -23,7 +24,10 @@ PRECISION = {"cpu": "float32 on CPU", "cuda": "bf16 autocast over float32 weight
 
 
 def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
-    """Every cell, every arm: prefdag's speed over it, lowest to highest round, memory, and whether the losses agree."""
+    """Every cell, every arm: prefdag's speed over it, lowest to highest round, memory, and whether the losses agree.
+
+    runs: as `with_work` gives them, so that it says how near prefdag is to the machine's own speed.
+    """
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
         f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
@@ -42,6 +46,10 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
         speed = f"{row['speedup']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
         cells = [row["shape"], row["profile"], row["task"], TITLES.get(row["arm"], row["arm"]), speed]
         lines.append("| " + " | ".join([*cells, f"{row['memory']:.2f}", *agreement]) + " |")
+    lines += ["", f"| cell | {OURS}: pairs/s | tokens/s | of the product's speed |", "|---|---|---|---|"]
+    for names, part in runs[runs["arm"] == OURS].groupby(["shape", "profile", "task"], sort=False):
+        rates = f"{part['pairs_per_s'].median():.2f} | {part['useful_tokens_per_s'].median():,.0f}"
+        lines.append(f"| {', '.join(names)} | {rates} | {part['of_product_speed'].median():.0%} |")
     lines += ["", "| task | against | geometric mean over cells | lowest cell |", "|---|---|---|---|"]
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
         mean = float(np.exp(np.log(part["speedup"]).mean()))

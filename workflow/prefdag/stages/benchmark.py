@@ -15,6 +15,7 @@ from prefdag.benchmark.arms import PEER, Arm, Cell
 from prefdag.benchmark.cells import OURS, Length, best, measured, ratios
 from prefdag.benchmark.page import as_markdown, speedups
 from prefdag.benchmark.shapes import vocabulary, write_ids, write_model
+from prefdag.benchmark.work import with_work
 from prefdag.config.benchmark import Benchmark
 from prefdag.config.section import Section
 from prefdag.errors import UserError
@@ -50,6 +51,7 @@ def run(job: Job, here: Workspace) -> dict[str, Any]:
         (partial := kept.with_suffix(".part")).write_text("".join(json.dumps(each) + "\n" for each in cells))
         partial.replace(kept)
     runs = pd.DataFrame([record for _, records in cells for record in records])
+    runs = with_work(runs, settings.steps * settings.pairs_per_step)
     found = ratios(runs)
     runs.drop(columns=["losses", "grad_norms"]).to_csv(here.output / "runs.csv", index=False)
     _losses(runs).to_csv(here.output / "losses.csv", index=False)
