@@ -9,10 +9,11 @@ import pandas as pd
 from prefdag.benchmark.shapes import PROFILES, SHAPES
 
 
-def tokens_of_pair(profile: str, num: int) -> float:
-    """2 P + C + R, on average over the first `num` pairs: the same for whoever computes the prompt twice."""
+def tokens_of_pair(profile: str, task: str, num: int) -> float:
+    """2 P + C + R, of SFT P + C, on average over the first `num` pairs: the same whoever computes a prompt twice."""
     prompt, chosen, rejected = PROFILES[profile](num).T
-    return float((2 * prompt + chosen + rejected).mean())
+    tokens = prompt + chosen if task == "sft" else 2 * prompt + chosen + rejected
+    return float(tokens.mean())
 
 
 def flops_of_pair(shape: str, profile: str, task: str, num: int) -> float:
@@ -33,6 +34,6 @@ def flops_of_pair(shape: str, profile: str, task: str, num: int) -> float:
 def with_work(runs: pd.DataFrame, num: int) -> pd.DataFrame:
     """The runs with useful tokens a second, and useful FLOPs over those of the product measured before each."""
     flops = [flops_of_pair(row.shape, row.profile, row.task, num) for row in runs.itertuples()]
-    tokens = [tokens_of_pair(row.profile, num) for row in runs.itertuples()]
+    tokens = [tokens_of_pair(row.profile, row.task, num) for row in runs.itertuples()]
     share = runs["pairs_per_s"] * flops / (1e9 * runs["gemm_gflops"])
     return runs.assign(useful_tokens_per_s=runs["pairs_per_s"] * tokens, of_product_speed=share)
