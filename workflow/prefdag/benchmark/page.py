@@ -63,7 +63,10 @@ def _range(values: pd.Series, digits: int) -> str:
 
 
 def speedups(found: pd.DataFrame) -> Figure:
-    """prefdag's pairs per second over each arm's, a row a cell; bars are lowest to highest round."""
+    """prefdag's pairs per second over each arm's, a row a cell; bars are lowest to highest round.
+
+    What is void, as the losses differ, is hollow.
+    """
     cells = list(dict.fromkeys(zip(found["shape"], found["profile"], found["task"], strict=True)))
     arms = list(dict.fromkeys(found["arm"]))
     with look():
@@ -85,6 +88,8 @@ def speedups(found: pd.DataFrame) -> Figure:
                 color=COLOURS[number % len(COLOURS)],
                 marker=MARKERS[number % len(MARKERS)],
             )
+            void = ~part["agrees"].to_numpy(bool)
+            axes.plot(part["speedup"][void], height[void], ".", color="white", markersize=4)
         axes.set_xscale("log")
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.set_yticks(range(len(cells)), [", ".join(cell) for cell in cells])
