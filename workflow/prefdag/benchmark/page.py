@@ -89,7 +89,7 @@ def speedups(found: pd.DataFrame) -> Figure:
                 marker=MARKERS[number % len(MARKERS)],
             )
             void = ~part["agrees"].to_numpy(bool)
-            axes.plot(part["speedup"][void], height[void], ".", color="white", markersize=4)
+            axes.plot(part["speedup"][void], height[void], "o", color="white", markersize=2.5, zorder=5)
         axes.set_xscale("log")
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.set_yticks(range(len(cells)), [", ".join(cell) for cell in cells])
