@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -48,6 +49,15 @@ def scorer(policy: Path, seeds: Sequence[int] = (0,), heads: int = 1) -> PreTrai
     model = load_scorer(policy, CPU, new_heads=heads * len(seeds))
     initial_heads(model, 0.5, seeds)
     return model
+
+
+def test_loaded_parameters_begin_where_torch_would_begin_them(policy: Path) -> None:
+    """Whatever the length of the file's header, which moves everything behind it by eight bytes here."""
+    path = policy / "model.safetensors"
+    weights = load_file(path)
+    for length in range(0, 64, 8):
+        save_file(weights, path, {"format": "pt", "note": "x" * length})
+        assert not [name for name, one in load_policy(policy, CPU).named_parameters() if one.data_ptr() % 64]
 
 
 def naive_values(models: Sequence[PreTrainedModel], found: Sequence[Comparison]) -> Tensor:

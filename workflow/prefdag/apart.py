@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,8 @@ def attention_apart(query: Tensor, key: Tensor, value: Tensor, apart: Apart, sca
 
 def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
     """FlashAttention over sequences, on CUDA in half precision, the causal diagonal at the bottom right: [T, H, D]."""
+    from torch.nn.attention.varlen import varlen_attn  # here, as it takes 54 ms and CUDA alone needs it
+
     starts, groups = (apart.query_starts, apart.key_starts), query.shape[1] // key.shape[1]
     found = varlen_attn(
         query, key, value, *starts, *apart.longest, scale=scale, window_size=(-1, 0), enable_gqa=groups > 1

@@ -108,8 +108,9 @@ def _load(
     if lacking:
         raise UserError(f"{folder}: its weights lack {lacking[0]} ({len(lacking)} missing); take a complete model")
     without_dropout(model)
+    model = model.to(device).eval()
     _align(model)
-    return model.to(device).eval()
+    return model
 
 
 def _align(model: nn.Module) -> None:
