@@ -13,6 +13,7 @@ from prefdag.benchmark import arms
 from prefdag.benchmark.arms import Arm, Cell
 from prefdag.benchmark.cells import Length, best, measured, ratios
 from prefdag.benchmark.ladder import RUNGS
+from prefdag.benchmark.memory import Phase
 from prefdag.benchmark.page import as_markdown, speedups
 from prefdag.benchmark.shapes import LONGEST, PROFILES, SHAPES, write_ids, write_model
 from prefdag.benchmark.work import flops_of_pair, tokens_of_pair
@@ -119,6 +120,15 @@ def test_the_least_work_is_what_torch_counts(
 def test_a_rung_is_of_dpo(model_folder: Path):
     with pytest.raises(UserError, match="the rungs are of --task dpo, got sft"):
         bench.main(["--model", str(model_folder), "--ids", "x", "--rung", "naive", "--task", "sft"])
+
+
+def test_a_phase_counts_its_own_memory_alone():
+    """96 MB that an earlier phase used and freed count for nothing; 32 MB of this one do, used and freed as they are."""
+    phase = Phase()
+    for size in (96, 32):
+        phase.begin()
+        torch.ones(size << 18).sum()
+        assert size <= phase.peak_mb - phase.start_mb < size + 24
 
 
 def runs(**speeds: list[float]) -> pd.DataFrame:

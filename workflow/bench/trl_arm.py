@@ -4,16 +4,17 @@ python workflow/bench/trl_arm.py --arm defaults|tuned|patched --task dpo|reward|
 
 `defaults` keeps gradient checkpointing and a live reference; `tuned` turns the first off and computes reference
 log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA
-alone. All are float32 on CPU, without dropout, and take the pairs in the order of the file. Prints one JSON line like
-`prefdag bench`.
+alone. All are float32 on CPU, without dropout, and take the pairs in the order of the file. DPO's sums of log-probs are
+taken in float64 (TRL's own are float32, whose numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON
+line like `prefdag bench`.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from prefdag.benchmark.memory import Phase
 from prefdag.rewards import initial_heads
 
 WARM_UP = 2
@@ -42,14 +44,14 @@ TRAINERS = {
 
 
 class Clock(TrainerCallback):
-    """Seconds of each optimizer step, and the memory that stood before the first."""
+    """Seconds of each optimizer step, and the memory of them all."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.start_rss_mb = 0.0
+        self.phase = Phase()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start_rss_mb = _rss_mb()
+        self.phase.begin()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.began = time.perf_counter()
@@ -59,10 +61,10 @@ class Clock(TrainerCallback):
 
 
 def in_order(kind: type) -> type:
-    """The trainer on token ids as they are, in the order of the file; the reference pass is timed on its way."""
+    """The trainer on token ids as they are, in the order of the file; the reference pass is measured on its way."""
 
     class Trainer(kind):  # type: ignore[valid-type, misc]
-        reference_seconds = 0.0
+        reference_seconds = reference_start_mb = reference_peak_mb = 0.0
 
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
             return dataset
@@ -71,12 +73,33 @@ def in_order(kind: type) -> type:
             return SequentialSampler(self.train_dataset)
 
         def _precompute_ref_logps(self, *arguments: Any, **options: Any) -> Dataset:
+            phase = Phase()
+            phase.begin()
             began = time.perf_counter()
             found = super()._precompute_ref_logps(*arguments, **options)
             self.reference_seconds = time.perf_counter() - began
+            self.reference_start_mb, self.reference_peak_mb = phase.start_mb, phase.peak_mb
             return found
 
     return Trainer
+
+
+def widen(module: torch.nn.Module, given: Any, out: Any) -> None:
+    """A forward hook: the log-probs go on in float64, to be summed."""
+    if getattr(out, "log_probs", None) is not None:
+        out.log_probs = out.log_probs.double()
+
+
+def widened(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """The collator, with a reference's sums in the float64 that the dataset has them in."""
+
+    def collated(examples: Any) -> dict[str, Any]:
+        batch = collate(examples)
+        for name in {"ref_chosen_logps", "ref_rejected_logps"} & batch.keys():
+            batch[name] = torch.tensor([example[name] for example in examples], dtype=torch.float64)
+        return batch
+
+    return collated
 
 
 def main() -> None:
@@ -91,6 +114,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--sums", choices=("float64", "float32"), default="float64")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.arm == "patched":
@@ -132,20 +156,29 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     model = auto.from_pretrained(arguments.model, dtype=torch.float32, **head)
     if arguments.task == "reward":
         initial_heads(model, 0.02, (0,))  # prefdag's, so that both start from the same weights
+    wide = config is trl.DPOConfig and arguments.sums == "float64"
+    if wide:
+        model.register_forward_hook(widen)
     dataset = Dataset.from_list([columns(row, arguments.task) for row in rows[: steps * num]])
     trainer = in_order(kind)(
         model, args=settings, train_dataset=dataset, processing_class=_tokenizer(), callbacks=[clock]
     )
+    if wide:
+        trainer.data_collator = widened(trainer.data_collator)
+        if trainer.ref_model is not None:
+            trainer.ref_model.register_forward_hook(widen)
     trainer.train()
+    start_mb, peak_mb = clock.phase.start_mb, clock.phase.peak_mb
     if arguments.task == "reference":
         rate = len(dataset) / trainer.reference_seconds
+        start_mb, peak_mb = trainer.reference_start_mb, trainer.reference_peak_mb
     else:
         rate = num / statistics.median(clock.seconds[min(WARM_UP, len(clock.seconds) - 1) :])
     return {
         "task": arguments.task,
         "pairs_per_s": rate,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "start_rss_mb": clock.start_rss_mb,
+        "peak_rss_mb": peak_mb,
+        "start_rss_mb": start_mb,
         "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
         "device": "cuda" if cuda else "cpu",
         "losses": logged(trainer, "loss"),
@@ -173,11 +206,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     """Only its padding id is read."""
     backend = Tokenizer(models.WordLevel({"<eos>": 0, "<pad>": 1}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
-
-
-def _rss_mb() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

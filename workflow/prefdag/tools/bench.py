@@ -7,7 +7,6 @@ order of the file, over and over. One JSON line is printed. The first steps warm
 import argparse
 import importlib.metadata
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 from prefdag.alignment import Alignment
 from prefdag.batches import members
 from prefdag.benchmark.ladder import RUNGS, trained
+from prefdag.benchmark.memory import Phase
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.errors import UserError
@@ -68,26 +68,26 @@ def main(argv: list[str]) -> int:
 
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run the task; `peak_rss_mb` is the process's high-water mark, `start_rss_mb` what stood before the first step."""
+    """Run the task; `start_rss_mb` is what stood before the first step, `peak_rss_mb` the most from there on."""
     device = set_up(arguments.threads)
     num = arguments.pairs_per_step
     store = store_of(arguments.ids, folder, num, num_responses=1 if arguments.task == "sft" else 2)
     reward = arguments.task == "reward"
     model = load_scorer(arguments.model, device, new_heads=1) if reward else load_policy(arguments.model, device)
-    before = _rss_mb()
+    phase = Phase()
     if arguments.task == "reference":
-        seconds, steps = _reference_pass(model, store, arguments), list[Taken]()
+        seconds, steps = _reference_pass(model, store, arguments, phase), list[Taken]()
     elif arguments.rung:
-        seconds, steps = _climbed(model, store, arguments)
+        seconds, steps = _climbed(model, store, arguments, phase)
     else:
-        seconds, steps = _training(model, store, arguments, folder)
+        seconds, steps = _training(model, store, arguments, _task(model, store, arguments, folder), phase)
     timed = seconds[min(WARM_UP, len(seconds) - 1) :]
     return {
         "task": arguments.task,
         "pairs_per_s": num / statistics.median(timed),
         "pairs_per_s_quartiles": [num / float(np.quantile(timed, q)) for q in (0.75, 0.25)],
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "start_rss_mb": before,
+        "peak_rss_mb": phase.peak_mb,
+        "start_rss_mb": phase.start_mb,
         "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None,
         "losses": [loss for loss, _ in steps],
         "grad_norms": [norm for _, norm in steps],
@@ -122,7 +122,9 @@ def _parts(row: dict[str, Any], where: str) -> list[list[int]]:
     return [row[name] for name in PARTS]
 
 
-def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: Path) -> tuple[list[float], list[Taken]]:
+def _training(
+    model: Any, store: Store, arguments: argparse.Namespace, task: Trainable, phase: Phase
+) -> tuple[list[float], list[Taken]]:
     """Seconds, and loss and gradient's norm, of each optimizer step."""
     settings = Training(
         batch_size=arguments.pairs_per_step,
@@ -134,15 +136,16 @@ def _training(model: Any, store: Store, arguments: argparse.Namespace, folder: P
         threads=arguments.threads,
     )
     seconds, steps = list[float](), list[Taken]()
+    phase.begin()
     began = time.perf_counter()
-    for step in train(model.train(), store, settings, _task(model, store, arguments, folder)):
+    for step in train(model.train(), store, settings, task):
         seconds.append(time.perf_counter() - began)
         steps.append((step.loss, step.grad_norm))
         began = time.perf_counter()
     return seconds, steps
 
 
-def _climbed(model: Any, store: Store, arguments: argparse.Namespace) -> tuple[list[float], list[Taken]]:
+def _climbed(model: Any, store: Store, arguments: argparse.Namespace, phase: Phase) -> tuple[list[float], list[Taken]]:
     """The same training by one rung of the ladder; its reference log-probs are the product's."""
     num = arguments.pairs_per_step
     pairs, references = [], []
@@ -152,6 +155,7 @@ def _climbed(model: Any, store: Store, arguments: argparse.Namespace) -> tuple[l
         references.append(_reference_of(model, step))
     loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
     seconds, steps = list[float](), list[Taken]()
+    phase.begin()
     began = time.perf_counter()
     rate, budget = arguments.learning_rate, arguments.tokens_per_batch
     for taken in trained(model.train(), pairs, references, loss, arguments.rung, budget, rate):
@@ -197,9 +201,10 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 
 
 @torch.no_grad()
-def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace) -> list[float]:
+def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace, phase: Phase) -> list[float]:
     """Seconds of each step's pairs: the forward pass alone."""
     seconds = []
+    phase.begin()
     num = arguments.pairs_per_step
     for step in range(min(arguments.steps, len(store) // num)):
         ids = members(step, len(store), num, 0)
@@ -208,8 +213,3 @@ def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace) -> 
             logprobs(model, segments)
         seconds.append(time.perf_counter() - began)
     return seconds
-
-
-def _rss_mb() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
