@@ -123,12 +123,12 @@ def test_a_rung_is_of_dpo(model_folder: Path):
 
 
 def test_a_phase_counts_its_own_memory_alone():
-    """96 MB that an earlier phase used and freed count for nothing; 32 MB of this one do, used and freed as they are."""
+    """96 MB that an earlier phase used and freed count for nothing; 32 MB of this one do, though freed as well."""
     phase = Phase()
     for size in (96, 32):
         phase.begin()
         torch.ones(size << 18).sum()
-        assert size <= phase.peak_mb - phase.start_mb < size + 24
+        assert size - 2 < phase.peak_mb - phase.start_mb < size + 24
 
 
 def runs(**speeds: list[float]) -> pd.DataFrame:
