@@ -173,9 +173,7 @@ def test_the_table_and_the_figure_name_every_cell():
     given = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
     page = as_markdown(ratios(given), given, Benchmark(), {"torch": "2.13.0"})
     assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00, +0.0e+00 | 0.0e+00 |" in page
-    assert (
-        "| dpo | head on responses only | 2.7 | 2.8 |" in page or "| dpo | head on responses only | 2.8 | 2.8 |" in page
-    )
+    assert "| dpo | padded, all logits | 1 | 4.5 | 4.5 | 0.25 | 0.25 |" in page
     assert "| small, hh, dpo | 22.00 | 1,500 | 80% |" in page
     axes = speedups(ratios(given)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small, hh, dpo"]

@@ -50,10 +50,12 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
     for names, part in runs[runs["arm"] == OURS].groupby(["shape", "profile", "task"], sort=False):
         rates = f"{part['pairs_per_s'].median():.2f} | {part['useful_tokens_per_s'].median():,.0f}"
         lines.append(f"| {', '.join(names)} | {rates} | {part['of_product_speed'].median():.0%} |")
-    lines += ["", "| task | against | geometric mean over cells | lowest cell |", "|---|---|---|---|"]
+    lines += ["", "| task | against | cells | speed-up, geometric mean | lowest | memory, geometric mean | highest |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
-        mean = float(np.exp(np.log(part["speedup"]).mean()))
-        lines.append(f"| {task} | {TITLES.get(str(arm), arm)} | {mean:.1f} | {part['speedup'].min():.1f} |")
+        speed, memory = (float(np.exp(np.log(part[name]).mean())) for name in ("speedup", "memory"))
+        figures = f"{len(part)} | {speed:.1f} | {part['speedup'].min():.1f} | {memory:.2f} | {part['memory'].max():.2f}"
+        lines.append(f"| {task} | {TITLES.get(str(arm), arm)} | {figures} |")
     return "\n".join(lines) + "\n"
 
 
