@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from comparisons import ARCHITECTURES, comparisons, tiny
 from prefdag import apart, attention
-from prefdag.apart import Apart, Taken, by_flash
+from prefdag.apart import Apart, Taken, by_flash, sequences
 from prefdag.errors import UserError
 from prefdag.naive import float64_norms
 from prefdag.segments import pack
@@ -36,7 +36,9 @@ def test_the_sequences_of_a_row() -> None:
     """Two comparisons of K = 2 in a row, padding behind them: [P P A B B | P A A B | .]."""
     comparison = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1]]).numpy()
     response = torch.tensor([[0, 0, 1, 2, 2, 0, 1, 1, 2, 0]]).numpy()
-    found = Apart.of(comparison, response)
+    given = sequences(comparison, response)
+    assert given == [((0, 0), (0, 3)), ((0, 2), (3, 5)), ((5, 5), (5, 8)), ((5, 6), (8, 9))]
+    found = Apart.of(given, comparison.size)
     assert found.queries.places.tolist() == list(range(9))
     assert found.query_starts.tolist() == [0, 3, 5, 8, 9]
     assert found.keys.places.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
@@ -95,9 +97,9 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(attention.VARIABLE, raising=False)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert attention.lowering(cuda, torch.bfloat16) == "apart"
-    assert {attention.lowering(cuda, torch.float32), attention.lowering(cpu, torch.bfloat16)} == {"masked"}
+    assert (attention.lowering(cuda, torch.float32), attention.lowering(cpu, torch.float32)) == ("masked", "tiled")
     monkeypatch.setenv(attention.VARIABLE, "masked")
-    assert attention.lowering(cuda, torch.bfloat16) == "masked"
+    assert {attention.lowering(cuda, torch.bfloat16), attention.lowering(cpu, torch.float32)} == {"masked"}
     monkeypatch.setenv(attention.VARIABLE, "flash")
     with pytest.raises(UserError, match="PREFDAG_ATTENTION: expected masked or nothing, got 'flash'"):
         attention.lowering(cuda, torch.bfloat16)

@@ -9,13 +9,37 @@ Shapes: N = R L places of the grid of packed rows; T queries; S keys; H heads of
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class Sequence(NamedTuple):
+    """Places [begin, end) of the grid: the queries' own, each of which sees the prompt's and the own up to itself.
+
+    The first response continues its prompt, so that there `prompt` is empty.
+    """
+
+    prompt: tuple[int, int]
+    own: tuple[int, int]
+
+
+def sequences(comparison: NDArray[np.int64], response: NDArray[np.int64]) -> list[Sequence]:
+    """One for each response, in order; comparison, response: as in `Segments`, [R, L]."""
+    places = np.flatnonzero(comparison.ravel() >= 0)
+    whose, part = comparison.ravel()[places], response.ravel()[places]
+    begins = np.flatnonzero((np.diff(whose, prepend=-1) != 0) | (np.diff(part, prepend=0) != 0) & (part > 1))
+    found, prompt = [], (0, 0)
+    for begin, end in zip(begins, np.append(begins[1:], len(places)), strict=True):
+        own = (int(places[begin]), int(places[end - 1]) + 1)
+        if part[begin] == 0:
+            prompt = (own[0], own[0] + int((part[begin:end] == 0).sum()))
+        found.append(Sequence(prompt if part[begin] else (own[0], own[0]), own))
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,23 +101,12 @@ class Apart:
     longest: tuple[int, int]
 
     @classmethod
-    def of(cls, comparison: NDArray[np.int64], response: NDArray[np.int64]) -> Self:
-        """comparison, response: as in `Segments`, [R, L]."""
-        places = np.flatnonzero(comparison.ravel() >= 0)
-        whose, part = comparison.ravel()[places], response.ravel()[places]
-        begins = np.flatnonzero((np.diff(whose, prepend=-1) != 0) | (np.diff(part, prepend=0) != 0) & (part > 1))
-        ends = np.append(begins[1:], len(places))
-        keys, prompt = [], places[:0]
-        for begin, end in zip(begins, ends, strict=True):
-            own = places[begin:end]
-            if part[begin] == 0:
-                prompt = own[part[begin:end] == 0]
-                keys.append(own)
-            else:
-                keys.append(np.concatenate([prompt, own]))
-        sizes = [ends - begins, np.array([len(each) for each in keys])]
+    def of(cls, found: list[Sequence], num_places: int) -> Self:
+        places = [np.arange(*each.own) for each in found]
+        keys = [np.concatenate([np.arange(*each.prompt), own]) for each, own in zip(found, places, strict=True)]
+        sizes = [np.array([len(each) for each in parts]) for parts in (places, keys)]
         starts = [torch.from_numpy(np.append(0, size.cumsum()).astype(np.int32)) for size in sizes]
-        queries, taken = (Taken.of(each, comparison.size) for each in (places, np.concatenate(keys)))
+        queries, taken = (Taken.of(np.concatenate(parts), num_places) for parts in (places, keys))
         return cls(queries, taken, starts[0], starts[1], (int(sizes[0].max()), int(sizes[1].max())))
 
     def to(self, device: torch.device) -> Self:

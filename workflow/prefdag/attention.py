@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from prefdag.apart import attention_apart
 from prefdag.errors import UserError
 from prefdag.segments import Segments
+from prefdag.tiles import attention_in_tiles, pays
 
 NAME = "prefdag_segments"
 SUPPORTED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
@@ -41,29 +42,46 @@ def segment_attention(
     """
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    if lowering(query.device, dtype) == "masked":
-        return masked(query, key, value, segments, scaling), None
+    match lowering(query.device, dtype):
+        case "tiled":
+            return tiled(query, key, value, segments, scaling), None
+        case "masked":
+            return masked(query, key, value, segments, scaling), None
     query, key, value = (part.to(dtype) for part in (query, key, value))  # autocast knows the masked form alone
     check(query, key, value, segments, scaling)
     return apart(query, key, value, segments, scaling), None
 
 
 def lowering(device: torch.device, dtype: torch.dtype) -> str:
-    """How attention is computed there: "apart" in half precision on CUDA, else "masked".
+    """How attention is computed there: "apart" in half precision on CUDA, "tiled" on a CPU (long rows), else "masked".
 
     PREFDAG_ATTENTION=masked has it masked everywhere. Raises `UserError` for another value.
     """
     asked = os.environ.get(VARIABLE, "")
     if asked not in ("", "masked"):
         raise UserError(f"{VARIABLE}: expected masked or nothing, got {asked!r}")
+    if device.type == "cpu" and not asked:
+        return "tiled"
     return "apart" if device.type == "cuda" and dtype in HALVES and not asked else "masked"
+
+
+def tiled(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
+    """Tiles of queries over what each may see, where that pays, else `masked`: [R, L, H, D]."""
+    if not pays(query, segments):
+        return masked(query, key, value, segments, scale)
+    return attention_in_tiles(query, *_for_all(query.shape[1], key, value), segments.sequences, scale)
+
+
+def _for_all(heads: int, *parts: Tensor) -> Iterator[Tensor]:
+    """Keys or values [R, H / groups, L, D] of grouped heads, once for each head: [R, H, L, D]."""
+    for part in parts:
+        groups = heads // part.shape[1]
+        yield part.repeat_interleave(groups, dim=1) if groups > 1 else part
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
     """Rows under a boolean mask: [R, L, H, D]."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    key, value = _for_all(query.shape[1], key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask, scale=scale)
     return out.transpose(1, 2).contiguous()
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefdag.apart import Apart
+from prefdag import apart
 from prefdag.batches import micro_batches
 from prefdag.store import Comparison, Indexed
 
@@ -58,10 +58,14 @@ class Segments:
         return (same & causal & (of_prompt | own))[:, None]
 
     @cached_property
-    def apart(self) -> Apart:
+    def sequences(self) -> list[apart.Sequence]:
         """The same attention as sequences, a response each."""
-        grids = (self.comparison, self.response)
-        return Apart.of(*(grid.cpu().numpy() for grid in grids)).to(self.tokens.device)
+        return apart.sequences(self.comparison.cpu().numpy(), self.response.cpu().numpy())
+
+    @cached_property
+    def apart(self) -> apart.Apart:
+        """Where the sequences' queries and keys are taken from."""
+        return apart.Apart.of(self.sequences, self.tokens.numel()).to(self.tokens.device)
 
     def to(self, device: torch.device) -> Self:
         return type(self)(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
