@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,14 +69,16 @@ def tiled(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
     """Tiles of queries over what each may see, where that pays, else `masked`: [R, L, H, D]."""
     if not pays(query, segments):
         return masked(query, key, value, segments, scale)
-    return attention_in_tiles(query, *_for_all(query.shape[1], key, value), segments.sequences, scale)
+    key, value = _for_all(query.shape[1], key, value)
+    return attention_in_tiles(query, key, value, segments.sequences, scale)
 
 
-def _for_all(heads: int, *parts: Tensor) -> Iterator[Tensor]:
-    """Keys or values [R, H / groups, L, D] of grouped heads, once for each head: [R, H, L, D]."""
-    for part in parts:
-        groups = heads // part.shape[1]
-        yield part.repeat_interleave(groups, dim=1) if groups > 1 else part
+def _for_all(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of grouped heads [R, H / groups, L, D], once for each head: [R, H, L, D]."""
+    groups = heads // key.shape[1]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:

@@ -53,8 +53,9 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
     lines += ["", "| task | against | cells | speed-up, geometric mean | lowest | memory, geometric mean | highest |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
-        speed, memory = (float(np.exp(np.log(part[name]).mean())) for name in ("speedup", "memory"))
-        figures = f"{len(part)} | {speed:.1f} | {part['speedup'].min():.1f} | {memory:.2f} | {part['memory'].max():.2f}"
+        faster, smaller = (float(np.exp(np.log(part[name]).mean())) for name in ("speedup", "memory"))
+        figures = f"{len(part)} | {faster:.1f} | {part['speedup'].min():.1f}"
+        figures += f" | {smaller:.2f} | {part['memory'].max():.2f}"
         lines.append(f"| {task} | {TITLES.get(str(arm), arm)} | {figures} |")
     return "\n".join(lines) + "\n"
 
