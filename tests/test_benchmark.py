@@ -1,6 +1,7 @@
 """The benchmark: what it runs on, that every rung computes the same, and what its table says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from prefdag.benchmark import arms
 from prefdag.benchmark.arms import Arm, Cell
@@ -16,7 +18,7 @@ from prefdag.benchmark.ladder import RUNGS
 from prefdag.benchmark.memory import Phase
 from prefdag.benchmark.page import as_markdown, speedups
 from prefdag.benchmark.shapes import LONGEST, PROFILES, SHAPES, write_ids, write_model
-from prefdag.benchmark.work import flops_of_pair, tokens_of_pair
+from prefdag.benchmark.work import flops_of_pair, padded_flops_of_pair, tokens_of_pair
 from prefdag.config.benchmark import Benchmark
 from prefdag.errors import Stopped, UserError
 from prefdag.journal import open_journal
@@ -95,26 +97,33 @@ def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.Ca
 def test_the_least_work_is_what_torch_counts(
     shape: str, task: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of a pair of 5, 3 and 2 tokens the products of a forward pass, and 4 d for each key that a query may see."""
+    """Of a pair of 5, 3 and 2 tokens, packed or padded: a forward pass, and 4 d for each key that a query may see."""
     kind, sizes = SHAPES[shape]
     monkeypatch.setitem(SHAPES, shape, (kind, {**sizes, "vocab_size": 300, "num_hidden_layers": 2}))
     monkeypatch.setitem(PROFILES, "one", lambda num: np.array([[5, 3, 2]] * num))
-    responses = [3] if task == "sft" else [3, 2]
-    pair = Comparison(np.arange(5), tuple(np.arange(size) for size in responses))
     model = load_policy(write_model(shape, tmp_path / "model"), torch.device("cpu"))
+    width, responses = int(sizes["hidden_size"]), [3] if task == "sft" else [3, 2]
+    products = counted_products(model, [(5, *responses)], 0 if task == "reward" else sum(responses))
+    seen = 15 + sum(size * 5 + size * (size + 1) // 2 for size in responses)
+    assert flops_of_pair(shape, "one", task, 2) == (1 if task == "reference" else 3) * (products + 8 * width * seen)
+    assert tokens_of_pair("one", task, 2) == (8 if task == "sft" else 15)
+    for read in (5, 16):  # padded: two rows of 8, each token seeing those before it
+        products = counted_products(model, [(5, 3), (5, 3)], read)
+        found = padded_flops_of_pair(shape, "one", 2, responses_only=read == 5)
+        assert found == 3 * (products + 8 * width * 2 * 36)
+
+
+def counted_products(model: PreTrainedModel, lengths: Sequence[Sequence[int]], read: int) -> int:
+    """FLOPs of the forward pass over comparisons of such lengths, but attention's; the head reads so many positions."""
+    pairs = [Comparison(np.arange(size), tuple(np.arange(each) for each in rest)) for size, *rest in lengths]
+    segments = pack(pairs)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        segments = pack([pair])
         states = model.base_model(
             segments.tokens, position_ids=segments.positions, segments=segments
         ).last_hidden_state.flatten(0, 1)
-        if task != "reward":
-            model.get_output_embeddings()(states[segments.predictor])
-    products = counted.get_flop_counts()["Global"]
-    found = sum(number for name, number in products.items() if "attention" not in str(name))
-    seen = 15 + sum(size * 5 + size * (size + 1) // 2 for size in responses)
-    found += 4 * 2 * int(sizes["hidden_size"]) * seen
-    assert flops_of_pair(shape, "one", task, 2) == (1 if task == "reference" else 3) * found
-    assert tokens_of_pair("one", task, 2) == (8 if task == "sft" else 15)
+        if read:
+            model.get_output_embeddings()(states[torch.arange(read) % len(states)])
+    return sum(number for name, number in counted.get_flop_counts()["Global"].items() if "attention" not in str(name))
 
 
 def test_a_rung_is_of_dpo(model_folder: Path):
@@ -134,7 +143,7 @@ def test_a_phase_counts_its_own_memory_alone():
 def runs(**speeds: list[float]) -> pd.DataFrame:
     """Two rounds of each arm; losses that agree, but those of `off`."""
     keys = {"shape": "small", "profile": "hh", "task": "dpo", "gemm_gflops": 200.0, "stolen": 0.01, "device": "cpu"}
-    keys |= {"useful_tokens_per_s": 1500.0, "of_product_speed": 0.8}
+    keys |= {"useful_tokens_per_s": 1500.0, "of_product_speed": 0.8, "arithmetic": float("nan")}
     rows = [
         {
             **keys,
@@ -171,10 +180,11 @@ def test_a_speed_up_over_other_losses_is_void():
 
 def test_the_table_and_the_figure_name_every_cell():
     given = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
+    given.loc[given["arm"] == "naive", "arithmetic"] = 1.5
     page = as_markdown(ratios(given), given, Benchmark(), {"torch": "2.13.0"})
     assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00, +0.0e+00 | 0.0e+00 |" in page
     assert "| dpo | padded, all logits | 1 | 4.5 | 4.5 | 0.25 | 0.25 |" in page
-    assert "| small, hh, dpo | 22.00 | 1,500 | 80% |" in page
+    assert "| small, hh, dpo | 22.00 | 1,500 | 80% | 1.5 |" in page
     axes = speedups(ratios(given)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small, hh, dpo"]
 

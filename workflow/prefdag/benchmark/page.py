@@ -26,7 +26,8 @@ PRECISION = {"cpu": "float32 on CPU", "cuda": "bf16 autocast over float32 weight
 def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
     """Every cell, every arm: prefdag's speed over it, lowest to highest round, memory, and whether the losses agree.
 
-    runs: as `with_work` gives them, so that it says how near prefdag is to the machine's own speed.
+    runs: as `with_work` gives them, so that it says how near prefdag is to the machine's own speed, and of DPO how much
+    arithmetic TRL, tuned and with the patched head, does for what prefdag could not do with less.
     """
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [
@@ -46,10 +47,13 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
         speed = f"{row['speedup']:.1f} ({row['lowest']:.1f} to {row['highest']:.1f})"
         cells = [row["shape"], row["profile"], row["task"], TITLES.get(row["arm"], row["arm"]), speed]
         lines.append("| " + " | ".join([*cells, f"{row['memory']:.2f}", *agreement]) + " |")
-    lines += ["", f"| cell | {OURS}: pairs/s | tokens/s | of the product's speed |", "|---|---|---|---|"]
-    for names, part in runs[runs["arm"] == OURS].groupby(["shape", "profile", "task"], sort=False):
-        rates = f"{part['pairs_per_s'].median():.2f} | {part['useful_tokens_per_s'].median():,.0f}"
-        lines.append(f"| {', '.join(names)} | {rates} | {part['of_product_speed'].median():.0%} |")
+    lines += ["", f"| cell | {OURS}: pairs/s | tokens/s | of the product's speed | arithmetic of TRL's arms |"]
+    lines.append("|---|---|---|---|---|")
+    for names, part in runs.groupby(["shape", "profile", "task"], sort=False):
+        own, work = part[part["arm"] == OURS], part.groupby("arm", sort=False)["arithmetic"].first().dropna()
+        rates = f"{own['pairs_per_s'].median():.2f} | {own['useful_tokens_per_s'].median():,.0f}"
+        padded = ", ".join(f"{value:.1f}" for value in work)
+        lines.append(f"| {', '.join(names)} | {rates} | {own['of_product_speed'].median():.0%} | {padded} |")
     lines += ["", "| task | against | cells | speed-up, geometric mean | lowest | memory, geometric mean | highest |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
