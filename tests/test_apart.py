@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from comparisons import ARCHITECTURES, comparisons, tiny
+from comparisons import comparisons, tiny
 from prefdag import apart, attention
 from prefdag.apart import Apart, Taken, by_flash, sequences
 from prefdag.errors import UserError
 from prefdag.naive import float64_norms
 from prefdag.segments import pack
-from test_segments import PACKINGS, TOLERANCE, Rows, logprob_distance
+from test_segments import TOLERANCE, Rows, logprob_distance, on_every_case
 
 
 @pytest.fixture
@@ -22,9 +22,7 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_checked", set())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("num_responses", [1, 2, 3])
-@pytest.mark.parametrize("rows", PACKINGS.values(), ids=PACKINGS)
+@on_every_case
 def test_logprobs_and_gradients_equal_the_padded_path(architecture: str, num_responses: int, rows: Rows, forced: None):
     found = comparisons(6, num_responses)
     with float64_norms():

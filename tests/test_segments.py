@@ -64,6 +64,17 @@ def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Va
     return values
 
 
+def on_every_case(test: Callable[..., None]) -> Callable[..., None]:
+    """The test for every architecture, 1 to 3 responses and every packing."""
+    for names, values, ids in (
+        ("rows", PACKINGS.values(), PACKINGS),
+        ("num_responses", (1, 2, 3), None),
+        ("architecture", ARCHITECTURES, None),
+    ):
+        test = pytest.mark.parametrize(names, values, ids=ids)(test)
+    return test
+
+
 def logprob_distance(
     model: PreTrainedModel,
     found: Sequence[Comparison],

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from comparisons import ARCHITECTURES, comparisons, tiny
+from comparisons import comparisons, tiny
 from prefdag import attention, tiles
 from prefdag.attention import masked, tiled
 from prefdag.naive import float64_norms
 from prefdag.segments import Segments, pack
 from prefdag.store import Comparison
-from test_segments import PACKINGS, TOLERANCE, Rows, logprob_distance
+from test_segments import TOLERANCE, Rows, logprob_distance, on_every_case
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, float | None], torch.Tensor]
@@ -27,9 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "masked", None)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("num_responses", [1, 2, 3])
-@pytest.mark.parametrize("rows", PACKINGS.values(), ids=PACKINGS)
+@on_every_case
 def test_logprobs_and_gradients_equal_the_padded_path(architecture: str, num_responses: int, rows: Rows, small: None):
     found = comparisons(6, num_responses)
     with float64_norms():

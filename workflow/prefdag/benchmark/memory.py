@@ -11,7 +11,7 @@ RESET = Path("/proc/self/clear_refs")
 class Phase:
     """A part of a process's life, from `begin` to whenever `peak_mb` is read; MB are 2^20 bytes.
 
-    Where there is no /proc the marks are those of the whole life.
+    Where /proc is missing or may not be written, the mark is that of the whole life.
     """
 
     def __init__(self) -> None:
