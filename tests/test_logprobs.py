@@ -30,7 +30,7 @@ def test_a_chunked_head_equals_the_whole_one(chunk_bytes: int) -> None:
     segments = pack(found)
 
     def chunked() -> Values:
-        states = hidden_states(model, segments, segments.predictor)
+        states = hidden_states(model, segments, segments.predicting)
         tokens = token_logprobs(states, segments.target, model.lm_head, chunk_bytes)
         return of_tokens(LogProbs(tokens, segments.owner, segments.shape))
 

@@ -52,12 +52,21 @@ class Clock(TrainerCallback):
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.phase.begin()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
+        self.seconds.append(now() - self.began)
+
+
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def in_order(kind: type) -> type:
@@ -75,9 +84,9 @@ def in_order(kind: type) -> type:
         def _precompute_ref_logps(self, *arguments: Any, **options: Any) -> Dataset:
             phase = Phase()
             phase.begin()
-            began = time.perf_counter()
+            began = now()
             found = super()._precompute_ref_logps(*arguments, **options)
-            self.reference_seconds = time.perf_counter() - began
+            self.reference_seconds = now() - began
             self.reference_start_mb, self.reference_peak_mb = phase.start_mb, phase.peak_mb
             return found
 

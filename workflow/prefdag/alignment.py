@@ -18,12 +18,13 @@ from prefdag.collective import exchanged, joined
 from prefdag.config.objectives import Objective
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
-from prefdag.loop import Batch, Losses, MicroBatch, Outcome, Sums, Task
+from prefdag.loop import Batch, Losses, MicroBatch, Outcome, Sums, Task, means
 from prefdag.losses import loss_of
 from prefdag.models import autocast
 from prefdag.ranks import rank
 from prefdag.seeds import generator
 from prefdag.segments import Segments, packed
+from prefdag.sending import sent
 from prefdag.store import Indexed, Store
 from prefdag.views import Mismatched, Unpaired
 from prefdag.vocabulary import PER_TOKEN, Read, read
@@ -86,7 +87,7 @@ class Alignment:
             torch.autograd.backward(_differentiable(found if once else self._read(segments)), share)
         sums = Sums()
         sums.add(metrics)
-        return Outcome(loss.item(), sums.means(), state)
+        return Outcome(loss.item(), means(sums.fetched()), state)
 
     def values(
         self, ids: Sequence[int], found: Read, state: State, step: int | str
@@ -123,7 +124,7 @@ class Alignment:
             everything = list(range(len(self.store)))
             step = Layout.of(everything, parts, dealt=False).joined([self._read(segments) for _, segments in parts])
             sums.add(self._measured(everything, step, state))
-        return sums.means()
+        return means(sums.fetched())
 
     def _measured(self, ids: Sequence[int], found: Read, state: State) -> dict[str, Tensor]:
         values, metrics, _ = self.values(ids, found, state, "held out")
@@ -145,7 +146,8 @@ class Alignment:
             given["reference"] = self.reference(ids, found.policy)
         if "scores" in reads:
             assert self.store.scores is not None
-            given["scores"] = torch.from_numpy(self.store.scores[list(ids)]).to(tokens)
+            scores = torch.from_numpy(self.store.scores[list(ids)])
+            given["scores"] = sent(scores.to(tokens.dtype), tokens.device)
         if "labels" in reads:
             given["labels"] = self._labels(ids)
         if "mismatched" in reads:
@@ -153,7 +155,7 @@ class Alignment:
             given["mismatched"] = self.mismatched(ids).to(tokens)
         if "noise" in reads:
             drawn = generator(self.seed, "noise", step).random(len(ids))
-            given["noise"] = torch.from_numpy(drawn).to(tokens.device)
+            given["noise"] = sent(torch.from_numpy(drawn), tokens.device)
         if "state" in reads:
             given["state"] = state
         return given
@@ -161,7 +163,7 @@ class Alignment:
     def _labels(self, ids: Sequence[int]) -> Tensor | None:
         if not isinstance(self.store, Unpaired):
             return None
-        return torch.from_numpy(self.store.labels[list(ids)]).to(next(self.model.parameters()).device)
+        return sent(torch.from_numpy(self.store.labels[list(ids)]), next(self.model.parameters()).device)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ a fixed order.
 Shapes: N = R L places of the grid of packed rows; T queries; S keys; H heads of D.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from prefdag.sending import sent
 
 
 class Sequence(NamedTuple):
@@ -65,7 +68,7 @@ class Taken:
         return found
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(self.places.to(device), self.copies.to(device))
+        return type(self)(sent(self.places, device), sent(self.copies, device))
 
 
 class _Take(torch.autograd.Function):
@@ -110,7 +113,7 @@ class Apart:
         return cls(queries, taken, starts[0], starts[1], (int(sizes[0].max()), int(sizes[1].max())))
 
     def to(self, device: torch.device) -> Self:
-        starts = self.query_starts.to(device), self.key_starts.to(device)
+        starts = sent(self.query_starts, device), sent(self.key_starts, device)
         return type(self)(self.queries.to(device), self.keys.to(device), *starts, self.longest)
 
 
@@ -128,10 +131,10 @@ def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: flo
     """FlashAttention over sequences, on CUDA in half precision, the causal diagonal at the bottom right: [T, H, D]."""
     from torch.nn.attention.varlen import varlen_attn  # here, as it takes 54 ms and CUDA alone needs it
 
-    starts, groups = (apart.query_starts, apart.key_starts), query.shape[1] // key.shape[1]
-    found = varlen_attn(
-        query, key, value, *starts, *apart.longest, scale=scale, window_size=(-1, 0), enable_gqa=groups > 1
-    )
+    starts = apart.query_starts, apart.key_starts
+    # torch 2.11 takes grouped heads without being told.
+    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    found = varlen_attn(query, key, value, *starts, *apart.longest, scale=scale, window_size=(-1, 0), **grouped)
     assert isinstance(found, Tensor)
     return found
 

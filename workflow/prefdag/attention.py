@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from prefdag.apart import attention_apart
 from prefdag.errors import UserError
+from prefdag.precision import precision
 from prefdag.segments import Segments
 from prefdag.tiles import attention_in_tiles, pays
 
@@ -40,8 +40,7 @@ def segment_attention(
 
     Dropout is off throughout prefdag, so the rate that a model's config states is not read.
     """
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = precision(query)
     match lowering(query.device, dtype):
         case "tiled":
             return tiled(query, key, value, segments, scaling), None
@@ -140,4 +139,4 @@ def check_supported(model_type: str, where: str) -> None:
 
 
 AttentionInterface.register(NAME, segment_attention)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # our mask comes with the segments
+# No mask is registered, and so none is asked for: ours comes with the segments.

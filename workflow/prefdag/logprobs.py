@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prefdag.attention import NAME
 from prefdag.gradients import embedded
 from prefdag.head import target_logprobs
-from prefdag.segments import Segments
+from prefdag.segments import Places, Segments
 
 CHUNK_BYTES = 64 << 20
 
@@ -69,17 +69,16 @@ def margin(values: Tensor) -> Tensor:
     return values[:, 0] - values[:, 1]
 
 
-def hidden_states(model: PreTrainedModel, segments: Segments, places: Tensor) -> Tensor:
-    """Last hidden states, after the final norm, at flat `places` [T] (row * L + column): [T, D].
+def hidden_states(model: PreTrainedModel, segments: Segments, places: Places) -> Tensor:
+    """Last hidden states, after the final norm, of each reader of `places`: [T, D].
 
     In the last layer whatever works token by token, its MLP and the final norm, sees those places alone.
     """
     # Any other attention would ignore the segments without a word and let everything in a row see everything before it.
     assert model.config._attn_implementation == NAME
-    read, back = torch.unique(places, return_inverse=True)
     embedding = model.get_input_embeddings()
     assert type(embedding) is nn.Embedding
-    with _last_layer_at(model, read):
+    with _last_layer_at(model, places.different):
         out = model.base_model(
             inputs_embeds=embedded(embedding, segments.tokens),
             position_ids=segments.positions,
@@ -87,7 +86,8 @@ def hidden_states(model: PreTrainedModel, segments: Segments, places: Tensor) ->
             use_cache=False,
         )
     states = out.last_hidden_state.flatten(0, 1)
-    return states.index_select(0, back if len(states) == len(read) else read[back])
+    is_whole = len(states) != len(places.different)  # GPT-2's keep the ids' shape
+    return states.index_select(0, places.different[places.reader] if is_whole else places.reader)
 
 
 @contextmanager
@@ -124,13 +124,10 @@ def _last_layer_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
 
 def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
     """Log-prob of every response token under a causal language model, from one forward pass."""
-    states = hidden_states(model, segments, segments.predictor)
+    states = hidden_states(model, segments, segments.predicting)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    if states.dtype == head.weight.dtype:
-        tokens = target_logprobs(states, head.weight, head.bias, segments.target)
-    else:  # under autocast the head's product is in another precision than its weights
-        tokens = token_logprobs(states, segments.target, head_of(model))
+    tokens = target_logprobs(states, head.weight, head.bias, segments.target)
     return LogProbs(tokens, segments.owner, segments.shape)
 
 
@@ -183,7 +180,7 @@ class Divergence:
 @torch.no_grad()
 def divergence(policy: PreTrainedModel, reference: PreTrainedModel, segments: Segments) -> Divergence:
     """KL(policy || reference) over the whole vocabulary at each response token, beside both log-probs."""
-    states = [hidden_states(model, segments, segments.predictor) for model in (policy, reference)]
+    states = [hidden_states(model, segments, segments.predicting) for model in (policy, reference)]
     heads = [head_of(policy), head_of(reference)]
     width = heads[0](states[0][:1]).shape[-1]
     found: list[list[Tensor]] = [[], [], []]

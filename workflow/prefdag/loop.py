@@ -50,30 +50,47 @@ class Batch:
     idle: Sequence[MicroBatch] = ()
 
 
+Summed = dict[str, tuple[float, int]]  # of each metric the sum, and over how many comparisons
+
+
 class Sums:
-    """Metrics summed over the comparisons that have them: a metric's tensor holds one value of each of those."""
+    """Metrics summed over the comparisons that have them: a metric's tensor holds one value of each of those.
+
+    Values are fetched from the device when they are asked for, all at once: until then nothing waits for it.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         for name, values in metrics.items():
-            total, num = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + values.sum().item(), num + len(values))
+            value = values.detach().sum().double()
+            total, num = self._sums.get(name, (torch.zeros_like(value), 0))
+            self._sums[name] = (total + value, num + len(values))
 
-    @classmethod
-    def of(cls, parts: Iterable["Sums"]) -> "Sums":
-        """The sums over all comparisons of several."""
-        found = cls()
-        for part in parts:
-            for name, (added, more) in part._sums.items():
-                total, num = found._sums.get(name, (0.0, 0))
-                found._sums[name] = (total + added, num + more)
-        return found
+    def fetched(self) -> Summed:
+        totals = fetched([total for total, _ in self._sums.values()])
+        return {name: (total, num) for (name, (_, num)), total in zip(self._sums.items(), totals, strict=True)}
 
-    def means(self) -> dict[str, float]:
-        """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
-        return {name: total / num for name, (total, num) in self._sums.items() if num}
+
+def fetched(values: Sequence[Tensor]) -> list[float]:
+    """Numbers that lie on a device, in one transfer."""
+    return torch.stack([value.double() for value in values]).tolist() if values else []
+
+
+def added(parts: Iterable[Summed]) -> Summed:
+    """The sums over all comparisons of several."""
+    found: Summed = {}
+    for part in parts:
+        for name, (value, more) in part.items():
+            total, num = found.get(name, (0.0, 0))
+            found[name] = (total + value, num + more)
+    return found
+
+
+def means(sums: Summed) -> dict[str, float]:
+    """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
+    return {name: total / num for name, (total, num) in sums.items() if num}
 
 
 @dataclass(frozen=True)
@@ -106,19 +123,20 @@ class Task:
 
     def accumulate(self, batch: Batch, state: dict[str, float]) -> Outcome:
         """One pass: each micro-batch's part of the loss goes backward by itself."""
-        normaliser, loss, sums = self.normaliser(batch.ids), 0.0, Sums()
+        normaliser, parts, sums = self.normaliser(batch.ids), list[Tensor](), Sums()
         for ids, segments in batch.micro_batches():
             with autocast(segments.owner.device):
                 losses, metrics = self.losses(ids, segments)
             part = losses.sum() / normaliser
             part.backward()
-            loss += part.item()
+            parts.append(part.detach())
             sums.add(metrics)
         for ids, segments in batch.idle:
             with autocast(segments.owner.device):
                 (0 * self.losses(ids, segments)[0].sum()).backward()
-        losses_of_ranks, sums_of_ranks = zip(*exchanged((loss, sums)), strict=True)
-        return Outcome(sum(losses_of_ranks), Sums.of(sums_of_ranks).means(), state)
+        own = sum(fetched(parts)), sums.fetched()
+        losses_of_ranks, sums_of_ranks = zip(*exchanged(own), strict=True)
+        return Outcome(sum(losses_of_ranks), means(added(sums_of_ranks)), state)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from prefdag.logprobs import LogProbs, logprobs
 from prefdag.manifest import Manifest
 from prefdag.models import autocast
 from prefdag.segments import Segments, pack, packed
+from prefdag.sending import sent
 from prefdag.store import Comparisons
 
 VERIFIED_ROWS = 4
@@ -90,7 +91,7 @@ class ReferenceCache:
     def __call__(self, ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
         """The reference's `LogProbs` of comparisons `ids`, in that order: of a micro-batch, or of a whole step."""
         parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
-        tokens = torch.from_numpy(np.concatenate(parts)).to(batch.owner.device)
+        tokens = sent(torch.from_numpy(np.concatenate(parts)), batch.owner.device)
         return LogProbs(tokens, batch.owner, batch.shape)
 
     @torch.no_grad()

@@ -65,7 +65,7 @@ def head_rewards(model: PreTrainedModel, segments: Segments, scoring: Scoring) -
 
     The head is read at the response's last token; with length normalisation it is r / (alpha + n) of n tokens.
     """
-    states = hidden_states(model, segments, segments.last.flatten())
+    states = hidden_states(model, segments, segments.ending)
     with torch.autocast(states.device.type, enabled=False):
         head = head_of_scorer(model)
         values = F.linear(states.to(head.weight.dtype), head.weight).view(*segments.shape, -1)

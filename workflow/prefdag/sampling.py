@@ -20,6 +20,7 @@ from prefdag.parallel import with_progress
 from prefdag.seeds import generator
 
 LEAVING = 3 / 4  # ended rows leave the batch when no more than this share goes on: measured, 1/2 and 7/8 are slower
+WHOLE = 2**60  # parts of a probability of 1
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,23 @@ def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) ->
         return logits.argmax(-1)
     probs = (logits.double() / temperature).softmax(-1)
     if top_p == 1:
-        return _inverted(probs, uniform)
+        return _inverted(_parts(probs), uniform)
     probs, order = torch.sort(probs, dim=-1, descending=True, stable=True)
-    before = probs.cumsum(-1) - probs
-    kept = torch.where(before < top_p, probs, torch.zeros_like(probs))
+    parts = _parts(probs)
+    before = parts.cumsum(-1) - parts
+    kept = torch.where(before < int(top_p * WHOLE), parts, 0)
     return order.gather(-1, _inverted(kept, uniform)[:, None]).squeeze(-1)
 
 
-def _inverted(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The place in each row where the cumulative sum of `probs` [N, V] passes `uniform` [N] times their total."""
-    cumulative = probs.cumsum(-1)
-    place = torch.searchsorted(cumulative, uniform[:, None].to(cumulative) * cumulative[:, -1:], right=True)
-    # A uniform number next to 1 may round to the total: the last token that has any probability is meant.
-    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
-    return torch.minimum(place, last).squeeze(-1)
+def _parts(probs: Tensor) -> Tensor:
+    """Probabilities in whole parts, int64: sums of these are exact, in whatever order CUDA takes them."""
+    return (probs * WHOLE).to(torch.int64)
+
+
+def _inverted(parts: Tensor, uniform: Tensor) -> Tensor:
+    """The place in each row where the cumulative sum of `parts` [N, V] passes `uniform` [N] times their total."""
+    cumulative = parts.cumsum(-1)
+    total = cumulative[:, -1:]
+    # A uniform number next to 1 may round to the total, which no place passes.
+    asked = (uniform[:, None] * total).to(torch.int64).minimum(total - 1)
+    return torch.searchsorted(cumulative, asked, right=True).squeeze(-1)

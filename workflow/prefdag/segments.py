@@ -9,7 +9,7 @@ Shapes: B comparisons of K responses in R rows of L tokens; T response tokens in
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,10 +17,23 @@ from torch import Tensor
 
 from prefdag import apart
 from prefdag.batches import micro_batches
+from prefdag.sending import sent
 from prefdag.store import Comparison, Indexed
 
 PADDING = -1
 BLOCK = 1024  # comparisons that are sorted by length together
+
+
+class Places(NamedTuple):
+    """Flat places (row * L + column) of hidden states that are read: different [U], ascending; of each reader [T] which
+    of these it reads."""
+
+    different: Tensor
+    reader: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor) -> Self:
+        return cls(*torch.unique(places, return_inverse=True))
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,24 @@ class Segments:
         """Where the sequences' queries and keys are taken from."""
         return apart.Apart.of(self.sequences, self.tokens.numel()).to(self.tokens.device)
 
+    @cached_property
+    def predicting(self) -> Places:
+        """The hidden states that predict a response token, and of each such token [T] which one does."""
+        return Places.of(self.predictor)
+
+    @cached_property
+    def ending(self) -> Places:
+        """The hidden states of the responses' last tokens, and of each response [B * K] which one it is."""
+        return Places.of(self.last.flatten())
+
     def to(self, device: torch.device) -> Self:
-        return type(self)(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        """On another device, with what CUDA would else have to be waited for to find out."""
+        moved = type(self)(**{name: sent(getattr(self, name), device) for name in self.__dataclass_fields__})
+        if device.type == "cuda":
+            moved.__dict__["apart"] = self.apart.to(device)
+            for name in ("predicting", "ending"):
+                moved.__dict__[name] = Places(*(sent(part, device) for part in getattr(self, name)))
+        return moved
 
 
 def pack(comparisons: Sequence[Comparison], rows: Sequence[Sequence[int]] | None = None) -> Segments:

@@ -42,12 +42,12 @@ def read(
     """
     if not wanted:
         return Read(logprobs(model, segments), {})
-    states = hidden_states(model, segments, segments.predictor)
+    states = hidden_states(model, segments, segments.predicting)
     others = None
     if "divergence" in wanted:
         assert reference is not None
         with torch.no_grad():
-            others = hidden_states(reference, segments, segments.predictor)
+            others = hidden_states(reference, segments, segments.predicting)
     names = sorted(wanted)
     other_head = None if reference is None else head_of(reference)
     values = _token_values(states, segments.target, head_of(model), names, others, other_head, chunk_bytes)

@@ -27,12 +27,13 @@ from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
 from prefdag.loop import Losses, Task, Trainable, train
 from prefdag.losses import loss_of
-from prefdag.models import load_policy, load_scorer, set_up
+from prefdag.models import autocast, load_policy, load_scorer, set_up
 from prefdag.reference import write_cache
 from prefdag.reward_losses import bradley_terry
 from prefdag.rewards import RewardModel, initial_heads
 from prefdag.rows import read_rows
 from prefdag.segments import Segments, pack, packed
+from prefdag.sending import sent
 from prefdag.store import Comparison, Store, StoreWriter
 
 TASKS = ("dpo", "reward", "reference", "sft")
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"bench --{name.replace('_', '-')}: expected at least 1, got {getattr(arguments, name)}")
     if arguments.rung and arguments.task != "dpo":
         raise UserError(f"bench --rung: the rungs are of --task dpo, got {arguments.task}")
+    if arguments.rung and torch.cuda.is_available():
+        raise UserError("bench --rung: the rungs run on a CPU; set CUDA_VISIBLE_DEVICES= to leave the GPU alone")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measured(arguments, Path(folder))), flush=True)
     return 0
@@ -136,7 +139,7 @@ def _training(
         threads=arguments.threads,
     )
     seconds, steps = list[float](), list[Taken]()
-    phase.begin()
+    _begin(phase)
     began = time.perf_counter()
     for step in train(model.train(), store, settings, task):
         seconds.append(time.perf_counter() - began)
@@ -155,7 +158,7 @@ def _climbed(model: Any, store: Store, arguments: argparse.Namespace, phase: Pha
         references.append(_reference_of(model, step))
     loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
     seconds, steps = list[float](), list[Taken]()
-    phase.begin()
+    _begin(phase)
     began = time.perf_counter()
     rate, budget = arguments.learning_rate, arguments.tokens_per_batch
     for taken in trained(model.train(), pairs, references, loss, arguments.rung, budget, rate):
@@ -179,7 +182,7 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 
             def cached(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
                 tokens = np.concatenate([values[starts[index] : starts[index + 1]] for index in ids])
-                return LogProbs(torch.from_numpy(tokens).to(batch.owner.device), batch.owner, batch.shape)
+                return LogProbs(sent(torch.from_numpy(tokens), batch.owner.device), batch.owner, batch.shape)
 
             loss = objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo")
             return Alignment(loss, model.train(), store, cached)
@@ -203,13 +206,23 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 @torch.no_grad()
 def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace, phase: Phase) -> list[float]:
     """Seconds of each step's pairs: the forward pass alone."""
-    seconds = []
-    phase.begin()
+    seconds, device = list[float](), next(model.parameters()).device
+    _begin(phase)
     num = arguments.pairs_per_step
     for step in range(min(arguments.steps, len(store) // num)):
         ids = members(step, len(store), num, 0)
         began = time.perf_counter()
         for _, segments in packed([store[int(index)] for index in ids], arguments.tokens_per_batch):
-            logprobs(model, segments)
+            with autocast(device):
+                logprobs(model, segments.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return seconds
+
+
+def _begin(phase: Phase) -> None:
+    """The steps begin: their memory, and CUDA's, is measured from here on."""
+    phase.begin()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -1,0 +1,279 @@
+"""What can be known of CUDA on a machine without it: precision, waiting, and what torch refuses there."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from comparisons import ARCHITECTURES, comparisons, measured, tiny, tiny_scorer
+from family import ROWS, aligned, batch_of
+from prefdag import apart, attention, head
+from prefdag.apart import Apart, Taken, by_flash
+from prefdag.gradients import in_place
+from prefdag.head import target_logprobs
+from prefdag.logprobs import LogProbs, logprobs, token_logprobs
+from prefdag.loop import Sums
+from prefdag.losses import LOSSES
+from prefdag.naive import float64_norms, naive_logprobs
+from prefdag.rewards import RewardModel
+from prefdag.sampling import choose
+from prefdag.segments import Places, Segments, pack
+from prefdag.watched import watched
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture
+def apart_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as on CUDA, its kernel's place taken by a loop; not compared with the mask at first use."""
+    monkeypatch.setattr(attention, "lowering", lambda device, dtype: "apart")
+    monkeypatch.setattr(attention, "check", lambda *_: None)
+
+
+# Precision: the error against float64 is at most twice that of padded rows under autocast.
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return (found.double() - truth).norm().item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0], ids=["lively", "certain"])
+def test_the_heads_error_in_half_precision(scale: float) -> None:
+    """Values and both gradients; `certain`: most tokens have a probability near 1, where differences cancel."""
+    draw = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(size, 48, generator=draw) for size in (300, 500))
+    target = (states @ weight.T).argmax(1) if scale > 1 else torch.randint(0, 500, (300,), generator=draw)
+    factor = torch.randn(300, generator=draw)
+    states, weight = scale**0.5 * states, scale**0.5 * weight
+
+    def found(function: Callable[..., Tensor], dtype: torch.dtype, half: bool) -> list[Tensor]:
+        leaves = [part.to(dtype).requires_grad_() for part in (states, weight)]
+        with torch.autocast("cpu", HALF, enabled=half):
+            values = function(*leaves)
+        return [values, *torch.autograd.grad((values * factor).sum(), leaves)]
+
+    def plain(states: Tensor, weight: Tensor) -> Tensor:
+        return token_logprobs(
+            states, target, lambda states: (states @ weight.T).to(torch.promote_types(weight.dtype, torch.float32))
+        )
+
+    def ours(states: Tensor, weight: Tensor) -> Tensor:
+        return target_logprobs(states, weight, None, target, chunk_bytes=4 * 500 * 70)
+
+    truth = found(plain, torch.float64, half=False)
+    assert (truth[0].exp().median() > 0.99) == (scale > 1)
+    for one, other, true in zip(
+        found(ours, torch.float32, True), found(plain, torch.float32, True), truth, strict=True
+    ):
+        assert one.dtype == torch.float32
+        assert error(one, true) <= 2 * error(other, true)
+        assert error(one, true) > 1e-4 * true.norm().item(), "in half precision, then"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_models_error_in_half_precision(architecture: str, apart_in_half: None) -> None:
+    """Log-probs and every gradient together; the mean of the log-probs' errors is zero within its noise."""
+    pairs = comparisons(40, 2)
+    model, exact = tiny(architecture, dtype=torch.float32), tiny(architecture)
+    exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+
+    def found(function: Callable[[], LogProbs], owner: Any, half: bool) -> list[Tensor]:
+        def compute() -> dict[str, Tensor]:
+            with torch.autocast("cpu", HALF, enabled=half):
+                values = function().tokens
+            sign = torch.where(torch.arange(len(values)) % 3 == 0, 1.0, -0.5)
+            return {"values": values, "loss": (values * sign).sum()}
+
+        values = measured(owner, compute)
+        return [values.pop("values"), torch.cat([part.flatten() for name, part in values.items() if name != "loss"])]
+
+    with float64_norms():
+        truth = found(lambda: naive_logprobs(exact, pairs), exact, half=False)
+    naive = found(lambda: naive_logprobs(model, pairs), model, half=True)
+    ours = found(lambda: logprobs(model, pack(pairs, [[2 * row, 2 * row + 1] for row in range(20)])), model, half=True)
+    for one, other, true in zip(ours, naive, truth, strict=True):
+        assert 1e-4 * true.norm().item() < error(one, true) <= 2 * error(other, true)
+    off = ours[0].double() - truth[0]
+    assert abs(off.mean()) < 4 * off.std() / len(off) ** 0.5
+
+
+def test_products_of_half_precision_are_summed_in_float32_on_cuda() -> None:
+    """Called on tensors without data, as no such device is here."""
+    with (mode := FakeTensorMode()), torch.no_grad():
+        left, right = (on_cuda(mode, torch.empty(size, dtype=HALF)) for size in ((5, 8), (8, 7)))
+        found = head._product(left, right, out=on_cuda(mode, torch.empty(5, 7)))
+    assert found.dtype == torch.float32 and found.shape == (5, 7)
+
+
+# Waiting: within a micro-batch nothing is asked of the device but that it go on.
+
+
+def on_cuda(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    return FakeTensor(mode, torch.empty_like(tensor, device="meta"), torch.device("cuda", 0))
+
+
+def test_segments_take_along_what_would_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
+    _ = segments.apart, segments.predicting, segments.ending  # numpy and `unique` work on data alone
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        moved = segments.to(torch.device("cuda", 0))
+    assert {"apart", "predicting", "ending"} <= moved.__dict__.keys()
+    of_apart = moved.apart
+    parts = [getattr(moved, field.name) for field in fields(Segments)]
+    parts += [
+        *moved.predicting,
+        *moved.ending,
+        *(part for taken in (of_apart.queries, of_apart.keys) for part in (taken.places, taken.copies)),
+    ]
+    assert {part.device.type for part in (*parts, of_apart.query_starts, of_apart.key_starts)} == {"cuda"}
+
+
+class WithoutData:
+    """Models and micro-batches as tensors whose values cannot be asked for."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def model(self, model: nn.Module) -> Any:
+        for module in model.modules():
+            for held, wrap in ((module._parameters, nn.Parameter), (module._buffers, lambda tensor: tensor)):
+                held.update({name: wrap(self.tensor(one.detach())) for name, one in held.items() if one is not None})
+        return model
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        return self.mode.from_tensor(tensor)
+
+    def segments(self, segments: Segments) -> Segments:
+        found = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
+        of_apart = segments.apart
+        taken = (Taken(self.tensor(one.places), self.tensor(one.copies)) for one in (of_apart.queries, of_apart.keys))
+        starts = self.tensor(of_apart.query_starts), self.tensor(of_apart.key_starts)
+        found.__dict__["apart"] = Apart(*taken, *starts, of_apart.longest)
+        for name in ("predicting", "ending"):
+            found.__dict__[name] = Places(*map(self.tensor, getattr(segments, name)))
+        return found
+
+
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch, apart_in_half: None) -> WithoutData:
+    monkeypatch.setattr(apart, "one_by_one", by_flash)
+    return WithoutData()
+
+
+def passed(given: WithoutData, model: Any, losses: Callable[..., Any], segments: Segments) -> list[Tensor | None]:
+    """One micro-batch forward and backward, as the loop does; the gradients."""
+    segments = given.segments(segments)
+    with given.mode:
+        with torch.autocast("cpu", HALF):
+            values, metrics = losses(segments)
+        with in_place():
+            (values.sum() / 7).backward()
+        Sums().add(metrics)
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_micro_batch_of_dpo_waits(architecture: str, without_data: WithoutData) -> None:
+    segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
+    model = without_data.model(tiny(architecture, dtype=torch.float32))
+    reference = torch.zeros(len(segments.target))
+
+    def losses(segments: Segments) -> Any:
+        policy = logprobs(model, segments)
+        fixed = replace(policy, tokens=without_data.tensor(reference))
+        return LOSSES["dpo"](policy, fixed, beta=0.1), watched(policy, fixed, None)
+
+    assert all(gradient is not None for gradient in passed(without_data, model, losses, segments))
+
+
+def test_no_micro_batch_of_a_reward_model_waits(without_data: WithoutData) -> None:
+    model = without_data.model(tiny_scorer().float())
+
+    def losses(segments: Segments) -> Any:
+        rewards = RewardModel((model,))(segments)
+        return rewards[:, 0] - rewards[:, 1], {"reward": rewards[:, 0]}
+
+    segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
+    assert all(gradient is not None for gradient in passed(without_data, model, losses, segments))
+
+
+def test_who_waits_is_caught(without_data: WithoutData) -> None:
+    """The broken twin: the places that are read are found out on the device."""
+    model = without_data.model(tiny(dtype=torch.float32))
+
+    def losses(segments: Segments) -> Any:
+        del segments.__dict__["predicting"]
+        return logprobs(model, segments).total[:, 0], {}
+
+    with pytest.raises(DynamicOutputShapeException):
+        passed(without_data, model, losses, pack(comparisons(4, 2)))
+
+
+def test_sums_are_those_of_a_plain_loop() -> None:
+    sums, expected = Sums(), 0.0
+    for part in torch.randn(50, 3, generator=torch.Generator().manual_seed(0)):
+        sums.add({"one": part, "none": part[:0]})
+        expected += part.sum().item()
+    assert sums.fetched() == {"one": (expected, 150), "none": (0.0, 0)}
+
+
+# What torch refuses on CUDA under deterministic algorithms, by its own documentation, among what a training could use.
+
+
+class Asked(TorchDispatchMode):
+    """Every operation, and whether its first argument is of floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[tuple[str, bool]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        first = given[0] if given and isinstance(given[0], Tensor) else None
+        self.names.add((function.overloadpacket.__name__, first is not None and first.is_floating_point()))
+        return function(*given, **(named or {}))
+
+    def refused(self) -> list[str]:
+        floats = {"cumsum", "cumsum_", "median", "nanmedian", "histc", "kthvalue", "put_", "put", "scatter_reduce"}
+        floats |= {"grid_sampler_2d", "nll_loss2d_forward", "_ctc_loss", "_embedding_bag", "bincount"}
+        return sorted(name for name, is_float in self.names if name in floats and is_float)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_training_uses_what_is_refused(name: str, tmp_path: Path) -> None:
+    one = aligned(name, tmp_path)
+    with Asked() as asked:
+        one.accumulate(batch_of(one.store, list(range(7)), 60), {})
+    assert len(asked.names) > 20 and not asked.refused()
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_no_sampling_uses_what_is_refused(top_p: float) -> None:
+    with Asked() as asked:
+        choose(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
+    assert asked.names and not asked.refused()
+
+
+def test_what_is_refused_is_seen() -> None:
+    with Asked() as asked:
+        torch.ones(3).cumsum(0), torch.ones(3, dtype=torch.int64).cumsum(0)
+    assert asked.refused() == ["cumsum"]
+
+
+def test_sampling_from_whole_parts_is_sampling_from_the_sums(tmp_path: Path) -> None:
+    """As before by float64 sums, on 2,000 rows of 5,000 tokens: the same token each time."""
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        logits, uniform = (
+            3 * torch.randn(500, 5000, generator=draw),
+            torch.rand(500, generator=draw, dtype=torch.float64),
+        )
+        sums = logits.double().softmax(-1).cumsum(-1)
+        expected = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).squeeze(-1)
+        assert torch.equal(choose(logits, uniform, 1.0, 1.0), expected)

@@ -1,0 +1,12 @@
+"""Tensors on their way to a device, while the process goes on."""
+
+import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`: CUDA's later work waits for it, the process does not."""
+    if device.type == "cuda":
+        assert tensor.device.type == "cpu"
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
