@@ -1,8 +1,12 @@
 """The benchmark: what it runs on, that every rung computes the same, and what its table says."""
 
+import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -11,9 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from prefdag.benchmark import arms
+from prefdag.benchmark import arms, whole
 from prefdag.benchmark.arms import Arm, Cell
-from prefdag.benchmark.cells import Length, best, measured, ratios
+from prefdag.benchmark.cells import Length, best, interleaved, ratios
 from prefdag.benchmark.ladder import RUNGS
 from prefdag.benchmark.memory import Phase
 from prefdag.benchmark.page import as_markdown, speedups
@@ -29,6 +33,7 @@ from prefdag.stages import benchmark as stage
 from prefdag.store import Comparison
 from prefdag.tools import bench
 
+ROOT = Path(__file__).parents[1]
 NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
 FOUND = dict.fromkeys(("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen"), 1.0)
 FOUND |= {"device": "cpu", "peak_cuda_mb": None}
@@ -197,7 +202,7 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
         return {**FOUND, **NONE}
 
     monkeypatch.setattr("prefdag.benchmark.cells.run", ran)
-    list(measured(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
+    list(interleaved(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
     assert calls == ["prefdag", "naive", "prefdag", "naive"]
 
 
@@ -242,6 +247,57 @@ def test_an_arm_that_fails_says_its_last_line(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_peer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stage, "_version", lambda name: "missing")
+    monkeypatch.setattr(whole, "_version", lambda name: "missing")
     with pytest.raises(UserError, match="trl is not installed"):
-        stage._check_peer()
+        whole._check_peer()
+
+
+def gpu_form() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_form", ROOT / "workflow/bench/gpu.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpus_form_writes_every_part_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Where there is no GPU, on a tiny shape and without TRL."""
+    monkeypatch.setitem(SHAPES, "small", ("llama", TINY))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path), "--parts", "half", "large", "--shape", "small"])
+    form = gpu_form()
+    monkeypatch.setitem(form.PARTS, "large", {**form.PARTS["large"], "pairs_per_step": 4, "threads": 1})
+    assert form.main() == 0
+    half = pd.read_csv(tmp_path / "half.csv").iloc[0]
+    assert half["shape"] == "small" and 0 < half["logprobs"] <= 2 and 0 < half["gradients"] <= 2
+    (run,) = pd.read_csv(tmp_path / "large/runs.csv").to_dict("records")
+    assert (run["arm"], run["shape"]) == ("prefdag", "small") and run["pairs_per_s"] > 0
+    assert (tmp_path / "large/figures/speedups.png").is_file()
+    capsys.readouterr()
+    assert form.main() == 0 and not capsys.readouterr().out, "what is there is not measured again"
+
+
+def test_the_gpus_form_needs_little() -> None:
+    """Nor does an arm of prefdag's: no workflow, tracking, judging or data library."""
+    absent = (
+        "snakemake",
+        "mlflow",
+        "datasets",
+        "sklearn",
+        "scipy",
+        "openai",
+        "datasketch",
+        "wordcloud",
+        "rich",
+        "jinja2",
+    )
+    said = f"""
+import sys
+for name in {absent}:
+    sys.modules[name] = None
+import runpy, prefdag.tools.bench
+runpy.run_path({str(ROOT / "workflow/bench/gpu.py")!r}, run_name="imported")
+"""
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]

@@ -1,12 +1,13 @@
 """TRL on a model folder and a file of token ids: the benchmark's peer, in a process of its own.
 
-python workflow/bench/trl_arm.py --arm defaults|tuned|patched --task dpo|reward|sft|reference --model DIR --ids FILE
+python workflow/bench/trl_arm.py --arm defaults|tuned|patched|liger --task dpo|reward|sft|reference --model DIR
+    --ids FILE
 
 `defaults` keeps gradient checkpointing and a live reference; `tuned` turns the first off and computes reference
-log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA
-alone. All are float32 on CPU, without dropout, and take the pairs in the order of the file. DPO's sums of log-probs are
-taken in float64 (TRL's own are float32, whose numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON
-line like `prefdag bench`.
+log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA alone; `liger` is
+tuned with Liger's kernels, on CUDA. All are float32 on CPU and bf16 over float32 weights on CUDA, without dropout, and
+take the pairs in the order of the file. DPO's sums of log-probs are taken in float64 (TRL's own are float32, whose
+numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON line like `prefdag bench`.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def widened(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arm", choices=("defaults", "tuned", "patched"), required=True)
+    parser.add_argument("--arm", choices=("defaults", "tuned", "patched", "liger"), required=True)
     parser.add_argument("--task", choices=tuple(TRAINERS), default="dpo")
     parser.add_argument("--per-device", type=int, default=8)
     parser.add_argument("--model", type=Path, required=True)
@@ -151,6 +152,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         lr_scheduler_type="constant",
         max_length=None,
         gradient_checkpointing=not fast,
+        use_liger_kernel=arguments.arm == "liger",
         bf16=cuda,
         use_cpu=not cuda,
         logging_steps=1,

@@ -132,8 +132,8 @@ def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: flo
     from torch.nn.attention.varlen import varlen_attn  # here, as it takes 54 ms and CUDA alone needs it
 
     starts = apart.query_starts, apart.key_starts
-    # torch 2.11 takes grouped heads without being told.
-    grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    # torch 2.11 has no such argument; whether its grouped heads are right anyway is seen at first use (`check`).
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
     found = varlen_attn(query, key, value, *starts, *apart.longest, scale=scale, window_size=(-1, 0), **grouped)
     assert isinstance(found, Tensor)
     return found

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 
 from prefdag.apart import attention_apart
@@ -52,16 +53,16 @@ def segment_attention(
 
 
 def lowering(device: torch.device, dtype: torch.dtype) -> str:
-    """How attention is computed there: "apart" in half precision on CUDA, "tiled" on a CPU (long rows), else "masked".
+    """How attention is computed there: "apart" in half precision on CUDA, "tiled" on a CPU in others (long rows), else
+    "masked".
 
     PREFDAG_ATTENTION=masked has it masked everywhere. Raises `UserError` for another value.
     """
     asked = os.environ.get(VARIABLE, "")
     if asked not in ("", "masked"):
         raise UserError(f"{VARIABLE}: expected masked or nothing, got {asked!r}")
-    if device.type == "cpu" and not asked:
-        return "tiled"
-    return "apart" if device.type == "cuda" and dtype in HALVES and not asked else "masked"
+    ways = {("cpu", False): "tiled", ("cuda", True): "apart"}
+    return "masked" if asked else ways.get((device.type, dtype in HALVES), "masked")
 
 
 def tiled(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
@@ -119,8 +120,12 @@ def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
 
 
 def _followed(way: Lowering, given: list[Tensor], segments: Segments, scale: float | None) -> list[Tensor]:
-    """The output at real tokens and the gradients of a weighted sum of it, in float32."""
-    with torch.enable_grad(), torch.autocast(given[0].device.type, enabled=False):
+    """The output at real tokens and the gradients of a weighted sum of it, in float32.
+
+    What is kept on the way is nobody's to count (`recompute`).
+    """
+    unseen = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), torch.autocast(given[0].device.type, enabled=False), unseen:
         query, key, value = leaves = [part.clone().requires_grad_() for part in given]
         out = way(query, key, value, segments, scale).float()[segments.comparison >= 0]
         weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)

@@ -38,11 +38,12 @@ def padded_rows(comparisons: Sequence[Comparison]) -> tuple[Tensor, Tensor, Tens
 
 def naive_logprobs(model: PreTrainedModel, comparisons: Sequence[Comparison]) -> LogProbs:
     """What `prefdag.logprobs.logprobs` computes, from transformers' own attention on padded rows."""
-    tokens, mask, counted = padded_rows(comparisons)
+    device = next(model.parameters()).device
+    tokens, mask, counted = (part.to(device) for part in padded_rows(comparisons))
     with transformers_attention(model):
         logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     shifted = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    rows = torch.arange(len(tokens))[:, None].expand(-1, tokens.shape[1] - 1)
+    rows = torch.arange(len(tokens), device=device)[:, None].expand(-1, tokens.shape[1] - 1)
     kept = counted[:, 1:]
     return LogProbs(shifted[kept], rows[kept], (len(comparisons), len(comparisons[0].responses)))
 

@@ -38,13 +38,15 @@ class Cell:
 class Arm:
     """Who runs: prefdag, a rung of its ladder, or TRL.
 
-    per_device: TRL's pairs in a micro-batch; keeping: with glibc told to keep freed pages.
+    per_device: TRL's pairs in a micro-batch; keeping: with glibc told to keep freed pages; tokens: of a forward of
+    prefdag's, 0 for the device's own.
     """
 
     name: str
     rung: str = ""
     per_device: int = 0
     keeping: bool = False
+    tokens: int = 0
 
     def command(self, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> list[str]:
         shared = ["--task", cell.task, "--model", str(cell.model), "--ids", str(cell.ids)]
@@ -53,6 +55,7 @@ class Arm:
             kind = self.name.removeprefix("trl-")
             return [sys.executable, str(PEER), "--arm", kind, "--per-device", str(self.per_device), *shared]
         own = ["--rung", self.rung] if self.rung else []
+        own += ["--tokens-per-batch", str(self.tokens)] if self.tokens else []
         return [sys.executable, "-m", "prefdag", "bench", "--json", *own, *shared]
 
 
@@ -75,14 +78,18 @@ def run(arm: Arm, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> 
     return {**json.loads(lines[-1]), "gemm_gflops": calibration, "stolen": _stolen(before, _processor_times())}
 
 
-def gemm_gflops(threads: int, size: int = 1024, repeats: int = 5) -> float:
-    """The machine's speed at this moment: the best of a few float32 products, in GFLOP/s."""
+def gemm_gflops(threads: int, repeats: int = 5) -> float:
+    """The machine's speed at this moment, in GFLOP/s: the best of a few products, in float32, on a GPU in bf16."""
     torch.set_num_threads(threads)
-    left, right = torch.randn(size, size), torch.randn(size, size)
+    cuda = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    left, right = torch.randn(2, size, size, dtype=dtype, device="cuda" if cuda else "cpu")
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
         left @ right
+        if cuda:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return 2 * size**3 / min(seconds) / 1e9
 

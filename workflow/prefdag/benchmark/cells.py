@@ -25,7 +25,7 @@ class Length:
     threads: int
 
 
-def measured(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dict[str, Any]]:
+def interleaved(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dict[str, Any]]:
     """One record for each run of an arm, A B C A B C, its losses among them."""
     for turn in range(length.rounds):
         for arm in arms:
@@ -54,7 +54,7 @@ def best(cell: Cell, arm: str, candidates: Sequence[tuple[int, bool]], length: L
     arms = [Arm(arm, per_device=size, keeping=keeping) for size, keeping in candidates]
     if len(arms) == 1:
         return arms[0]
-    speeds = {arm: next(measured(cell, [arm], short))["pairs_per_s"] for arm in arms}
+    speeds = {arm: next(interleaved(cell, [arm], short))["pairs_per_s"] for arm in arms}
     return max(speeds, key=lambda arm: speeds[arm])
 
 
@@ -105,4 +105,5 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
                     **(off.loc[arm].to_dict() if arm in off.index else {}),
                 }
             )
-    return pd.DataFrame(rows)
+    columns = ["shape", "profile", "task", "arm", "speedup", "lowest", "highest", "memory", "agrees"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)

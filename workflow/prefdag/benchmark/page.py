@@ -14,6 +14,7 @@ TITLES = {
     "trl-defaults": "TRL, defaults",
     "trl-tuned": "TRL, tuned",
     "trl-patched": "TRL, tuned, response-only head",
+    "trl-liger": "TRL, tuned, Liger's kernels",
     "naive": "padded, all logits",
     "sorted": "sorted, no mask",
     "completion": "head on responses only",
@@ -21,6 +22,7 @@ TITLES = {
     "shared": "prompt shared",
 }
 PRECISION = {"cpu": "float32 on CPU", "cuda": "bf16 autocast over float32 weights on CUDA"}
+PRODUCT = {"cpu": "a float32 product of 1024 x 1024", "cuda": "a bf16 product of 8192 x 8192"}
 
 
 def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
@@ -30,9 +32,10 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
     arithmetic TRL, tuned and with the patched head, does for what prefdag could not do with less.
     """
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    device = runs["device"].iloc[0]
     lines = [
         f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
-        f"{settings.threads} threads, {PRECISION[runs['device'].iloc[0]]}; {said}; a float32 product of 1024 x 1024 at "
+        f"{settings.threads} threads, {PRECISION[device]}; {said}; {PRODUCT[device]} at "
         f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
         "",
         "| shape | lengths | task | against | speed-up (rounds) | memory | losses apart: most, mean | norms apart |",
@@ -53,7 +56,10 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
         own, work = part[part["arm"] == OURS], part.groupby("arm", sort=False)["arithmetic"].first().dropna()
         rates = f"{own['pairs_per_s'].median():.2f} | {own['useful_tokens_per_s'].median():,.0f}"
         padded = ", ".join(f"{value:.1f}" for value in work)
-        lines.append(f"| {', '.join(names)} | {rates} | {own['of_product_speed'].median():.0%} | {padded} |")
+        share = f"{own['of_product_speed'].median():.0%}"
+        if device == "cuda":
+            share += f", MFU {own['mfu'].median():.0%} of an H100"
+        lines.append(f"| {', '.join(names)} | {rates} | {share} | {padded} |")
     lines += ["", "| task | against | cells | speed-up, geometric mean | lowest | memory, geometric mean | highest |"]
     lines.append("|---|---|---|---|---|---|---|")
     for (task, arm), part in found.groupby(["task", "arm"], sort=False):
@@ -104,5 +110,6 @@ def speedups(found: pd.DataFrame) -> Figure:
         axes.set_xlabel("speed-up in pairs per second (logarithmic)")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "25" else "")
-        figure.legend(loc="outside right upper")
+        if arms:
+            figure.legend(loc="outside right upper")
     return figure

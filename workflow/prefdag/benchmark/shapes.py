@@ -70,6 +70,16 @@ SHAPES: dict[str, tuple[str, dict[str, int | bool]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "pythia-2.8b": (
+        "gpt_neox",
+        {
+            "vocab_size": 50304,
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+    ),
 }
 LONGEST = 1024  # tokens of a comparison
 
@@ -106,7 +116,17 @@ def ultrafeedback(num: int) -> NDArray[np.int64]:
     return _log_normal("ultrafeedback", num, (100, 0.8), (270, 0.55))
 
 
-PROFILES: dict[str, Callable[[int], NDArray[np.int64]]] = {"hh": hh, "ultrafeedback": ultrafeedback, "tldr": tldr}
+def even(num: int) -> NDArray[np.int64]:
+    """Prompt and response of 1,024 tokens together, half and half: what memory is compared on."""
+    return np.full((num, 3), 512)
+
+
+PROFILES: dict[str, Callable[[int], NDArray[np.int64]]] = {
+    "hh": hh,
+    "ultrafeedback": ultrafeedback,
+    "tldr": tldr,
+    "1024": even,
+}
 
 
 def _log_normal(name: str, num: int, prompt: tuple[float, float], chosen: tuple[float, float]) -> NDArray[np.int64]:

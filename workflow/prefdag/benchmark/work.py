@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from prefdag.benchmark.shapes import PROFILES, SHAPES
 
+H100 = 989e12  # FLOPs a second, dense bf16
+
 Lengths = NDArray[Any]
 
 
@@ -53,19 +55,21 @@ def _forward(shape: str, tokens: Lengths, read: Lengths, seen: Lengths) -> float
 
 
 def with_work(runs: pd.DataFrame, num: int) -> pd.DataFrame:
-    """The runs with useful tokens a second, useful FLOPs over those of the product measured before each, and how much
-    arithmetic an arm does for what the least would do, at one pair a micro-batch."""
+    """The runs with useful tokens a second, useful FLOPs over those of the product measured before each (`mfu`: over an
+    H100's nominal ones, on a GPU), and how much arithmetic an arm does for what the least would do, at one pair a
+    micro-batch on a CPU."""
     flops = [flops_of_pair(row.shape, row.profile, row.task, num) for row in runs.itertuples()]
     tokens = [tokens_of_pair(row.profile, row.task, num) for row in runs.itertuples()]
     share = runs["pairs_per_s"] * flops / (1e9 * runs["gemm_gflops"])
-    padded = [_over_the_least(row.shape, row.profile, row.task, row.arm, num) for row in runs.itertuples()]
-    speeds = {"useful_tokens_per_s": runs["pairs_per_s"] * tokens, "of_product_speed": share}
+    mfu = (runs["pairs_per_s"] * flops / H100).where(runs["device"] == "cuda")
+    padded = [_over_the_least(row, num) for row in runs.itertuples()]
+    speeds = {"useful_tokens_per_s": runs["pairs_per_s"] * tokens, "of_product_speed": share, "mfu": mfu}
     return runs.assign(**speeds, arithmetic=padded)
 
 
-def _over_the_least(shape: str, profile: str, task: str, arm: str, num: int) -> float:
-    """An arm's FLOPs over the least, where they are known: DPO of TRL, tuned, patched or not."""
-    if task != "dpo" or arm not in ("trl-tuned", "trl-patched"):
+def _over_the_least(row: Any, num: int) -> float:
+    """An arm's FLOPs over the least, where they are known: DPO of TRL on a CPU, tuned, patched or not."""
+    if row.task != "dpo" or row.device != "cpu" or row.arm not in ("trl-tuned", "trl-patched"):
         return float("nan")
-    padded = padded_flops_of_pair(shape, profile, num, responses_only=arm == "trl-patched")
-    return padded / flops_of_pair(shape, profile, task, num)
+    padded = padded_flops_of_pair(row.shape, row.profile, num, responses_only=row.arm == "trl-patched")
+    return padded / flops_of_pair(row.shape, row.profile, row.task, num)
