@@ -289,7 +289,6 @@ def test_the_gpus_form_needs_little() -> None:
         "openai",
         "datasketch",
         "wordcloud",
-        "rich",
         "jinja2",
     )
     said = f"""

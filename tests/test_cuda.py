@@ -20,11 +20,11 @@ from prefdag.benchmark.half import errors_in_half
 from prefdag.gradients import in_place
 from prefdag.head import target_logprobs
 from prefdag.logprobs import LogProbs, logprobs, token_logprobs
-from prefdag.loop import Sums
 from prefdag.losses import LOSSES
 from prefdag.rewards import RewardModel
 from prefdag.sampling import choose
 from prefdag.segments import Places, Segments, pack
+from prefdag.sums import Sums
 from prefdag.watched import watched
 
 HALF = torch.bfloat16

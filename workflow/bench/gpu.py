@@ -2,11 +2,11 @@
 
 PYTHONPATH=workflow python workflow/bench/gpu.py OUT
 
-Meant for nine minutes of an H100, on a machine that has torch, transformers, accelerate, pandas, matplotlib and rich. What is
-missing of trl, datasets, dill, multiprocess, pydantic, pydantic-core, annotated-types and typing-inspection may come as
-wheels (`pip install --no-index --no-deps --target FOLDER *.whl`, with FOLDER on PYTHONPATH), liger-kernel too; without
-it Liger's arm is left out. Parts that OUT holds already are not measured again. Writes a folder for each part, with
-runs.csv, losses.csv, ratios.csv, benchmarks.md and a figure, and half.csv: errors of bf16 against float64.
+Meant for nine minutes of an H100, on a machine that has torch, transformers, accelerate, pandas, matplotlib and rich.
+What is missing of trl, datasets, dill, multiprocess, pydantic, pydantic-core, annotated-types and typing-inspection may
+come as wheels (`pip install --no-index --no-deps --target FOLDER *.whl`, with FOLDER on PYTHONPATH), liger-kernel too;
+without it Liger's arm is left out. Parts that OUT holds already are not measured again. Writes a folder for each part,
+with runs.csv, losses.csv, ratios.csv, benchmarks.md and a figure, and half.csv: errors of bf16 against float64.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from prefdag.collective import exchanged, joined
 from prefdag.config.objectives import Objective
 from prefdag.errors import UserError
 from prefdag.logprobs import LogProbs, logprobs
-from prefdag.loop import Batch, Losses, MicroBatch, Outcome, Sums, Task, means
+from prefdag.loop import Batch, Losses, MicroBatch, Outcome, Task
 from prefdag.losses import loss_of
 from prefdag.models import autocast
 from prefdag.ranks import rank
@@ -26,6 +26,7 @@ from prefdag.seeds import generator
 from prefdag.segments import Segments, packed
 from prefdag.sending import sent
 from prefdag.store import Indexed, Store
+from prefdag.sums import Sums, means
 from prefdag.views import Mismatched, Unpaired
 from prefdag.vocabulary import PER_TOKEN, Read, read
 from prefdag.watched import watched

@@ -13,11 +13,13 @@ from prefdag.store import Store
 
 
 def supervised(model: PreTrainedModel, store: Store) -> Task:
-    """Negative log-likelihood per counted token of the step, in nats."""
+    """Negative log-likelihood per counted token of the step, in nats; summed in float64, for float32's neighbours of a
+    long response's sum are 2.4e-4 apart."""
     counted = store.offsets[:, 2] - store.offsets[:, 1]
 
     def losses(ids: Sequence[int], segments: Segments) -> Losses:
-        return -logprobs(model, segments).total[:, 0], {}
+        found = logprobs(model, segments)
+        return -found.summed(found.tokens.double())[:, 0], {}
 
     return Task(losses, lambda ids: float(counted[ids].sum()))
 

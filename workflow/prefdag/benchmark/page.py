@@ -83,7 +83,7 @@ def speedups(found: pd.DataFrame) -> Figure:
     cells = list(dict.fromkeys(zip(found["shape"], found["profile"], found["task"], strict=True)))
     arms = list(dict.fromkeys(found["arm"]))
     with look():
-        figure = new_figure(7.2, 1.2 + 0.5 * len(cells))
+        figure = new_figure(7.2, 1.2 + (0.5 if len(cells) <= 12 else 0.25) * len(cells))
         axes = figure.add_subplot()
         for number, arm in enumerate(arms):
             part = found[found["arm"] == arm]
@@ -106,7 +106,7 @@ def speedups(found: pd.DataFrame) -> Figure:
         axes.set_xscale("log")
         axes.axvline(1, color="#999999", linewidth=0.8)
         axes.set_yticks(range(len(cells)), [", ".join(cell) for cell in cells])
-        axes.invert_yaxis()
+        axes.set_ylim(len(cells) - 0.3, -0.7)
         axes.set_xlabel("speed-up in pairs per second (logarithmic)")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "25" else "")

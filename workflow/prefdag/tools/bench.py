@@ -35,6 +35,7 @@ from prefdag.rows import read_rows
 from prefdag.segments import Segments, pack, packed
 from prefdag.sending import sent
 from prefdag.store import Comparison, Store, StoreWriter
+from prefdag.supervised import supervised
 
 TASKS = ("dpo", "reward", "reference", "sft")
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -195,12 +196,7 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 
             return Task(of_rewards, len)
         case _:
-            counts = np.diff(store.response_starts())
-
-            def of_tokens(ids: Sequence[int], segments: Segments) -> Losses:
-                return -logprobs(model, segments).total[:, 0], {}
-
-            return Task(of_tokens, lambda ids: float(counts[list(ids)].sum()))
+            return supervised(model.train(), store)
 
 
 @torch.no_grad()
