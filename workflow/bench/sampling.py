@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,14 +77,15 @@ def generate(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int)
     model.set_attn_implementation("sdpa")
     wanted = [(index, number) for index in range(len(prompts)) for number in range(settings.num_samples)]
     wanted.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
-    options = {"max_new_tokens": settings.max_new_tokens, "eos_token_id": eos, "pad_token_id": eos}
+    written_by: Any = model.generate  # transformers' own annotations take it for a tensor
+    options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "eos_token_id": eos, "pad_token_id": eos}
     drawing = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": settings.top_p}
     options |= drawing if settings.temperature else {"do_sample": False}
     found: dict[tuple[int, int], list[int]] = {}
     for begin in range(0, len(wanted), settings.batch_size):
         batch = wanted[begin : begin + settings.batch_size]
         tokens, mask = padded([prompts[index] for index, _ in batch])
-        written = model.generate(tokens, attention_mask=mask, **options)[:, tokens.shape[1] :].tolist()
+        written = written_by(tokens, attention_mask=mask, **options)[:, tokens.shape[1] :].tolist()
         found |= zip(batch, [row[: row.index(eos) + 1] if eos in row else row for row in written])
     return [found[pair] for pair in sorted(found)]
 
