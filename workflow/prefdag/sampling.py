@@ -174,5 +174,5 @@ def _inverted(parts: Tensor, uniform: Tensor) -> Tensor:
     cumulative = parts.cumsum(-1)
     total = cumulative[:, -1:]
     # A uniform number next to 1 may round to the total, which no place passes.
-    asked = (uniform[:, None] * total).to(torch.int64).minimum(total - 1)
+    asked = (uniform[:, None].double() * total).to(torch.int64).minimum(total - 1)
     return torch.searchsorted(cumulative, asked, right=True).squeeze(-1)
