@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from comparisons import comparisons, tiny
 from prefdag import apart, attention
@@ -75,6 +76,15 @@ def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pyt
     pairs = comparisons(4, 2)
     with pytest.raises(UserError, match="is off by .* set PREFDAG_ATTENTION=masked"):
         logprob_distance(tiny("llama"), pairs, pack(pairs))
+
+
+def test_what_the_comparison_keeps_is_not_counted(monkeypatch: pytest.MonkeyPatch, forced: None) -> None:
+    """A memory budget counts what is saved in the first forward pass, in which attention compares itself."""
+    segments, sizes = pack(comparisons(4, 2)), list[int]()
+    query, key, value = torch.randn(3, 4, 2, segments.tokens.shape[1], 8).unbind()
+    with saved_tensors_hooks(lambda tensor: sizes.append(1) or tensor, lambda tensor: tensor):
+        attention.check(query, key, value, segments, None)
+    assert attention._checked and not sizes
 
 
 @pytest.mark.parametrize("heads", [4, 2])

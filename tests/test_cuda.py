@@ -1,6 +1,6 @@
 """What can be known of CUDA on a machine without it: precision, waiting, and what torch refuses there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,32 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from comparisons import ARCHITECTURES, comparisons, tiny, tiny_scorer
+from comparisons import ARCHITECTURES, comparisons, stored, tiny, tiny_scorer
 from family import ROWS, aligned, batch_of
-from prefdag import apart, attention, head
+from prefdag import apart, attention, head, loop, sums
 from prefdag.apart import Apart, Taken, by_flash
 from prefdag.benchmark import half
 from prefdag.benchmark.half import errors_in_half
+from prefdag.config.reward import Reward
 from prefdag.gradients import in_place
 from prefdag.head import target_logprobs
 from prefdag.logprobs import LogProbs, logprobs, token_logprobs
+from prefdag.loop import Batch, Losses, Task
 from prefdag.losses import LOSSES
-from prefdag.rewards import RewardModel
+from prefdag.rewards import Scoring
 from prefdag.sampling import choose
 from prefdag.segments import Places, Segments, pack
+from prefdag.stages import reward
 from prefdag.sums import Sums
+from prefdag.supervised import supervised
 from prefdag.watched import watched
 
 HALF = torch.bfloat16
@@ -155,65 +164,75 @@ class WithoutData:
 
 @pytest.fixture
 def without_data(monkeypatch: pytest.MonkeyPatch, apart_in_half: None) -> WithoutData:
+    """The loop fetches what it found at the end of a step, once; here that is the end."""
     monkeypatch.setattr(apart, "one_by_one", by_flash)
+    monkeypatch.setattr(loop, "autocast", lambda device: torch.autocast(device.type, HALF))
+    for module in (loop, sums):
+        monkeypatch.setattr(module, "fetched", lambda values: [0.0] * len(values))
     return WithoutData()
 
 
-def passed(given: WithoutData, model: Any, losses: Callable[..., Any], segments: Segments) -> list[Tensor | None]:
-    """One micro-batch forward and backward, as the loop does; the gradients."""
-    segments = given.segments(segments)
-    with given.mode:
-        with torch.autocast("cpu", HALF):
-            values, metrics = losses(segments)
-        with in_place():
-            (values.sum() / 7).backward()
-        Sums().add(metrics)
+def stepped(given: WithoutData, model: Any, losses: Callable[..., Losses]) -> list[Tensor | None]:
+    """A step of two micro-batches as the loop accumulates it; the gradients."""
+    packings = [pack(comparisons(4, 2, seed=seed), [[0, 1], [2, 3]]) for seed in range(2)]
+    batches = [(list(range(4)), given.segments(segments)) for segments in packings]
+    with given.mode, in_place():
+        outcome = Task(losses, len).accumulate(Batch(0, list(range(8)), lambda: iter(batches)), {})
+    assert outcome.loss == 0
     return [parameter.grad for parameter in model.parameters()]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_micro_batch_of_dpo_waits(architecture: str, without_data: WithoutData) -> None:
-    segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
     model = without_data.model(tiny(architecture, dtype=torch.float32))
-    reference = torch.zeros(len(segments.target))
 
-    def losses(segments: Segments) -> Any:
+    def losses(ids: Sequence[int], segments: Segments) -> Losses:
         policy = logprobs(model, segments)
-        fixed = replace(policy, tokens=without_data.tensor(reference))
+        fixed = replace(policy, tokens=torch.zeros_like(policy.tokens))
         return LOSSES["dpo"](policy, fixed, beta=0.1), watched(policy, fixed, None)
 
-    assert all(gradient is not None for gradient in passed(without_data, model, losses, segments))
+    assert all(gradient is not None for gradient in stepped(without_data, model, losses))
+
+
+def test_no_micro_batch_of_sft_waits(without_data: WithoutData, tmp_path: Path) -> None:
+    model = without_data.model(tiny(dtype=torch.float32))
+    task = supervised(model, stored(tmp_path / "store", comparisons(8, 1)))
+    assert all(gradient is not None for gradient in stepped(without_data, model, task.losses))
 
 
 def test_no_micro_batch_of_a_reward_model_waits(without_data: WithoutData) -> None:
     model = without_data.model(tiny_scorer().float())
+    scoring, settings = Scoring(length_normalisation=2.0), Reward(batch_size=8, learning_rate=1e-4, length_penalty=0.1)
 
-    def losses(segments: Segments) -> Any:
-        rewards = RewardModel((model,))(segments)
-        return rewards[:, 0] - rewards[:, 1], {"reward": rewards[:, 0]}
+    def losses(ids: Sequence[int], segments: Segments) -> Losses:
+        return reward.losses(model, None, settings, scoring, ids, segments)
 
-    segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
-    assert all(gradient is not None for gradient in passed(without_data, model, losses, segments))
+    assert all(gradient is not None for gradient in stepped(without_data, model, losses))
 
 
 def test_who_waits_is_caught(without_data: WithoutData) -> None:
-    """The broken twin: the places that are read are found out on the device."""
+    """Broken twins: the places that are read are found out on the device; a metric is fetched at once."""
     model = without_data.model(tiny(dtype=torch.float32))
 
-    def losses(segments: Segments) -> Any:
+    def finding(ids: Sequence[int], segments: Segments) -> Losses:
         del segments.__dict__["predicting"]
         return logprobs(model, segments).total[:, 0], {}
 
-    with pytest.raises(DynamicOutputShapeException):
-        passed(without_data, model, losses, pack(comparisons(4, 2)))
+    def fetching(ids: Sequence[int], segments: Segments) -> Losses:
+        total = logprobs(model, segments).total[:, 0]
+        return total, {"mean": torch.tensor([total.mean().item()])}
+
+    for losses, error in ((finding, DynamicOutputShapeException), (fetching, DataDependentOutputException)):
+        with pytest.raises(error):
+            stepped(without_data, model, losses)
 
 
 def test_sums_are_those_of_a_plain_loop() -> None:
-    sums, expected = Sums(), 0.0
+    found, expected = Sums(), 0.0
     for part in torch.randn(50, 3, generator=torch.Generator().manual_seed(0)):
-        sums.add({"one": part, "none": part[:0]})
+        found.add({"one": part, "none": part[:0]})
         expected += part.sum().item()
-    assert sums.fetched() == {"one": (expected, 150), "none": (0.0, 0)}
+    assert found.fetched() == {"one": (expected, 150), "none": (0.0, 0)}
 
 
 # What torch refuses on CUDA under deterministic algorithms, by its own documentation, among what a training could use.
@@ -258,7 +277,7 @@ def test_what_is_refused_is_seen() -> None:
     assert asked.refused() == ["cumsum"]
 
 
-def test_sampling_from_whole_parts_is_sampling_from_the_sums(tmp_path: Path) -> None:
+def test_sampling_from_whole_parts_is_sampling_from_the_sums() -> None:
     """As before by float64 sums, on 2,000 rows of 5,000 tokens: the same token each time."""
     draw = torch.Generator().manual_seed(3)
     for _ in range(4):

@@ -2,11 +2,12 @@
 
 PYTHONPATH=workflow python workflow/bench/gpu.py OUT
 
-Meant for nine minutes of an H100, on a machine that has torch, transformers, accelerate, pandas, matplotlib and rich.
-What is missing of trl, datasets, dill, multiprocess, pydantic, pydantic-core, annotated-types and typing-inspection may
-come as wheels (`pip install --no-index --no-deps --target FOLDER *.whl`, with FOLDER on PYTHONPATH), liger-kernel too;
-without it Liger's arm is left out. Parts that OUT holds already are not measured again. Writes a folder for each part,
-with runs.csv, losses.csv, ratios.csv, benchmarks.md and a figure, and half.csv: errors of bf16 against float64.
+Meant for nine minutes of an H100, on a machine that has torch, transformers, accelerate, pandas, matplotlib, PyYAML and
+rich. What is missing of trl, datasets, dill, multiprocess, pydantic, pydantic-core, annotated-types and
+typing-inspection may come as wheels (`pip install --no-index --no-deps --target FOLDER *.whl`, with FOLDER on
+PYTHONPATH), liger-kernel too; without it Liger's arm is left out. Parts that OUT holds already are not measured again.
+Writes a folder for each part, with runs.csv, losses.csv, ratios.csv, benchmarks.md and a figure, and half.csv: errors
+of bf16 against float64.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import yaml
 
 from prefdag.benchmark.half import errors_in_half
 from prefdag.benchmark.shapes import vocabulary, write_ids, write_model
@@ -27,20 +29,12 @@ from prefdag.models import load_policy, set_up
 from prefdag.tools.bench import store_of
 
 LIGER = importlib.util.find_spec("liger_kernel") is not None
-GPU = {"per_device": [8, 32], "keeping": [False], "ladder": False, "threads": 8}
+SPEED = yaml.safe_load((Path(__file__).parents[2] / "configs/local/bench-gpu.yaml").read_text())["benchmark"]
+SHORT = {**SPEED, "steps": 4, "rounds": 1}
 PARTS = {
-    "speed": {**GPU, "shapes": ["qwen2.5-0.5b"], "pairs_per_step": 64, "steps": 8, "rounds": 2, "liger": LIGER},
-    "memory": {
-        **GPU,
-        "shapes": ["qwen2.5-0.5b"],
-        "profiles": ["1024"],
-        "per_device": [8],
-        "tokens_per_batch": 4096,
-        "pairs_per_step": 8,
-        "steps": 4,
-        "rounds": 1,
-    },
-    "large": {**GPU, "shapes": ["pythia-2.8b"], "trl": False, "pairs_per_step": 32, "steps": 4, "rounds": 1},
+    "speed": {**SPEED, "liger": LIGER},
+    "memory": {**SHORT, "profiles": ["1024"], "per_device": [8], "tokens_per_batch": 4096, "pairs_per_step": 8},
+    "large": {**SHORT, "shapes": ["pythia-2.8b"], "trl": False, "pairs_per_step": 32},
 }
 HALF = ("small", "pythia-14m", "qwen2-style")  # shapes whose errors in half precision are measured
 

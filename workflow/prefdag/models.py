@@ -1,6 +1,5 @@
 """Models: built, loaded and saved; which device and precision they run in."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ def set_up(threads: int) -> torch.device:
     join()
     keep_freed_pages()
     torch.set_num_threads(threads)
-    # Some versions of torch refuse cuBLAS's products without it; the workspace is what a Hopper chip has by default.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

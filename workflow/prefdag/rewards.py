@@ -76,8 +76,8 @@ def head_rewards(model: PreTrainedModel, segments: Segments, scoring: Scoring) -
 
 def lengths_of(segments: Segments) -> Tensor:
     """Counted tokens of every response: [B, K]."""
-    num_comparisons, num_responses = segments.shape
-    return torch.bincount(segments.owner, minlength=num_comparisons * num_responses).view(segments.shape)
+    counts = torch.zeros_like(segments.last).flatten()  # CUDA waits for `bincount`
+    return counts.index_add(0, segments.owner, torch.ones_like(segments.owner)).view(segments.shape)
 
 
 def reward_of(values: Tensor, scoring: Scoring) -> Tensor:
