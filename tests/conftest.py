@@ -52,7 +52,7 @@ runs:
 
 OWN_LOSS = """
 import torch.nn.functional as F
-from prefdag.logprobs import margin
+from prefdag.models.logprobs import margin
 
 def my_dpo(policy, reference, beta: float = 0.1):
     \"\"\"Rafailov et al. 2023, eq. 7: -log s(beta D).\"\"\"
@@ -89,7 +89,7 @@ def environment() -> dict[str, str]:
 @cache
 def snakemake_server() -> subprocess.Popen[str]:
     """A process that has imported Snakemake; it ends with this one, whose pipe it reads."""
-    command = [sys.executable, str(ROOT / "tests/snakemake_server.py")]
+    command = [sys.executable, str(ROOT / "tests/helpers/snakemake_server.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment(), **pipes)
 

@@ -32,7 +32,7 @@ def start_warm():
     if workflow.non_local_exec or not hasattr(os, "pidfd_open"):
         return None
     quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return beside("warm.log", sys.executable, "-m", "prefdag.warm", WARM, str(os.getpid()), **quiet)
+    return beside("warm.log", sys.executable, "-m", "prefdag.runtime.warm_start", WARM, str(os.getpid()), **quiet)
 
 
 def finish(writer, warm, succeeded):

@@ -6,11 +6,11 @@ from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
-from prefdag import plan
-from prefdag.config.merging import read_yaml
+from prefdag.config import jobs
+from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
-from prefdag.sources import sources as sources_of
+from prefdag.provenance.sources import sources as sources_of
 
 ROOT = os.path.abspath(workflow.basedir)
 
@@ -23,7 +23,7 @@ def checked_suite():
         for path in map(os.path.relpath, workflow.configfiles):
             stated.update(dict.fromkeys(read_yaml(Path(path)), path))
         suite = resolve(config, os.path.relpath(label), stated)
-        if not plan.is_exact(suite):
+        if not jobs.is_exact(suite):
             # An adapter, a template or a judge's prompt that is not there is found now.
             sources_of("prepare", (*suite.prepare.own_code(), *suite.judge.own_code()))
         return suite
@@ -61,17 +61,17 @@ def sources(stage, own=()):
 
 def config_of(stage, name=None):
     """A parameter function: canonical JSON of the keys this job may read; `name` is a wildcard's name or a value."""
-    return lambda wildcards: plan.config_of(SUITE, stage, wildcards.get(name, name) if name else None)
+    return lambda wildcards: jobs.config_of(SUITE, stage, wildcards.get(name, name) if name else None)
 
 
 def threads_of(stage):
-    return lambda wildcards: plan.threads_of(SUITE, stage, wildcards.get("run"))
+    return lambda wildcards: jobs.threads_of(SUITE, stage, wildcards.get("run"))
 
 
 def resources_of(stage):
     """Resource functions of a training, by name: how many GPUs and nodes it takes is the suite's."""
     names = ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
-    return {name: lambda wildcards, name=name: plan.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
+    return {name: lambda wildcards, name=name: jobs.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
 
 
 def manifest(folder):
@@ -80,14 +80,14 @@ def manifest(folder):
 
 def policy_manifest(wildcards):
     """Of the policy that answers; nobody's answers have none."""
-    folder = plan.answering_folder(SUITE, wildcards.answers)
+    folder = jobs.answering_folder(SUITE, wildcards.answers)
     return [manifest(folder)] if folder else []
 
 
 def policy_weights(wildcards):
     """Weights are tracked by their manifest; ancient keeps a touched file from starting a cascade."""
-    folder = plan.answering_folder(SUITE, wildcards.answers)
-    if folder and plan.step_of(wildcards.answers):
+    folder = jobs.answering_folder(SUITE, wildcards.answers)
+    if folder and jobs.step_of(wildcards.answers):
         return [ancient(f"{RESULTS}/{folder}/checkpoints")]
     return ancient_weights(folder) if folder else []
 
@@ -98,7 +98,7 @@ def policy_option(wildcards, input):
 
 def reader_of(wildcards):
     """The tokenizer that puts nobody's answers into text; a policy brings its own."""
-    return [] if policy_manifest(wildcards) else [manifest(plan.folder_of(SUITE, "base"))]
+    return [] if policy_manifest(wildcards) else [manifest(jobs.folder_of(SUITE, "base"))]
 
 
 def ancient_weights(folder):
@@ -106,7 +106,7 @@ def ancient_weights(folder):
 
 
 def classifier_manifest():
-    return [manifest(folder) for folder in [plan.classifier_folder(SUITE)] if folder]
+    return [manifest(folder) for folder in [jobs.classifier_folder(SUITE)] if folder]
 
 
 def classifier_option(wildcards, input):

@@ -37,11 +37,10 @@ rule preference:
     threads: threads_of("preference")
     resources:
         **resources_of("preference"),
-        together=1,  # local runs share a process that has loaded the policy; 0, from a profile: each loads its own
     log:
         f"{RESULTS}/preference/{{run}}/log.txt",
     benchmark:
         f"{RESULTS}/preference/{{run}}/benchmark.tsv"
     shell:
-        OFFLINE + "PREFDAG_TOGETHER={resources.together} python -m prefdag preference --config {params.config:q} --policy {input.policy}"
+        OFFLINE + "python -m prefdag preference --config {params.config:q} --policy {input.policy}"
         " --comparisons {input.comparisons} {params.reference} --output {output.manifest} 2>&1 | tee {log:q}"

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from prefdag.config.section import Count, Section, Seed
+from prefdag.schema import Count, Section, Seed
 
 
 class BestOfN(Section):

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from prefdag.config.section import Count, Positive, Section, Seed
+from prefdag.schema import Count, Positive, Section, Seed
 
 TRAINED = "trained"
 

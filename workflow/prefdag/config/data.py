@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.adapters import ADAPTERS
-from prefdag.config.section import Count, Positive, Section, Seed
+from prefdag.schema import Count, Positive, Section, Seed
 
 HUB = "hub:"
 SPLITS = ("train", "validation", "test", "labelled", "ood")

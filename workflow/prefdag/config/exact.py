@@ -1,8 +1,12 @@
 """The world small enough to enumerate, and how far a loss is minimised in it."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Any
 
-from prefdag.config.section import Compute
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from prefdag.config.objectives import Objective, objective
+from prefdag.schema import Compute, Section
 
 
 class Exact(Compute):
@@ -12,3 +16,50 @@ class Exact(Compute):
     words: int = Field(2, ge=1, le=4, description="1 to 4 words beside the end token")
     length: int = Field(3, ge=1, le=4, description="1 to 4 tokens in the longest response")
     ranked: int = Field(3, ge=2, le=4, description="2 to 4 responses in a ranking, for losses of many responses")
+
+
+LEFT_OUT = {
+    "aot": "it couples the order statistics of one optimizer step, which a comparison alone does not have",
+    "aot_unpaired": "it couples the order statistics of one optimizer step, which a comparison alone does not have",
+    "beta_dpo": "it draws the pairs of a step at random and follows their running mean",
+    "log_ratio": "it is linear in D, so it falls without bound",
+    "odpo": "its labels must agree with its scores, so every pair can be told apart and it falls for ever",
+}
+MEANS = ("kto", "bco")  # what couples the comparisons of a step is a mean, which a population has too
+GIVEN = {"reference", "scores", "labels", "mismatched", "collision", "divergence"}
+
+
+class Sweep(Section):
+    """One job of an exact suite: a row of `runs`, or all the settings of an entry of `grid`."""
+
+    name: str
+    flips: float = Field(0.0, ge=0, lt=0.5, description="the fraction of labels turned round")
+    objectives: tuple[SerializeAsAny[Objective], ...] = Field(min_length=1)
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _of_the_registry(cls, values: Any) -> Any:
+        return [objective(value, "exact --config", "run") if isinstance(value, dict) else value for value in values]
+
+    @model_validator(mode="after")
+    def _have_populations(self) -> "Sweep":
+        for loss in self.objectives:
+            if why := without_population(loss):
+                raise ValueError(f"{loss.method} has no population loss to minimise: {why}; leave the row out")
+            if self.flips and loss.responses == "many":
+                raise ValueError(f"flips turns pairs round, and {loss.method} reads rankings; leave it out")
+        return self
+
+    def own_code(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(path for loss in self.objectives for path in loss.own_code()))
+
+
+def without_population(loss: Objective) -> str | None:
+    """Why a loss cannot be minimised over a population; None where it can."""
+    if loss.method in LEFT_OUT:
+        return LEFT_OUT[loss.method]
+    if loss.scope == "step" and loss.method not in MEANS:
+        per_token = getattr(loss, "nll", None) == "per_token"
+        return "nll: per_token averages over one step's tokens" if per_token else "it couples the comparisons of a step"
+    missing = loss.reads - GIVEN - ({"state"} if loss.method in MEANS else set())
+    return f"it reads {', '.join(sorted(missing))}, which belongs to optimizer steps" if missing else None

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.answers import POOL, STEP
+from prefdag.config.answer_sets import POOL, STEP
 from prefdag.config.generation import Generation
 from prefdag.config.runs import checked_name
-from prefdag.config.section import Count, NonNegative, Section, Seed
+from prefdag.schema import Count, NonNegative, Section, Seed
 
 
 class Variant(Section):

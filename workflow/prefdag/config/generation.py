@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prefdag.config.sampling import Sampling
-from prefdag.config.section import Count
+from prefdag.schema import Count
 
 
 class Generation(Sampling):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from prefdag.config.section import Count, Positive, Section, Seed
+from prefdag.schema import Count, Positive, Section, Seed
 
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
 NAME = re.compile(r"[\w./:-]+", re.ASCII)

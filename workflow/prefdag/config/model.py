@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.section import Count, Section
+from prefdag.schema import Count, Section
 
 Architecture = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from prefdag.config.adapters import ADAPTERS, OWN, own_code
-from prefdag.config.section import Count, Fraction, Section, Seed
+from prefdag.schema import Count, Fraction, Section, Seed
 
 TEMPLATES = ("continuation", "plain", "tldr", "chat")
 JINJA = re.compile(r"(?!/)[\w./+ -]+\.jinja")

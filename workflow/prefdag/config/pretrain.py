@@ -1,7 +1,7 @@
 """A small base model from scratch."""
 
-from prefdag.config.section import Count
 from prefdag.config.training import Training
+from prefdag.schema import Count
 
 
 class Pretrain(Training):

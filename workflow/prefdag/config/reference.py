@@ -1,6 +1,6 @@
 """The cache of the reference policy's log-probs."""
 
-from prefdag.config.section import Compute, Count
+from prefdag.schema import Compute, Count
 
 
 class Reference(Compute):

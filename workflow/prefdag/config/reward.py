@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.section import Count, NonNegative, Positive, Seed
 from prefdag.config.training import Training
+from prefdag.schema import Count, NonNegative, Positive, Seed
 
 
 class Reward(Training):

@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import SerializeAsAny
 
+from prefdag.config.exact import Sweep
 from prefdag.config.objectives import Objective, entry_of, objective
 from prefdag.config.objectives.own import located
-from prefdag.config.population import Sweep
 from prefdag.config.preference import Preference
-from prefdag.config.section import Section
 from prefdag.errors import UserError
+from prefdag.schema import Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 RESERVED = ("base", "sft", "chosen")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from prefdag.config.section import Compute, Count, NonNegative
+from prefdag.schema import Compute, Count, NonNegative
 
 
 class Sampling(Compute):

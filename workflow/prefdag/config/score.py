@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prefdag.config.section import Compute, Count
+from prefdag.schema import Compute, Count
 
 
 class Score(Compute):

@@ -6,33 +6,41 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from benchmarks.config import Benchmark
 from prefdag.config.adapters import RANKED, SCORED, is_own
-from prefdag.config.benchmark import Benchmark
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
-from prefdag.config.exact import Exact
-from prefdag.config.expected import Expected
+from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
+from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import files_located as judges_located
-from prefdag.config.merging import merged, read_yaml
+from prefdag.config.loading import merged, read_yaml
 from prefdag.config.model import Model
 from prefdag.config.pairs import Pairs
-from prefdag.config.population import Sweep
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
 from prefdag.config.prepare import located as files_located
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
-from prefdag.config.report import Report
+from prefdag.config.report import Expected, Report
 from prefdag.config.reward import Reward
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
-from prefdag.config.section import Count, Section, Seed
 from prefdag.config.sft import SFT
-from prefdag.config.size import Size
 from prefdag.errors import UserError
-from prefdag.locks import lock_path
+from prefdag.schema import Count, Positive, Section, Seed
+
+
+class Size(Section):
+    """Counts of parameters and tokens. No job reads them."""
+
+    parameters: Positive = Field(description="of the model, such as 2.8e9")
+    layers: Count
+    hidden_size: Count
+    comparisons: Count = Field(description="pairs that are trained on")
+    prompt_tokens: Count = Field(description="mean tokens of a prompt")
+    response_tokens: Count = Field(description="mean tokens of one response")
 
 
 class Suite(Section):

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.section import Compute, Count, NonNegative, Positive
+from prefdag.schema import Compute, Count, NonNegative, Positive
 
 
 class Training(Compute):

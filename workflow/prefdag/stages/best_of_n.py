@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.best_of_n import Values, divergence_bound, divergences, expected, sizes, win_rates
 from prefdag.config.best_of_n import BestOfN
-from prefdag.config.section import Section
 from prefdag.errors import UserError
-from prefdag.stage import Workspace
-from prefdag.statistics import summarise
+from prefdag.evaluation.best_of_n import Values, divergence_bound, divergences, expected, sizes, win_rates
+from prefdag.evaluation.bootstrap import summarise
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 
 PROXY = "trained"  # the column of the trained reward model
 

@@ -11,13 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from prefdag.classifiers import load_trained, save_trained, vectorizer
 from prefdag.config.classifier import Classifier
-from prefdag.config.section import Section
+from prefdag.data.rows import read_rows
 from prefdag.errors import UserError
-from prefdag.rows import read_rows
-from prefdag.stage import Workspace
-from prefdag.statistics import summarise
+from prefdag.evaluation.bootstrap import summarise
+from prefdag.rewards.classifier import load_trained, save_trained, vectorizer
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 
 LABELS = {0: 0, 1: 1, "0": 0, "1": 1, "neg": 0, "pos": 1, "negative": 0, "positive": 1}  # true and false equal 1 and 0
 BINS = 10  # of the calibration table, equally wide

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefdag.config.exact import Exact
+from prefdag.config.exact import Exact, Sweep
 from prefdag.config.objectives import Objective
-from prefdag.config.population import Sweep
-from prefdag.config.section import Section
-from prefdag.exact import World, divergence
-from prefdag.stage import Workspace
-from prefdag.tabular import Minimum, minimise, population_of
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.theory.solve import Minimum, minimise, population_of
+from prefdag.theory.world import World, divergence
 
 STRONG, WEAK, ON_CURVE = 0.02, 50.0, 120  # betas of the curve's ends, and its points
 

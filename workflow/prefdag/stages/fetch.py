@@ -11,14 +11,14 @@ from typing import Any
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import Origin
-from prefdag.config.section import Section
+from prefdag.data.mixture import mixed_rows, rows_of_split
+from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
+from prefdag.data.sources.resolve import Found, folder_of, rows_of
+from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
-from prefdag.mixture import mixed_rows, rows_of_split
-from prefdag.origins import Found, folder_of, rows_of
-from prefdag.rows import Row, refuse_lfs_pointer, write_rows
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 from prefdag.seeds import named_seed
-from prefdag.stage import Workspace
-from prefdag.world import Review, prompts, reviews
 
 DRAWN_PER_HELD_OUT = 20  # most reviews begin like one of those before
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

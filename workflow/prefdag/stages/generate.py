@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.answers import policy_of, weights_of
+from prefdag.config.answer_sets import policy_of, weights_of
 from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
-from prefdag.config.section import Count, Section
-from prefdag.detokenize import prompt_and_response
+from prefdag.data.detokenize import prompt_and_response
+from prefdag.data.token_store import Store
+from prefdag.data.tokenization import ending, load_tokenizer
 from prefdag.errors import UserError
-from prefdag.manifest import read_manifest
-from prefdag.models import load_policy, set_up
-from prefdag.sampling import Sample, sample
-from prefdag.sampling_vllm import sample_vllm
-from prefdag.stage import Workspace
-from prefdag.store import Store
-from prefdag.tokens import ending, load_tokenizer
-from prefdag.window import check_window
+from prefdag.models.generation import Sample, sample
+from prefdag.models.loading import load_policy, set_up
+from prefdag.models.vllm import sample_vllm
+from prefdag.models.window import check_window
+from prefdag.provenance.manifest import read_manifest
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Count, Section
 
 
 class Job(Section):

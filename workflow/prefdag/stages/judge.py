@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from prefdag.config.judge import LLM, Judge, People, name_of
-from prefdag.config.section import Section
 from prefdag.errors import UserError
-from prefdag.judging.asking import FOLDER, Opinion, Pair, Questions, pairs_of
-from prefdag.judging.sheets import verdicts_of
-from prefdag.scores import Key, Scores, matched, read_scores
-from prefdag.stage import Workspace
-from prefdag.win_rates import Judged, agreement, described
+from prefdag.evaluation.judge.run import FOLDER, Opinion, Pair, Questions, pairs_of
+from prefdag.evaluation.judge.sheets import verdicts_of
+from prefdag.evaluation.scores import Key, Scores, matched, read_scores
+from prefdag.evaluation.win_rates import Judged, agreement, described
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 
 COLUMNS = ("prompt_id", "sample", "judge", "verdict", "reward", "against", "shown_first", "shown_second")
 Rows = list[tuple[int, int]]  # of ours and of theirs

@@ -12,19 +12,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefdag.adapters import as_text, has_prompts, prompts
-from prefdag.adapters.text import Prompt
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
-from prefdag.config.section import Section
-from prefdag.detokenize import prompt_and_response
-from prefdag.ground_truth import GroundTruth, ground_truth
-from prefdag.models import load_policy, set_up
-from prefdag.sampling import sample
+from prefdag.data.adapters.records import Prompt
+from prefdag.data.adapters.registry import as_text, has_prompts, prompts
+from prefdag.data.detokenize import prompt_and_response
+from prefdag.data.tokenization import encode_prompts, ending, load_tokenizer
+from prefdag.models.generation import sample
+from prefdag.models.loading import load_policy, set_up
+from prefdag.models.window import check_window
+from prefdag.rewards.ground_truth import GroundTruth, ground_truth
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 from prefdag.seeds import named_seed
-from prefdag.stage import Workspace
-from prefdag.tokens import encode_prompts, ending, load_tokenizer
-from prefdag.window import check_window
 
 SPLITS = ("train", "validation", "test")
 Scored = tuple[float, str]  # a response after its reward

@@ -7,21 +7,21 @@ import torch
 from pydantic import SerializeAsAny, field_validator
 from transformers import PreTrainedModel
 
-from prefdag.alignment import Alignment, MismatchedRatios
-from prefdag.checkpoint import Checkpoint, KeptWeights
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.preference import Preference
-from prefdag.config.section import Section
-from prefdag.curves import record
+from prefdag.data.token_store import Store
+from prefdag.data.views import Unpaired, view_of
 from prefdag.errors import UserError
-from prefdag.loop import total_steps, train
-from prefdag.manifest import read_manifest
-from prefdag.models import load_policy, save, set_up
-from prefdag.reference import ReferenceCache, cache_key, check_key, tolerance
-from prefdag.stage import Workspace
-from prefdag.store import Store
-from prefdag.views import Unpaired, view_of
-from prefdag.watched import displacement
+from prefdag.models.loading import load_policy, save, set_up
+from prefdag.provenance.manifest import read_manifest
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.training.checkpoint import Checkpoint, KeptWeights
+from prefdag.training.loop import total_steps, train
+from prefdag.training.preference_metrics import displacement
+from prefdag.training.preference_task import Alignment, MismatchedRatios
+from prefdag.training.recorder import record
+from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance
 
 
 class Job(Section):

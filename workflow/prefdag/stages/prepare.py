@@ -10,20 +10,19 @@ from typing import Any, Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.adapters import comparisons
-from prefdag.audit import SplitAudit, findings
-from prefdag.audit_pages import audit_page, samples_page
 from prefdag.config.prepare import Prepare
-from prefdag.config.section import Section
-from prefdag.encoding import Chunk, Encoded, Encoder, chunks
+from prefdag.data.adapters.registry import comparisons
+from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
+from prefdag.data.dedup import Likes
+from prefdag.data.parallel import cores, in_order, with_progress
+from prefdag.data.preprocess import Chunk, Encoded, Encoder, chunks
+from prefdag.data.token_store import Store, StoreWriter
+from prefdag.data.tokenization import load_tokenizer
 from prefdag.errors import UserError
-from prefdag.manifest import read_manifest
-from prefdag.parallel import cores, in_order, with_progress
-from prefdag.stage import Workspace
-from prefdag.store import Store, StoreWriter
-from prefdag.tokens import load_tokenizer
-from prefdag.traits import Likes
-from prefdag.window import check_window
+from prefdag.models.window import check_window
+from prefdag.provenance.manifest import read_manifest
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 
 SPLITS = ("train", "validation", "test")
 SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",)}  # of a dataset; others have no test split

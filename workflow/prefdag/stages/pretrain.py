@@ -9,21 +9,21 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from prefdag.adapters import texts
-from prefdag.checkpoint import Checkpoint
-from prefdag.collective import exchanged
 from prefdag.config.adapters import own_code
 from prefdag.config.model import Architectural
 from prefdag.config.pretrain import Pretrain
-from prefdag.config.section import Section
-from prefdag.curves import record
-from prefdag.loop import total_steps, train
-from prefdag.models import build, save, set_up
-from prefdag.ranks import is_first
-from prefdag.stage import Workspace
-from prefdag.store import Store, StoreWriter
-from prefdag.supervised import mean_nll, supervised
-from prefdag.tokens import load_tokenizer
+from prefdag.data.adapters.registry import texts
+from prefdag.data.token_store import Store, StoreWriter
+from prefdag.data.tokenization import load_tokenizer
+from prefdag.distributed.collectives import exchanged
+from prefdag.distributed.ranks import is_first
+from prefdag.models.loading import build, save, set_up
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.training.checkpoint import Checkpoint
+from prefdag.training.loop import total_steps, train
+from prefdag.training.recorder import record
+from prefdag.training.supervised_task import mean_nll, supervised
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 ENCODED_AT_ONCE = 1000

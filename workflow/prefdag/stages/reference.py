@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.reference import Reference
-from prefdag.config.section import Section
-from prefdag.manifest import read_manifest
-from prefdag.models import load_policy, set_up
-from prefdag.reference import cache_key, write_cache
-from prefdag.stage import Workspace
-from prefdag.store import Store
+from prefdag.data.token_store import Store
+from prefdag.models.loading import load_policy, set_up
+from prefdag.provenance.manifest import read_manifest
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.training.reference_cache import cache_key, write_cache
 
 SPLITS = ("train", "validation")
 

@@ -17,28 +17,25 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from prefdag.across_runs import seeds_table
-from prefdag.answers_report import answers_report
-from prefdag.answers_table import checkpoints
-from prefdag.config.expected import Expected
-from prefdag.config.report import Report
-from prefdag.config.section import Section
+from prefdag.config.report import Expected, Report
+from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-from prefdag.exact_report import TEMPLATE, exact_report
-from prefdag.figures import rendered
-from prefdag.figures_distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
-from prefdag.figures_frontier import frontier
-from prefdag.figures_league import frontiers, league_figure
-from prefdag.figures_training import displacement, logratios, training
-from prefdag.gathered import Gathered, gathered
-from prefdag.league import league, seconds_per_step
-from prefdag.page import page
-from prefdag.page_rows import configs_of, evaluation_rows, league_rows, percent, run_row
-from prefdag.published import published_rows
-from prefdag.reward_report import SECTION, Results, calibration_table, reward_report
-from prefdag.stage import Workspace
-from prefdag.store import Store
-from prefdag.tables import compared, runs_csv
+from prefdag.reporting.figures.distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
+from prefdag.reporting.figures.frontier import frontier
+from prefdag.reporting.figures.league import frontiers, league_figure
+from prefdag.reporting.figures.style import rendered
+from prefdag.reporting.figures.training import displacement, logratios, training
+from prefdag.reporting.league import league, seconds_per_step
+from prefdag.reporting.load import Gathered, gathered
+from prefdag.reporting.page import page
+from prefdag.reporting.rows import configs_of, evaluation_rows, league_rows, percent, run_row
+from prefdag.reporting.sections.answers import answers_report
+from prefdag.reporting.sections.exact import TEMPLATE, exact_report
+from prefdag.reporting.sections.rewards import SECTION, Results, calibration_table, reward_report
+from prefdag.reporting.seeds import published_rows, seeds_table
+from prefdag.reporting.tables import checkpoints, compared, runs_csv
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
 
 MANY = 12  # methods that one figure can hold
 

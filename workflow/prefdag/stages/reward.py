@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefdag.checkpoint import Checkpoint
 from prefdag.config.reward import Reward
-from prefdag.config.section import Section
-from prefdag.curves import record
+from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-from prefdag.loop import Losses, Step, Task, total_steps, train
-from prefdag.models import load_scorer, save, set_up
-from prefdag.reward_losses import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
-from prefdag.rewards import (
+from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
+from prefdag.models.loading import load_scorer, save, set_up
+from prefdag.models.packing import Segments
+from prefdag.rewards.model import (
     SCORING,
     RewardModel,
     Scoring,
@@ -34,9 +32,11 @@ from prefdag.rewards import (
     write_held_out,
     zero_mean,
 )
-from prefdag.segments import Segments
-from prefdag.stage import Workspace
-from prefdag.store import Store
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.training.checkpoint import Checkpoint
+from prefdag.training.loop import Losses, Step, Task, total_steps, train
+from prefdag.training.recorder import record
 
 CENTRING = {"pair_sum": pair_sum, "each": each}
 

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdag.answers import policy_of, weights_of
+from prefdag.config.answer_sets import policy_of, weights_of
 from prefdag.config.score import Score
-from prefdag.config.section import Count, Section
+from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
-from prefdag.ground_truth import ground_truth
-from prefdag.logprobs import divergence
-from prefdag.manifest import read_manifest
-from prefdag.models import autocast, load_policy, set_up
-from prefdag.rewards import (
+from prefdag.evaluation.bootstrap import summarise
+from prefdag.models.loading import autocast, load_policy, set_up
+from prefdag.models.logprobs import divergence
+from prefdag.models.packing import packed
+from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.ground_truth import ground_truth
+from prefdag.rewards.model import (
     ImplicitReward,
     Rewards,
     evaluation,
@@ -27,10 +29,8 @@ from prefdag.rewards import (
     write_evaluation,
     write_held_out,
 )
-from prefdag.segments import packed
-from prefdag.stage import Workspace
-from prefdag.statistics import summarise
-from prefdag.store import Comparison, Store
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Count, Section
 
 Columns = dict[str, list[float]]
 SHOWN = 100  # prompts in samples.csv

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from prefdag.checkpoint import Checkpoint
-from prefdag.config.section import Section
 from prefdag.config.sft import SFT
-from prefdag.curves import record
-from prefdag.loop import total_steps, train
-from prefdag.models import load_policy, save, set_up
-from prefdag.stage import Workspace
-from prefdag.store import Store
-from prefdag.supervised import mean_nll, supervised
+from prefdag.data.token_store import Store
+from prefdag.models.loading import load_policy, save, set_up
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+from prefdag.training.checkpoint import Checkpoint
+from prefdag.training.loop import total_steps, train
+from prefdag.training.recorder import record
+from prefdag.training.supervised_task import mean_nll, supervised
 
 
 class Job(Section):

@@ -1,7 +1,7 @@
 """The registry of preference losses: what each reads, its parameters, and where it comes from.
 
 Torch-free, so that every row of every suite is checked while Snakemake parses. The arithmetic stands in
-`prefdag.losses`, one function per entry, of the same name.
+`prefdag.losses.registry`, one function per entry, of the same name.
 """
 
 from typing import Any, get_args

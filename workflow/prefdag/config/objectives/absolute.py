@@ -4,7 +4,7 @@ from typing import Literal
 
 from prefdag.config.objectives.entry import Objective, StepIfPerToken
 from prefdag.config.objectives.pairs import REFERENCE
-from prefdag.config.section import NonNegative, Positive
+from prefdag.schema import NonNegative, Positive
 
 
 class CalDPO(Objective):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prefdag.config.objectives.entry import Objective
 from prefdag.config.objectives.pairs import REFERENCE, Wrong
-from prefdag.config.section import Fraction, NonNegative, Positive
+from prefdag.schema import Fraction, NonNegative, Positive
 
 
 class AOT(Objective):

@@ -4,11 +4,11 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import model_validator
 
-from prefdag.config.section import Section
+from prefdag.schema import Section
 
 Responses = Literal["one", "two", "many"]
 Scope = Literal["comparison", "step"]
-# What a loss may read beside the policy's log-probs; `prefdag.losses` says what each is.
+# What a loss may read beside the policy's log-probs; `prefdag.losses.registry` says what each is.
 INPUTS = ("reference", "scores", "labels", "mismatched", "collision", "divergence", "noise", "state")
 # What may be said below a function of the user's own, and how.
 STATED = {"responses": get_args(Responses), "scope": get_args(Scope)}

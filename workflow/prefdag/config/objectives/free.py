@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prefdag.config.objectives.entry import Objective, StepIfPerToken
 from prefdag.config.objectives.pairs import REFERENCE, Wrong
-from prefdag.config.section import NonNegative, Positive
+from prefdag.schema import NonNegative, Positive
 
 
 class SimPO(Objective):

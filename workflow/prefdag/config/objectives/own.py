@@ -4,7 +4,7 @@ The file is read here and never run: a plan must not execute what it plans, and 
 From the function's signature come what the loss reads (parameters with the name of an input) and its options (all
 others; annotated `float`, `int`, `str`, `bool` or `Literal[...]`, or of the type of their default). A module-level
 `my_loss.responses = "one"` or `my_loss.scope = "step"` says what differs from a loss of pairs, a comparison at a time.
-The docstring's first line is read as `<paper>: <formula>`. `prefdag.losses.own` runs the function, in its job alone.
+The docstring's first line is read as `<paper>: <formula>`. `prefdag.losses.user` runs the function, in its job alone.
 """
 
 import ast
@@ -17,7 +17,7 @@ from pydantic import Field, create_model
 
 from prefdag.config.objectives.entry import INPUTS, STATED, Objective
 from prefdag.errors import UserError
-from prefdag.sources import parsed, sources_of_own
+from prefdag.provenance.sources import parsed, sources_of_own
 
 TAKEN = ("name", "method", "seeds", "paper", "formula")
 KINDS = {"float": float, "int": int, "str": str, "bool": bool}

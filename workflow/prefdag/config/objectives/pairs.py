@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from prefdag.config.objectives.entry import Objective
-from prefdag.config.section import NonNegative, Positive
+from prefdag.schema import NonNegative, Positive
 
 REFERENCE = frozenset({"reference"})
 Wrong = Annotated[float, Field(ge=0, le=0.5, description="the fraction of labels taken to be wrong, 0 to 0.5")]

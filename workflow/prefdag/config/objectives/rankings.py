@@ -6,7 +6,7 @@ from pydantic import Field
 
 from prefdag.config.objectives.entry import Objective
 from prefdag.config.objectives.pairs import REFERENCE
-from prefdag.config.section import Positive
+from prefdag.schema import Positive
 
 
 class PlackettLuce(Objective):

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from prefdag.config.objectives.entry import Objective
-from prefdag.config.section import NonNegative, Positive
+from prefdag.schema import NonNegative, Positive
 
 
 class KTO(Objective):

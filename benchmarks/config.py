@@ -1,0 +1,35 @@
+"""The benchmark: which cells, which arms, how long."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from prefdag.schema import Compute, Count
+
+Shape = Literal["small", "pythia-14m", "pythia-70m", "qwen2-style", "qwen2.5-0.5b", "pythia-2.8b"]
+Profile = Literal["hh", "ultrafeedback", "tldr", "1024"]
+Kind = Literal["dpo", "reward", "reference", "sft"]
+
+
+class Benchmark(Compute):
+    """`snakemake bench`: prefdag against TRL and against its own plainer forms, on random weights and ids."""
+
+    threads: Count = 2
+    shapes: tuple[Shape, ...] = Field(("small",), min_length=1, description="model shapes")
+    profiles: tuple[Profile, ...] = Field(("hh",), min_length=1, description="whose lengths the pairs have")
+    tasks: tuple[Kind, ...] = Field(("dpo",), min_length=1, description="what is timed")
+    trl: bool = Field(
+        True, description="whether TRL runs too: its defaults, tuned, and tuned with a response-only head"
+    )
+    liger: bool = Field(
+        False, description="whether TRL, tuned, runs with Liger's kernels too: on CUDA, where it is installed"
+    )
+    per_device: tuple[Count, ...] = Field((1,), min_length=1, description="TRL's pairs at a time that tuning tries")
+    keeping: tuple[bool, ...] = Field((True,), min_length=1, description="whether glibc keeps freed pages, both tried")
+    ladder: bool = Field(True, description="whether the rungs from the plain path to the product are measured as well")
+    tokens_per_batch: Count | None = Field(
+        None, description="padded tokens of prefdag's forward; null: the device's own"
+    )
+    pairs_per_step: Count = 16
+    steps: Count = Field(6, description="optimizer steps of one run; two warm up")
+    rounds: Count = Field(2, description="runs of every arm, interleaved")

@@ -1,0 +1,130 @@
+"""A policy as a folder that transformers loads, and in the registry; the Hub hears of nothing unasked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from prefdag.cli.export import export, lineage, manifest_of
+from prefdag.cli.main import main
+from prefdag.errors import UserError
+from prefdag.provenance.journal import open_journal
+from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest
+from prefdag.runtime.stage import weights_digest
+
+CANARY = "hf_" + "c4N4rY" * 5
+
+
+def published(folder: Path, stage: str, config: dict, inputs: dict, files: dict[str, bytes] | None = None) -> Manifest:
+    made = folder.parent / f".{folder.name}"
+    for name, content in (files or {}).items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    made.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    publish(made, folder, describe(made, stage, config, "c0de", inputs, {}))
+    return read_manifest(folder / MANIFEST)
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """results/toy of a fetched model, an SFT policy, a DPO run with real weights of nine dimensions, and its scores."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "results" / "toy"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 9, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=11, **sizes)).save_pretrained(tmp_path / "weights")
+    weights = {f"model/{path.name}": path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    origin = {"model": {"source": "hub:some/model"}, "lock": {"model": {"some/model": {"commit": "ab" * 20}}}}
+    fetched = published(root / "fetch/model", "fetch", {**origin, "data": None}, {})
+    sft = published(root / "sft", "sft", {}, {"base": fetched.sha256}, weights)
+    config = {"objective": {"method": "dpo", "beta": 0.1}, "preference": {"seed": 0, "hub_token": CANARY}}
+    run = published(root / "preference/dpo", "preference", config, {"policy": sft.sha256}, weights)
+    summary = {"mean": 0.5, "low": 0.25, "high": 0.75, "se": 0.1, "n": 16}
+    (root / "score/dpo").mkdir(parents=True)
+    (root / "score/dpo/summary.json").write_text(json.dumps({"reward": summary}))
+    journal = open_journal(root, "preference", "dpo")
+    journal.start(config=config, inputs={}, code="c0de")
+    journal.model("dpo", path=root / "preference/dpo/model", sha256=weights_digest(run), role="output")
+    journal.end(status="finished", manifest=run.sha256, seconds=1.0, peak_memory_mb=1.0)
+    return root
+
+
+def test_transformers_loads_the_folder(suite: Path, capsys: pytest.CaptureFixture) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert main(["export", "dpo"]) == 0
+    folder = Path("exports/toy/dpo")
+    assert str(folder) in capsys.readouterr().out
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    original = AutoModelForCausalLM.from_pretrained(suite / "preference/dpo/model").state_dict()
+    assert loaded.keys() == original.keys()
+    assert all(torch.equal(loaded[name], original[name]) for name in loaded)
+    assert main(["export", "dpo"]) == 2, "nothing is written over"
+
+
+def test_the_card_is_made_of_the_manifests(suite: Path, tmp_path: Path) -> None:
+    manifest = manifest_of("dpo", None)
+    text = (export(manifest, "dpo", tmp_path / "out") / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["base_model"] == "some/model" and front["tags"] == ["prefdag", "dpo"]
+    assert "Rafailov et al. 2023" in text and "| reward | 0.5 | 0.25 to 0.75 |" in text
+    assert f"`some/model` at commit `{'ab' * 20}`" in text
+    names = [one.content["stage"] for one in lineage(manifest, suite)]
+    assert names == ["preference", "sft", "fetch"]
+    assert all(f"`{one.sha256}`" in text for one in lineage(manifest, suite))
+
+
+def test_no_token_leaves_by_an_export(suite: Path, tmp_path: Path) -> None:
+    folder = export(manifest_of("dpo", None), "dpo", tmp_path / "out")
+    assert CANARY in (suite / "preference/dpo" / MANIFEST).read_text(), "the canary lives"
+    assert [path.name for path in folder.iterdir() if CANARY.encode() in path.read_bytes()] == []
+
+
+def test_weights_that_are_not_the_manifest_s_are_refused(suite: Path, tmp_path: Path) -> None:
+    path = suite / "preference/dpo/model/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not the file that its manifest states"):
+        export(manifest_of("dpo", None), "dpo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="its policies are sft, dpo"):
+        manifest_of("dpp", None)
+
+
+def test_the_hub_hears_of_it_only_when_asked(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict]] = []
+    for name in ("create_repo", "upload_folder"):
+        told = lambda self, *a, _name=name, **options: asked.append((_name, {"repo": a[:1], **options}))  # noqa: E731
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", told)
+    assert main(["export", "dpo"]) == 0 and asked == []
+    assert main(["export", "dpo", "--to", "second", "--push", "me/dpo"]) == 0
+    (_, made), (_, sent) = asked
+    assert made["private"] is True and sent["repo_id"] == "me/dpo" and sent["folder_path"] == Path("second")
+    assert main(["export", "dpo", "--to", "third", "--public"]) == 2
+
+
+def test_chosen_policies_are_registered_once(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["register", "dpo", "--alias", "champion"]) == 0
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{suite.parent}/mlflow.db")
+    version = client.get_model_version_by_alias("toy", "champion")
+    digest = weights_digest(manifest_of("dpo", None))
+    assert str(version.version) == "1"
+    assert version.tags["prefdag.sha256"] == digest and version.run_id
+    stored = suite.parent / "mlartifacts"
+    assert list(stored.rglob("*.safetensors")) == [], "weights stay where they are"
+    assert main(["register", "dpo", "--alias", "second", "--upload"]) == 0
+    assert len(client.search_model_versions("name = 'toy'")) == 1
+    (copied,) = stored.rglob("*.safetensors")
+    assert copied.read_bytes() == (suite / "preference/dpo/model/model.safetensors").read_bytes()
+    shutil.rmtree(suite / ".journal")
+    assert main(["register", "dpo"]) == 2

@@ -1,0 +1,206 @@
+"""Suites: every mistake is one sentence; grids, seeds and files are resolved as they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import MINI, ROOT
+from prefdag.cli.schema import table
+from prefdag.config import jobs
+from prefdag.config.loading import merged
+from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.suite import read_suite, resolve
+from prefdag.errors import UserError
+
+
+def suite(**changes: Any) -> dict[str, Any]:
+    return merged(yaml.safe_load(MINI), changes)
+
+
+def mistake(**changes: Any) -> str:
+    with pytest.raises(UserError) as found:
+        resolve(suite(**changes), "configs/x.yaml")
+    return str(found.value)
+
+
+ROW = {"name": "a", "method": "dpo", "beta": 0.1}
+MISTAKES = [
+    ({"sft": {"lr": 1}}, "configs/x.yaml: sft.lr: unknown key; remove it or correct its spelling"),
+    ({"sft": {"batch_size": "many"}}, 'configs/x.yaml: sft.batch_size: expected a whole number, got "many"'),
+    ({"sft": {"batch_size": 0}}, "configs/x.yaml: sft.batch_size: expected a number of at least 1, got 0"),
+    ({"sft": {"batch_size": True}}, "configs/x.yaml: sft: batch_size: expected a whole number, got true"),
+    ({"sft": {"learning_rate": -1}}, "configs/x.yaml: sft.learning_rate: expected a number above 0, got -1"),
+    ({"sft": {"learning_rate": ".inf"}}, 'configs/x.yaml: sft.learning_rate: expected a finite number, got ".inf"'),
+    (
+        {"sft": {"schedule": "up"}},
+        "configs/x.yaml: sft.schedule: expected one of 'cosine', 'linear' or 'constant', got \"up\"",
+    ),
+    ({"runs": [{**ROW, "beta": -1}]}, "configs/x.yaml: runs.a.beta: expected a number above 0, got -1"),
+    ({"runs": [ROW, ROW]}, "configs/x.yaml: runs.a: this name stands twice; give each row a name of its own"),
+    ({"runs": [{**ROW, "gamma": 1}]}, "configs/x.yaml: runs.a.gamma: dpo does not read gamma; its options are beta"),
+    (
+        {"runs": [{"name": "a", "method": "ipo"}]},
+        "configs/x.yaml: runs.a.logprob: missing; this key has no default and must be stated",
+    ),
+    (
+        {"runs": [{**ROW, "name": "sft"}]},
+        "configs/x.yaml: runs.sft: this name is taken by answers that no run gives; choose another",
+    ),
+    ({"runs": [{**ROW, "learning_rate": 0}]}, "configs/x.yaml: runs.a.learning_rate: expected a number above 0, got 0"),
+    (
+        {"runs": [{**ROW, "seeds": [1, 1]}]},
+        "configs/x.yaml: runs.a.seeds: expected a list of different whole numbers, got [1, 1]",
+    ),
+    (
+        {"preference": {"batch_size": -2}},
+        "configs/x.yaml: preference.batch_size: expected a number of at least 1, got -2",
+    ),
+    ({"nonsense": 1}, "configs/x.yaml: nonsense: unknown key; remove it or correct its spelling"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), MISTAKES)
+def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
+    assert mistake(**changes) == sentence
+
+
+def test_an_unknown_method_names_the_known_ones():
+    assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
+        f"configs/x.yaml: runs.a.method: expected one of {', '.join(sorted(OBJECTIVES))}, got 'dop'"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["a; rm -rf x", "../x", "a b", "ä", "", "a/b", "$(x)", "a'b", ".hidden", "x" * 81, "a..b"]
+)
+def test_names_that_could_hurt_are_refused(name: str):
+    assert mistake(runs=[{**ROW, "name": name}]).startswith("configs/x.yaml: runs.name: expected letters, digits")
+    assert mistake(name=name).startswith("configs/x.yaml: name: expected letters, digits")
+
+
+def test_a_missing_section_is_named():
+    values = suite()
+    del values["generate"]
+    with pytest.raises(UserError, match=r"configs/x.yaml: generate: missing"):
+        resolve(values, "configs/x.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text():
+    """YAML 1.1 takes 5e-7 for text."""
+    assert yaml.safe_load("5e-7") == "5e-7"
+    assert resolve(suite(sft={"learning_rate": "5e-7"}), "x").sft.learning_rate == 5e-7
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(MINI + "threads: 2\n")
+    with pytest.raises(UserError, match="the key 'threads' stands twice"):
+        read_suite([str(path)])
+
+
+def test_a_missing_file_and_broken_yaml(tmp_path: Path):
+    with pytest.raises(UserError, match="no such suite file"):
+        read_suite([str(tmp_path / "none.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_suite([str(tmp_path / "broken.yaml")])
+
+
+def test_grid_and_seeds_are_expanded_into_named_rows():
+    found = resolve(suite(runs=None, grid=[{"method": "dpo", "beta": [1, 0.1], "seeds": [0, 3]}]), "x").runs
+    assert [run.name for run in found] == [
+        "dpo-beta1-seed0",
+        "dpo-beta1-seed3",
+        "dpo-beta0.1-seed0",
+        "dpo-beta0.1-seed3",
+    ]
+    assert [run.preference.seed for run in found] == [0, 3, 0, 3]
+    assert found[2].objective.parameters() == {"beta": 0.1}
+
+
+def test_a_row_overrides_the_shared_training():
+    found = resolve(suite(runs=[{**ROW, "epochs": 3}]), "x").runs[0]
+    assert (found.preference.epochs, found.preference.batch_size) == (3, 2)
+
+
+def test_a_suite_extends_another(tmp_path: Path):
+    (tmp_path / "below.yaml").write_text(MINI)
+    (tmp_path / "above.yaml").write_text("extends: below.yaml\nname: above\nsft: {max_steps: 3}\n")
+    found = read_suite([str(tmp_path / "above.yaml")])
+    assert (found.name, found.sft.max_steps, found.sft.batch_size) == ("above", 3, 16)
+
+
+def test_the_suites_seed_reaches_every_section_that_does_not_state_its_own():
+    found = resolve(suite(seed=7, sft={"seed": 2}), "x")
+    assert (found.sft.seed, found.pretrain.seed, found.runs[0].preference.seed) == (2, 7, 7)
+
+
+def test_a_jobs_config_is_canonical_and_holds_its_own_keys_only():
+    found = resolve(suite(), "x")
+    config = jobs.config_of(found, "preference", "dpo")
+    assert set(json.loads(config)) == {"preference", "objective"}
+    assert config == json.dumps(json.loads(config), sort_keys=True, separators=(",", ":"))
+    changed = resolve(suite(sft={"max_steps": 11}), "x")
+    differing = [
+        s
+        for s in ("pretrain", "sft", "pairs", "reward", "reference")
+        if jobs.config_of(found, s) != jobs.config_of(changed, s)
+    ]
+    assert differing == ["sft"]
+
+
+@pytest.mark.parametrize("path", sorted(str(path) for path in (ROOT / "configs").glob("*.yaml")))
+def test_every_shipped_suite_resolves(path: str):
+    assert read_suite([path]).runs
+
+
+@pytest.mark.parametrize("path", sorted(str(path) for path in (ROOT / "configs/local").glob("hh-*.yaml")))
+def test_every_local_file_fits_over_its_suite(path: str):
+    found = read_suite([str(ROOT / "configs/hh.yaml"), path])
+    assert not found.data.source.startswith("hub:")
+    assert not found.model.source.startswith("hub:")
+
+
+REWARDS = "configs/x.yaml: reward"
+REWARD_MISTAKES = [
+    (
+        {"loss": "plackett_luce", "margin": "scores"},
+        f"{REWARDS}: margin: the loss plackett_luce does not read it; take ",
+    ),
+    ({"loss": "plackett_luce", "label_smoothing": 0.1}, f"{REWARDS}: label_smoothing: the loss plackett_luce does not"),
+    ({"label_smoothing": 0.6}, f"{REWARDS}.label_smoothing: expected a number of at most 0.5, got 0.6"),
+    ({"centring": "each"}, f"{REWARDS}: centring_coefficient: missing; centring `each` needs its weight, such as 0.01"),
+    ({"centring_coefficient": 0.1}, f"{REWARDS}: centring_coefficient: read only with centring `pair_sum` or `each`;"),
+    ({"combine": "minimum"}, f"{REWARDS}: combine: there is one head, so `minimum` is not read; state several heads"),
+    ({"combine": "minimum", "seeds": [3]}, f"{REWARDS}: combine: there is one head, so `minimum` is not read"),
+    ({"heads": 2, "head_std": 0}, f"{REWARDS}: head_std: 0 starts every head alike, so they stay alike; state a "),
+    ({"seeds": [1, 1]}, f"{REWARDS}: seeds: expected different whole numbers, got [1, 1]"),
+    ({"length_normalisation": -1}, f"{REWARDS}.length_normalisation: expected a number of at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), REWARD_MISTAKES, ids=[text for _, text in REWARD_MISTAKES])
+def test_options_of_the_reward_model_that_do_not_go_together(options: dict[str, Any], sentence: str):
+    assert mistake(reward=options).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nobody", "score.implicit: there is no run 'nobody'; the runs are dpo, dpo-strong, simpo"),
+        (
+            "simpo",
+            "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have one",
+        ),
+    ],
+)
+def test_an_implicit_reward_needs_a_run_that_has_one(name: str, sentence: str):
+    assert mistake(score={"implicit": [name]}).startswith(f"configs/x.yaml: {sentence}")
+
+
+def test_the_table_of_keys_is_the_models():
+    """`prefdag schema --table > configs/README.md` after a change of any section."""
+    assert (ROOT / "configs/README.md").read_text() == table()

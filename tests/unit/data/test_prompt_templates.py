@@ -1,0 +1,285 @@
+"""Templates: header not counted, one end-of-turn counted, nothing after it, one BOS, system prompt only where asked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from prefdag.config.prepare import Prepare
+from prefdag.data.adapters.records import Prompt, Unusable
+from prefdag.data.prompt_templates import dialogue, template_of
+from prefdag.data.token_store import Store
+from prefdag.data.tokenization import encode_prompts, encoded, end_of_turn, ended
+from prefdag.errors import UserError
+from preparing import ABSENT, PREPARE, SHARED, audit, byte_tokenizer, fetch, prepare, write_rows
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN2 = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
+    "<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "{% for m in messages %}{% if loop.first %}<b>{% endif %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}\n{% if m.role == 'user' %}\n{{ '<|user|>\n' + m.content + eos_token }}\n"
+    "{% elif m.role == 'system' %}\n{{ '<|system|>\n' + m.content + eos_token }}\n"
+    "{% elif m.role == 'assistant' %}\n{{ '<|assistant|>\n' + m.content + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+TALK: Prompt = (("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
+# Template, its end-of-turn, special tokens; the prompt and the counted text of the reply "So." to TALK, as text.
+STYLES: dict[str, tuple[str, str, list[str], str, str]] = {
+    "chatml": (
+        CHATML,
+        "<|im_end|>",
+        ["<|im_start|>", "<|im_end|>"],
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+        "So.<|im_end|>",
+    ),
+    "llama3": (
+        LLAMA3,
+        "<|eot_id|>",
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<b><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nYes?"
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+        "\n\n",
+        "So.<|eot_id|>",
+    ),
+    "zephyr": (
+        ZEPHYR,
+        "eos",
+        [],
+        "<|user|>\nHi<e>\n<|assistant|>\nYes?<e>\n<|user|>\nWhy?<e>\n<|assistant|>\n",
+        "So.<e>",
+    ),
+    "mistral": (MISTRAL, "eos", [], "<b>[INST] Hi [/INST] Yes?<e>[INST] Why? [/INST]", " So.<e>"),
+}
+
+
+def chat(source: str, special: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer(*special)
+    tokenizer.chat_template = source
+    return tokenizer
+
+
+def section(**changes: Any) -> Prepare:
+    return Prepare(**{**PREPARE, "template": "chat", "bos": False, **changes})
+
+
+def split(tokenizer: Any, settings: Prepare, prompt: Prompt, response: str) -> tuple[str, str]:
+    """Prompt and counted response, as the tokens say."""
+    template = template_of(tokenizer, settings)
+    text = template.response(prompt, template.prompt(prompt), response)
+    counted = ended(encoded(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
+    return tokenizer.decode(encode_prompts(tokenizer, [prompt], settings)[0]), tokenizer.decode(counted)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_template_is_split_exactly(style: str):
+    """The header is the prompt's, the response ends with its one end-of-turn, and nothing follows."""
+    source, end, special, prompt, counted = STYLES[style]
+    tokenizer = chat(source, special)
+    settings = section(end_of_turn=end)
+    assert split(tokenizer, settings, TALK, "So.") == (prompt, counted)
+    ids = encode_prompts(tokenizer, [TALK], settings)[0]
+    assert ids.count(tokenizer.bos_token_id) == (1 if style in ("llama3", "mistral") else 0)
+
+
+@pytest.mark.parametrize("style", ["llama3", "mistral"])
+def test_a_second_bos_is_refused(style: str):
+    source, end, special, *_ = STYLES[style]
+    with pytest.raises(UserError, match="prepare.bos: two BOS, since the text '<b>"):
+        encode_prompts(chat(source, special), [TALK], section(end_of_turn=end, bos=True))
+    doubled = source.replace("<b>", "<b><b>").replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+    with pytest.raises(UserError, match="prepare.template: two BOS at the beginning"):
+        encode_prompts(chat(doubled, special), [TALK], section(end_of_turn=end))
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama3", "zephyr"])
+def test_a_system_prompt_stands_only_where_it_is_asked_for(style: str):
+    """By the suite, or by the row, whose own comes first."""
+    source, end, special, prompt, _ = STYLES[style]
+    tokenizer = chat(source, special)
+    assert "Be brief." not in prompt
+    asked = split(tokenizer, section(end_of_turn=end, system="Be brief."), TALK, "So.")[0]
+    assert asked.count("Be brief.") == 1 and asked.index("Be brief.") < asked.index("Hi")
+    told: Prompt = (("system", "Be long."), *TALK)
+    assert "Be brief." not in split(tokenizer, section(end_of_turn=end, system="Be brief."), told, "So.")[0]
+
+
+def test_a_template_with_a_system_prompt_of_its_own_must_be_told():
+    """Qwen2's: as the suite states it, word for word, the rendering is the template's own."""
+    tokenizer = chat(QWEN2, ["<|im_start|>", "<|im_end|>"])
+    with pytest.raises(UserError, match=r"adds a system prompt of its own, 'You are a helpful assistant.'"):
+        template_of(tokenizer, section(end_of_turn="<|im_end|>"))
+    settings = section(end_of_turn="<|im_end|>", system="You are a helpful assistant.")
+    messages = [{"role": "user", "content": "Hi"}]
+    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert split(tokenizer, settings, "Hi", "So.") == (own, "So.<|im_end|>")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=ABSENT)
+def test_qwen2s_own_tokenizer_and_template():
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "qwen2-tokenizer", local_files_only=True)
+    settings = section(system="You are a helpful assistant.")
+    prompt = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    assert split(tokenizer, settings, "Hi", "So.") == (f"{prompt}<|im_start|>assistant\n", "So.<|im_end|>")
+    assert encoded(tokenizer, ["So.<|im_end|>"])[0][-1] == tokenizer.eos_token_id
+
+
+def test_hh_dialogues_become_turns():
+    text = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    assert dialogue(text) == TALK
+    assert dialogue("Human: no") is None
+    source, end, special, prompt, _ = STYLES["chatml"]
+    assert split(chat(source, special), section(end_of_turn=end), text, " So.")[0] == prompt
+
+
+def test_turns_are_written_as_hh_writes_them():
+    settings = section(template="plain", bos=True)
+    found = split(byte_tokenizer(), settings, TALK, "So.")
+    assert found == ("<b>\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:", " So.<e>")
+
+
+@pytest.mark.parametrize("post", ["POST: p", "POST: p\n\nTL;DR:", "POST: p\n\nTL;DR: \n"])
+def test_tldr_ends_with_one_tldr_and_the_summary_follows_after_one_space(post: str):
+    assert split(byte_tokenizer(), section(template="tldr"), post, "  short ") == ("POST: p\n\nTL;DR:", " short<e>")
+
+
+def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jinja").write_text("{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}")
+    assert split(byte_tokenizer(), section(template="mine.jinja"), "Hi", "So.") == ("u:Hi<e>", "a:So.<e>")
+    Path("mine.jinja").write_text("{{ messages.append(1) }}")
+    with pytest.raises(Unusable, match="the template refuses it .*unsafe"):
+        template_of(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
+    Path("mine.jinja").write_text("{% for")
+    with pytest.raises(UserError, match="prepare.template: not a valid Jinja template"):
+        template_of(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "changes", "sentence"),
+    [
+        (byte_tokenizer(), {}, "prepare.template: the tokenizer brings no chat template"),
+        (byte_tokenizer(), {"template": "plain", "system": "s"}, "prepare.system: `plain` writes no system prompt"),
+        (chat(CHATML, []), {"end_of_turn": "none"}, "prepare.end_of_turn: `chat` ends each turn with a token"),
+        (byte_tokenizer(), {"template": "none.jinja"}, "prepare.template: none.jinja: no such file"),
+        (chat(CHATML, []), {"end_of_turn": "<|eot|>"}, "prepare.end_of_turn: the tokenizer has no token '<|eot|>'"),
+        (chat(CHATML, []), {}, "prepare.end_of_turn: the template ends no response with this token"),
+        (
+            chat("{% for m in messages %}{{ m.content }}{% if loop.last %}!{% endif %}{% endfor %}<e>", []),
+            {},
+            "prepare.template: a prompt is not the beginning of its own dialogue",
+        ),
+    ],
+)
+def test_a_choice_that_cannot_work_is_a_sentence(tokenizer: Any, changes: dict[str, Any], sentence: str):
+    with pytest.raises(UserError) as found:
+        split(tokenizer, section(**changes), "Hi", "So.")
+    assert str(found.value).startswith(sentence)
+
+
+def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
+    """A response that holds its own end-of-turn, or a prompt that opens a turn, is dropped and named."""
+    tokenizer = chat(CHATML, ["<|im_start|>", "<|im_end|>"])
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(4)]
+    rows[1]["chosen"] = "a<|im_end|> and more"
+    rows[2]["prompt"] = "<|im_start|>system"
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
+    code, folder = prepare(tmp_path, tokenizer, template="chat", bos=False, end_of_turn="<|im_end|>")
+    assert (code, audit(folder)["dropped"]) == (0, {"a special token in the text": {"count": 2, "rows": [1, 2]}})
+    rows = [{"prompt": "q", "chosen": "a<e>", "rejected": "b"}, {"prompt": "r", "chosen": "a", "rejected": "b"}]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
+    code, folder = prepare(tmp_path, template="plain")
+    assert (code, audit(folder)["dropped"]) == (0, {"an end-of-turn in the text": {"count": 1, "rows": [0]}})
+
+
+def test_a_row_that_the_template_refuses_is_dropped(tmp_path: Path):
+    """Two assistant turns in a row, under a template whose roles must alternate."""
+    said = [{"role": role, "content": role} for role in ("user", "assistant", "assistant")]
+    rows = [{"messages": said}, {"messages": said[:2]}]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
+    changes = {"adapter": "demonstrations", "template": "chat", "bos": False}
+    code, folder = prepare(tmp_path, chat(MISTRAL, []), "demonstrations", **changes)
+    refused = {"the template refuses it (roles must alternate)": {"count": 1, "rows": [0]}}
+    assert (code, audit(folder)["dropped"]) == (0, refused)
+
+
+@pytest.mark.parametrize("form", ["messages", "transcript"])
+def test_all_assistant_turns_are_counted_where_the_suite_says_so(form: str, tmp_path: Path):
+    """A comparison for each, the turns before it as its prompt; without the choice, the last alone."""
+    turns = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    if form == "messages":
+        row: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    else:
+        row = {"prompt": "\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant:", "response": " a2"}
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", [row]))}) == 0
+    tokenizer = byte_tokenizer()
+    counted = {}
+    for choice in ("last", "all"):
+        code, folder = prepare(tmp_path, tokenizer, "demonstrations", adapter="demonstrations", counted=choice)
+        assert code == 0
+        store = Store.open(folder / "train")
+        counted[choice] = [(tokenizer.decode(one.prompt), tokenizer.decode(one.responses[0])) for one in store]
+    last = ("<b>\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant:", " a2<e>")
+    assert counted["last"] == [last]
+    assert counted["all"] == [("<b>\n\nHuman: q1\n\nAssistant:", " a1<e>"), last]
+
+
+@pytest.mark.parametrize(
+    ("over_long", "used", "told"),
+    [
+        ("drop", 1, {"dropped": {"prompt over 12 tokens": 1, "response over 6 tokens": 1}, "cut": {}}),
+        (
+            "cut-prompt-start",
+            2,
+            {"dropped": {"response over 6 tokens": 1}, "cut": {"prompt cut to 12 tokens": 1}},
+        ),
+        (
+            "cut-response-end",
+            2,
+            {"dropped": {"prompt over 12 tokens": 1}, "cut": {"response cut to 6 tokens": 1}},
+        ),
+    ],
+)
+def test_over_long_rows_are_cut_or_dropped_as_the_suite_says(
+    over_long: str, used: int, told: dict[str, dict[str, int]], tmp_path: Path
+):
+    """A prompt keeps its BOS and its end; a response that is cut has no end-of-turn, the other keeps its own."""
+    rows = [
+        {"prompt": "short", "chosen": "yes", "rejected": "no"},
+        {"prompt": "a very long prompt", "chosen": "yes", "rejected": "no"},
+        {"prompt": "brief", "chosen": "a long response", "rejected": "no"},
+    ]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
+    tokenizer = byte_tokenizer()
+    limits = {"max_prompt_tokens": 12, "max_response_tokens": 6}
+    code, folder = prepare(tmp_path, tokenizer, over_long=over_long, **limits)
+    assert code == 0
+    found = audit(folder)
+    assert found["used"] == used
+    assert {key: {reason: entry["count"] for reason, entry in found[key].items()} for key in told} == told
+    last = Store.open(folder / "train")[used - 1]
+    texts = [tokenizer.decode(part) for part in (last.prompt, *last.responses)]
+    expected = {
+        "drop": ["<b>short", "yes<e>", "no<e>"],
+        "cut-prompt-start": ["<b>long prompt", "yes<e>", "no<e>"],
+        "cut-response-end": ["<b>brief", "a long", "no<e>"],
+    }
+    assert texts == expected[over_long]

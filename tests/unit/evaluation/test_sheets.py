@@ -1,0 +1,105 @@
+"""Sheets for people: pairs without names, and their verdicts as those of one more judge."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from test_judge_llm import results, summary
+
+from prefdag.cli.main import main
+from prefdag.config.judge import Judge, files_located
+from prefdag.errors import UserError
+from prefdag.evaluation.judge.run import Pair
+from prefdag.evaluation.judge.sheets import verdicts_of, write_sheet
+
+PAIRS = [Pair("Post 0", "ours", "theirs"), Pair("Post 1", "mine\r\nof two lines", "yours")]
+
+
+def filled(path: Path, *preferred: str) -> Path:
+    rows = list(csv.reader(path.open(newline="")))
+    for row, said in zip(rows[1:], preferred, strict=True):
+        row[3] = said
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+def test_a_verdict_is_found_by_its_texts_on_either_side(tmp_path: Path) -> None:
+    """The second pair stands swapped: `a` is theirs. An answer that nobody saw has no verdict."""
+    write_sheet(tmp_path / "s.csv", PAIRS, [False, True])
+    assert "dpo" not in (tmp_path / "s.csv").read_text()
+    filled(tmp_path / "s.csv", "a", "a")
+    new = Pair("Post 0", "ours, changed", "theirs")
+    assert str(verdicts_of(tmp_path / "s.csv", [*PAIRS, new])) == "[1.0, 0.0, nan]"
+    assert verdicts_of(tmp_path / "s.csv", [Pair("Post 0", "theirs", "ours")]) == [0.0]
+    filled(tmp_path / "s.csv", " Tie", "")
+    assert str(verdicts_of(tmp_path / "s.csv", PAIRS)) == "[0.5, nan]"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "prompt,response_a,response_b,preferred\np,x,y,c\n",
+            "row 1: preferred: expected a, b, tie or nothing, got 'c'",
+        ),
+        ("prompt,response_a,response_b,preferred\np,x,y,a\np,y,x,a\n", "row 2 says otherwise than an earlier row"),
+        ("prompt,response_a,preferred\np,x,a\n", "row 1 has no response_b; a sheet has the columns"),
+    ],
+)
+def test_a_sheet_that_cannot_be_meant_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        verdicts_of(tmp_path / "s.csv", PAIRS)
+
+
+def test_drawn_filled_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """People prefer the longer answer, as the reward does: dpo's at prompts 0 to 3, SFT's at 4 and 5."""
+    monkeypatch.chdir(tmp_path)
+    folder = results(tmp_path / "results/suite")
+    assert main(["sheet", "dpo", "sft", "people.csv", "--pairs", "5"]) == 0
+    assert capsys.readouterr().out == "people.csv: 5 of 6 pairs\n"
+    rows = list(csv.DictReader((tmp_path / "people.csv").open(newline="")))
+    assert len({row["prompt"] for row in rows}) == 5
+    assert {row["response_a"].startswith("A middling") for row in rows} == {True, False}, "sides are shuffled"
+    wanted = ["a" if ("good" in row["response_a"] or "Short" in row["response_b"]) else "b" for row in rows]
+    filled(tmp_path / "people.csv", *wanted)
+    inputs = {
+        "scores": "score/dpo",
+        "against": "score/sft",
+        "generations": "generate/dpo",
+        "against_generations": "generate/sft",
+    }
+    given = [text for key, at in inputs.items() for text in (f"--{key}", str(folder / at / "manifest.json"))]
+    section = {"judges": ["reward", {"people": "people.csv"}], "bootstrap": 50}
+    command = [
+        "judge",
+        "--config",
+        json.dumps({"judge": section}),
+        *given,
+        "--output",
+        str(folder / "judge/dpo/manifest.json"),
+    ]
+    assert main(command) == 0
+    found = summary(folder)
+    assert (found["judges"]["people"]["n"], found["judges"]["people"]["without_verdict"]) == (5, 1)
+    assert found["judges"]["people"]["wins"] == sum("good" in row["response_a"] + row["response_b"] for row in rows)
+    assert found["agreement"][0]["judges"] == ["reward", "people"] and found["agreement"][0]["agreement"] == 1.0
+    before = json.loads((folder / "judge/dpo/manifest.json").read_text())["code"]
+    filled(tmp_path / "people.csv", *["tie"] * 5)
+    assert main(command) == 0
+    assert json.loads((folder / "judge/dpo/manifest.json").read_text())["code"] != before, "the sheet is part of it"
+    assert main(["sheet", "dpo", "sft", "people.csv"]) == 2
+    assert "is there already and may hold verdicts" in capsys.readouterr().err
+
+
+def test_a_sheet_is_found_from_the_suites_file() -> None:
+    values = files_located({"judges": ["reward", {"people": "sheets/p.csv", "name": "Ann"}]}, "configs/x.yaml")
+    found = Judge.model_validate(values)
+    assert [one.people for one in found.sheets] == ["configs/sheets/p.csv"] and found.reads_answers
+    assert found.own_code() == (Path("configs/sheets/p.csv"),)
+    with pytest.raises(UserError, match="expected <file>.csv"):
+        Judge.parse({"judges": [{"people": "p.xlsx"}]}, "x", "judge")

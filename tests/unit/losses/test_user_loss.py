@@ -1,0 +1,312 @@
+"""A loss in a Python file of the user's own: planned without running it, run where it belongs, counted as code."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import test_mistakes
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import Field
+from test_losses import pair
+from test_reference_cache import cache_of
+from torch import Tensor
+
+from comparisons import comparisons, stored, tiny
+from conftest import MINI, ROOT
+from conftest import OWN_LOSS as DPO
+from conftest import OWN_METHOD as METHOD
+from prefdag.cli.main import main
+from prefdag.config.loading import merged
+from prefdag.config.objectives import OBJECTIVES, Objective, objective
+from prefdag.config.suite import resolve
+from prefdag.config.training import Training
+from prefdag.data.token_store import Store
+from prefdag.errors import Stopped, UserError
+from prefdag.losses.registry import LOSSES, loss_of
+from prefdag.losses.user import own_loss
+from prefdag.models.logprobs import LogProbs, margin
+from prefdag.provenance.manifest import read_manifest
+from prefdag.provenance.sources import code_digest
+from prefdag.reporting.tables import title
+from prefdag.schema import Positive
+from prefdag.training.loop import train
+from prefdag.training.preference_task import Alignment
+from prefdag.training.reference_cache import ReferenceCache
+
+plain_suite = test_mistakes.prepared  # a tiny suite by plain commands, up to the reference cache
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return stored(tmp_path / "store", comparisons(18, 2))
+
+
+@pytest.fixture
+def reference(store: Store, tmp_path: Path) -> ReferenceCache:
+    return cache_of(tmp_path / "reference", tiny(dtype=torch.float32), store)
+
+
+def trained(entry: dict[str, Any], store: Store, reference: ReferenceCache) -> tuple[list[float], Tensor]:
+    """Losses of six steps and the weights after them, in one row."""
+    model = tiny(dtype=torch.float32)
+    settings = Training(batch_size=4, learning_rate=1e-2, max_steps=6, epochs=9, tokens_per_batch=60)
+    task = Alignment(objective(entry, "tests", "row"), model, store, reference)
+    losses = [step.loss for step in train(model, store, settings, task)]
+    return losses, torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def same(one: tuple[list[float], Tensor], other: tuple[list[float], Tensor]) -> bool:
+    return one[0] == other[0] and torch.equal(one[1], other[1])
+
+
+def test_an_own_dpo_trains_to_the_bits_of_the_packages(here: Path, store: Store, reference: ReferenceCache):
+    expected = trained({"method": "dpo", "beta": 0.3}, store, reference)
+    assert same(trained({"method": METHOD, "beta": 0.3}, store, reference), expected)
+    assert not same(trained({"method": METHOD, "beta": 0.31}, store, reference), expected)
+
+
+def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
+    here: Path, store: Store, reference: ReferenceCache, monkeypatch: pytest.MonkeyPatch
+):
+    """The README's blocks as they stand: its own file and row, its function and entry of the package."""
+    own_file, function, entry = blocks("python")
+    (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
+    (here / "my_losses.py").write_text(own_file)
+    suite = resolve(merged(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
+    assert [run.name for run in suite.runs] == [f"dpo-offset0.5-seed{seed}" for seed in (0, 1, 2)]
+    names: dict[str, Any] = {"LogProbs": LogProbs, "Tensor": Tensor, "F": F, "margin": margin, "Literal": Literal}
+    names |= {"Objective": Objective, "Positive": Positive, "Field": Field, "__name__": "prefdag.readme"}
+    exec(function + entry, names)
+    monkeypatch.setitem(LOSSES, "dpo_offset", names["dpo_offset"])
+    monkeypatch.setitem(OBJECTIVES, "dpo_offset", names["DPOOffset"])
+    own = trained(suite.runs[0].objective.model_dump(), store, reference)
+    assert same(own, trained({"method": "dpo_offset", "offset": 0.5}, store, reference))
+    assert own[0][0] == pytest.approx(0.974077, abs=1e-6), "policy and reference agree: -log s(-0.5)"
+    dpo = trained({"method": "dpo"}, store, reference)
+    assert same(trained({"method": "dpo_offset", "offset": 0.0}, store, reference), dpo)
+
+
+def test_the_command_aligns_by_an_own_loss(
+    plain_suite: Path, here: Path, store: Store, capsys: pytest.CaptureFixture[str]
+):
+    """`prefdag preference`: the weights of `dpo`, no path of this machine in the manifest, exit code 2 for mistakes."""
+    shutil.copytree(plain_suite, here / "suite")
+    command = test_mistakes.align(here / "suite")
+    assert main(command) == 0
+    by_the_package = read_manifest(here / "suite/preference/x/manifest.json").content
+    own = [argument.replace('"method": "dpo"', f'"method": "{METHOD}"') for argument in command]
+    assert main(own) == 0
+    by_the_user = read_manifest(here / "suite/preference/x/manifest.json").content
+    assert by_the_user["files"] == by_the_package["files"] and by_the_user["facts"] == by_the_package["facts"]
+    assert by_the_user["config"]["objective"] == {"method": METHOD, "beta": 0.1}
+    assert by_the_user["code"] == code_digest("preference", [Path("my_losses.py")]) != by_the_package["code"]
+    assert str(here) not in json.dumps(by_the_user)
+    (here / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
+    sentence = test_mistakes.said(capsys, *own)
+    raised = "my_dpo raised NameError: name 'G' is not defined"
+    assert sentence == f"prefdag: my_losses.py: {raised} (line 7); mend the function and rerun"
+    assert not (here / "suite/preference/x/manifest.json").exists()
+
+
+SIGNATURE = "policy, reference, beta: float = 0.1"
+ROW = {"name": "a", "method": METHOD}
+AT = "suite.yaml: runs.a.method: "
+MISTAKES = {
+    "no such file": ("", "", {"method": "none.py:f"}, AT + "none.py: no such file; the path of f's file is taken"),
+    "a path of this machine": ("", "", {"method": "/x/my.py:f"}, AT + "expected <file>.py:<function> with the file's"),
+    "no function named": (
+        "",
+        "",
+        {"method": "my_losses.py"},
+        AT + "expected <file>.py:<function> with the file's path",
+    ),
+    "broken Python": (SIGNATURE, "policy, (", {}, AT + "my_losses.py: not valid Python (line 5: "),
+    "no such function": (
+        *("my_dpo", "dpo", {}),
+        AT + "my_losses.py: no function my_dpo at its top level; write it or name one that is there (dpo)",
+    ),
+    "an option not given": (
+        *("beta: float = 0.1", "beta: float", {}),
+        "suite.yaml: runs.a.beta: missing; this key has no default and must be stated (an option of my_losses",
+    ),
+    "an option that is not there": (
+        *("", "", {"gamma": 1}),
+        "suite.yaml: runs.a.gamma: my_losses.py:my_dpo does not read gamma; its options are beta",
+    ),
+    "text for a number": (
+        *("", "", {"beta": "much"}),
+        'suite.yaml: runs.a.beta: expected a finite number, got "much" (an option of my_losses.py:my_dpo)',
+    ),
+    "truth for a number": (
+        *("", "", {"beta": True}),
+        "suite.yaml: runs.a: beta: expected a number, got true (an option of my_losses.py:my_dpo)",
+    ),
+    "the default's type": (
+        *(": float = 0.1", "=1", {"beta": 0.5}),
+        "suite.yaml: runs.a.beta: expected a whole number, got 0.5 (an option of my_losses.py:my_dpo)",
+    ),
+    "a default of another type": (
+        *("= 0.1", '= "much"', {}),
+        'suite.yaml: runs.a.beta: expected a finite number, got "much" (an option of my_losses.py:my_dpo)',
+    ),
+    "none of the choices": (
+        *("beta: float = 0.1", 'of: Literal["sum", "mean"] = "sum"', {"of": "max"}),
+        "suite.yaml: runs.a.of: expected one of 'sum' or 'mean', got \"max\" (an option of my_losses.py:my_dpo)",
+    ),
+    "no type": (
+        ": float = 0.1",
+        "",
+        {"beta": 1},
+        AT + "my_losses.py: my_dpo: beta needs a type: annotate it with float",
+    ),
+    "a default to work out": (
+        *("= 0.1", "= 1 / 3", {}),
+        AT + "my_losses.py: my_dpo: the default of beta must be written out (a number, text, true or false)",
+    ),
+    "a name that is taken": (
+        *("beta: float", "seeds: int", {}),
+        AT + "my_losses.py: my_dpo: an option cannot be called seeds, the name is taken; choose another",
+    ),
+    "another name that is taken": ("beta: float", "copy: int", {}, AT + "my_losses.py: my_dpo: an option cannot be"),
+    "*args": ("reference, beta: float = 0.1", "*logprobs", {}, AT + "my_losses.py: my_dpo takes *args or **kwargs"),
+    "**kwargs": ("beta: float = 0.1", "**options", {}, AT + "my_losses.py: my_dpo takes *args or **kwargs; name every"),
+    "not policy first": (
+        *("policy, reference", "logprobs, reference", {}),
+        AT + "my_losses.py: my_dpo must take `policy`, the policy's LogProbs, as its first parameter; found logprobs",
+    ),
+    "by position": (
+        "reference,",
+        "reference, /,",
+        {},
+        AT + "my_losses.py: my_dpo: inputs and options are passed by name",
+    ),
+    "an unknown scope": (
+        *("\nimport", "\nmy_dpo.scope = 'epoch'\nimport", {}),
+        AT + 'my_losses.py: my_dpo.scope: expected one of "comparison", "step", got \'epoch\'',
+    ),
+    "an unknown statement": (
+        *("\nimport", "\nmy_dpo.reads = 'all'\nimport", {}),
+        AT + "my_losses.py: my_dpo.reads says nothing here; responses and scope can be stated",
+    ),
+    "a relative import": ("\nimport", "\nfrom . import x\nimport", {}, AT + "my_losses.py: relative imports are not"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_a_sentence_before_any_job(mistake: str, here: Path):
+    old, new, row, sentence = MISTAKES[mistake]
+    assert old in DPO
+    (here / "my_losses.py").write_text(DPO.replace(old, new, 1) if old else DPO)
+    with pytest.raises(UserError) as found:
+        resolve(merged(yaml.safe_load(MINI), {"runs": [{**ROW, **row}]}), "suite.yaml")
+    assert str(found.value).startswith(sentence) and "\n" not in str(found.value)
+
+
+def test_what_a_signature_says(here: Path):
+    """Inputs by name, options with their types and defaults, what is stated below; and planning runs nothing."""
+    (here / "own.py").write_text(
+        "raise SystemExit('this file was run')\n"
+        "def f(policy, /, scores, *, labels, a: int | None = None, b: Literal['x', 'y'], c=-0.5, d: bool = False):\n"
+        "    return a\n"
+        "f.responses = 'many'\nf.scope = 'step'\n"
+    )
+    found = objective({"method": "own.py:f", "b": "y"}, "suite.yaml", "row")
+    assert found.reads == {"scores", "labels"}
+    assert found.parameters() == {"a": None, "b": "y", "c": -0.5, "d": False}
+    assert (found.responses, found.scope) == ("many", "step")
+    own = objective({"method": METHOD}, "suite.yaml", "row")
+    assert (own.paper, own.formula) == ("Rafailov et al. 2023, eq. 7", "-log s(beta D)")
+    assert (own.reads, own.responses, own.scope) == ({"reference"}, "two", "comparison")
+
+
+def test_inputs_and_options_are_passed_by_name(here: Path):
+    """S_w - S_l = 5, scores 3 and 1, scale 0.5: 5 + 0.5 * 2 = 6; twice the reference's margin of 2 beside it: 10."""
+    text = (
+        "def f(policy, reference, *, scale: float, scores):\n    margin = lambda values: values[:, 0] - values[:, 1]\n"
+    )
+    text += "    return margin(policy.total + scale * scores + 2 * reference.total)\n"
+    (here / "own.py").write_text(text)
+    loss = own_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
+    given = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
+    assert loss(pair(-10, -15), **given).item() == 10
+
+
+COUNTING = """
+def my_dpo(policy, state):
+    return policy.total[:, 0], {"seen": state.get("seen", 0) + 1}
+my_dpo.scope = "step"
+"""
+
+
+def test_a_loss_with_a_state(here: Path):
+    """It may read every input; one that reads `state` returns (values, next state), and is of the whole step."""
+    (here / "my_losses.py").write_text(COUNTING)
+    entry = objective({"method": METHOD}, "suite.yaml", "row")
+    assert entry.reads == {"state"}
+    values, after = loss_of(entry)(pair(-10, -15), state={"seen": 2})
+    assert values.tolist() == [-10] and after == {"seen": 3}
+    (here / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
+    with pytest.raises(
+        UserError, match='reads `state`, which is carried from step to step; write my_dpo.scope = "step"'
+    ):
+        objective({"method": METHOD}, "suite.yaml", "row")
+
+
+@pytest.mark.parametrize(
+    "returned", ["policy.total[:, 0]", "(policy.total[:, 0], 1)", '(policy.total[:, 0], {"a": "b"})']
+)
+def test_what_a_loss_with_a_state_may_not_return(returned: str, here: Path):
+    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"must return \(values, state\), the state a dict of numbers by name"):
+        loss(pair(-10, -15), state={})
+    (here / "my_losses.py").write_text(re.sub("return .*", "return policy.total, {}", COUNTING))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError, match=r"returned float64 values of shape \[1, 2\]; expected one"):
+        loss(pair(-10, -15), state={})
+
+
+def test_it_is_printed_by_its_functions_name():
+    assert title("configs/my_losses.py:dpo_offset") == title("dpo_offset") == "dpo offset"
+
+
+RETURNED = {
+    "policy.total": "returned float64 values of shape [1, 2]; expected one floating-point value per comparison, [1]",
+    "policy.total.sum()": "returned float64 values of shape []; expected one",
+    "margin(policy.total) > 0": "returned bool values of shape [1]; expected one",
+    "0.5": "returned float; expected one floating-point value per comparison, [1], as a tensor",
+    "margin(policy.total).detach()": "returned values without a gradient; compute them from `policy`, undetached",
+    "policy.total[9]": "raised IndexError: index 9 is out of bounds for dimension 0 with size 1 (line 7); mend",
+}
+
+
+@pytest.mark.parametrize("returned", RETURNED)
+def test_what_a_function_may_not_return(returned: str, here: Path):
+    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", DPO))
+    loss = loss_of(objective({"method": METHOD}, "tests", "row"))
+    with pytest.raises(UserError) as found:
+        loss(pair(-10, -15), reference=pair(-12, -14))
+    assert str(found.value).startswith(f"my_losses.py: my_dpo {RETURNED[returned]}")
+
+
+def test_a_file_that_cannot_be_imported_and_a_signal_in_it(here: Path):
+    (here / "my_losses.py").write_text(DPO.replace("\nimport", "\nimport nowhere\nimport", 1))
+    with pytest.raises(UserError) as found:
+        loss_of(objective({"method": METHOD}, "tests", "row"))
+    raised = "ModuleNotFoundError: No module named 'nowhere' (line 2)"
+    assert str(found.value) == f"my_losses.py: importing it raised {raised}; mend the file and rerun"
+    (here / "my_losses.py").write_text(
+        re.sub("return .*", "from prefdag.errors import Stopped; raise Stopped('SIGTERM')", DPO)
+    )
+    with pytest.raises(Stopped):
+        loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))

@@ -1,0 +1,231 @@
+"""The segment path equals the padded, full-softmax path: values, losses and every gradient, in float64."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from comparisons import (
+    ARCHITECTURES,
+    SHAPES,
+    Values,
+    comparisons,
+    distance,
+    measured,
+    naive_rewards,
+    stored,
+    tiny,
+    tiny_scorer,
+    weights,
+)
+from prefdag.data.token_store import Comparison
+from prefdag.losses.reward_model import bradley_terry
+from prefdag.models.logprobs import LogProbs, logprobs
+from prefdag.models.naive import float64_norms, naive_logprobs
+from prefdag.models.packing import Segments, num_tokens, pack, packed
+from prefdag.rewards.model import RewardModel
+from prefdag.training.supervised_task import mean_nll, supervised
+from registry import ROWS, drawn_for, named
+
+TOLERANCE = 1e-9
+Rows = list[list[int]] | None
+PACKINGS: dict[str, Rows] = {
+    "a row each": None,
+    "one row": [[0, 1, 2, 3, 4, 5]],
+    "shuffled": [[0, 3], [5, 1, 2], [4]],
+    "ends first": [[5, 4, 3, 2, 1, 0]],
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64_norms():
+    with float64_norms():
+        yield
+
+
+def of_tokens(found: LogProbs) -> Values:
+    """Per-token values, sums, and a loss that weighs every token differently."""
+    return {"tokens": found.tokens, "total": found.total, "loss": (found.tokens * weights(len(found.tokens))).sum()}
+
+
+def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
+    """The loss of the log-probs, its other inputs being given."""
+    given, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
+    given = given.with_(reference=reference, collision=reference.tokens, divergence=each_token)
+
+    def values(found: LogProbs) -> Values:
+        each = given.with_(found).loss(**row)
+        return {"each": each, "loss": each.sum()}
+
+    return values
+
+
+def on_every_case(test: Callable[..., None]) -> Callable[..., None]:
+    """The test for every architecture, 1 to 3 responses and every packing."""
+    for names, values, ids in (
+        ("rows", PACKINGS.values(), PACKINGS),
+        ("num_responses", (1, 2, 3), None),
+        ("architecture", ARCHITECTURES, None),
+    ):
+        test = pytest.mark.parametrize(names, values, ids=ids)(test)
+    return test
+
+
+def logprob_distance(
+    model: PreTrainedModel,
+    found: Sequence[Comparison],
+    segments: Segments,
+    values: Callable[[LogProbs], Values] = of_tokens,
+) -> float:
+    """How far the segment path is from the padded path, gradients included. The broken twins are put through it too."""
+    fast = measured(model, lambda: values(logprobs(model, segments)))
+    slow = measured(model, lambda: values(naive_logprobs(model, found)))
+    return distance(fast, slow)
+
+
+def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segments: Segments) -> float:
+    """The same for the score head and the Bradley-Terry loss."""
+
+    def of(scores: Tensor) -> Values:
+        each = bradley_terry(scores)
+        return {"scores": scores, "each": each, "loss": each.sum()}
+
+    fast = measured(model, lambda: of(RewardModel((model,))(segments)))
+    slow = measured(model, lambda: of(naive_rewards(model, found)))
+    return distance(fast, slow)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("num_responses", [1, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logprobs_and_gradients_equal_the_padded_path(shape: str, num_responses: int, packing: str) -> None:
+    found = comparisons(6, num_responses, seed=num_responses)
+    assert logprob_distance(tiny(shape), found, pack(found, PACKINGS[packing])) < TOLERANCE
+
+
+def test_a_layers_own_scale_is_kept() -> None:
+    """GPT-2 can scale attention by its layer's number; another scale than 1 / sqrt(d) must reach the scores."""
+    model, found = tiny("gpt2"), comparisons(6, 2)
+    model.base_model.h[1].attn.scaling /= 2
+    assert logprob_distance(model, found, pack(found, PACKINGS["shuffled"])) < TOLERANCE
+    assert (logprobs(model, pack(found)).tokens - logprobs(tiny("gpt2"), pack(found)).tokens).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("row", ROWS, ids=named)
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_every_loss_and_its_gradients_equal_the_padded_path(shape: str, row: dict[str, Any]) -> None:
+    """A loss is a function of log-probs, which are equal for every architecture."""
+    found = comparisons(6, drawn_for(row).policy.shape[1], seed=7)
+    with torch.no_grad():
+        reference = naive_logprobs(tiny(shape, seed=1), found)
+    segments = pack(found, PACKINGS["shuffled"])
+    assert logprob_distance(tiny(shape), found, segments, of_loss(row, reference)) < TOLERANCE
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rewards_and_gradients_equal_each_response_alone(shape: str, packing: str) -> None:
+    found = comparisons(6, 2, seed=3)
+    assert reward_distance(tiny_scorer(shape), found, pack(found, PACKINGS[packing])) < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_supervised_loss_equals_the_padded_path(shape: str, tmp_path) -> None:
+    """SFT: the negative log-likelihood of the step's response tokens over their number."""
+    model, found = tiny(shape), comparisons(6, 1)
+    task = supervised(model, stored(tmp_path, found))
+
+    def fast() -> Values:
+        each, _ = task.losses(range(6), pack(found, PACKINGS["shuffled"]))
+        return {"loss": each.sum() / task.normaliser(range(6))}
+
+    assert distance(measured(model, fast), measured(model, lambda: _nll(naive_logprobs(model, found)))) < TOLERANCE
+
+
+def _nll(found: LogProbs) -> Values:
+    return {"loss": -found.tokens.mean()}
+
+
+def test_held_out_nll_is_the_mean_over_tokens(tmp_path) -> None:
+    """Not the mean of responses' means: the responses' lengths differ, and so do the two means."""
+    model, found = tiny(), comparisons(9, 1)
+    naive = naive_logprobs(model, found)
+    assert mean_nll(model, stored(tmp_path, found), 40) == pytest.approx(-naive.tokens.mean().item(), abs=1e-12)
+    assert abs(naive.tokens.mean() - naive.mean.mean()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", ARCHITECTURES)
+def test_a_response_depends_on_its_prompt_and_itself_alone(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradient of each response's log-prob by every input embedding: exactly zero for siblings, other comparisons and
+    padding, and not zero for its own prompt and for all of its own tokens but the last, which predicts nothing.
+    """
+    model, found = tiny(shape, dtype=dtype), comparisons(4, 3, seed=5)
+    segments = pack(found, [[2, 0], [3, 1]])
+    inputs: list[Tensor] = []
+
+    def as_leaf(embedding: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        inputs.append(embedding(ids).detach().requires_grad_())
+        return inputs[-1]
+
+    monkeypatch.setattr("prefdag.models.logprobs.embedded", as_leaf)
+    total = logprobs(model, segments).total
+    flat = torch.arange(segments.tokens.numel()).view(segments.tokens.shape)
+    for b in range(4):
+        for k in range(3):
+            (gradient,) = torch.autograd.grad(total[b, k], inputs[0], retain_graph=True)
+            touched = gradient.abs().sum(-1) > 0
+            own = (segments.comparison == b) & ((segments.response == 0) | (segments.response == k + 1))
+            assert torch.equal(touched, own & (flat != segments.last[b, k]))
+
+
+def test_eight_at_once_equal_eight_of_one() -> None:
+    model, found = tiny(), comparisons(8, 2)
+    together = logprobs(model, pack(found, [[0, 1, 2, 3], [4, 5, 6, 7]])).total
+    alone = torch.cat([logprobs(model, pack([one])).total for one in found])
+    assert (together - alone).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("shape", ARCHITECTURES)
+def test_order_padding_and_packing_do_not_matter(shape: str) -> None:
+    """Shuffled, packed ever more densely, and beside a comparison that pads all others to three times their length."""
+    model, found = tiny(shape), comparisons(6, 2)
+    expected = logprobs(model, pack(found)).total
+    order = [4, 2, 5, 0, 3, 1]
+    shuffled = logprobs(model, pack([found[index] for index in order], [[3, 1, 0], [5], [4, 2]])).total
+    assert (shuffled - expected[order]).abs().max() < 1e-12
+    padded = logprobs(model, pack([*found, *comparisons(2, 2, seed=9, longest=20)[1:]])).total[:6]
+    assert (padded - expected).abs().max() < 1e-12
+    for budget in (1, 30, 60, 1000):
+        for ids, segments in packed(found, budget):
+            assert (logprobs(model, segments).total - expected[ids]).abs().max() < 1e-12
+
+
+def test_packed_yields_every_comparison_once_beyond_a_block(monkeypatch) -> None:
+    monkeypatch.setattr("prefdag.models.packing.BLOCK", 5)
+    found = comparisons(13, 2)
+    ids = [index for taken, _ in packed(found, 60) for index in taken]
+    assert sorted(ids) == list(range(13))
+    for taken, segments in packed(found, 60):
+        assert len(segments.target) == sum(len(r) for index in taken for r in found[index].responses)
+        assert segments.tokens.numel() <= max(60, max(num_tokens(found[index]) for index in taken))
+
+
+def test_segments_of_one_comparison_by_hand() -> None:
+    """Prompt 5 6, responses 7 8 and 9: the 6 at column 1 predicts both the 7 and the 9, and 9 stands at position 2."""
+    segments = pack([Comparison(np.array([5, 6]), (np.array([7, 8]), np.array([9])))])
+    assert segments.tokens.tolist() == [[5, 6, 7, 8, 9]]
+    assert segments.positions.tolist() == [[0, 1, 2, 3, 2]]
+    assert segments.response.tolist() == [[0, 0, 1, 1, 2]]
+    assert segments.predictor.tolist() == [1, 2, 1]
+    assert segments.target.tolist() == [7, 8, 9]
+    assert segments.owner.tolist() == [0, 0, 1]
+    assert segments.last.tolist() == [[3, 4]]
+    seen = ["#....", "##...", "###..", "####.", "##..#"]
+    assert ["".join(".#"[int(v)] for v in line) for line in segments.mask[0, 0]] == seen

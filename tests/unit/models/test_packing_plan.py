@@ -1,0 +1,99 @@
+"""Which comparisons a step sees, how they are packed, and how the learning rate goes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefdag.config.training import Training
+from prefdag.models.packing import members, micro_batches, num_steps
+from prefdag.seeds import generator, named_seed
+from prefdag.training.loop import schedule
+
+
+@settings(max_examples=50, deadline=None)
+@given(num=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 5), epoch=st.integers(0, 3))
+def test_an_epoch_sees_each_comparison_once(num: int, batch_size: int, seed: int, epoch: int) -> None:
+    per_epoch = math.ceil(num / batch_size)
+    steps = [members(epoch * per_epoch + place, num, batch_size, seed) for place in range(per_epoch)]
+    assert sorted(np.concatenate(steps)) == list(range(num))
+    assert all(len(step) == batch_size for step in steps[:-1])
+
+
+def test_membership_is_a_function_of_seed_and_step_alone() -> None:
+    """Asked again, and in another order, it is the same; another seed and another epoch have other orders."""
+    forwards = [members(step, 100, 10, 0).tolist() for step in range(20)]
+    np.random.default_rng().random()
+    backwards = [members(step, 100, 10, 0).tolist() for step in reversed(range(20))]
+    assert forwards == backwards[::-1]
+    assert forwards[:10] != forwards[10:]
+    assert forwards != [members(step, 100, 10, 1).tolist() for step in range(20)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), budget=st.integers(1, 120), data=st.data())
+def test_micro_batches_use_each_comparison_once_within_the_budget(
+    lengths: list[int], budget: int, data: st.DataObject
+) -> None:
+    """Only a comparison that alone exceeds the budget may, and then it stands alone."""
+    sizes = np.array(lengths)
+    ids = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
+    planned = list(micro_batches(ids, sizes, budget))
+    assert sorted(index for taken, _ in planned for index in taken) == sorted(ids)
+    assert planned == list(micro_batches(list(reversed(ids)), sizes, budget))
+    for taken, rows in planned:
+        assert sorted(place for row in rows for place in row) == list(range(len(taken)))
+        width = max(sum(lengths[taken[place]] for place in row) for row in rows)
+        assert width == max(lengths[index] for index in taken)
+        assert width * len(rows) <= budget or len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"),
+    [(1, None, 4), (2, None, 8), (0.5, None, 2), (0.6, None, 3), (3, 5, 5), (1, 100, 4)],
+)
+def test_num_steps_by_hand(epochs: float, max_steps: int | None, expected: int) -> None:
+    """10 comparisons by 3 are 4 steps, the last of one comparison."""
+    assert num_steps(10, 3, epochs, max_steps) == expected
+
+
+def test_num_steps_is_not_moved_by_rounding() -> None:
+    """0.07 * 100 is 7.000000000000001 in floating point, and 7 steps."""
+    assert num_steps(100, 1, 0.07, None) == 7
+
+
+def training(**values: object) -> Training:
+    return Training(batch_size=1, learning_rate=1.0, **values)
+
+
+def test_schedules_by_hand() -> None:
+    """10 steps of which 2 warm up: 1/2, 1, then over the remaining 8 (progress 0, 1/8, ..., 7/8) from 1 towards 0."""
+    expected = {
+        "constant": [0.5, 1] + [1.0] * 8,
+        "linear": [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8],
+        "cosine": [0.5, 1] + [math.cos(math.pi * place / 16) ** 2 for place in range(8)],
+    }
+    for name, values in expected.items():
+        settings = training(schedule=name, warmup_steps=2)
+        assert [schedule(step, 10, settings) for step in range(10)] == pytest.approx(values)
+
+
+def test_long_schedules_end_near_zero() -> None:
+    for name, last in (("cosine", 1e-5), ("linear", 2e-3)):
+        assert 0 < schedule(999, 1000, training(schedule=name)) < last
+
+
+def test_a_warm_up_longer_than_the_training_only_warms_up() -> None:
+    settings = training(warmup_steps=20)
+    assert [schedule(step, 4, settings) for step in range(4)] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+
+
+def test_named_seeds_do_not_move_each_other() -> None:
+    """Every purpose has draws of its own, the same whatever else was drawn; 63 bits are what torch takes."""
+    assert named_seed(0, "order", 1) != named_seed(0, "order", 2) != named_seed(1, "order", 2)
+    assert 0 <= named_seed(0) < 2**63
+    first = generator(3, "sampling", 7).random(4)
+    generator(3, "order", 0).random(100)
+    assert (generator(3, "sampling", 7).random(4) == first).all()

@@ -1,0 +1,86 @@
+"""Per-token quantities of whole distributions equal the padded path's, without any [T, V] kept beyond a chunk."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from comparisons import VOCABULARY, Values, comparisons, distance, measured, tiny, weights
+from loss_family import distributions
+from prefdag.models.loading import logprobs as head
+from prefdag.models.naive import float64_norms
+from prefdag.models.packing import pack
+from prefdag.models.token_stats import PER_TOKEN, Read, read
+
+ROWS = [[0, 3], [5, 1, 2], [4]]
+FOUND = comparisons(6, 2)
+NUM_TOKENS = sum(len(response) for one in FOUND for response in one.responses)
+
+
+@pytest.fixture(autouse=True)
+def _float64_norms() -> Iterator[None]:
+    with float64_norms():
+        yield
+
+
+def weighed(tokens: torch.Tensor, collision: torch.Tensor, divergence: torch.Tensor) -> Values:
+    """A loss that every token of each quantity weighs in differently; the collision is only a factor in it."""
+    weight = weights(3 * len(tokens)).view(3, -1)
+    loss = (tokens * weight[0] * collision.exp()).sum() + (divergence * weight[2]).sum()
+    return {"tokens": tokens, "collision": collision, "divergence": divergence, "loss": loss}
+
+
+def by_segments(found: Read) -> Values:
+    return weighed(found.policy.tokens, found.extras["collision"], found.extras["divergence"])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY * 5, 1 << 20])
+@pytest.mark.parametrize("shape", ["llama", "gpt2", "gpt_neox", "qwen2 untied"])
+def test_values_and_gradients_equal_the_padded_path(shape: str, chunk_bytes: int) -> None:
+    """log sum p^2 and sum q (log q - log p) over the vocabulary; a token a chunk, five, or all at once: 1e-9."""
+    model, other, segments = tiny(shape), tiny(shape, seed=1), pack(FOUND, ROWS)
+
+    def plain() -> Values:
+        p, q = distributions(model, FOUND), distributions(other, FOUND).detach()
+        targets = segments.target[:, None]
+        return weighed(p.gather(1, targets)[:, 0], (p.detach().exp() ** 2).sum(-1).log(), (q.exp() * (q - p)).sum(-1))
+
+    found = measured(model, lambda: by_segments(read(model, segments, PER_TOKEN, other, chunk_bytes)))
+    assert distance(found, measured(model, plain)) < 1e-9
+    assert all(parameter.grad is None for parameter in other.parameters())
+
+
+def largest_kept(chunk_bytes: int) -> int:
+    """Entries of the largest tensor as wide as the vocabulary that the forward pass keeps for the backward pass."""
+    model, other, sizes = tiny(), tiny(seed=1), [0]
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() == 2 and tensor.shape[1] == VOCABULARY:
+            sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        read(model, pack(FOUND, ROWS), PER_TOKEN, other, chunk_bytes)
+    return max(sizes)
+
+
+def test_no_whole_distribution_is_kept() -> None:
+    """In chunks of five tokens nothing of [T, V] is kept; in one chunk it is, so the measurement can tell."""
+    assert largest_kept(1 << 20) == NUM_TOKENS * VOCABULARY
+    assert largest_kept(4 * 3 * VOCABULARY * 5) == 0
+
+
+def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, right = [], head.target_logprobs
+    monkeypatch.setattr(head, "target_logprobs", lambda *given: calls.append(1) or right(*given))
+    model, segments = tiny(), pack(FOUND, ROWS)
+    plain = read(model, segments)
+    assert calls == [1] and plain.extras == {}
+    both = read(model, segments, PER_TOKEN, tiny(seed=1))
+    assert calls == [1] and torch.allclose(both.policy.tokens, plain.policy.tokens, rtol=0, atol=1e-12)
+
+
+def test_equal_models_diverge_nowhere() -> None:
+    found = read(tiny(), pack(FOUND), {"divergence"}, tiny())
+    assert found.extras.keys() == {"divergence"} and found.extras["divergence"].abs().max() < 1e-14
+    assert read(tiny(), pack(FOUND), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0

@@ -1,0 +1,113 @@
+"""Attention with every response apart, which only CUDA uses: here its arithmetic, by a loop in the kernel's place."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_packing import TOLERANCE, Rows, logprob_distance, on_every_case
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from comparisons import comparisons, tiny
+from prefdag.errors import UserError
+from prefdag.models.attention import interface, varlen
+from prefdag.models.attention.varlen import Apart, Taken, by_flash, sequences
+from prefdag.models.naive import float64_norms
+from prefdag.models.packing import pack
+
+
+@pytest.fixture
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model's attention is computed apart, and compared at first use."""
+    monkeypatch.setattr(interface, "lowering", lambda device, dtype: "apart")
+    monkeypatch.setattr(interface, "_checked", set())
+
+
+@on_every_case
+def test_logprobs_and_gradients_equal_the_padded_path(architecture: str, num_responses: int, rows: Rows, forced: None):
+    found = comparisons(6, num_responses)
+    with float64_norms():
+        assert logprob_distance(tiny(architecture), found, pack(found, rows)) < TOLERANCE
+    assert interface._checked
+
+
+def test_the_sequences_of_a_row() -> None:
+    """Two comparisons of K = 2 in a row, padding behind them: [P P A B B | P A A B | .]."""
+    comparison = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1]]).numpy()
+    response = torch.tensor([[0, 0, 1, 2, 2, 0, 1, 1, 2, 0]]).numpy()
+    given = sequences(comparison, response)
+    assert given == [((0, 0), (0, 3)), ((0, 2), (3, 5)), ((5, 5), (5, 8)), ((5, 6), (8, 9))]
+    found = Apart.of(given, comparison.size)
+    assert found.queries.places.tolist() == list(range(9))
+    assert found.query_starts.tolist() == [0, 3, 5, 8, 9]
+    assert found.keys.places.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
+    assert found.key_starts.tolist() == [0, 3, 7, 10, 12]
+    assert found.longest == (3, 4)
+
+
+def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
+    places = torch.tensor([3, 1, 3, 0, 3])
+    values = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(5, 2, 4, dtype=torch.float64)
+    gradients = []
+    for found in (Taken.of(places.numpy(), 6)(values), values[places]):
+        gradients.append(torch.autograd.grad((found * weights).sum(), values)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
+    assert not gradients[0][[2, 4, 5]].any()
+
+
+def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, forced: None):
+    """At the top left, so that a second response sees its prompt's first tokens alone."""
+
+    def top_left(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
+        sizes = [starts.diff().tolist() for starts in (varlen.query_starts, varlen.key_starts)]
+        sequences = zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True)
+        found = []
+        for parts in sequences:
+            q, k, v = (part.transpose(0, 1) for part in parts)
+            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
+            out = F.scaled_dot_product_attention(
+                q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True
+            )
+            found.append(out[0].transpose(0, 1))
+        return torch.cat(found)
+
+    monkeypatch.setattr(varlen, "one_by_one", top_left)
+    pairs = comparisons(4, 2)
+    with pytest.raises(UserError, match="is off by .* set PREFDAG_ATTENTION=masked"):
+        logprob_distance(tiny("llama"), pairs, pack(pairs))
+
+
+def test_what_the_comparison_keeps_is_not_counted(monkeypatch: pytest.MonkeyPatch, forced: None) -> None:
+    """A memory budget counts what is saved in the first forward pass, in which attention compares itself."""
+    segments, sizes = pack(comparisons(4, 2)), list[int]()
+    query, key, value = torch.randn(3, 4, 2, segments.tokens.shape[1], 8).unbind()
+    with saved_tensors_hooks(lambda tensor: sizes.append(1) or tensor, lambda tensor: tensor):
+        interface.check(query, key, value, segments, None)
+    assert interface._checked and not sizes
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_the_kernels_arguments_fit_it(heads: int) -> None:
+    """Called on bf16 tensors without data: shapes of the output and of gradients, heads grouped or not."""
+    segments = pack(comparisons(4, 2))
+    found = segments.apart
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        sizes = ((len(found.queries.places), 4), (len(found.keys.places), heads), (len(found.keys.places), heads))
+        given = [torch.empty(*size, 16, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
+        out = by_flash(*given, found, 0.25)
+        assert out.shape == given[0].shape and out.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(out.sum(), given)
+        assert [gradient.shape for gradient in gradients] == [part.shape for part in given]
+
+
+def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(interface.VARIABLE, raising=False)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert interface.lowering(cuda, torch.bfloat16) == "apart"
+    assert (interface.lowering(cuda, torch.float32), interface.lowering(cpu, torch.float32)) == ("masked", "tiled")
+    monkeypatch.setenv(interface.VARIABLE, "masked")
+    assert {interface.lowering(cuda, torch.bfloat16), interface.lowering(cpu, torch.float32)} == {"masked"}
+    monkeypatch.setenv(interface.VARIABLE, "flash")
+    with pytest.raises(UserError, match="PREFDAG_ATTENTION: expected masked or nothing, got 'flash'"):
+        interface.lowering(cuda, torch.bfloat16)

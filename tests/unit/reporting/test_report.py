@@ -1,0 +1,239 @@
+"""The report on a made-up results folder: its page, tables and figures, and that equal inputs give equal bytes."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefdag.errors import UserError
+from prefdag.reporting.figures.calibration import differences_figure
+from prefdag.reporting.figures.rewards import implicit_rewards
+from prefdag.reporting.figures.style import method_styles
+from prefdag.reporting.figures.training import logratios, smoothed
+from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
+from synthetic_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> tuple[dict, SimpleNamespace]:
+    root = tmp_path_factory.mktemp("results")
+    inputs = write_results(root, SOME, num_prompts=60, num_steps=60)
+    return inputs, made(root / "report", inputs, SOME)
+
+
+def test_equal_inputs_give_equal_bytes(results, tmp_path):
+    """Page, table and every PNG and SVG: no time, no random id, no version of a library."""
+    inputs, first = results
+    second = made(tmp_path / "again", inputs, SOME)
+    files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
+    assert len(files) == 3 + 2 * 16
+    for name in files:
+        assert (first.output / name).read_bytes() == (second.output / name).read_bytes(), name
+
+
+def test_every_figure_is_png_and_svg(results):
+    _, here = results
+    names = {"frontier", "logratios", "displacement", "training", "lengths"}
+    names |= {"reward_histograms", "reward_boxes", "reward_accuracy"}
+    names |= {"reward_training", "implicit_rewards", "calibration", "length_gap", "length_correlation", "gains"}
+    names |= {"words", "text_map"}
+    for kind in ("png", "svg"):
+        assert {path.stem for path in here.output.glob(f"figures/*.{kind}")} == names
+    drawn = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert drawn | {"index.html", "runs.csv", "calibration.csv"} == set(here.journal.artifacts)
+
+
+def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interval(results):
+    _, here = results
+    table = pd.read_csv(here.output / "runs.csv")
+    assert list(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
+    assert list(table["run"]) == ["base", "sft", *(run["name"] for run in SOME)]
+    sft = table[table["run"] == "sft"].iloc[0]
+    assert sft["win_rate"] == 0.5 and np.isnan(sft["win_low"]) and np.isnan(sft["win_high"])
+    others = table[table["run"] != "sft"]
+    assert (others["win_low"] <= others["win_rate"]).all() and (others["win_rate"] <= others["win_high"]).all()
+    assert json.loads(table.loc[table["run"] == "simpo-seed0", "objective"].iloc[0])["gamma_beta_ratio"] == 0.25
+    assert set(table["num_prompts"]) == {60} and set(table["num_generations"]) == {120}
+
+
+def test_runs_csv_repeats_the_summaries(results):
+    inputs, here = results
+    table = pd.read_csv(here.output / "runs.csv").set_index("run")
+    summary = json.loads((inputs["scores"][3].parent / "summary.json").read_text())
+    row = table.loc[inputs["scores"][3].parent.name]
+    assert (row["reward"], row["reward_low"], row["kl_se"]) == (
+        summary["reward"]["mean"],
+        summary["reward"]["low"],
+        summary["kl"]["se"],
+    )
+
+
+def test_what_a_model_wrote_is_text_and_not_markup(results):
+    _, here = results
+    page = (here.output / "index.html").read_text()
+    assert ATTACK not in page
+    assert "&lt;script&gt;alert(" in page
+    assert "expecting &amp; found" in page
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    assert "&lt;script&gt;alert(" in held_out
+
+
+def test_the_page_needs_no_network_and_no_other_file(results):
+    _, here = results
+    page = (here.output / "index.html").read_text()
+    for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
+        assert word not in page
+    assert page.count("data:image/png;base64,") == page.count(" src=") == 16
+    assert page.count("http:") == 0 and '<a href="../mlflow.html">' in page, "the tracker's page knows the addresses"
+
+
+def test_several_seeds_are_summarised_by_their_range(results):
+    _, here = results
+    page = (here.output / "index.html").read_text()
+    assert page.count("<td>0, 1, 2</td>") == 1 and "DPO β=0.1</th>" in page
+
+
+def test_without_a_reward_model_its_sections_say_so(tmp_path):
+    runs = RUNS[:1]
+    inputs = write_results(tmp_path, runs, num_prompts=6, num_steps=3, reward=False)
+    here = made(tmp_path / "report", inputs, runs)
+    page = (here.output / "index.html").read_text()
+    assert "trains no reward model" in page and "not measured" not in page
+    assert not list(here.output.glob("figures/reward*"))
+    left_out = {"calibration", "length_gap"}
+    assert not left_out & {path.stem for path in here.output.glob("figures/*.png")}
+    assert not (here.output / "calibration.csv").exists() and 'id="pairs"' not in page
+    assert {"length_correlation", "gains", "words"} <= {path.stem for path in here.output.glob("figures/*.png")}
+    assert pd.read_csv(here.output / "runs.csv")["trained"].isna().all()
+
+
+@pytest.mark.parametrize("reward", [True, False])
+def test_ensembles_and_implicit_rewards_are_shown(reward: bool, tmp_path):
+    """A row and a bar for each head and each implicit reward, with or without a reward model; columns in runs.csv."""
+    runs = RUNS[:2]
+    inputs = write_results(tmp_path, runs, num_prompts=6, num_steps=3, reward=reward)
+    one = {"accuracy": 0.6875, "accuracy_low": 0.6, "accuracy_high": 0.75, "mean": 0.1, "std": 1.0, "n": 48}
+    if reward:
+        path = inputs["reward"].parent / "evaluation.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "seed 1": one, "seed 4": one}))
+    for path in inputs["scores"]:
+        summary = json.loads((path.parent / "summary.json").read_text())
+        summary["implicit_dpo"] = {"mean": 0.25, "low": 0.2, "high": 0.3, "se": 0.02, "n": 6}
+        (path.parent / "summary.json").write_text(json.dumps(summary))
+        if path.parent.name == runs[0]["name"]:
+            (path.parent / "evaluation.json").write_text(json.dumps({"implicit": one}))
+    here = made(tmp_path / "report", inputs, runs)
+    table = pd.read_csv(here.output / "runs.csv")
+    assert set(table["implicit_dpo"]) == {0.25} and set(table["implicit_dpo_high"]) == {0.3}
+    page = (here.output / "index.html").read_text()
+    section = page[page.index('<section id="reward">') :].partition("</section>")[0]
+    ensemble = ["before training", "after training", "seed 1 alone", "seed 4 alone"] if reward else []
+    assert re.findall(r'<th scope="row">(.*?)</th>', section) == [*ensemble, "implicit, DPO β=0.05"]
+    assert section.count("68.8% <small>[60.0, 75.0]</small>") == (3 if reward else 1)
+    assert ("trains no reward model" in section) == (not reward)
+    assert (here.output / "figures/reward_accuracy.svg").is_file()
+
+
+def test_what_the_reward_model_says_of_held_out_comparisons_is_shown(results):
+    """The first and the last one, before and after training, to two digits; and the bins of the calibration."""
+    inputs, here = results
+    page = (here.output / "index.html").read_text()
+    held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
+    table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
+    shown = re.findall(r'<td class="number">(-?[\d.]+)</td>', held_out)
+    for row, cells in ((0, shown[:4]), (-1, shown[-4:])):
+        one = table.iloc[row]
+        names = [f"{when}_{side}" for side in ("chosen", "rejected") for when in ("before", "after")]
+        assert cells == [f"{one[name]:.2f}" for name in names]
+    bins = pd.read_csv(here.output / "calibration.csv")
+    assert bins.groupby("reward")["pairs"].sum().to_dict() == {"before training": 600, "after training": 600}
+
+
+def test_without_a_tokenizer_there_are_no_texts(tmp_path):
+    inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
+    here = made(tmp_path / "report", {**inputs, "policy": None}, RUNS[:1])
+    page = (here.output / "index.html").read_text()
+    assert 'id="texts"' not in page and 'id="pairs"' not in page and 'id="reliability"' in page
+    assert not {"words", "text_map"} & {path.stem for path in here.output.glob("figures/*.png")}
+
+
+def test_a_suite_without_runs_still_has_a_report(tmp_path):
+    inputs = write_results(tmp_path, [], num_prompts=6, num_steps=3)
+    here = made(tmp_path / "report", inputs, [])
+    assert {path.stem for path in here.output.glob("figures/*.png")} >= {"frontier", "lengths"}
+    assert 'id="training"' not in (here.output / "index.html").read_text()
+
+
+def table_of(runs: list[dict]) -> pd.DataFrame:
+    one = {metric: {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4} for metric in METRICS}
+    names = ["base", "sft", *(run["name"] for run in runs)]
+    return runs_table(runs, dict.fromkeys(names, one), {}, dict.fromkeys(names, (2, 4)))
+
+
+def test_labels_state_what_varies_within_a_method():
+    table = table_of(RUNS).set_index("run")
+    assert table.loc["dpo-beta0.3-seed0", "display"] == "DPO β=0.3"
+    assert table.loc["dpo-beta0.1-seed2", "display"] == "DPO β=0.1 seed 2"
+    assert table.loc["simpo-seed0", "display"] == "SimPO"
+    assert table.loc["ipo-beta0.5-seed0", "display"] == "IPO β=0.5"  # logprob does not vary
+    assert [title("dpo"), title("preferred_ft"), title("tdpo2")] == ["DPO", "Preferred-FT", "TDPO2"]
+
+
+def test_rows_with_one_objective_are_told_apart_by_name():
+    """Two learning rates of one DPO: seeds of neither, and a beta that is equal tells nothing."""
+    table = table_of([spec("slow", "dpo", beta=0.1), spec("fast", "dpo", beta=0.1)])
+    assert list(table["display"]) == ["base", "SFT", "DPO slow", "DPO fast"]
+    assert group(spec("dpo-seed10", "dpo", seed=0)) == "dpo-seed10"
+
+
+def test_compared_is_the_middle_beta_of_dpo_first():
+    """Betas 0.05, 0.1, 0.3, 1: the lower median is 0.1; IPO's 0.1 of 0.1 and 0.5."""
+    assert compared(table_of(RUNS), None) == ["dpo-beta0.1-seed0", "ipo-beta0.1-seed0", "cdpo-seed0"]
+    assert compared(table_of(RUNS[::-1]), None)[0].startswith("dpo-beta0.1")
+    assert compared(table_of(RUNS), ["simpo-seed0"]) == ["simpo-seed0"]
+    with pytest.raises(UserError, match="report.compare: nobody is no run of this suite"):
+        compared(table_of(RUNS), ["nobody"])
+
+
+def test_methods_differ_in_colour_or_marker():
+    styles = method_styles([f"method{i}" for i in range(30)])
+    assert len(set(styles.values())) == 32  # with base and sft
+
+
+def test_smoothing_shifts_nothing():
+    """A straight line stays where it is, but for the ends of the window; of 5 batches the variance is 2.5."""
+    line = pd.Series(np.arange(100.0))
+    mean, half = smoothed(line)
+    assert (mean[5:-5] == line[5:-5]).all() and half[50] == pytest.approx(1.96 * (2.5 / 5) ** 0.5)
+    assert smoothed(line[:9])[1].isna().all(), "one batch has no interval"
+
+
+def test_a_run_with_nothing_held_out_has_an_empty_panel():
+    curve = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6]})
+    figure = logratios({"simpo-seed0": curve}, table_of(RUNS))
+    assert [len(axes.lines) for axes in figure.axes] == [1]  # the line at zero
+
+
+def test_implicit_rewards_are_beta_times_log_ratios():
+    """Better and worse responses apart; a run without beta, or whose curves have no log-ratio, is left out."""
+    curve = pd.DataFrame(
+        {"step": [1, 2, 3], "chosen_logratio": [0.0, 1.0, -2.0], "rejected_logratio": [0.0, -4.0, -6.0]}
+    )
+    held_out = {"held_out_chosen_logratio": [3.0, np.nan, 5.0], "held_out_rejected_logratio": [-1.0, np.nan, -2.0]}
+    curves = {"DPO": curve.assign(**held_out), "SimPO": pd.DataFrame({"step": [1]}), "other": curve}
+    better, worse = implicit_rewards(curves, {"DPO": 0.1, "SimPO": 2.0}).axes
+    assert better.lines[0].get_ydata() == pytest.approx([0, 0.1, -0.2])
+    assert worse.lines[0].get_ydata() == pytest.approx([0, -0.4, -0.6])
+    assert better.lines[2].get_ydata() == pytest.approx([0.3, 0.5])
+    assert implicit_rewards({"SimPO": curves["SimPO"]}, {"SimPO": 2.0}) is None
+
+
+def test_gains_state_the_share_of_prompts_above_zero():
+    """Of 1, -1, 3, 0 half are above 0; the mean is 0.75."""
+    figure = differences_figure({"reward": {"DPO": pd.Series([1.0, -1.0, 3.0, 0.0], index=[4, 5, 6, 7])}})
+    share, mean = figure.axes[0].get_title(loc="left").splitlines()[1:]
+    assert share.startswith("above 0: 50% [") and mean.startswith("mean 0.75 [")
+    assert differences_figure({"reward": {}}) is None

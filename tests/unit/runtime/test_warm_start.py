@@ -1,0 +1,133 @@
+"""Warm starts: a forked job does what a cold one does, and lives and dies with whoever asked for it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Project, environment
+from prefdag.runtime.warm_start import VARIABLE, run_warm
+
+STAGE = """
+import os, signal, sys, time
+import torch
+
+def main(arguments):
+    print("told", *arguments, os.getcwd(), os.environ.get("MARK"), flush=True)
+    print("aside", file=sys.stderr, flush=True)
+    match arguments[0]:
+        case "code":
+            return int(arguments[1])
+        case "raise":
+            raise RuntimeError("boom")
+        case "wait":
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(43))
+            open(arguments[1], "w").write(str(os.getpid()))
+            time.sleep(600)
+"""
+CLIENT = "import sys; from prefdag.warm import run_warm; sys.exit(run_warm(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A server beside a stand-in for the package's `__main__`, and the environment of its clients."""
+    folder = tmp_path_factory.mktemp("warm")
+    package = folder / "prefdag"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAGE)
+    (package / "warm.py").write_text((ROOT / "workflow/prefdag/warm.py").read_text())
+    variables = {**environment(), "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "prefdag.runtime.warm_start", str(folder / "socket"), str(os.getpid())]
+    process = subprocess.Popen(command, env=variables)
+    while not (folder / "socket").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    yield folder, {**variables, VARIABLE: str(folder / "socket")}
+    process.terminate()
+    process.wait()
+
+
+def client(variables: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], env=variables, text=True, **pipes)
+
+
+def test_a_job_has_its_clients_arguments_folder_environment_files_and_exit_code(server, tmp_path: Path):
+    _, variables = server
+    command = [sys.executable, "-c", CLIENT, "code", "7"]
+    done = subprocess.run(command, env={**variables, "MARK": "x y"}, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (7, f"told code 7 {tmp_path} x y\n", "aside\n")
+
+
+def test_an_exception_shows_its_traceback_and_fails(server):
+    _, variables = server
+    out, err = (process := client(variables, "raise")).communicate()
+    assert process.returncode == 1 and "RuntimeError: boom" in err and out.startswith("told raise")
+
+
+def test_a_signal_reaches_the_job(server, tmp_path: Path):
+    process = waiting(server, tmp_path / "job")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 43
+
+
+def test_a_killed_client_leaves_no_job_behind(server, tmp_path: Path):
+    process = waiting(server, tmp_path / "job")
+    job = int((tmp_path / "job").read_text())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 120
+    while alive(job) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(job)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_a_killed_job_is_told_as_such(number: signal.Signals, server, tmp_path: Path):
+    """By the kernel for its memory, or by a library that aborts where it gets none."""
+    process = waiting(server, tmp_path / "job")
+    os.kill(int((tmp_path / "job").read_text()), number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"the process that ran this job was ended by {number.name}, perhaps for its memory; rerun" in err
+
+
+def waiting(server: tuple[Path, dict[str, str]], mark: Path) -> subprocess.Popen[str]:
+    process = client(server[1], "wait", str(mark))
+    while not (mark.exists() and mark.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def alive(job: int) -> bool:
+    stat = Path(f"/proc/{job}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_without_a_server_the_caller_runs_the_command_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert run_warm(["sft"]) is None
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nobody"))
+    assert run_warm(["sft"]) is None
+
+
+def test_a_cold_job_writes_the_same_bits_as_a_warm_one(finished: Project, tmp_path: Path):
+    """The finished run was forked; the same job by hand, in a process of its own, has an equal manifest."""
+    results = finished.folder / "results/mini"
+    made = json.loads((results / "preference/dpo/manifest.json").read_text())
+    config = json.dumps(made["config"])
+    inputs = {"policy": "sft", "comparisons": "prepare/comparisons", "reference": "reference/comparisons"}
+    options = [f"--{name}={results / folder / 'manifest.json'}" for name, folder in inputs.items()]
+    output = tmp_path / "mini/preference/dpo/manifest.json"
+    command = [sys.executable, "-m", "prefdag", "preference", "--config", config, *options, f"--output={output}"]
+    variables = {**environment(), "PYTHONPATH": str(finished.folder / "workflow")}
+    subprocess.run(command, cwd=finished.folder, env=variables, check=True)
+    assert json.loads(output.read_text()) == made

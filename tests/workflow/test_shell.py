@@ -1,0 +1,133 @@
+"""Nothing of a user's is read by a shell: names are refused by a sentence, all else arrives as it was written."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import MINI, Project, checkout, environment
+from prefdag.config.loading import merged
+from prefdag.config.suite import resolve
+from prefdag.errors import UserError
+
+NASTY = [
+    "a; touch ran",
+    "$(touch ran)",
+    "`touch ran`",
+    "a && touch ran",
+    "a | touch ran",
+    "a > ran",
+    "a\ntouch ran",
+    "it's",
+    'say "so"',
+    "'; touch ran; '",
+    '"; touch ran; "',
+    "two words",
+    " before",
+    "../up",
+    "a/../../up",
+    "/absolute",
+    "{input}",
+    "{{twice}}",
+    "$HOME",
+    "~",
+    "*",
+    "-rf",
+    "\\",
+    "über",
+    "a\tb",
+    "!!",
+    "#",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_name_that_is_none_is_refused_by_a_sentence(name: str):
+    """Names become folders, rules' wildcards and words of commands."""
+    for where, changes in {
+        "name": {"name": name},
+        "runs": {"runs": [{"name": name, "method": "dpo"}]},
+        "grid": {"runs": [], "grid": [{"name": name, "method": "dpo", "beta": [0.1, 0.2]}]},
+    }.items():
+        with pytest.raises(UserError) as mistake:
+            resolve(merged(yaml.safe_load(MINI), changes), "configs/mini.yaml")
+        assert str(mistake.value).startswith("configs/mini.yaml: ") and "\n" not in str(mistake.value), where
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in a folder that a shell would make much of."""
+    folder = tmp_path_factory.mktemp("shell") / 'it\'s; touch ran; "$(touch ran)" `touch ran` {input} über'
+    return checkout(folder)
+
+
+def suite(project: Project, path: str, **changes: object) -> str:
+    (project.folder / path).parent.mkdir(exist_ok=True)
+    (project.folder / path).write_text(yaml.safe_dump(merged(yaml.safe_load(MINI), changes)))
+    return path
+
+
+def dry(project: Project, path: str) -> str:
+    done = project.snakemake("-n", "-p", suite=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def configs(said: str) -> dict[str, dict]:
+    """Stage -> the config that a shell would hand to it."""
+    found = {}
+    for command in re.findall(r"^Shell command: (.*python -m prefdag.*)$", said, re.M):
+        words = shlex.split(command)
+        if "--config" in words:
+            found[words[words.index("prefdag") + 1]] = json.loads(words[words.index("--config") + 1])
+    return found
+
+
+def test_values_arrive_as_they_were_written(project: Project):
+    label, source = "\n".join(NASTY), "\n".join(NASTY).replace("hub:", "")
+    path = suite(
+        project,
+        "configs/values.yaml",
+        report={"reward_label": label},
+        data={"source": source, "world": None, "train": label},
+        prepare={"adapter": "pairs"},
+        pairs=None,
+    )
+    found = configs(dry(project, path))
+    assert found["report"]["report"]["reward_label"] == label
+    assert (found["fetch"]["data"]["source"], found["fetch"]["data"]["train"]) == (source, label)
+
+
+def test_a_suites_own_path_is_one_word(project: Project):
+    path = suite(
+        project,
+        'configs/a; touch ran $(touch ran) it\'s "so" über.yaml',
+        data={"source": "hub:a/b", "train": "x", "world": None},
+        prepare={"adapter": "pairs"},
+        pairs=None,
+    )
+    said = dry(project, path)
+    (command,) = re.findall(r"^Shell command: python -m prefdag lock (.*)$", said, re.M)
+    assert shlex.split(command) == [path]
+
+
+def test_jobs_run_in_a_folder_of_any_name(project: Project):
+    """For real, through bash, by a suite file of a nasty name: two jobs, and nothing else was run."""
+    path = suite(project, 'configs/$(touch ran) `touch ran`; touch ran "über" it\'s.yaml')
+    done = project.snakemake("results/mini/prepare/demonstrations/manifest.json", suite=path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert not list(project.folder.parent.rglob("ran"))
+
+
+def test_tools_take_any_path(project: Project):
+    path = suite(project, "configs/{x} $(touch ran).yaml")
+    command = [sys.executable, "-m", "prefdag", "show", path]
+    inside = {**environment(), "PYTHONPATH": str(project.folder / "workflow")}
+    done = subprocess.run(command, cwd=project.folder, env=inside, capture_output=True, text=True)
+    assert yaml.safe_load(done.stdout)["name"] == "mini"
+    assert not list(project.folder.parent.rglob("ran"))

@@ -1,0 +1,273 @@
+"""What may go wrong with a machine or cluster before a suite does: each look is one function, each finding one line."""
+
+import argparse
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from prefdag.cli.plan import disk
+from prefdag.config.data import HUB
+from prefdag.config.hub_lock import Repository, read_lock, repositories
+from prefdag.config.site import PREFIX, Site, read_site
+from prefdag.config.suite import ExactSuite, Suite, read_suite
+from prefdag.data.sources.hub import matches
+from prefdag.distributed.gpu_lease import devices
+from prefdag.errors import UserError
+from prefdag.provenance.sources import PACKAGE
+from prefdag.tracking.sync import database
+
+PROJECT = PACKAGE.parents[1] / "pyproject.toml"
+SHARED = re.compile(r"nfs\d?|cifs|smb\d?|lustre|gpfs|beegfs|ceph|glusterfs|afs|9p|fuse\.\w+")
+FORGETS = 60  # the profile looks at its jobs every 20 s at first; squeue must know an ended one for three looks
+LITTLE = 5.0  # GB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. remedy: what mends a warning or an error."""
+
+    level: Literal["ok", "warning", "error"]
+    topic: str
+    what: str
+    remedy: str = ""
+
+
+def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
+    """Everything that is looked at, in the order in which a run would meet it."""
+    yield from versions(PROJECT)
+    yield from writable(results)
+    yield from clock(results)
+    yield from space(suite, results)
+    yield from left_behind(results)
+    yield from tracking(results)
+    yield from hub_cache(suite)
+    yield from gpus(os.environ)
+    yield from slurm(os.environ)
+
+
+def versions(project: Path) -> Iterator[Finding]:
+    """Installed packages against the pins: numbers are promised for these versions alone."""
+    pins = tomllib.loads(project.read_text())["project"]["dependencies"]
+    remedy = "install the pins: `make reproduce`, or pip install -e ."
+    differing = False
+    for name, pinned in (pin.split("==") for pin in pins):
+        try:
+            found = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found != pinned:
+            differing = True
+            level: Literal["warning", "error"] = "warning" if found else "error"
+            yield Finding(level, "versions", f"{name} is {found or 'missing'}, the pin is {pinned}", remedy)
+    if not differing:
+        yield Finding("ok", "versions", f"{len(pins)} packages as pinned")
+
+
+def writable(results: Path) -> Iterator[Finding]:
+    """Whether the folders that a run writes to can be written to."""
+    for folder in (results, Path(".snakemake"), Path(tempfile.gettempdir())):
+        try:
+            with tempfile.TemporaryFile(dir=_existing(folder)):
+                yield Finding("ok", "write", f"{folder} can be written to")
+        except OSError as error:
+            remedy = "choose another working folder" if folder.name != "tmp" else "set TMPDIR to a folder that can"
+            yield Finding("error", "write", f"{folder} cannot be written to ({error.strerror})", remedy)
+
+
+def clock(results: Path) -> Iterator[Finding]:
+    """The file system's clock against this machine's: Snakemake takes a file from the future for a new one."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=_existing(results)) as file:
+            ahead = os.stat(file.name).st_mtime - time.time()
+    except OSError:
+        return  # said by `writable`
+    if abs(ahead) < 2:
+        yield Finding("ok", "clock", "the file system's agrees with this machine's")
+    else:
+        what = f"files here are stamped {ahead:+.0f} s from this machine's clock"
+        yield Finding("warning", "clock", what, "have both machines' clocks set (NTP); Snakemake may redo jobs")
+
+
+def space(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
+    """Free space against what the suite's weights will take, where it states its size."""
+    free = shutil.disk_usage(_existing(results)).free / 1e9
+    needed = disk(suite, suite.size) if isinstance(suite, Suite) and suite.size else None
+    what = f"{free:.0f} GB free"
+    if needed is not None:
+        what += f", {needed:.0f} GB of weights and states to come"
+    if needed is not None and free < needed:
+        yield Finding("error", "space", what, "free some, or run on a larger file system")
+    elif free < LITTLE:
+        yield Finding("warning", "space", what, "free some: a full disk stops every job")
+    else:
+        yield Finding("ok", "space", what)
+
+
+def left_behind(results: Path) -> Iterator[Finding]:
+    """States of trainings that were stopped: a job removes those of its own name when it is done, and no other's."""
+    for folder in sorted(results.glob("*/.resume/*")):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) / 1e9
+        days = (time.time() - max((path.stat().st_mtime for path in files), default=time.time())) / 86400
+        what = f"{folder} ({size:.1f} GB, {days:.0f} days old) is where a training goes on that was stopped"
+        yield Finding("ok", "resume", what, "delete it if that training is given up")
+
+
+def tracking(results: Path) -> Iterator[Finding]:
+    """Where MLflow's runs go; SQLite's locks are not to be trusted on file systems shared by machines."""
+    uri = database(results)
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        yield Finding("ok", "mlflow", f"runs go to {uri.rpartition('@')[2]}")
+        return
+    kind = file_system(Path(path), Path("/proc/self/mounts"))
+    if SHARED.fullmatch(kind):
+        remedy = "set MLFLOW_TRACKING_URI to a server, or to sqlite:/// on a disk of this machine"
+        yield Finding("warning", "mlflow", f"{path} is SQLite on {kind}", remedy)
+    else:
+        yield Finding("ok", "mlflow", f"{path} is SQLite on {kind}")
+
+
+def file_system(path: Path, mounts: Path) -> str:
+    """The type of the file system that a path lies on, or will; `unknown` where the system does not say."""
+    if not mounts.is_file():
+        return "unknown"
+    at = _existing(path).resolve()
+    found = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    below = [(point, kind) for point, kind in found if at.is_relative_to(point.replace("\\040", " "))]
+    return max(below, key=lambda one: len(one[0]), default=("", "unknown"))[1]
+
+
+def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
+    """Which of the locked files `fetch` has still to bring from the Hub."""
+    if isinstance(suite, ExactSuite):
+        return
+    entries = read_lock(Path(suite.lock))
+    for repository in repositories(suite.data, suite.model):
+        name = f"{repository.kind} {repository.name}"
+        if repository.key not in entries:
+            yield Finding("warning", "hub", f"{name} is not in {suite.lock}", "`prefdag lock` writes it from the Hub")
+            continue
+        entry = entries[repository.key]
+        wanted = _wanted(suite, repository, entry["files"])
+        missing = [file for file in wanted if not _cached(repository, entry["commit"], file)]
+        size = sum(entry["files"][file]["size"] for file in missing) / 1e9
+        if missing:
+            what = f"{len(missing)} of {len(wanted)} files ({size:.1f} GB) of {name} are not in the Hub's cache"
+            remedy = "where jobs have no network: `snakemake --until fetch` where there is one"
+            yield Finding("warning", "hub", what, remedy)
+        else:
+            yield Finding("ok", "hub", f"{len(wanted)} files of {name} are in the Hub's cache")
+
+
+def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -> list[str]:
+    from prefdag.stages.fetch import MODEL_FILES
+
+    patterns: list[str] = list(MODEL_FILES)
+    if repository.kind == "dataset":
+        named = [one for one in (*suite.data.sources, suite.data) if one.source == HUB + repository.name]
+        patterns = [str(part) for one in named for part in (one.train, one.validation, one.test) if part]
+    return [file for file in files if any(matches(file, pattern) for pattern in patterns)]
+
+
+def _cached(repository: Repository, commit: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository.name, file, repo_type=repository.kind, revision=commit)
+    return isinstance(found, str)
+
+
+def gpus(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """GPUs that the system has, and whether torch sees them."""
+    found = devices(environment)
+    if not found:
+        yield Finding("ok", "gpu", "none on this machine; models run on its CPUs")
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("ok", "gpu", f"{', '.join(found)}: a job each at a time")
+    else:
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
+        remedy = "install the build that fits the driver, see pytorch.org"
+        yield Finding("error", "gpu", f"the system has {', '.join(found)}, torch sees none: it {built}", remedy)
+
+
+def slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Slurm as `snakemake --profile slurm` will meet it."""
+    if shutil.which("sbatch") is None:
+        yield Finding("ok", "slurm", "none here; `snakemake` runs on this machine")
+        return
+    plugin = importlib.metadata.version("snakemake-executor-plugin-slurm")
+    said = _said("scontrol", "show", "config")
+    if said is None:
+        what = "sbatch is here, but the controller does not answer (scontrol show config)"
+        yield Finding("warning", "slurm", what, "`--profile slurm` needs it; `snakemake` alone does not")
+        return
+    settings = dict(re.findall(r"^(\w+) *= (\S+)", said, re.M))
+    age, accounts = int(settings.get("MinJobAge", "0")), "none" not in settings.get("AccountingStorageType", "none")
+    what = f"{settings.get('SLURM_VERSION', 'a version unknown')}, plugin {plugin}; squeue knows ended jobs for {age} s"
+    if age >= FORGETS or (accounts and shutil.which("sacct")):
+        yield Finding("ok", "slurm", what + (", sacct all" if accounts else ", there is no accounting"))
+    else:
+        yield Finding(
+            "error", "slurm", f"{what}, and there is no accounting", f"have MinJobAge set to {FORGETS} or more"
+        )
+    if "SLURM_CONF" in environment:
+        what = "SLURM_CONF is set, and the plugin hides it from srun inside jobs"
+        yield Finding("warning", "slurm", what, "put a wrapper on PATH that sets it for srun, if jobs fail at once")
+    try:
+        yield from _site(read_site())
+    except UserError as mistake:
+        yield Finding("error", "site", str(mistake), f"correct it in site.yaml or the {PREFIX}... variable")
+
+
+def _site(site: Site) -> Iterator[Finding]:
+    """Whether the cluster has what the site asks for."""
+    stated = ", ".join(f"{key} {value}" for key, value in site if value is not None)
+    partition = ["--partition", site.partition] if site.partition else []
+    offered = _said("sinfo", "--noheader", "--format=%P %G", *partition) or ""
+    if not offered.strip():
+        yield Finding("error", "site", f"there is no partition {site.partition}", "`sinfo -s` lists them")
+    elif site.gpu and f"gpu:{site.gpu}" not in offered:
+        yield Finding("error", "site", f"no node there has a GPU of type {site.gpu}", "`sinfo -o '%P %G'` lists them")
+    elif "gpu" not in offered:
+        yield Finding("error", "site", f"no node of {site.partition or 'the cluster'} has GPUs", "choose a partition")
+    else:
+        yield Finding("ok", "site", stated)
+
+
+def _said(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def main(argv: list[str]) -> int:
+    """Print what is found; exit code 1 if anything is an error."""
+    parser = argparse.ArgumentParser(prog="prefdag doctor", description=main.__doc__)
+    parser.add_argument("suite", nargs="*", default=["configs/quickstart.yaml"], help="as for prefdag show")
+    suite = read_suite(parser.parse_args(argv).suite)
+    failed = False
+    for one in findings(suite, Path("results")):
+        failed |= one.level == "error"
+        remedy = f"; {one.remedy}" if one.remedy else ""
+        print(f"{one.level:8} {one.topic:9} {one.what}{remedy}", flush=True)
+    return int(failed)

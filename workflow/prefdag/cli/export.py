@@ -1,0 +1,200 @@
+"""A policy as a folder of its own: weights that `from_pretrained` loads, and a model card made of the manifests."""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from prefdag.config.answer_sets import policy_of, step_of, weights_of
+from prefdag.config.objectives import objective
+from prefdag.errors import UserError
+from prefdag.provenance.journal import redact
+from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of
+from prefdag.runtime.stage import weights_digest
+
+MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
+
+
+def manifest_of(run: str, results: Path | None) -> Manifest:
+    """The manifest of a policy: a run's or `sft`, in one suite's results; of a checkpoint `<run>@step<N>` its run's.
+
+    Raises `UserError` when no suite, or more than one, has it.
+    """
+    folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/fetch"))
+    policy = policy_of(run)
+    inside = policy if policy in ("sft", "pretrain") else f"preference/{policy}"
+    found = [folder / inside / MANIFEST for folder in folders if (folder / inside / MANIFEST).is_file()]
+    if len(found) == 1:
+        return read_manifest(found[0])
+    searched = ", ".join(map(str, folders)) or "results/<suite>"
+    if found:
+        raise UserError(f"{run} is in several suites ({searched}); say which by --results")
+    known = sorted({path.parent.name for folder in folders for path in folder.glob(f"preference/*/{MANIFEST}")})
+    there = ", ".join(["sft", *known])
+    raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {there}")
+
+
+def export(manifest: Manifest, run: str, target: Path) -> Path:
+    """Copy the weights of a policy to the new folder `target`, checked against the manifest, with a model card.
+
+    The folder appears whole or not at all. Raises `UserError` when it is there already, or a file is not as stated.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: there already; name a new folder")
+    weights = weights_of(manifest.path, step_of(run))
+    inside = weights.relative_to(manifest.folder).as_posix()
+    names = [name for name in manifest.content["files"] if name.startswith(f"{inside}/")]
+    if not names:
+        raise UserError(f"{manifest.path}: lists no weights in {inside}; kept checkpoints are `preference.checkpoints`")
+    made = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    for name in names:
+        copy = shutil.copyfile(manifest.file(name), made / Path(name).name)
+        if sha256_of(copy) != manifest.digest(name):
+            raise UserError(f"{manifest.folder / name}: not the file that its manifest states; rerun its stage")
+    (made / "README.md").write_text(card(manifest, run, inside), encoding="utf-8")
+    content = json.dumps(redact(manifest.content), sort_keys=True, indent=1) + "\n"
+    (made / "prefdag.json").write_text(content, encoding="utf-8")
+    target.mkdir(parents=True, exist_ok=True)
+    os.replace(made, target)
+    return target
+
+
+def card(manifest: Manifest, run: str, weights: str = "model") -> str:
+    """The model card in Markdown, made of the manifests of the policy, of all that it grew from, and of its scores."""
+    suite = suite_folder(manifest)
+    config = manifest.content["config"]
+    aligned = manifest.content["stage"] == "preference"
+    loss = objective(config["objective"], str(manifest.path), "config.objective") if aligned else None
+    grown = list(lineage(manifest, suite))
+    origins = [one.content["config"] for one in grown if one.content["stage"] == "fetch"]
+    return _template().render(
+        front=yaml.safe_dump(_front(run, loss.method if loss else None, origins), sort_keys=False),
+        name=run,
+        title=f"Aligned by {loss.title}" if loss else f"Made by the stage `{manifest.content['stage']}`",
+        paper=loss.paper if loss else "",
+        suite=suite.resolve().name,
+        lineage=[{"name": one.folder.relative_to(suite).as_posix(), "sha256": one.sha256} for one in grown],
+        origins="\n".join(_origin(told) for told in origins),
+        weights=weights_digest(manifest, weights),
+        config=json.dumps(redact(config), indent=1, sort_keys=True),
+        **_measured(suite, run),
+    )
+
+
+def lineage(manifest: Manifest, suite: Path) -> Iterator[Manifest]:
+    """The manifest and all that it was made from, each once, nearest first; found by their sha256."""
+    known = {one.sha256: one for one in map(read_manifest, sorted(suite.glob("**/" + MANIFEST)))}
+    waiting, seen = [manifest.sha256], set()
+    while waiting:
+        digest = waiting.pop(0)
+        if digest in seen or digest not in known:
+            continue
+        seen.add(digest)
+        yield known[digest]
+        for value in known[digest].content["inputs"].values():
+            waiting += value if isinstance(value, list) else [value]
+
+
+def push(folder: Path, repository: str, public: bool) -> str:
+    """Upload an exported folder to the Hub, private unless `public`; returns its address. Raises `UserError`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        HfApi().create_repo(repository, private=not public, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message=f"prefdag export {folder.name}")
+    except HFValidationError:
+        raise UserError(f"--push {repository}: not a repository's name; say owner/name") from None
+    except HfHubHTTPError as error:
+        told = f"the Hub refuses (HTTP {error.response.status_code}); is HF_TOKEN one that may write?"
+        raise UserError(f"--push {repository}: {told}") from None
+    except Exception as error:
+        told = f"the Hub cannot be reached ({type(error).__name__})"
+        raise UserError(f"--push {repository}: {told}; {folder} is whole, push it later") from None
+    return f"{HfApi().endpoint}/{repository}"
+
+
+def suite_folder(manifest: Manifest) -> Path:
+    """results/<suite> of a policy's manifest."""
+    return manifest.folder.parents[1 if manifest.content["stage"] == "preference" else 0]
+
+
+def _front(run: str, method: str | None, origins: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the Hub reads at the card's head."""
+    hub = "hub:"
+    models = [told["model"]["source"] for told in origins if told.get("model")]
+    data = [told["data"]["source"] for told in origins if told.get("data")]
+    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    front |= {"tags": ["prefdag", *([method] if method else [])]}
+    for key, sources in (("base_model", models), ("datasets", data)):
+        named = [source.removeprefix(hub) for source in sources if isinstance(source, str) and source.startswith(hub)]
+        front |= {key: named if key == "datasets" else named[0]} if named else {}
+    return front
+
+
+def _origin(told: Mapping[str, Any]) -> str:
+    """One fetched source in words, with the commit that its lock states."""
+    lines = []
+    for kind in ("data", "model", "tokenizer"):
+        if told.get(kind):
+            source = told[kind].get("source")
+            lines.append(f"- {kind}: `{source if isinstance(source, str) else json.dumps(redact(source))}`")
+    lock = told.get("lock") or {}
+    return "\n".join([*lines, *(f"  - `{name}` at commit `{entry['commit']}`" for name, entry in _commits(lock))])
+
+
+def _commits(lock: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, entry in lock.items():
+        if isinstance(entry, Mapping) and "commit" in entry:
+            yield name, entry
+        elif isinstance(entry, Mapping):
+            yield from _commits(entry)
+
+
+def _measured(suite: Path, run: str) -> dict[str, Any]:
+    """Rows of the card's table, from the summaries of the policy's own answers."""
+    path = suite / "score" / run / "summary.json"
+    if not path.is_file():
+        return {"scores": [], "num_prompts": 0}
+    summary = json.loads(path.read_text())
+    rows = [{"name": name, **summary[name]} for name in MEASURES if name in summary]
+    return {"scores": rows, "num_prompts": summary["reward"]["n"]}
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.jinja")
+
+
+def main(argv: list[str]) -> int:
+    """Write the folder; nothing goes to the Hub unless `--push` says where. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="prefdag export", description=__doc__)
+    parser.add_argument("run", help="a run's name, <run>@step<N> for a kept checkpoint, or sft")
+    parser.add_argument("--results", type=Path, help="results/<suite>; left out: the one that has the run")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="the new folder (exports/<suite>/<run>)")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
+    parser.add_argument("--public", action="store_true", help="a pushed repository that is new is public")
+    given = parser.parse_args(argv)
+    if given.public and not given.push:
+        raise UserError("--public: says nothing without --push OWNER/NAME")
+    manifest = manifest_of(given.run, given.results)
+    suite = suite_folder(manifest).resolve().name
+    target = export(manifest, given.run, given.to or Path("exports") / suite / given.run)
+    print(f"{target}: load it with AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    if given.push:
+        print(f"pushed to {push(target, given.push, given.public)}")
+    return 0

@@ -1,0 +1,168 @@
+"""GPU hours and memory of a suite, from counts of tokens and parameters: arithmetic, not a measurement.
+
+A token costs 2 N FLOPs forward and 6 N forward and backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), N the
+parameters. Sampling reads every weight once a step, for all responses drawn at a time. Training keeps float32 weights,
+gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al.
+2022, arXiv 2205.05198, equation 1, attention scores left out).
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefdag.config import jobs
+from prefdag.config.answer_sets import CHOSEN, policy_of, variant_of
+from prefdag.config.jobs import against, policies
+from prefdag.config.judge import LLM, name_of
+from prefdag.config.sampling import Sampling
+from prefdag.config.suite import Size, Suite, read_ordinary_suite
+from prefdag.config.training import Training
+from prefdag.errors import UserError
+from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
+from prefdag.evaluation.scores import Scores, matched, read_answers
+
+FLOPS = 0.4 * 989e12  # one H100 (SXM, bf16 dense) at 40 % utilisation
+BANDWIDTH = 0.6 * 3.35e12  # bytes per second of its memory, at 60 %
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage: jobs of the same kind, GPU hours of all of them, and the most memory that one of them needs."""
+
+    stage: str
+    jobs: int
+    hours: float
+    gigabytes: float
+
+
+def costs(suite: Suite, size: Size) -> list[Cost]:
+    """Every stage that runs a model, in the order of the DAG."""
+    return list(_costs(suite, size))
+
+
+def disk(suite: Suite, size: Size) -> float:
+    """GB of float32 weights that a suite leaves (base, SFT, rewards, runs and their kept checkpoints), and of one
+    training's resumable state."""
+    rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+    trainings = [suite.sft, *rewards, *(run.preference for run in suite.runs)]
+    kept = sum(len(run.preference.kept_steps) for run in suite.runs)
+    state = 4 + max(_moments(one) for one in trainings)
+    return size.parameters * (4 * (1 + len(trainings) + kept) + state) / 1e9
+
+
+def _moments(training: Training) -> int:
+    """Bytes that the optimizer keeps of each parameter."""
+    return {"adamw": 8, "rmsprop": 4}[training.optimizer]
+
+
+def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
+    prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
+    whole = pairs * (prompt + 2 * response)
+    held = 4 * size.parameters / 1e9  # float32 weights in GB
+    prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
+    if suite.pretrain and suite.pretrain.max_steps:
+        documents = suite.pretrain.max_steps * suite.pretrain.batch_size
+        yield _training("pretrain", [suite.pretrain], size, documents, suite.pretrain.max_tokens)
+    if suite.sft.max_steps != 0:
+        yield _training("sft", [suite.sft], size, prompts, prompt + response)
+    if suite.pairs:
+        yield Cost("pairs", 1, _sampling(suite.pairs, size, prompts), held)
+    if suite.reward:
+        yield _training("reward", [suite.reward] * len(suite.reward.trainings), size, pairs, prompt + 2 * response)
+    if any("reference" in run.objective.reads for run in suite.runs):
+        yield Cost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
+    runs = [run.preference for run in suite.runs]
+    yield _training("preference", runs, size, pairs, prompt + 2 * response)
+    drawn = [suite.generate.settings(variant_of(name)) for name in jobs.answers(suite) if policy_of(name) != CHOSEN]
+    prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
+    hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
+    yield Cost("generate", len(drawn), hours, held)
+    responses = sum(prompts * one.num_samples for one, prompts in zip(drawn, prompts_of, strict=True))
+    models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
+    hours = models * 2 * size.parameters * responses * (prompt + response) / FLOPS / HOUR
+    yield Cost("score", len(drawn), hours, models * held)
+
+
+def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> Cost:
+    hours = most = 0.0
+    for one in trainings:
+        steps = math.ceil(one.epochs * comparisons / one.batch_size)
+        seen = min(steps, one.max_steps or steps) * one.batch_size
+        hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
+        activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
+        most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)
+    return Cost(stage, len(trainings), hours, most)
+
+
+def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
+    """Hours: each step reads the weights (bf16) once, or computes a token of every response, whichever takes longer."""
+    drawn = prompts * sampling.num_samples
+    steps = math.ceil(drawn / sampling.batch_size) * min(size.response_tokens, sampling.max_new_tokens)
+    batch = min(drawn, sampling.batch_size)
+    step = max(2 * size.parameters / BANDWIDTH, 2 * size.parameters * batch / FLOPS)
+    return (steps * step + 2 * size.parameters * drawn * size.prompt_tokens / FLOPS) / HOUR
+
+
+def main(argv: list[str]) -> int:
+    """Print a line per stage and their sum. Tokens are the audit's where the suite's data is prepared.
+
+    Where models judge, first how many requests they take, and how many remain of those whose answers are there.
+    """
+    parser = argparse.ArgumentParser(prog="prefdag plan", description=main.__doc__)
+    parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
+    suite = read_ordinary_suite(parser.parse_args(argv).suite)
+    for judge in suite.judge.models:
+        print(requests(suite, judge, Path("results") / suite.name))
+    size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
+    found = costs(suite, size)
+    tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
+    print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
+    print("estimated for one H100 at 40 % of its bf16 peak, nothing measured")
+    print(f"{'stage':12} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
+    for one in found:
+        print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {one.gigabytes:6.0f}")
+    print(f"{'all':12} {'':5} {sum(one.hours for one in found):10.2f} {max(one.gigabytes for one in found):6.0f}")
+    return 0
+
+
+def requests(suite: Suite, judge: LLM, results: Path) -> str:
+    """What a judge has yet to be asked, in a sentence; without generations as many as the suite's numbers say."""
+    prompts, counted, remaining, expected = _prompts(suite), 0, 0, 0
+    for name in policies(suite):
+        other = against(suite, name)
+        folders = [results / "generate" / side for side in (name, other) if side]
+        if other and all((folder / "generations.jsonl").is_file() for folder in folders):
+            questions = Questions(judge, _pairs(folders[0], folders[1], suite), results / FOLDER)
+            counted, remaining = counted + len(questions), remaining + len(questions.remaining)
+        elif other:
+            expected += 2 * prompts * suite.generate.num_samples
+    parts = [f"{remaining:,} of {counted:,} requests remain"] if counted else []
+    parts += [f"{expected:,} requests for answers that are not there yet"] if expected else []
+    return f"judge {name_of(judge)}: {', and '.join(parts)}; repeated ones not counted"
+
+
+def _prompts(suite: Suite) -> int:
+    return suite.generate.max_prompts or (suite.size.comparisons // 10 if suite.size else 0)
+
+
+def _pairs(generations: Path, other: Path, suite: Suite) -> list[Pair]:
+    ours, theirs = (Scores(folder, list(read_answers(folder)), {}) for folder in (generations, other))
+    rows = matched(ours, theirs, more=suite.judge.against == "chosen")
+    return pairs_of(generations, other, [(ours.keys[row], theirs.keys[place]) for row, place in rows])
+
+
+def sized(suite: Suite, audit: Path) -> tuple[Size, str]:
+    """The suite's size, and where its tokens were counted. Raises `UserError` where it states none."""
+    if suite.size is None:
+        raise UserError(f"{suite.name}: size is missing: state parameters, layers, hidden_size, comparisons and tokens")
+    if not audit.is_file():
+        return suite.size, "as the suite states"
+    train = json.loads(audit.read_text())["splits"]["train"]
+    used, tokens = train["used"], train["tokens"]
+    responses = (tokens["chosen"]["total"] + tokens["rejected"]["total"]) / (2 * used)
+    counts = {"prompt_tokens": tokens["prompt"]["total"] / used, "response_tokens": responses, "comparisons": used}
+    return suite.size.model_copy(update={name: round(count) for name, count in counts.items()}), "counted by the audit"

@@ -1,0 +1,118 @@
+"""`prefdag schema`: the JSON schema of suites, for editors; `--table` writes every key and every loss as Markdown."""
+
+import argparse
+import json
+from collections.abc import Container, Iterator
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+
+from prefdag.config.exact import Exact
+from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.suite import ExactSuite, Suite
+from prefdag.schema import Section
+
+INTRODUCTION = """# Suites
+
+One YAML file is one suite. This page is made by `prefdag schema --table` from the config models,
+and a test holds it to them.
+A key without a default must be stated. `seed` and `threads` of the suite hold for every section that
+states none of its own.
+
+`runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
+in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
+(`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
+
+`dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
+`dataset: comparisons`. A loss of single responses takes comparisons apart: the best response is desirable, the others
+are not, and `batch_size` counts responses.
+
+A suite with the section `exact` (`configs/exact.yaml`) has no other but `name`, `seed` and `threads`: its rows take
+the method's options and `flips`, the fraction of labels turned round, and an entry of its `grid:` is one job.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the schema of a suite."""
+    parser = argparse.ArgumentParser(prog="prefdag schema", description=main.__doc__)
+    parser.add_argument("--table", action="store_true", help="as Markdown tables instead of JSON schema")
+    if parser.parse_args(argv).table:
+        print(table(), end="")
+    else:
+        print(json.dumps(TypeAdapter(Suite | ExactSuite).json_schema(), indent=1))
+    return 0
+
+
+def table() -> str:
+    """Every section's keys, and the registry of losses, as Markdown."""
+    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses()]
+    return "\n".join(parts)
+
+
+def _sections(name: str, section: type[Section]) -> list[str]:
+    inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field)) and key != "runs"}
+    rows = [_row(key, field) for key, field in section.model_fields.items() if _has_row(key, field, inner)]
+    title = f"\n## {name or 'The suite'}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n"
+    found = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
+    for key, kind in inner.items():
+        found += _sections(f"{name}.{key}" if name else key, kind)
+    return found
+
+
+def _has_row(key: str, field: FieldInfo, inner: Container[str]) -> bool:
+    """A section has a table of its own instead of a row, or beside it where there is something to say of it."""
+    return key != "runs" and (key not in inner or field.description is not None)
+
+
+def _section_of(field: FieldInfo) -> type[Section] | None:
+    return next(_sections_in(field.annotation), None)
+
+
+def _sections_in(kind: Any) -> Iterator[type[Section]]:
+    if isinstance(kind, type) and issubclass(kind, Section):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections_in(part)
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
+    return f"| `{key}` | {default} | {field.description or allowed(field)} |"
+
+
+def allowed(field: FieldInfo) -> str:
+    """The choices or the limits of a key, in words; empty where it has none."""
+    choices = getattr(field.annotation, "__args__", ())
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    if texts:
+        return " or ".join(f"`{choice}`" for choice in texts)
+    limits = [
+        f"{name} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(limit, name)
+    ]
+    signs = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    return ", ".join(f"{signs[limit.split()[0]]} {limit.split()[1]}" for limit in limits)
+
+
+def _losses() -> str:
+    """The registry: method, formula, options with their defaults, what it reads, paper."""
+    lines = [
+        "\n## Losses\n",
+        "D: difference of summed log-ratios, S: summed log-prob, A: average log-prob, s: sigmoid.\n",
+    ]
+    lines += ["| method | formula | options | reads | paper |", "|---|---|---|---|---|"]
+    for name, entry in OBJECTIVES.items():
+        options = ", ".join(_option(key, field) for key, field in entry.model_fields.items() if key != "method")
+        reads = ", ".join(sorted(entry.reads)) or "-"
+        formula = entry.formula.replace("|", "\\|")
+        lines.append(f"| `{name}` | {formula} | {options or '-'} | {reads} | {entry.paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def _option(key: str, field: FieldInfo) -> str:
+    default: Any = "stated" if field.is_required() else field.default
+    meaning = allowed(field)
+    return f"`{key}` = {default}" + (f" ({meaning})" if meaning else "")

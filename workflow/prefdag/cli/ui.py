@@ -1,0 +1,28 @@
+"""`prefdag ui`: browse all runs in MLflow's own pages, on this machine only."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from prefdag.errors import UserError
+from prefdag.tracking.sync import QUIET, database
+
+
+def main(argv: list[str]) -> int:
+    """Becomes the MLflow server; returns never. Raises `UserError` when there is nothing to show yet."""
+    parser = argparse.ArgumentParser(prog="prefdag ui", description=__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of all suites (results)")
+    parser.add_argument("--port", type=int, default=5000)
+    arguments = parser.parse_args(argv)
+    uri = database(arguments.results)
+    if uri.startswith(("http:", "https:")):
+        raise UserError(f"MLFLOW_TRACKING_URI is a server: open {uri} in a browser")
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not file.is_file():
+        raise UserError(f"{file}: no runs there yet; `prefdag track {arguments.results}/<suite>` writes them")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--artifacts-destination", (arguments.results.resolve() / "mlartifacts").as_uri()]
+    command += ["--host", "127.0.0.1", "--port", str(arguments.port)]
+    print(f"http://127.0.0.1:{arguments.port}", flush=True)
+    os.execve(sys.executable, command, QUIET | dict(os.environ))

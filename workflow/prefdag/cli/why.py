@@ -1,0 +1,166 @@
+"""Why Snakemake would run a job: its dry run says which jobs, its records of the last run what each was made from."""
+
+import argparse
+import ast
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(".snakemake/metadata")
+LONGEST = 254  # of a record's file name; Snakemake breaks longer ones into folders
+VERSIONS = 200  # of a file that are looked through for the one that a job was run with
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of a dry run. command: its shell command; reason: in Snakemake's words."""
+
+    stage: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    command: str
+    reason: str
+
+    @property
+    def title(self) -> str:
+        return " ".join(filter(None, [self.stage, self.name]))
+
+
+def planned(said: str) -> list[Planned]:
+    """The jobs that `snakemake -n --printshellcmds` printed, `all` left out."""
+    jobs = []
+    blocks = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)(?:Shell command: (.*)\n)?", said, re.M)
+    for stage, about, command in blocks:
+        stated = dict(re.findall(r"^    (\w+): (.*)$", about, re.M))
+        files = [tuple(filter(None, stated.get(key, "").split(", "))) for key in ("input", "output")]
+        name = stated.get("wildcards", "").rpartition("=")[2]
+        jobs.append(Planned(stage, name, files[0], files[1], command, stated.get("reason", "")))
+    return [job for job in jobs if job.outputs]
+
+
+def explained(jobs: list[Planned]) -> Iterator[tuple[Planned, list[str]]]:
+    """Each job with its reasons, a line each: what is missing, what changed from what to what, whom it follows."""
+    makers = {path: job for job in jobs for path in job.outputs}
+    for job in jobs:
+        before = dict.fromkeys(makers[path].title for path in job.inputs if path in makers)
+        lines = [*_missing(job), *_changes(job, makers), *([f"after: {', '.join(before)}"] if before else [])]
+        yield job, lines or [job.reason]
+
+
+def _missing(job: Planned) -> Iterator[str]:
+    lost = [path for path in job.outputs if not Path(path).exists()]
+    if len(lost) == len(job.outputs) and _record(job) is None:
+        yield "never run"
+    else:
+        yield from (f"missing: {path}" for path in lost)
+
+
+def _record(job: Planned) -> dict[str, Any] | None:
+    """What Snakemake noted when it last made the job's outputs."""
+    for path in job.outputs:
+        name = urlsafe_b64encode(path.encode()).decode()
+        parts = [name[start : start + LONGEST] for start in range(0, len(name), LONGEST)]
+        file = RECORDS.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
+        if file.is_file():
+            record: dict[str, Any] = json.loads(file.read_text())
+            return record
+    return None
+
+
+def _changes(job: Planned, makers: Mapping[str, Planned]) -> Iterator[str]:
+    record = _record(job)
+    if record is None:
+        return
+    yield from _config_changes(_config_of(record["params"]), _config(shlex.split(job.command)))
+    if "Code has changed" in job.reason:
+        yield f"rule: the command of {job.stage} in its .smk file"
+    yield from (f"no longer read: {path}" for path in sorted(set(record["input"]) - set(job.inputs)))
+    yield from (f"newly read: {path}" for path in sorted(set(job.inputs) - set(record["input"])))
+    for path, checksum in sorted(record["input_checksums"].items()):
+        if path in job.inputs and path not in makers and (now := _checksum(path)) != checksum:
+            yield f"changed: {path}" if now is None else f"changed: {path}{_lines_changed(path, checksum)}"
+
+
+def _checksum(path: str) -> str | None:
+    file = Path(path)
+    return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" if file.is_file() else None
+
+
+def _config_of(params: list[str]) -> dict[str, Any]:
+    """The config among a record's parameters, which are Python literals."""
+    for one in params:
+        try:
+            found = json.loads(ast.literal_eval(one))
+        except (ValueError, SyntaxError, TypeError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _config(command: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(command[command.index("--config") + 1]) if "--config" in command else {}
+    return found
+
+
+def _config_changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Every key whose value differs, from what to what."""
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(name for name in now if name not in before)]:
+            inside = f"{key}.{name}" if key else str(name)
+            yield from _config_changes(before.get(name), now.get(name), inside)
+    elif before != now:
+        yield f"config: {key}: {json.dumps(before)} -> {json.dumps(now)}"
+
+
+@cache
+def _lines_changed(path: str, checksum: str) -> str:
+    """Which lines differ from the version of that checksum, where Git has it; how many came and went."""
+    for commit in _git("log", f"--max-count={VERSIONS}", "--format=%H", "--", path).split():
+        content = subprocess.run(["git", "show", f"{commit}:./{path}"], capture_output=True).stdout
+        if f"sha256:{hashlib.sha256(content).hexdigest()}" == checksum:
+            hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", _git("diff", "-U0", commit, "--", path), re.M)
+            spans = [(int(start), int(start) + max(int(count or 1), 1) - 1) for start, count in hunks]
+            places = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+            added, removed = _git("diff", "--numstat", commit, "--", path).split()[:2]
+            return f" (+{added} -{removed} since {commit[:8]}, lines {places})"
+    return " (Git has no version of it as it was)" if _git("rev-parse", "--git-dir") else ""
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def main(argv: list[str]) -> int:
+    """Ask Snakemake for a dry run, and print every job with what changed since its outputs were made."""
+    parser = argparse.ArgumentParser(prog="prefdag why", description=main.__doc__)
+    parser.add_argument(
+        "target", nargs="*", help="files to make, as for snakemake; the whole suite where none is named"
+    )
+    parser.add_argument("--configfile", nargs="+", default=[], help="as for snakemake")
+    arguments = parser.parse_args(argv)
+    configfile = ["--configfile", *arguments.configfile] if arguments.configfile else []
+    command = [sys.executable, "-m", "snakemake", *arguments.target, "--dry-run", "--printshellcmds", "--quiet", "host"]
+    done = subprocess.run([*command, *configfile], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, end="", file=sys.stderr)
+        return done.returncode
+    jobs = planned(done.stdout + done.stderr)
+    if not jobs:
+        print("nothing would run")
+    for job, reasons in explained(jobs):
+        print(job.title, *reasons, sep="\n  ")
+    return 0

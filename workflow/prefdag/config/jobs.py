@@ -1,0 +1,247 @@
+"""What each job of a suite may read: its config, canonically, and the stages that it follows.
+
+Torch-free and quick: Snakemake asks while it parses, in every cluster job.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefdag.config.adapters import own_code
+from prefdag.config.answer_sets import CHOSEN, POOL, policy_of, step_of, variant_of
+from prefdag.config.best_of_n import BestOfN
+from prefdag.config.exact import LEFT_OUT
+from prefdag.config.hub_lock import repositories
+from prefdag.config.model import Origin
+from prefdag.config.report import Report
+from prefdag.config.suite import ExactSuite, Suite
+from prefdag.config.training import Training
+from prefdag.schema import Section
+
+BEFORE_ALIGNMENT = ("base", "sft")
+
+
+def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> str:
+    """Canonical JSON of the keys that one job may read, and no other: Snakemake compares it as one value."""
+    if isinstance(suite, ExactSuite):
+        return _canonical(_EXACT_PARTS[stage](suite, name))
+    if stage == "preference":
+        assert name is not None
+        run = suite.run(name)
+        return _canonical({"preference": run.preference, "objective": run.objective})
+    return _canonical(_PARTS[stage](suite, name))
+
+
+def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
+    model = Origin(source=suite.model.source, revision=suite.model.revision)
+    tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
+    fetched: dict[str, Section | None] = {
+        "data": suite.data,
+        "model": model,
+        "tokenizer": tokenizer,
+        "classifier": suite.classifier,
+    }
+    of_model = suite.model if name in ("model", "tokenizer") else None
+    of_classifier = suite.classifier if name == "classifier" else None
+    from_hub = repositories(suite.data if name == "data" else None, of_model, of_classifier)
+    return {str(name): fetched[str(name)], **({"lock": suite.lock} if from_hub else {})}
+
+
+def _report(suite: Suite, name: str | None) -> dict[str, Any]:
+    runs = [
+        {
+            "name": run.name,
+            "method": run.objective.method,
+            "seed": run.preference.seed,
+            "objective": run.objective.parameters(),
+        }
+        for run in suite.runs
+    ]
+    expected = [entry.model_dump(mode="json") for entry in suite.expected]
+    told = [{"name": name, "prompts": prompts_of(suite, name), **_drawn(suite, name)} for name in answers(suite)]
+    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected, "answers": told}
+
+
+def _drawn(suite: Suite, name: str) -> dict[str, Any]:
+    """How a set of answers was drawn, as far as the report tells; nothing of answers that nobody drew."""
+    if policy_of(name) == CHOSEN:
+        return {}
+    settings = suite.generate.settings(variant_of(name))
+    return {"temperature": settings.temperature, "top_p": settings.top_p, "max_new_tokens": settings.max_new_tokens}
+
+
+def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
+    """What differs between two sets of answers, and nothing of the other sets."""
+    settings = suite.generate.settings(variant_of(name or ""))
+    if policy_of(name or "") == CHOSEN:
+        return {"generate": {"max_prompts": settings.max_prompts}}
+    return {"generate": settings, **_checkpoint(name)}
+
+
+def _checkpoint(name: str | None) -> dict[str, Any]:
+    step = step_of(name or "")
+    return {} if step is None else {"checkpoint": step}
+
+
+def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
+    score = suite.score
+    return {"best_of_n": BestOfN(selected_by=score.reward, seed=score.seed, bootstrap=score.bootstrap)}
+
+
+_PARTS = {
+    "fetch": _fetch,
+    "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
+    "pretrain": lambda suite, name: {
+        "adapter": suite.prepare.adapter,
+        "scratch": suite.model.scratch,
+        "pretrain": suite.pretrain,
+    },
+    "classifier": lambda suite, name: {"classifier": suite.classifier},
+    "sft": lambda suite, name: {"sft": suite.sft},
+    "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
+    "reward": lambda suite, name: {"reward": suite.reward},
+    "reference": lambda suite, name: {"reference": suite.reference},
+    "generate": _generate,
+    "score": lambda suite, name: {"score": suite.score, **_checkpoint(name)},
+    "best_of_n": _best_of_n,
+    "judge": lambda suite, name: {"judge": suite.judge},
+    "report": _report,
+    "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
+}
+
+_EXACT_PARTS = {
+    "exact": lambda suite, name: {"exact": suite.exact, "run": suite.run(name)},
+    "report": lambda suite, name: {"report": Report(), "suite": suite.name, "runs": [], "left_out": LEFT_OUT},
+}
+
+
+def is_exact(suite: Suite | ExactSuite) -> bool:
+    return isinstance(suite, ExactSuite)
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    plain = {
+        key: value.model_dump(mode="json") if isinstance(value, Section) else value for key, value in values.items()
+    }
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:
+    """Threads of one job on a machine, from the suite: the site's number of cores must not change a sum."""
+    if isinstance(suite, ExactSuite):
+        return suite.exact.threads
+    section = _section(suite, stage, name)
+    return int(section.threads) * (section.processes // section.nodes if isinstance(section, Training) else 1)
+
+
+def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str, int | str | None]:
+    """What a training asks of a cluster: a GPU a process; on several nodes a task on each, which it starts itself.
+
+    None leaves a resource unstated. Slurm makes tasks of GPUs where it is not told otherwise.
+    """
+    section = _section(suite, stage, name)
+    processes, nodes = (section.processes, section.nodes) if isinstance(section, Training) else (1, 1)
+    return {
+        "gpu": processes,
+        "nodes": nodes,
+        "tasks": nodes,
+        "tasks_per_gpu": 0 if processes > 1 else None,
+        "mpi": "srun" if nodes > 1 else None,
+    }
+
+
+def _section(suite: Suite, stage: str, name: str | None) -> Any:
+    """The settings of a job, None where the suite has no such stage."""
+    return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
+
+
+def policies(suite: Suite) -> list[str]:
+    """Every policy that is generated from and scored."""
+    return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
+
+
+def answers(suite: Suite) -> list[str]:
+    """Every set of answers that is generated and scored: the policies' own, then what the suite asks for besides."""
+    found = policies(suite)
+    for name, variant in suite.generate.variants.items():
+        found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
+    found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
+    found += [f"sft@{POOL}"] if suite.generate.best_of else []
+    held_against = suite.judge.against == CHOSEN
+    others = [name for name in suite.generate.variants if held_against and suite.generate.prompts_of(name) == "ood"]
+    chosen = [CHOSEN] if suite.generate.chosen or held_against else []
+    return [*found, *chosen, *(f"{CHOSEN}@{name}" for name in others)]
+
+
+def prompts_of(suite: Suite, name: str) -> str:
+    """Which prompts a set of answers answers: `test`, or `ood` for those of another input distribution."""
+    return suite.generate.prompts_of(variant_of(name))
+
+
+def prompts_folder(suite: Suite, name: str) -> str:
+    """The stage folder that holds the prompts of a set of answers, with their best responses."""
+    return "prepare/ood" if prompts_of(suite, name) == "ood" else "prepare/comparisons"
+
+
+def against(suite: Suite, name: str) -> str | None:
+    """The answers that a set of answers is judged against: the chosen responses, or SFT's, drawn alike where there are
+    such. None for what others are judged against, and for the pool, whose win rates are Best-of-N's.
+    """
+    if name == f"sft@{POOL}":
+        return None
+    if suite.judge.against == CHOSEN:
+        other = f"@{variant_of(name)}" if prompts_of(suite, name) == "ood" else ""
+        return None if policy_of(name) == CHOSEN else CHOSEN + other
+    if policy_of(name) in ("sft", CHOSEN):
+        return None
+    alike = f"sft@{variant_of(name)}"
+    return alike if alike in answers(suite) else "sft"
+
+
+def folder_of(suite: Suite, policy: str) -> str:
+    """The stage folder, below the suite's results, that holds a policy's weights."""
+    if policy == "base":
+        return "pretrain" if suite.model.from_scratch else "fetch/model"
+    return "sft" if policy == "sft" else f"preference/{policy}"
+
+
+def answering_folder(suite: Suite, name: str) -> str | None:
+    """The stage folder of the policy that gives a set of answers; None for answers that are nobody's."""
+    return None if policy_of(name) == CHOSEN else folder_of(suite, policy_of(name))
+
+
+def tokenizer_folder(suite: Suite) -> str | None:
+    """The fetched tokenizer of a model from scratch, if it has one."""
+    return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
+
+
+def classifier_folder(suite: Suite) -> str | None:
+    """The stage folder that holds the classifier, trained or fetched; None where the suite has none."""
+    if suite.classifier is None:
+        return None
+    return "classifier" if suite.classifier.is_trained else "fetch/classifier"
+
+
+def code_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
+    """The user's own files by which a stage reads rows: an adapter, and where prompts are written, a template."""
+    return own_code(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.own_code()
+
+
+def lock_of(suite: Suite, name: str) -> str | None:
+    """The lock that a job of `fetch` takes its commits from, None for what does not come from the Hub."""
+    found: str | None = _fetch(suite, name).get("lock")
+    return found
+
+
+def own_code_of(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
+    """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
+    return suite.run(run).own_code()
+
+
+def reads_reference(suite: Suite, run: str) -> bool:
+    return "reference" in suite.run(run).objective.reads
+
+
+def dataset_of(suite: Suite, run: str) -> str:
+    """The dataset, prepared and with a reference cache of its own, that a run is trained on."""
+    return suite.run(run).dataset

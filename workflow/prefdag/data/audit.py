@@ -1,0 +1,204 @@
+"""The audit: what became of every row, in numbers and row numbers, and what must be seen before anything is trained."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from prefdag.data.dedup import NEAR, Likes
+from prefdag.data.preprocess import Kept
+from prefdag.data.token_store import Store
+
+LISTED = 1000  # row numbers listed for one reason; the count is always whole
+BIN = 16  # tokens in one bar of a length histogram
+BATCH = 32  # comparisons of one batch, in the order of rows, by which padding is told
+ONE_SIDED = 20  # labels, all of them for one position, that are no accident (2^-19)
+LEANING = 0.02  # a position is favoured when its share is this far from a half, and four standard errors
+
+
+@dataclass
+class SplitAudit:
+    """Counts of one split, gathered row by row. With `counted: all`, each assistant turn counts as a row."""
+
+    rows_in: int = 0
+    used: int = 0
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    cut: dict[str, list[int]] = field(default_factory=dict)
+    characters: dict[str, list[int]] = field(default_factory=dict)
+    positions: Counter[int] = field(default_factory=Counter)
+    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    first_longer: int = 0
+    second_longer: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"packed": 0, "apart": 0, "padded": 0})
+    _batch: list[int] = field(default_factory=list)  # lengths of sequences of the batch that is filling
+    _batched: int = 0
+
+    def drop(self, reason: str, row: int) -> None:
+        """Count a row that is not used."""
+        self.rows_in += 1
+        self.dropped.setdefault(reason, []).append(row)
+
+    def use(self, kept: Kept) -> None:
+        """Count a row that is used."""
+        self.rows_in += 1
+        self.used += 1
+        if kept.cut:
+            self.cut.setdefault(kept.cut, []).append(kept.row)
+        for name in kept.characters:
+            self.characters.setdefault(name, []).append(kept.row)
+        if kept.position is not None:
+            self.positions[kept.position] += 1
+        self._measure(len(kept.prompt), [len(response) for response in kept.responses])
+
+    def _measure(self, prompt: int, responses: list[int]) -> None:
+        if len(responses) > 1:
+            self.first_longer += responses[0] > max(responses[1:])
+            self.second_longer += responses[0] < max(responses[1:])
+        names = ("chosen", "rejected") if len(responses) == 2 else [f"response_{k + 1}" for k in range(len(responses))]
+        for name, length in zip(("prompt", *names), (prompt, *responses), strict=True):
+            self.lengths.setdefault(name, Counter())[length] += 1
+        self.tokens["packed"] += prompt + sum(responses)
+        self.tokens["apart"] += prompt * len(responses) + sum(responses)
+        self._batch += [prompt + length for length in responses]
+        self._batched += 1
+        if self._batched == BATCH:
+            self._pad()
+
+    def _pad(self) -> None:
+        self.tokens["padded"] += len(self._batch) * max(self._batch, default=0)
+        self._batch, self._batched = [], 0
+
+    def to_dict(self, likes: Likes) -> dict[str, Any]:
+        """Everything there is to say of a split; likes: its rows compared with each other."""
+        self._pad()
+        repeats, most, first = likes.most_repeated()
+        return {
+            "rows_in": self.rows_in,
+            "used": self.used,
+            "dropped": _listed(self.dropped),
+            "cut": _listed(self.cut),
+            "characters": _listed(self.characters),
+            "duplicates": _pairs(likes.duplicates()),
+            "near_duplicates": _pairs(likes.near_duplicates()),
+            "contradictions": _pairs(likes.contradictions()),
+            "prompts": {"repeated_rows": repeats, "most_rows_of_one": most, "its_first_row": first},
+            "best_position": {str(position): self.positions[position] for position in sorted(self.positions)},
+            "chosen_longer": self.first_longer / self.used if self.used else None,
+            "rejected_longer": self.second_longer / self.used if self.used else None,
+            "tokens": {name: _length_summary(counts) for name, counts in self.lengths.items()},
+            "savings": {**self.tokens, **_savings(**self.tokens)},
+        }
+
+
+def _listed(reasons: dict[str, list[int]]) -> dict[str, Any]:
+    return {reason: {"count": len(rows), "rows": sorted(rows)[:LISTED]} for reason, rows in sorted(reasons.items())}
+
+
+def _pairs(found: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"count": len(found), "rows": sorted(found)[:LISTED]}
+
+
+def _savings(packed: int, apart: int, padded: int) -> dict[str, float]:
+    """Share of tokens that the prompt written once saves, and share of padding in plain batches of `BATCH` rows."""
+    return {"shared_prompt": 1 - packed / apart if apart else 0.0, "padding": 1 - apart / padded if padded else 0.0}
+
+
+def _length_summary(counts: Counter[int]) -> dict[str, Any]:
+    num, total, median = sum(counts.values()), 0, 0
+    for length in sorted(counts):
+        total += counts[length]
+        if total > num // 2:
+            median = length
+            break
+    histogram: Counter[int] = Counter()
+    for length, count in counts.items():
+        histogram[length // BIN * BIN] += count
+    return {
+        "total": sum(length * count for length, count in counts.items()),
+        "median": median,
+        "max": max(counts),
+        "histogram": {str(begin): histogram[begin] for begin in sorted(histogram)},
+    }
+
+
+def findings(split: str, audit: dict[str, Any]) -> list[str]:
+    """The lines that must be seen at the end of the run, from a split's part of audit.json."""
+    lines = [f"{split}: {audit['used']} of {audit['rows_in']} rows used"]
+    for key, word in (("dropped", "dropped"), ("cut", "cut"), ("characters", "with")):
+        for reason, entry in audit[key].items():
+            lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_some(entry)}")
+    for key, words in (
+        ("duplicates", "repeat an earlier row"),
+        ("near_duplicates", f"share {NEAR:.0%} of an earlier row"),
+        ("contradictions", "contradict an earlier row"),
+    ):
+        if audit[key]["count"]:
+            lines.append(f"{split}: {audit[key]['count']} {words}: rows {_some(audit[key])}")
+    prompts = audit["prompts"]
+    if prompts["repeated_rows"]:
+        most = f"that of row {prompts['its_first_row']} comes {prompts['most_rows_of_one']} times"
+        lines.append(f"{split}: {prompts['repeated_rows']} rows repeat a prompt; {most}")
+    return lines + _leanings(split, audit["best_position"])
+
+
+def _leanings(split: str, positions: dict[str, int]) -> list[str]:
+    num = sum(positions.values())
+    if num < ONE_SIDED:
+        return []
+    position, count = max(positions.items(), key=lambda item: item[1])
+    named = f"response {int(position) + 1}"
+    if count == num:
+        return [f"{split}: suspicious: every one of {num} labels says that {named} is best"]
+    even = 1 / max(2, len(positions))
+    if count / num - even > max(LEANING, 4 * (even * (1 - even) / num) ** 0.5):
+        return [f"{split}: position bias: {named} is best in {count / num:.1%} of {num}"]
+    return []
+
+
+def _some(entry: dict[str, Any]) -> str:
+    rows = [row[0] if isinstance(row, list | tuple) else row for row in entry["rows"][:10]]
+    return ", ".join(map(str, rows)) + (", ..." if entry["count"] > 10 else "")
+
+
+SHOWN = 20
+AUDIT, SAMPLES = "audit.html.jinja", "samples.html.jinja"
+
+
+def audit_page(report: Mapping[str, Any]) -> str:
+    """audit.json as an HTML page: findings first, then counts, then histograms of lengths."""
+    told = {split: findings(split, audit) for split, audit in report["splits"].items()}
+    return _filled(AUDIT, report=report, findings=told)
+
+
+def samples_page(store: Store, tokenizer: PreTrainedTokenizerBase, title: str) -> str:
+    """An HTML page of the first rows as the model sees them: every token, its id, its role."""
+    roles = ["prompt", *(("chosen", "rejected") if store.num_responses == 2 else ["response"] * store.num_responses)]
+    special = set(tokenizer.all_special_ids)
+    rows = []
+    for index in range(min(SHOWN, len(store))):
+        comparison = store[index]
+        parts = zip(roles, [comparison.prompt, *comparison.responses], strict=True)
+        shown = [
+            {"role": role, "tokens": [(int(i), _visible(tokenizer, int(i)), int(i) in special) for i in ids]}
+            for role, ids in parts
+        ]
+        rows.append({"row": int(store.rows[index]), "parts": shown})
+    return _filled(SAMPLES, title=title, rows=rows)
+
+
+def _visible(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    text = str(tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token))
+    return text.replace("\n", "\u21b5\n")
+
+
+def _filled(template: str, **content: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(**content)

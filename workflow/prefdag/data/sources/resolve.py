@@ -1,0 +1,93 @@
+"""Where rows, models and tokenizers come from: the Hub at its locked commit, an address, a local folder or file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefdag.config.data import ADDRESS, HUB, Source
+from prefdag.config.hub_lock import Repository, locked
+from prefdag.config.model import Origin
+from prefdag.data.sources import http, hub
+from prefdag.errors import UserError
+from prefdag.provenance.manifest import sha256_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """Files of a source by their names inside it, and the commit where it comes from the Hub."""
+
+    source: str
+    files: Mapping[str, Path]
+    commit: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest: the source, its commit, and every file's sha256."""
+        hashes = {name: sha256_of(path) for name, path in self.files.items()}
+        return {"source": self.source, **({"commit": self.commit} if self.commit else {}), "files": hashes}
+
+
+def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, Found]:
+    """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
+    named = source.named
+    if ADDRESS.match(source.source):
+        assert source.sha256 is not None
+        file = http.download(source.source, source.sha256, scratch)
+        return {"train": Found(source.source, {file.name: file})}
+    if source.source.startswith(HUB):
+        everything = _from_hub(source.source, "dataset", source.revision, lock, tuple(named.values()))
+        chosen = {
+            split: {name: path for name, path in everything.files.items() if hub.matches(name, pattern)}
+            for split, pattern in named.items()
+        }
+        commit = everything.commit
+    else:
+        chosen, commit = _local_rows(source, key, named), None
+    for split, pattern in named.items():
+        if not chosen.get(split):
+            raise UserError(f"{key}.{split}: no file matches {pattern!r} in {source.source}")
+    return {split: Found(source.source, files, commit) for split, files in chosen.items()}
+
+
+def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    folder = _existing(source.source, key)
+    if folder.is_file():
+        if set(named) - {"train"}:
+            raise UserError(f"{key}.source: {folder} is one file and holds train alone; name a folder for other splits")
+        if source.sha256 and (found := sha256_of(folder)) != source.sha256:
+            raise UserError(f"{key}.sha256: {folder} is not the file that was stated: its sha256 is {found}")
+        return {"train": {folder.name: folder}}
+    if source.sha256:
+        raise UserError(f"{key}.sha256: {folder} is a folder, and a sha256 is one file's; remove it")
+    if not named:
+        raise UserError(f"{key}.train: missing; name the file (or glob) of training rows inside {folder}")
+    return {
+        split: {str(path.relative_to(folder)): path for path in sorted(folder.glob(pattern)) if path.is_file()}
+        for split, pattern in named.items()
+    }
+
+
+def folder_of(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> Found:
+    """The files of a model or tokenizer, by name."""
+    if origin.source.startswith(HUB):
+        return _from_hub(origin.source, "model", origin.revision, lock, patterns)
+    folder = _existing(origin.source, key)
+    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
+    return Found(origin.source, {name: folder / name for name in names})
+
+
+def _from_hub(
+    source: str, kind: Literal["dataset", "model"], revision: str | None, lock: str | None, patterns: tuple[str, ...]
+) -> Found:
+    name = source.removeprefix(HUB)
+    if lock is None:
+        raise UserError(f"{source}: fetched only as a lock states; name its file as `lock` (`prefdag lock` writes it)")
+    entry = locked(Path(lock), Repository(kind, name, revision))
+    return Found(source, hub.download(entry, patterns), entry.commit)
+
+
+def _existing(source: str, key: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"{key}.source: {source} does not exist; give a local path or `{HUB}owner/name`")
+    return path

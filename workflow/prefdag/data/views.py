@@ -1,0 +1,137 @@
+"""Views of a token store: the same tokens as other comparisons. Index arithmetic only, no token is copied.
+
+A view keeps the flat order of response tokens where it can, so that the store's reference cache serves it too.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefdag.config.objectives import Objective
+from prefdag.data.token_store import Comparison, Store
+from prefdag.errors import UserError
+from prefdag.seeds import generator
+
+LOG_OF_GAP = frozenset({"odpo"})  # losses that a chosen response of the lower score has no value for
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Each response of a store by itself: K = 1; the best one of a comparison is desirable, the others are not.
+
+    Comparison i * K + k is response k of the store's comparison i.
+    """
+
+    store: Store
+
+    @property
+    def num_responses(self) -> int:
+        return 1
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return np.repeat(self.store.rows, self.store.num_responses)
+
+    @property
+    def prompts(self) -> NDArray[np.int64]:
+        return np.repeat(self.store.prompts, self.store.num_responses)
+
+    @property
+    def scores(self) -> NDArray[np.float32] | None:
+        return None if self.store.scores is None else self.store.scores.reshape(-1, 1)
+
+    @cached_property
+    def labels(self) -> NDArray[np.bool_]:
+        """Is the response desirable? [N * K]."""
+        return np.arange(len(self)) % self.store.num_responses == 0
+
+    def __len__(self) -> int:
+        return len(self.store) * self.store.num_responses
+
+    def __getitem__(self, index: int) -> Comparison:
+        comparison, response = divmod(index, self.store.num_responses)
+        whole = self.store[comparison]
+        return Comparison(whole.prompt, whole.responses[response : response + 1])
+
+    def lengths(self) -> NDArray[np.int64]:
+        sizes = np.diff(self.store.offsets, axis=1)
+        return (sizes[:, :1] + sizes[:, 1:]).ravel()
+
+    def response_starts(self) -> NDArray[np.int64]:
+        """As the store's: responses stand in the same flat order."""
+        return np.concatenate([[0], np.cumsum(np.diff(self.store.offsets[:, 1:], axis=1))])
+
+
+@dataclass(frozen=True)
+class Mismatched:
+    """Each prompt of a K = 1 view with the response to another prompt, the same throughout a training.
+
+    KTO's estimate of KL(policy || reference) is taken on these (Ethayarajh et al. 2024, section 4.1).
+    """
+
+    of: Unpaired
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, index: int) -> Comparison:
+        return Comparison(self.of[index].prompt, self.of[int(self.partner[index])].responses)
+
+    @cached_property
+    def partner(self) -> NDArray[np.int64]:
+        """Whose response each prompt is given, [N]: a permutation of the view, a pure function of seed and prompts.
+
+        Prompts come in a random order, the responses to each in a random order, and everything moves on by the size of
+        the largest group, so that nothing stays in its group. Raises `UserError` where one prompt has more than half.
+        """
+        prompts = np.asarray(self.of.prompts)
+        _, group, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+        if 2 * sizes.max() > len(prompts):
+            raise UserError(
+                f"{self.of.store.folder}: this loss reads responses to other prompts, but {sizes.max()} of the "
+                f"{len(prompts)} examples answer one and the same prompt; add prompts or choose another loss"
+            )
+        random = generator(self.seed, "mismatched")
+        order = np.lexsort((random.permutation(len(prompts)), random.permutation(len(sizes))[group]))
+        partner = np.empty(len(prompts), dtype=np.int64)
+        partner[order] = np.roll(order, -sizes.max())
+        return partner
+
+
+def view_of(store: Store, objective: Objective) -> Store | Unpaired:
+    """The comparisons that an objective trains on. Raises `UserError` where the store's cannot be made such."""
+    num = store.num_responses
+    if objective.responses == "one":
+        if num == 1:
+            raise UserError(
+                f"{store.folder}: {objective.method} reads labelled responses, and these single ones have no labels; "
+                "give it comparisons of two responses or more"
+            )
+        return Unpaired(_scored(store, objective))
+    if num < 2 or (objective.responses == "two" and num > 2):
+        wanted = "two responses" if objective.responses == "two" else "two responses or more"
+        raise UserError(
+            f"{store.folder}: {objective.method} compares {wanted}, and here each prompt has {num}; "
+            f"train it on {'`dataset: comparisons`' if num > 2 else 'comparisons'}"
+        )
+    return _scored(store, objective)
+
+
+def _scored(store: Store, objective: Objective) -> Store:
+    if "scores" not in objective.reads:
+        return store
+    if store.scores is None:
+        raise UserError(
+            f"{store.folder}: {objective.method} reads scores, and these comparisons have none; give rows `scores`, or "
+            "choose a loss that reads none"
+        )
+    if objective.method in LOG_OF_GAP and (wrong := store.rows[store.scores[:, 0] < store.scores[:, 1]]).size:
+        named = ", ".join(map(str, wrong[:10])) + (", ..." if wrong.size > 10 else "")
+        raise UserError(
+            f"{store.folder}: {objective.method} takes the log of chosen minus rejected score, and the chosen one has "
+            f"the lower score in source rows {named}; put the better response first there"
+        )
+    return store

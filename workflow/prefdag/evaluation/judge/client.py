@@ -1,0 +1,162 @@
+"""An OpenAI-compatible endpoint: one question, one answer, patience where it pays, a sentence where it does not.
+
+Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY and go to the client alone: into no config, log, journal,
+error or cache. The client's own retries are off, so that every request is counted and paced here.
+"""
+
+import os
+import random
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from prefdag.config.judge import LLM, name_of
+from prefdag.errors import UserError
+from prefdag.evaluation.judge.cache import settings
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+
+BUSY = (408, 409, 425, 429)
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds of back-off: doubled each time, drawn evenly below
+PATIENCE = 600.0  # seconds that an endpoint may ask us to stay away
+
+
+class Interrupted(Exception):
+    """Another question has failed for good, or the job was told to stop."""
+
+
+class Endpoint:
+    """Asks one judge's questions, from several threads. Raises `UserError` where the environment names no endpoint."""
+
+    def __init__(self, judge: LLM) -> None:
+        self.judge, self.name = judge, name_of(judge)
+        address, key = (os.environ.get(name, "").strip() for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
+        if not address:
+            raise UserError(
+                f"judge {self.name}: no endpoint: set OPENAI_BASE_URL to the address of an OpenAI-compatible server "
+                "(such as http://localhost:8000/v1), or take the model out of judge.judges"
+            )
+        if not key:
+            raise UserError(f"judge {self.name}: no key: set OPENAI_API_KEY (any text for a server that asks for none)")
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"judge {self.name}: OPENAI_BASE_URL is no address; expected http(s)://<host>[:<port>]/v1")
+        self.place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        self._secrets = [secret for secret in (key, parts.password, parts.username) if secret]
+        self._client = _client(address, key, judge.timeout)
+        self._lock, self.stopping = threading.Lock(), threading.Event()
+        self._next, self.requests = 0.0, 0
+
+    def ask(self, question: str) -> str:
+        """The model's answer, empty where it gives none. Raises `UserError` where asking again would not help."""
+        import openai
+
+        told = ""
+        for attempt in range(self.judge.attempts):
+            self._take_turn()
+            wait = None
+            try:
+                return self._answer(question)
+            except openai.APIStatusError as error:
+                told, wait = self._refused(error), _stated_wait(error.response.headers)
+            except openai.APITimeoutError:
+                told = f"gives no answer in {self.judge.timeout:g} s"
+            except openai.APIConnectionError as error:
+                told = f"cannot be reached or breaks off ({type(error.__cause__ or error).__name__})"
+            except (openai.APIError, ValueError, AttributeError, TypeError, IndexError):
+                told = "answers with something other than a chat completion; is the address right (.../v1)?"
+            if attempt + 1 < self.judge.attempts:
+                self._wait_after(attempt, wait, told)
+        raise UserError(f"{self._where()} {told}, {self.judge.attempts} times; {KEPT}")
+
+    def _answer(self, question: str) -> str:
+        messages: Any = [{"role": "user", "content": question}]
+        answer = self._client.chat.completions.create(model=self.judge.model, messages=messages, **settings(self.judge))
+        content = answer.choices[0].message.content
+        if not isinstance(content, str | None):
+            raise TypeError
+        return content or ""
+
+    def _take_turn(self) -> None:
+        """Wait for this request's place in the minute, and count it. Raises `UserError` at the cap."""
+        gap = 60.0 / self.judge.requests_per_minute if self.judge.requests_per_minute else 0.0
+        with self._lock:
+            if self.requests >= self.judge.max_requests:
+                raise UserError(
+                    f"judge {self.name}: max_requests ({self.judge.max_requests}) is spent, some of it on repetitions; "
+                    f"raise it or look at the endpoint; {KEPT}"
+                )
+            self.requests += 1
+            turn = max(self._next, time.monotonic())
+            self._next = turn + gap
+        self._pause(turn - time.monotonic())
+
+    def _wait_after(self, attempt: int, stated: float | None, told: str) -> None:
+        """As long as the endpoint states, then all threads wait; else twice as long each time, by chance."""
+        if stated is None:
+            self._pause(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))
+            return
+        if stated > PATIENCE:
+            raise UserError(f"{self._where()} {told} and asks for {stated:.0f} s of patience; {KEPT}")
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + stated)
+        self._pause(stated)
+
+    def _pause(self, seconds: float) -> None:
+        if self.stopping.wait(max(0.0, seconds)):
+            raise Interrupted
+
+    def _refused(self, error: "APIStatusError") -> str:
+        """What a status says that may pass; raises `UserError` for one that will not."""
+        status = error.status_code
+        if getattr(error, "code", None) == "insufficient_quota":
+            raise UserError(f"{self._where()} says that the quota is spent (HTTP {status}); {KEPT}") from None
+        if status in BUSY or status >= 500:
+            return f"is busy or broken (HTTP {status})"
+        if status in (401, 403):
+            raise UserError(
+                f"{self._where()} refuses the key (HTTP {status}); set OPENAI_API_KEY to one that may use it"
+            ) from None
+        if status == 404:
+            raise UserError(
+                f"{self._where()} knows no model {self.judge.model!r}, or serves no chat completions at this address "
+                f"(HTTP 404); correct judge.judges or OPENAI_BASE_URL: {self._said(error)}"
+            ) from None
+        raise UserError(f"{self._where()} refuses the request (HTTP {status}): {self._said(error)}") from None
+
+    def _said(self, error: "APIStatusError") -> str:
+        """The endpoint's own words, short and without anything that the environment told us in confidence."""
+        text = " ".join(str(error.message).split())
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text if len(text) <= 300 else f"{text[:300]}..."
+
+    def _where(self) -> str:
+        return f"judge {self.name}: the endpoint {self.place}"
+
+
+KEPT = "what was answered is kept, and the next run asks for the rest"
+
+
+def _client(address: str, key: str, timeout: float) -> Any:
+    from openai import OpenAI  # takes a second, and most suites ask no model
+
+    return OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=0)
+
+
+def _stated_wait(headers: Any) -> float | None:
+    """Retry-After in seconds, given as such or as a date; None where it is not there or not to be read."""
+    if (milliseconds := headers.get("retry-after-ms", "")).isdigit():
+        return int(milliseconds) / 1000
+    stated = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(stated))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(stated).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

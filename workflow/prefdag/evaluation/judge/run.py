@@ -1,0 +1,145 @@
+"""From pairs of answers to a model's verdicts: each pair in both orders, each question once."""
+
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefdag.config.judge import LLM, name_of
+from prefdag.errors import UserError
+from prefdag.evaluation.judge.cache import Answers, key_of, known_answers
+from prefdag.evaluation.judge.client import Endpoint, Interrupted
+from prefdag.evaluation.judge.prompts import choice, question, template_of
+from prefdag.evaluation.scores import Key, read_answers
+
+FOLDER = ".judge"  # below a suite's results
+OURS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0, None: math.nan}  # the verdict for ours by the letter chosen
+OURS_SECOND = {"A": 0.0, "tie": 0.5, "B": 1.0, None: math.nan}
+TOLD_EVERY = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    prompt: str
+    ours: str
+    theirs: str
+
+
+def pairs_of(generations: Path, against: Path, keys: Sequence[tuple[Key, Key]]) -> list[Pair]:
+    """The answers of two folders that stand against each other, by their keys.
+
+    Raises `UserError` for one that is not there, and where both sides' prompts are not the same.
+    """
+    mine, others = read_answers(generations), read_answers(against)
+    pairs = []
+    for ours, theirs in keys:
+        prompt, response = _answer(mine, generations, ours)
+        same, reference = _answer(others, against, theirs)
+        if prompt != same:
+            raise UserError(
+                f"{generations}: prompt {ours[0]} reads differently in {against}; make both from the same data"
+            )
+        pairs.append(Pair(prompt, response, reference))
+    return pairs
+
+
+def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tuple[str, str]:
+    if key not in answers:
+        raise UserError(f"{folder}: has no answer to prompt {key[0]} sample {key[1]}; generate and score it again")
+    return answers[key]
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a judge says of a pair shown with ours first and with ours second: texts, and the verdicts in them."""
+
+    answers: tuple[str, str]
+
+    @property
+    def shown_first(self) -> float:
+        return OURS_FIRST[choice(self.answers[0])]
+
+    @property
+    def shown_second(self) -> float:
+        return OURS_SECOND[choice(self.answers[1])]
+
+
+class Questions:
+    """All questions of one judge about some pairs, and which of them the cache below `folder` has no answer to."""
+
+    def __init__(self, judge: LLM, pairs: Sequence[Pair], folder: Path) -> None:
+        self.judge, self.folder = judge, folder
+        template = template_of(judge)
+        self._keys: list[tuple[str, str]] = []
+        self._asked: dict[str, str] = {}
+        for pair in pairs:
+            both = [(pair.ours, pair.theirs), (pair.theirs, pair.ours)]
+            texts = [question(template, pair.prompt, first, second) for first, second in both]
+            first, second = (key_of(judge, text) for text in texts)
+            self._keys.append((first, second))
+            self._asked |= {first: texts[0], second: texts[1]}
+        self._answers = {key: text for key, text in known_answers(folder).items() if key in self._asked}
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    @property
+    def remaining(self) -> dict[str, str]:
+        """Questions without an answer, by key."""
+        return {key: text for key, text in self._asked.items() if key not in self._answers}
+
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint for what remains, None where nothing does. Raises `UserError` before anything is asked."""
+        name, number = name_of(self.judge), len(self.remaining)
+        print(f"judge {name}: {len(self)} questions, {len(self) - number} answered before, {number} to ask", flush=True)
+        if not number:
+            return None
+        if number > self.judge.max_requests:
+            raise UserError(
+                f"judge {name}: {number} requests are needed and max_requests allows {self.judge.max_requests} in a "
+                "job; nothing was asked; raise it, or judge fewer prompts (generate.max_prompts)"
+            )
+        return Endpoint(self.judge)
+
+    def ask(self, endpoint: Endpoint, job: str) -> None:
+        """Ask what remains, each answer kept as it comes. Raises `UserError` where one question fails for good."""
+        waiting, told = list(self.remaining.items()), time.monotonic()
+        with Answers(self.folder / f"{job}.jsonl") as kept, ThreadPoolExecutor(self.judge.concurrency) as threads:
+            try:
+                running = {threads.submit(self._one, endpoint, kept, *one): one[0] for one in waiting}
+                while running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    self._take(done, running)
+                    if time.monotonic() - told > TOLD_EVERY:
+                        told = time.monotonic()
+                        print(f"judge {name_of(self.judge)}: {len(running)} to ask", flush=True)
+            except BaseException:
+                endpoint.stopping.set()  # before the pool waits for its threads
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+        print(f"judge {name_of(self.judge)}: {endpoint.requests} requests made", flush=True)
+
+    def _take(self, done: set[Future[str]], running: dict[Future[str], str]) -> None:
+        # A thread that was interrupted says less than the one that failed.
+        for future in sorted(done, key=lambda one: isinstance(one.exception(), Interrupted)):
+            self._answers[running.pop(future)] = future.result()
+
+    @staticmethod
+    def _one(endpoint: Endpoint, kept: Answers, key: str, text: str) -> str:
+        if endpoint.stopping.is_set():
+            raise Interrupted
+        try:
+            answer = endpoint.ask(text)
+            kept.add(key, endpoint.judge.model, answer)
+        except BaseException:
+            endpoint.stopping.set()  # here, before this thread takes the next question
+            raise
+        return answer
+
+    def opinions(self) -> list[Opinion]:
+        """One a pair, in their order, once nothing remains."""
+        return [Opinion((self._answers[first], self._answers[second])) for first, second in self._keys]

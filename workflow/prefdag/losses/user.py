@@ -1,0 +1,60 @@
+"""A loss in a Python file of the user's own, run: in its job."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from prefdag.config.objectives.own import Own, parts
+from prefdag.errors import Stopped, UserError
+from prefdag.models.logprobs import LogProbs
+from prefdag.provenance.user_code import imported, told
+
+
+def own_loss(objective: Own) -> Callable[..., Any]:
+    """The user's function with its options bound, called with (policy, <the inputs it reads> by name).
+
+    Raises `UserError`, one sentence naming file and function, where the file cannot be imported, the function raises,
+    or what it returns is not one floating-point value per comparison, [B], and after them, of a loss that reads
+    `state`, the next state as a dict of numbers.
+    """
+    path, name = parts(objective.method)
+    function = getattr(imported(path), name)
+    options = objective.parameters()
+
+    def compute(policy: LogProbs, **inputs: Any) -> Any:
+        try:
+            found = function(policy, **inputs, **options)
+        except (Stopped, UserError):
+            raise
+        except Exception as error:
+            raise UserError(f"{path}: {name} raised {told(error, path)}; mend the function and rerun") from error
+        place = f"{path}: {name}"
+        if "state" not in objective.reads:
+            return _checked(found, policy, place)
+        values, state = _with_state(found, place)
+        return _checked(values, policy, place), state
+
+    return compute
+
+
+def _with_state(found: Any, place: str) -> tuple[Any, dict[str, float]]:
+    """Values and next state, if that is what the function returned: the state is saved as JSON between steps."""
+    match found:
+        case (values, dict(state)) if all(isinstance(key, str) for key in state):
+            if all(isinstance(value, (int, float)) for value in state.values()):
+                return values, state
+    raise UserError(f"{place} reads `state`, so it must return (values, state), the state a dict of numbers by name")
+
+
+def _checked(values: Any, policy: LogProbs, place: str) -> Tensor:
+    """What the function returned, if it is one float per comparison that follows the policy."""
+    expected = f"expected one floating-point value per comparison, [{policy.shape[0]}]"
+    if not isinstance(values, Tensor):
+        raise UserError(f"{place} returned {type(values).__name__}; {expected}, as a tensor")
+    if values.shape != policy.shape[:1] or not values.is_floating_point():
+        kind = str(values.dtype).removeprefix("torch.")
+        raise UserError(f"{place} returned {kind} values of shape {list(values.shape)}; {expected}")
+    if policy.tokens.requires_grad and not values.requires_grad:
+        raise UserError(f"{place} returned values without a gradient; compute them from `policy`, undetached")
+    return values

@@ -1,0 +1,199 @@
+"""Models: built, loaded and saved; which device and precision they run in."""
+
+import ctypes
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils import deterministic
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from prefdag.config.model import Architectural
+from prefdag.distributed.collectives import join
+from prefdag.distributed.fsdp import whole
+from prefdag.distributed.ranks import is_first
+from prefdag.errors import UserError
+from prefdag.models.attention.interface import NAME, check_supported
+from prefdag.os_errors import out_of_memory
+from prefdag.seeds import named_seed
+
+HEAD = "score.weight"
+ALIGNMENT = 64  # bytes
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def set_up(threads: int) -> torch.device:
+    """Fix the number of threads, ask for deterministic kernels, meet the job's other processes, and name the device.
+
+    Memory that is freed stays with the process.
+    """
+    join()
+    keep_freed_pages()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on CUDA over float32 master weights; nothing elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
+    """A causal language model with float32 weights and attention over segments.
+
+    Raises `UserError` for an architecture that is not supported and for a folder that holds no weights.
+    """
+    held = _held.pop(_as_it_is(folder), None) if _held else None
+    return _load(AutoModelForCausalLM, folder, device) if held is None else nn.Module.to(held, device)
+
+
+def hold(folder: Path) -> None:
+    """Load a policy that this process's forks will ask for: each finds it loaded, once, and its own to change."""
+    _held[_as_it_is(folder)] = load_policy(folder, torch.device("cpu"))
+
+
+_held: dict[tuple[object, ...], PreTrainedModel] = {}
+
+
+def _as_it_is(folder: Path) -> tuple[object, ...]:
+    files = sorted(folder.glob("*"))
+    return folder.resolve(), *((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+
+
+def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None) -> PreTrainedModel:
+    """The weights of a reward model under its scalar heads, the linear layer `score` without bias.
+
+    new_heads: how many heads to set on a policy, which has none; their weights are yet to be drawn. Raises `UserError`
+    as `load_policy` does, and for a reward model that has lost its heads.
+    """
+    if new_heads is None:
+        model = _load(AutoModelForSequenceClassification, folder, device)
+    else:
+        model = _load(AutoModelForSequenceClassification, folder, device, may_lack=HEAD, num_labels=new_heads)
+    assert isinstance(model.score, nn.Linear) and model.score.bias is None
+    return model
+
+
+def _load(
+    kind: Any, folder: Path, device: torch.device, may_lack: str | None = None, **options: Any
+) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(folder, error) from None
+    _check(config, str(folder))
+    options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    try:
+        model, report = kind.from_pretrained(folder, **options)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise _not_loaded(folder, error) from None
+    # transformers draws what a file lacks at random, and only warns.
+    lacking = sorted(name for name in report["missing_keys"] if name != may_lack)
+    if lacking:
+        raise UserError(f"{folder}: its weights lack {lacking[0]} ({len(lacking)} missing); take a complete model")
+    without_dropout(model)
+    model = model.to(device).eval()
+    _align(model)
+    return model
+
+
+def _align(model: nn.Module) -> None:
+    """Move parameters that begin anywhere in a mapped file to where torch's own would begin.
+
+    On AMD processors the low bits of MKL's products by a narrow matrix, such as a reward head, depend on that.
+    """
+    for parameter in model.parameters():
+        if parameter.data_ptr() % ALIGNMENT:
+            parameter.data = parameter.data.clone()
+
+
+def _not_loaded(folder: Path, error: Exception) -> Exception:
+    """What is wrong with the folder, unless it is the memory that there was no more of."""
+    if out_of_memory(error):
+        return error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{folder}: no model can be loaded from it ({first})")
+
+
+def _check(config: PretrainedConfig, where: str) -> None:
+    check_supported(config.model_type, where)
+    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if scaling in ("dynamic", "longrope"):
+        raise UserError(f"{where}: {scaling} rotary scaling depends on what shares a batch; use a model without it")
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Dropout is off in preference training: policy and reference must agree at the first step."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
+    """A model from scratch: its shape from the suite, its initial weights from the seed."""
+    inner = shape.intermediate_size or 4 * shape.hidden_size
+    common = {
+        "vocab_size": vocab_size,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "tie_word_embeddings": shape.tie_embeddings,
+    }
+    if shape.architecture == "gpt2":
+        names = {"n_embd": shape.hidden_size, "n_layer": shape.layers, "n_head": shape.heads}
+        config = AutoConfig.for_model("gpt2", n_positions=shape.context, n_inner=inner, **names, **common)
+    else:
+        names = {"hidden_size": shape.hidden_size, "num_hidden_layers": shape.layers}
+        names |= {"num_attention_heads": shape.heads, "intermediate_size": inner}
+        if shape.architecture in ("llama", "mistral", "qwen2"):
+            names["num_key_value_heads"] = shape.key_value_heads or shape.heads
+        if shape.architecture == "mistral":
+            names["sliding_window"] = shape.context
+        config = AutoConfig.for_model(shape.architecture, max_position_embeddings=shape.context, **names, **common)
+    torch.manual_seed(named_seed(seed, "initial weights"))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
+    without_dropout(model)
+    return model.eval()
+
+
+def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
+    """Write weights (safetensors), config and the tokenizer's files, loadable by `from_pretrained`.
+
+    The first of several ranks writes; all of them must ask, as each may hold a part of the weights.
+    """
+    state = whole(model.state_dict())
+    if not is_first():
+        return
+    model.save_pretrained(folder, state_dict=state)
+    for path in tokenizer.iterdir():
+        if path.name not in ("config.json", "generation_config.json") and not path.name.startswith("model"):
+            shutil.copy(path, folder / path.name)
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+GROWTH = 64 << 20  # bytes that the heap grows by, at least
+
+
+def keep_freed_pages() -> None:
+    """Have this process use freed memory again rather than give it back. Nothing changes under another C library."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, GROWTH)):
+        mallopt(option, value)

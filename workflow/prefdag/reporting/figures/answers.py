@@ -1,0 +1,134 @@
+"""Win rates of further sets of answers: over sampling temperatures, and over the checkpoints of a training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, look, method_styles, new_figure
+from prefdag.reporting.figures.training import setting_colours, settings_legend
+from prefdag.reporting.tables import BEFORE_ALIGNMENT, alike, checkpoints, elsewhere
+
+TOGETHER = 7  # policies that one panel can hold
+ACROSS = 3  # panels in a row
+
+
+def by_temperature(answers: pd.DataFrame, label: str) -> Figure | None:
+    """Win rate of each policy over the temperatures that it was sampled at (Rafailov et al. 2023, figure 2 right).
+
+    answers: `answers_table.answers_table`; label: what the win rate is of. None unless a policy has two temperatures.
+    """
+    drawn = alike(answers)
+    drawn = drawn[drawn["win_rate"].notna() & drawn["temperature"].notna()]
+    # SFT against itself is a half at any temperature, which is no finding.
+    drawn = drawn.groupby("run", sort=False).filter(
+        lambda own: own["temperature"].nunique() > 1 and own["win_low"].notna().any()
+    )
+    return _curves(drawn, "temperature", "sampling temperature", label) if len(drawn) else None
+
+
+def over_training(answers: pd.DataFrame, label: str) -> Figure | None:
+    """Win rate of each run at its checkpoints and its end, from SFT on (Rafailov et al. 2023, figure 3 right).
+
+    None for a suite without checkpoints.
+    """
+    kept = checkpoints(answers)
+    if kept.empty:
+        return None
+    ends = answers[(answers["variant"] == "") & answers["run"].isin(kept["run"])]
+    start = answers[answers["answers"] == "sft"]
+    whole = [
+        pd.concat([start.assign(**_identity(end)), kept[kept["run"] == end["run"]], end.to_frame().T])
+        for _, end in ends.iterrows()
+    ]
+    table = pd.concat(whole)
+    return _curves(table.dropna(subset=["win_rate", "step"]), "step", "optimizer step", label)
+
+
+def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
+    """Win rates on the suite's own test prompts and on another input distribution (Rafailov et al. 2023, table 1).
+
+    None for a suite without such answers.
+    """
+    table = elsewhere(answers)
+    if table.empty:
+        return None
+    with look():
+        figure = new_figure(7.2, 1.3 + 0.34 * len(table))
+        axes = figure.subplots()
+        axes.axvline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        place = np.arange(len(table))[::-1]
+        sides = (
+            ("test", "test prompts", BLUE, "o", 0.12),
+            ("ood", "other prompts", VERMILLION, "^", -0.12),
+        )
+        for side, name, colour, marker, shift in sides:
+            mean, low, high = (100 * table[f"{side}_{end}"].to_numpy(float) for end in ("mean", "low", "high"))
+            shape: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+            axes.errorbar(mean, place + shift, xerr=[mean - low, high - mean], label=name, capsize=2, **shape)
+        axes.set_yticks(place, [setting(row) for row in table.to_dict("records")])
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.xaxis.set_major_formatter("{x:g}%")
+        axes.set_xlabel(label)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    return figure
+
+
+def setting(row: Mapping[str, Any]) -> str:
+    """A policy and how it was sampled: DPO β=0.5, T = 0.25."""
+    top = f", top-p {row['top_p']:g}" if row["top_p"] != 1 else ""
+    return f"{row['display']}, T = {row['temperature']:g}{top}"
+
+
+def _identity(row: pd.Series) -> dict[str, object]:
+    return {key: row[key] for key in ("run", "method", "group", "label", "display")}
+
+
+def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
+    """A line a policy with 95% intervals: all in one panel, or a panel a method where they are many."""
+    runs = list(dict.fromkeys(table["run"]))
+    methods = [method for method in dict.fromkeys(table["method"]) if method not in BEFORE_ALIGNMENT]
+    split = len(runs) > TOGETHER and len(methods) > 1
+    groups: Sequence[str | None] = methods if split else [None]
+    rows = -(-len(groups) // ACROSS)
+    columns = min(ACROSS, len(groups))
+    with look():
+        figure = new_figure(7.2, 3.8) if not split else new_figure(1.2 + 2.5 * columns, 0.5 + 2.3 * rows)
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, method in zip(panels, groups, strict=False):
+            if method is None:
+                _draw(axes, table, x, method_styles(runs))
+                axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+                continue
+            own = table[table["method"] == method].drop_duplicates("run")
+            colours = dict(zip(own["run"], setting_colours(own), strict=True))
+            members = table[table["run"].isin(colours) | table["method"].isin(BEFORE_ALIGNMENT)]
+            _draw(axes, members, x, BEFORE_STYLES | {run: (colour, "o") for run, colour in colours.items()})
+            settings_legend(axes, own)
+        for axes in panels[len(groups) :]:
+            axes.set_visible(False)
+        for axes in panels[: len(groups)][-columns:]:
+            axes.xaxis.set_tick_params(labelbottom=True)  # also where no panel lies below
+        figure.supxlabel(x_label, fontsize=9)
+        figure.supylabel(label, fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, members: pd.DataFrame, x: str, styles: Mapping[str, tuple]) -> None:
+    axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    runs = list(dict.fromkeys(members["run"]))
+    span = float(members[x].max() - members[x].min())
+    shifts = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.008 * span  # intervals at one place stay apart
+    for run, shift in zip(runs, shifts, strict=True):
+        own = members[members["run"] == run].sort_values(x)
+        place = own[x].to_numpy(dtype=float) + shift
+        rate, low, high = (100 * own[name].to_numpy(dtype=float) for name in ("win_rate", "win_low", "win_high"))
+        colour, marker = styles[run]
+        size = 8 if marker == "*" else 5
+        shape: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "mec": "white", "mew": 0.5}
+        bars: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.3}
+        axes.errorbar(place, rate, [rate - low, high - rate], label=own["display"].iloc[0], zorder=3, **shape, **bars)
+    axes.yaxis.set_major_formatter("{x:g}%")

@@ -1,0 +1,179 @@
+"""Training curves: a panel a method, a colour a setting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prefdag.reporting.figures.style import GREY, INK, look, new_figure, shades
+from prefdag.reporting.tables import title
+
+PANELS_A_ROW = 3
+MANY = 12  # methods whose panels are drawn at full size; more are drawn small
+PANELS_OF_MANY = 6
+PROBED = 48  # held-out comparisons that a training watches (prefdag.watched, which needs torch)
+QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
+LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
+
+
+def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
+    """Log-ratios of held-out chosen (solid) and rejected (dashed) responses over steps, whatever the loss reads.
+
+    curves: run -> step, held_out_chosen_logratio, held_out_rejected_logratio (means of summed log-ratios in nats, NaN
+    where not measured). runs: columns run, method, group, label.
+    """
+    with look():
+        figure, panels = _panels(curves, runs)
+        for axes, members in panels:
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
+                for side, dashes in LINES.items():
+                    _draw(axes, curves[run], f"held_out_{side}_logratio", colour, dashes)
+            axes.axhline(0, color=GREY, linewidth=0.7, zorder=1)
+        figure.supylabel("log-ratio to SFT (nats)", fontsize=9)
+        sides = [Line2D([], [], color=INK, linestyle=dashes, label=side) for side, dashes in LINES.items()]
+        figure.legend(handles=sides, loc="outside upper right", ncols=2)
+    return figure
+
+
+def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_out: int) -> Figure | None:
+    """Share of held-out pairs whose chosen response became less likely than under SFT, with 95% Wilson intervals.
+
+    curves: run -> step, held_out_chosen_fell (a share of the first `held_out` validation pairs, at most PROBED). None
+    where nothing was held out.
+    """
+    number = min(held_out, PROBED)
+    column = "held_out_chosen_fell"
+    if not number or not any(column in curve for curve in curves.values()):
+        return None
+    with look():
+        figure, panels = _panels(curves, runs, sharey=True)
+        for axes, members in panels:
+            axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            shade = max(0.05, 0.18 / len(members))
+            for run, colour in zip(members["run"], setting_colours(members), strict=True):
+                if column in curves[run]:
+                    known = curves[run].dropna(subset=[column])
+                    low, high = wilson(known[column].to_numpy(), number)
+                    axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=shade, lw=0, zorder=2)
+                    axes.plot(known["step"], 100 * known[column], color=colour, linewidth=1.3, zorder=3)
+            axes.set_ylim(-2, 102)
+            axes.yaxis.set_major_formatter("{x:g}%")
+        figure.supylabel("held-out pairs whose chosen response fell", fontsize=9)
+    return figure
+
+
+def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
+    z = 1.959964
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return centre - half, centre + half
+
+
+def _panels(
+    curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, sharey: bool = False
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure over optimizer steps with a panel and the runs of each method: small ones where methods are many."""
+    methods = _methods(curves, runs)
+    many = len(methods) > MANY
+    columns = min(PANELS_OF_MANY if many else PANELS_A_ROW, len(methods))
+    rows = -(-len(methods) // columns)
+    size = (0.6 + 1.9 * columns, 0.8 + 1.55 * rows) if many else (1.2 + 2.5 * columns, 0.5 + 2.2 * rows)
+    figure = new_figure(*size)
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
+    for spare in axes[len(methods) :]:
+        spare.set_visible(False)
+    members = [_members(curves, runs, method) for method in methods]
+    for panel, own in zip(axes, members, strict=False):
+        settings_legend(panel, own, named=not many)
+    figure.supxlabel("optimizer step", fontsize=9)
+    return figure, list(zip(axes, members, strict=False))
+
+
+def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
+    """Loss, margin and accuracy on the training batches over steps: a row a method, as losses cannot be compared."""
+    methods = _methods(curves, runs)
+    with look():
+        figure = new_figure(8.2, 0.3 + 1.9 * len(methods))
+        panels = figure.subplots(len(methods), len(QUANTITIES), squeeze=False, sharex="row")
+        for axes in panels[:, -1]:
+            axes.sharey(panels[0, -1])  # accuracies of all methods are on one scale
+        for row, method in zip(panels, methods, strict=True):
+            members = _members(curves, runs, method)
+            for axes, (column, label) in zip(row, QUANTITIES.items(), strict=True):
+                axes.set_ylabel(label)
+                if not _has(curves, members, column):
+                    axes.set_visible(False)
+                    continue
+                for run, colour in zip(members["run"], setting_colours(members), strict=True):
+                    _draw(axes, curves[run], column, colour, "-")
+                if column == "accuracy":
+                    axes.axhline(0.5, color=GREY, linewidth=0.7, zorder=1)
+            settings_legend(row[0], members)
+        for axes in panels[-1]:
+            axes.set_xlabel("optimizer step")
+    return figure
+
+
+def smoothed(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Centred mean over a twentieth of the steps, and half of its 95% interval, batches taken as independent.
+
+    Light enough to keep every turn, and it shifts none. Nan where a window has one batch.
+    """
+    window = values.rolling(max(1, len(values) // 20) | 1, center=True, min_periods=1)
+    return window.mean(), 1.96 * window.std() / np.sqrt(window.count())
+
+
+def draw_batches(axes: Axes, steps: pd.Series, values: pd.Series, colour: Any, dashes: object = "-") -> None:
+    """Every training batch, light; their moving mean, and its interval as a band."""
+    mean, half = smoothed(values)
+    axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.22, zorder=2)
+    axes.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.18, lw=0, zorder=2)
+    axes.plot(steps, mean, color=colour, linewidth=1.3, linestyle=dashes, zorder=3)
+
+
+def _draw(axes: Axes, curve: pd.DataFrame, column: str, colour: tuple, dashes: object) -> None:
+    if column in curve:  # nothing is held out where a suite has no validation split
+        curve = curve.dropna(subset=[column])
+        draw_batches(axes, curve["step"], curve[column], colour, dashes)
+
+
+def _methods(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(runs["method"][runs["run"].isin(curves)]))
+
+
+def _members(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, method: str) -> pd.DataFrame:
+    return runs[(runs["method"] == method) & runs["run"].isin(curves)]
+
+
+def _has(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame, column: str) -> bool:
+    return any(column in curves[run] and np.isfinite(curves[run][column]).any() for run in members["run"])
+
+
+def setting_colours(members: pd.DataFrame) -> list:
+    """A colour for each run: seeds of one setting share theirs."""
+    groups = list(dict.fromkeys(members["group"]))
+    return [shades(len(groups))[groups.index(group)] for group in members["group"]]
+
+
+def settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
+    """The method as the panel's title and, above the data, the colour of each setting."""
+    labels = dict(zip(members["label"], setting_colours(members), strict=True))
+    axes.set_title(title(members["method"].iloc[0]), pad=16 if named and len(labels) > 1 else None)
+    if named and len(labels) > 1:
+        handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]
+        axes.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.98),
+            ncols=len(handles),
+            fontsize=6.5,
+            handlelength=0.9,
+            handletextpad=0.3,
+            columnspacing=0.7,
+            borderaxespad=0,
+        )

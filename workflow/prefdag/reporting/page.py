@@ -1,0 +1,57 @@
+"""The report as one HTML file that needs no network and no other file."""
+
+import base64
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATE = "page.html.jinja"
+
+
+def page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any) -> str:
+    """Fill a template. figures: name -> PNG bytes; everything that is no markup of ours is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = {name: base64.b64encode(image).decode() for name, image in figures.items()}
+    return environment.get_template(template).render(figures=images, packages=packages(), **content) + "\n"
+
+
+PROJECT = Path(__file__).parents[3] / "pyproject.toml"
+
+
+def packages() -> list[dict[str, str]]:
+    """Every direct dependency of `pyproject.toml` in its order; nothing where the package runs outside its tree.
+
+    A package that is not installed, or states no licence, says so.
+    """
+    if not PROJECT.is_file():
+        return []
+    pins = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [_about(re.split(r"[=<>!~ ;\[]", pin)[0], pin.partition("==")[2]) for pin in pins]
+
+
+def _about(name: str, pinned: str) -> dict[str, str]:
+    try:
+        told = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        return {"name": name, "version": f"{pinned}, not installed", "licence": ""}
+    version = told["Version"].partition("+")[0]  # the build, +cpu or +cu130, is not the version
+    return {"name": name, "version": version, "licence": licence(told)}
+
+
+def licence(told: metadata.PackageMetadata) -> str:
+    """The SPDX expression, else the classifiers, else the first line of the licence that the metadata hold."""
+    classified = [line.split(" :: ")[-1] for line in told.get_all("Classifier") or [] if line.startswith("License :: ")]
+    stated = (told.get_all("License-Expression") or [""])[0]
+    free = (told.get_all("License") or [""])[0].strip().splitlines()
+    return stated or ", ".join(classified) or (free[0][:60] if free else "not stated")

@@ -1,0 +1,106 @@
+"""Rows of the report's tables as the page shows them: every mean with its interval, None for what was not measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prefdag.provenance.manifest import read_manifest
+from prefdag.reporting.tables import title
+
+METRICS = ("reward", "kl", "length", "distinct2", "trained")
+
+
+def run_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the page's table of runs."""
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    about = {"run": row["run"], "method": f"{title(row['method'])} {row['label']}".strip(), "seed": known["seed"]}
+    gain = {key: known[f"reward_gain{end}"] for key, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
+    if row["run"] == "sft":
+        gain["mean"] = 0.0  # against itself, so without interval
+    return {**about, **_measures(known), "gain": gain}
+
+
+def answers_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the table of further sets of answers."""
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    about = {key: known[key] for key in ("answers", "display", "temperature", "step")}
+    return {**about, **_measures(known)}
+
+
+def elsewhere_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of the table of another input distribution: win rates in percent, None where nothing was drawn alike."""
+    known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    sides = {
+        side: percent({end: known[f"{side}_{end}"] for end in ("mean", "low", "high")}) for side in ("test", "ood")
+    }
+    return {**known, **sides}
+
+
+def _measures(known: Mapping[str, Any]) -> dict[str, Any]:
+    entries = {
+        metric: {"mean": known[metric], "low": known[f"{metric}_low"], "high": known[f"{metric}_high"]}
+        for metric in METRICS
+    }
+    wins = percent({"mean": known["win_rate"], "low": known["win_low"], "high": known["win_high"]})
+    return {**entries, "win_rate": wins}
+
+
+def best_of_n_rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Best-of-N as the page shows it, a line a selector, a measure and an N."""
+    rows = []
+    for row in table.to_dict("records") if table is not None else ():
+        known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+        names = {"reward": ("mean", "low", "high"), "kl": ("kl", "kl_low", "kl_high")}
+        cells = {
+            name: dict(zip(("mean", "low", "high"), map(known.get, ends), strict=True)) for name, ends in names.items()
+        }
+        wins = percent({"mean": known["win_rate"], "low": known["win_low"], "high": known["win_high"]})
+        rows.append({**known, **cells, "win_rate": wins})
+    return rows
+
+
+def configs_of(manifests: Sequence[Path]) -> dict[str, str]:
+    """The config of each training as its manifest has it: run -> JSON."""
+    contents = {path.parent.name: read_manifest(path).content for path in manifests}
+    return {name: json.dumps(content.get("config", {}), indent=1, sort_keys=True) for name, content in contents.items()}
+
+
+def percent(entry: dict[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else 100 * value for key, value in entry.items()}
+
+
+def accuracies_of(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -> dict[str, Any]:
+    """Held-out evaluations by what the page calls them: the reward model's, its heads', and the implicit rewards'."""
+    found = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
+    named = {f"{name} training" if name in ("before", "after") else f"{name} alone": found[name] for name in found}
+    display = dict(zip(runs["run"], runs["display"], strict=True))
+    for path in scores:
+        if (path.parent / "evaluation.json").exists():
+            evaluation = json.loads((path.parent / "evaluation.json").read_text())
+            named[f"implicit, {display[path.parent.name]}"] = evaluation["implicit"]
+    return named
+
+
+def evaluation_rows(accuracies: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for which, entry in accuracies.items():
+        low, high = entry["accuracy_low"], entry["accuracy_high"]
+        accuracy = percent({"mean": entry["accuracy"], "low": low, "high": high})
+        rows.append({**entry, "which": which, "accuracy": accuracy})
+    return rows
+
+
+def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[dict[str, Any]]:
+    """The league as the page shows it: every mean with its interval, None for what no setting reached."""
+    rows = []
+    for row in table.to_dict("records") if table is not None else ():
+        known = {key: None if pd.isna(value) else value for key, value in row.items()}
+        names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "best_kl", "length_drift"]
+        cells = {
+            name: {"mean": known[name], "low": known[f"{name}_low"], "high": known[f"{name}_high"]} for name in names
+        }
+        rows.append({**known, **cells, "method": title(row["method"])})
+    return rows

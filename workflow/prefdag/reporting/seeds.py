@@ -1,0 +1,116 @@
+"""Numbers that compare runs, each with its interval: paired gains on SFT, and means over the seeds of a setting.
+
+Shapes: S seeds, G prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefdag.config.report import Expected
+from prefdag.evaluation.bootstrap import difference, of_seeds
+from prefdag.reporting.tables import title
+
+SPREAD = ("reward", "kl", "win_rate", "length")
+BOOTSTRAP = 1000
+GAIN = ["reward_gain", "reward_gain_low", "reward_gain_high"]
+
+
+def by_prompt(table: pd.DataFrame, verdicts: Path | None) -> pd.DataFrame:
+    """Means over each prompt's samples, [G] rows: the columns of scores.csv, and win_rate by the headline judge.
+
+    verdicts: verdicts.csv, whose first judge is the headline; without one (SFT against itself) there is no win_rate.
+    """
+    means = table.groupby("prompt_id").mean(numeric_only=True).drop(columns="sample")
+    if verdicts is None or not verdicts.is_file():
+        return means
+    given = pd.read_csv(verdicts)
+    if "judge" in given:
+        given = given[given["judge"] == given["judge"].iloc[0]]
+    return means.assign(win_rate=given.groupby("prompt_id")["verdict"].mean())
+
+
+def gains(means: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
+    """Each policy's mean reward less SFT's, paired by prompt: run -> reward_gain, reward_gain_low, reward_gain_high."""
+    sft = means["sft"]["reward"]
+    found = {}
+    for run, own in means.items():
+        both = pd.concat([own["reward"], sft], axis=1, join="inner").to_numpy()
+        if run != "sft" and len(both) > 1:
+            gap = difference(both[:, :1].T, both[:, 1:].T, seed=f"gain/{run}", bootstrap=BOOTSTRAP)
+            found[run] = dict(zip(GAIN, (gap.mean, gap.low, gap.high), strict=True))
+    return found
+
+
+def over_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
+    """Mean over seeds with the interval that draws seeds and prompts anew (`statistics.of_seeds`), and the extremes.
+
+    Prompts that a seed has no number for are left out. None where a run lacks the column.
+    """
+    if any(column not in means[run] for run in runs):
+        return dict.fromkeys(("mean", "low", "high", "least", "most"), None)
+    values = pd.concat([means[run][column] for run in runs], axis=1, join="inner").dropna().to_numpy().T
+    found = of_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
+    each = values.mean(axis=1)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "least": each.min(), "most": each.max()}
+
+
+def seeds_table(runs: pd.DataFrame, means: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """A row a setting that ran with several seeds. runs: `tables.runs_table`; means: run -> `by_prompt`."""
+    rows = []
+    for _, members in runs.groupby("group", sort=False):
+        if len(members) > 1:
+            first, names = members.iloc[0], list(members["run"])
+            spread = {column: over_seeds(means, names, column) for column in SPREAD}
+            name = " ".join(filter(None, [title(first["method"]), first["label"]]))
+            rows.append({"name": name, "seeds": [int(seed) for seed in members["seed"]], **spread})
+    return rows
+
+
+def interval_of(
+    runs: pd.DataFrame, means: Mapping[str, pd.DataFrame], row: str, column: str
+) -> dict[str, float | None] | None:
+    """A measure of a run, or of the seeds of a row: mean, low, high; None where nothing of that name measured it."""
+    of_row = runs[(runs["run"] == row) | runs["run"].str.startswith(f"{row}-seed")]
+    if of_row.empty or of_row[column].isna().any():
+        return None
+    if len(of_row) > 1:
+        return over_seeds(means, list(of_row["run"]), column)
+    found = of_row.iloc[0]
+    low, high = ("win_low", "win_high") if column == "win_rate" else (f"{column}_low", f"{column}_high")
+    ends = {key: None if np.isnan(found[name]) else float(found[name]) for key, name in (("low", low), ("high", high))}
+    return {"mean": float(found[column]), **ends}
+
+
+EVALUATION = {"accuracy": "after training", "accuracy_untrained": "before training"}
+
+
+def published_rows(
+    expected: Sequence[Expected],
+    runs: pd.DataFrame,
+    means: Mapping[str, pd.DataFrame],
+    accuracies: Mapping[str, Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Each entry with `measured` (mean, low, high), None where this suite does not measure it or has no such run.
+
+    runs: the report's table; means: run -> its numbers by prompt; accuracies: held-out evaluations of rewards by name.
+    A run of several seeds is their mean, its interval over seeds and prompts.
+    """
+    return [{**entry.model_dump(), "measured": _measured(entry, runs, means, accuracies)} for entry in expected]
+
+
+def _measured(
+    entry: Expected,
+    runs: pd.DataFrame,
+    means: Mapping[str, pd.DataFrame],
+    accuracies: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any] | None:
+    if entry.measured in EVALUATION:
+        found = accuracies.get(EVALUATION[entry.measured])
+        return (
+            {"mean": found["accuracy"], "low": found["accuracy_low"], "high": found["accuracy_high"]} if found else None
+        )
+    return interval_of(runs, means, entry.run, entry.measured) if entry.measured else None

@@ -1,0 +1,224 @@
+"""The report's tables: one row a policy, one row a setting that ran with several seeds, and who is compared."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from prefdag.config.answer_sets import CHOSEN, POOL, policy_of, step_of, variant_of
+from prefdag.config.objectives import OBJECTIVES
+from prefdag.errors import UserError
+
+BEFORE_ALIGNMENT = ("base", "sft")
+FIRST_COLUMNS = (
+    ["run", "method", "seed", "reward", "reward_low", "reward_high", "kl", "kl_se", "length"]
+    + ["win_rate", "win_low", "win_high", "objective", "k1", "k3", "distinct1", "distinct2", "trained", "untrained"]
+    + ["num_prompts", "num_generations"]
+)
+METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
+BEFORE_TITLES = {"base": "base", "sft": "SFT"}
+SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
+
+
+def title(method: str) -> str:
+    """A method's name as papers print it."""
+    if method in OBJECTIVES and OBJECTIVES[method].title:
+        return OBJECTIVES[method].title
+    # Of a loss in a file of the user's own, the function.
+    return BEFORE_TITLES.get(method, method.rpartition(":")[2].replace("_", " "))
+
+
+def runs_table(
+    runs: Sequence[Mapping[str, Any]],
+    summaries: Mapping[str, Mapping[str, Any]],
+    wins: Mapping[str, Mapping[str, Any]],
+    sizes: Mapping[str, tuple[int, int]],
+) -> pd.DataFrame:
+    """One row a policy: base and sft first, then the suite's runs in their order.
+
+    runs: name, method, seed, objective of each run. summaries: score/summary.json, wins: judge/summary.json,
+    sizes: (num_prompts, num_generations), each by policy. SFT against itself is 0.5 without interval.
+    """
+    before: list[dict[str, Any]] = [
+        {"name": name, "method": name, "seed": None, "objective": {}} for name in BEFORE_ALIGNMENT
+    ]
+    rows = [row for row in (*before, *runs) if row["name"] in summaries]
+    labels = _labels(rows)
+    table = [
+        {
+            "run": row["name"],
+            "method": row["method"],
+            "seed": row["seed"],
+            **metric_columns(summaries[row["name"]]),
+            **win_columns(wins.get(row["name"]), row["name"]),
+            "objective": json.dumps(_parameters(row), sort_keys=True),
+            "num_prompts": sizes[row["name"]][0],
+            "num_generations": sizes[row["name"]][1],
+            "group": group(row),
+            "label": labels[group(row)],
+        }
+        for row in rows
+    ]
+    frame = pd.DataFrame(table).astype({"seed": "Int64"})
+    frame["display"] = _displays(frame)
+    return frame
+
+
+def metric_columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
+    columns: dict[str, float | None] = {}
+    implicit = [name for name in summary if name.startswith("implicit_")]
+    for metric in (*METRICS, *implicit):
+        entry = summary.get(metric) or {}
+        columns[metric] = entry.get("mean")
+        columns |= {f"{metric}_{key}": entry.get(key) for key in ("low", "high", "se")}
+    return columns
+
+
+def win_columns(wins: Mapping[str, Any] | None, name: str) -> dict[str, float | None]:
+    """win_rate, win_low, win_high of a set of answers by name; SFT's against itself is a half."""
+    if wins is None:
+        return {"win_rate": 0.5 if name == "sft" else None, "win_low": None, "win_high": None}
+    return {"win_rate": wins["win_rate"], "win_low": wins["low"], "win_high": wins["high"]}
+
+
+def _parameters(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row["objective"].items() if key != "method"}
+
+
+def group(row: Mapping[str, Any]) -> str:
+    """The suite's row that a run belongs to: its name without the seed. Runs of a group differ by seed alone."""
+    return str(row["name"]).removesuffix(f"-seed{row['seed']}")
+
+
+def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What tells a group from the others of its method: the parameters that vary, or its name where none does."""
+    labels: dict[str, str] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        groups = {group(row): _parameters(row) for row in rows if row["method"] == method}
+        names = dict.fromkeys(name for parameters in groups.values() for name in parameters)
+        varying = [name for name in names if len({str(parameters.get(name)) for parameters in groups.values()}) > 1]
+        own = {key: ", ".join(_value(name, p[name]) for name in varying if name in p) for key, p in groups.items()}
+        alone = len(groups) == 1 or len(set(own.values())) == len(groups)
+        labels |= own if alone else {key: key for key in groups}
+    return labels
+
+
+def _value(name: str, value: Any) -> str:
+    return f"{SYMBOLS.get(name, name)}={value:g}" if isinstance(value, float) else f"{SYMBOLS.get(name, name)}={value}"
+
+
+def _displays(frame: pd.DataFrame) -> list[str]:
+    """A policy's name on figures: DPO β=0.1, and its seed where several ran."""
+    seeds = frame["group"].map(frame["group"].value_counts())
+    return [
+        " ".join(filter(None, [title(row.method), row.label, f"seed {row.seed}" if several > 1 else ""]))
+        for row, several in zip(frame.itertuples(), seeds, strict=True)
+    ]
+
+
+def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of runs.csv: those that people look for first, then every interval."""
+    rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
+    return frame[[*FIRST_COLUMNS, *rest]]
+
+
+def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
+    """Runs shown beside SFT: those `wanted`, or the middle beta of DPO and then of other methods, three at most.
+
+    Raises UserError for a name that is no run of the suite.
+    """
+    runs = frame[~frame["run"].isin(BEFORE_ALIGNMENT)]
+    for name in wanted or ():
+        if name not in set(runs["run"]):
+            raise UserError(f"report.compare: {name} is no run of this suite; it has {', '.join(runs['run'])}")
+    if wanted is not None:
+        return list(wanted)
+    methods = sorted(dict.fromkeys(runs["method"]), key=lambda method: method != "dpo")
+    return [_middle(runs[runs["method"] == method]) for method in methods[:3]]
+
+
+def _middle(runs: pd.DataFrame) -> str:
+    """The run of the (lower) median beta, of the first seed that has it."""
+    betas = runs["objective"].map(lambda text: float(json.loads(text).get("beta", 0.0)))
+    middle = sorted(set(betas))[(betas.nunique() - 1) // 2]
+    return str(runs["run"][betas == middle].iloc[0])
+
+
+DRAWN = ("temperature", "top_p", "max_new_tokens")
+
+
+def answers_table(
+    answers: Sequence[Mapping[str, Any]],
+    runs: pd.DataFrame,
+    summaries: Mapping[str, Mapping[str, Any]],
+    wins: Mapping[str, Mapping[str, Any]],
+    steps: Mapping[str, int],
+) -> pd.DataFrame:
+    """One row a scored set of answers, in the suite's order, policies' own first.
+
+    answers: name, prompts (`test` or `ood`) and, unless nobody drew them, temperature, top_p, max_new_tokens. runs:
+    `tables.runs_table`. summaries, wins: score/ and judge/summary.json by name. steps: optimizer steps of each run as
+    a whole. Columns: answers, run (whose they are), variant, prompts, step (None for base and variants of it, 0 for
+    SFT's own), how they were drawn, the columns of runs.csv, method, group, label, display of the run.
+    """
+    policies = runs.set_index("run")[["method", "group", "label", "display"]].to_dict("index")
+    nobody = {"method": CHOSEN, "group": CHOSEN, "label": "", "display": "chosen responses"}
+    rows = []
+    for told in answers:
+        name = told["name"]
+        if name not in summaries:
+            continue
+        run = policy_of(name)
+        held = "sft" if run == "sft" and variant_of(name) != POOL else name
+        rows.append(
+            {
+                "answers": name,
+                "run": run,
+                "variant": variant_of(name),
+                "prompts": told.get("prompts", "test"),
+                "step": step_of(name) or (None if variant_of(name) else {"sft": 0, **steps}.get(run)),
+                **{key: told.get(key) for key in DRAWN},
+                **metric_columns(summaries[name]),
+                **win_columns(wins.get(name), held),
+                **policies.get(run, nobody),
+            }
+        )
+    return pd.DataFrame(rows).astype({"step": "Int64", **dict.fromkeys(DRAWN, "Float64")})
+
+
+def checkpoints(table: pd.DataFrame) -> pd.DataFrame:
+    """The answers of weights kept on the way."""
+    return table[table["variant"].map(lambda name: step_of(f"@{name}") is not None)]
+
+
+def elsewhere(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a policy and a setting of sampling that answered prompts of another input distribution and was judged.
+
+    Columns: display, temperature, top_p, and of `ood` and of `test` (the suite's own prompts, nan where nothing was
+    drawn alike there) `<prompts>_mean`, `_low` and `_high` of the win rate.
+    """
+    keys = ["run", "display", *DRAWN]
+    held = ["win_rate", "win_low", "win_high"]
+    judged = table[table["win_low"].notna() & (table["variant"] != POOL)]
+    judged = judged[judged["answers"].map(step_of).isna()]
+    sides = {
+        name: judged[judged["prompts"] == name]
+        .drop_duplicates(keys)[keys + held]
+        .set_axis(keys + [f"{name}_{end}" for end in ("mean", "low", "high")], axis=1)
+        for name in ("ood", "test")
+    }
+    return sides["ood"].merge(sides["test"], on=keys, how="left")
+
+
+def alike(table: pd.DataFrame) -> pd.DataFrame:
+    """Policies' own answers and the variants that differ from them in nothing but temperature, seed or number."""
+    own = table[table["variant"] == ""].set_index("run")
+    kept = []
+    for row in table.to_dict("records"):
+        drawn = row["run"] in own.index and row["variant"] != POOL and step_of(row["answers"]) is None
+        kept.append(
+            drawn and row["prompts"] == "test" and all(row[key] == own.at[row["run"], key] for key in DRAWN[1:])
+        )
+    return table[kept]

@@ -1,0 +1,258 @@
+"""What every stage has in common: its command line, its workspace, its journal and its manifest.
+
+A stage is a module of `prefdag.stages` with a `Job` (the shape of `--config`) and a function
+`run(job, here, *, <input>: Path, ...)`; each input is the path of a manifest. The command line is read off that
+signature, so a stage states what it depends on exactly once.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, Literal
+
+from prefdag.distributed.ranks import is_first, num_ranks, rank
+from prefdag.errors import Stopped, UserError
+from prefdag.os_errors import as_sentences
+from prefdag.provenance.journal import Journal, Status, open_journal
+from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.provenance.sources import code_digest
+from prefdag.runtime.job_lock import alone
+from prefdag.runtime.monitor import Sampled
+from prefdag.schema import Section
+
+
+@dataclass
+class Workspace:
+    """What a stage is handed beside its inputs.
+
+    output: an empty folder; its content is renamed into place when the stage returns.
+    resume: where resumable state may be kept between attempts of this very job (it may not exist yet).
+
+    Of a job's several processes only what the first one puts into its output and its journal stays.
+    """
+
+    stage: str
+    name: str | None
+    output: Path
+    resume: Path
+    journal: Journal
+    inputs: Mapping[str, Manifest | list[Manifest]]
+
+    def reads_model(self, argument: str, name: str, folder: str = "model") -> None:
+        """Tell the journal that the weights of an input, in its `folder`, are read; they are what its manifest says."""
+        manifest = self._input(argument)
+        manifest.check_weights(folder)
+        self.journal.model(name, path=manifest.folder / folder, sha256=weights_digest(manifest, folder), role="input")
+
+    def makes_model(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
+        """Tell the journal that this job made the weights in `output`/`folder`; parents: the inputs they grew from."""
+        digest = _combined([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
+        grown = [weights_digest(self._input(parent)) for parent in parents]
+        self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=grown)
+
+    def reads_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
+        """Tell the journal that a split of an input's comparisons is read."""
+        manifest = self._input(argument)
+        digest = _combined([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
+        self.journal.dataset(f"{argument}-{split}", digest=digest, path=manifest.folder / split, context=context)
+
+    def results(self, values: Mapping[str, float]) -> None:
+        """Tell the journal the numbers that the whole job comes to."""
+        self.journal.metrics(None, values)
+
+    def _input(self, argument: str) -> Manifest:
+        manifest = self.inputs[argument]
+        assert isinstance(manifest, Manifest)
+        return manifest
+
+
+def weights_digest(manifest: Manifest, folder: str = "model") -> str:
+    """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
+    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and f"{folder}/" in name)
+    return _combined([manifest.digest(name) for name in files])
+
+
+def _combined(digests: list[str]) -> str:
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def command(stage: str, module: ModuleType, argv: list[str]) -> int:
+    """Run one stage from its command line; returns the exit code."""
+    arguments = _parser(stage, module.run).parse_args(argv)
+    job = module.Job.parse_json(arguments.config, f"{stage} --config")
+    paths = {name: value for name, value in vars(arguments).items() if name not in ("config", "output")}
+    _execute(stage, module.run, job, paths, arguments.output)
+    return 0
+
+
+def _parser(stage: str, run: Callable[..., Any]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"prefdag {stage}", description=inspect.getdoc(run))
+    parser.add_argument("--config", required=True, help="JSON of the config keys that this stage reads")
+    parser.add_argument("--output", required=True, type=Path, help=f"results/<suite>/{stage}/[<name>/]{MANIFEST}")
+    hints = typing.get_type_hints(run)
+    for name, parameter in inspect.signature(run).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            many = typing.get_origin(hints[name]) is list
+            optional = parameter.default is not parameter.empty
+            parser.add_argument(
+                f"--{name}",
+                type=Path,
+                required=not optional and not many,
+                default=[] if many else None,
+                **({"nargs": "*"} if many else {}),
+                help="path of a manifest" + (", one or more" if many else ""),
+            )
+    return parser
+
+
+def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[str, Any], output: Path) -> None:
+    if output.name != MANIFEST:
+        raise UserError(f"{stage} --output: expected a path that ends in {MANIFEST}, got {output}")
+    root, name = _place(stage, output)
+    inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
+    digests = {key: _digests(value) for key, value in inputs.items()}
+    code = code_digest(stage, job.own_code())
+    config = job.model_dump(mode="json")
+    made_of = {"stage": stage, "config": config, "code": code, "inputs": digests}
+    key = f"{_job(stage, name)}-{_key(job.lasting(), code, digests)}"
+    made = root / ".partial" / (key if is_first() else f"{key}-{rank()}")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    if not is_first():
+        _make_folder(made)
+        journal = Journal(made / "journal.jsonl", root=root, stage=stage, name=name)
+        _go_along(run, job, Workspace(stage, name, made, root / ".resume" / key, journal, inputs), paths)
+        return
+    _make_folder(root)
+    with as_sentences(stage, root), alone(root, _job(stage, name)) as another_did:
+        # Of several processes the others are on their way already, and would wait for this one.
+        if another_did and num_ranks() == 1 and _is_made(output, made_of):
+            print(f"{stage}: {output} was made meanwhile", flush=True)
+            return
+        for manifest in _flat(inputs):
+            manifest.check_but_weights()
+        shutil.rmtree(made, ignore_errors=True)
+        _make_folder(made)
+        _make_folder(output.parent)
+        output.unlink(missing_ok=True)
+        journal = open_journal(root, stage, name)
+        here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
+        journal.start(config=config, inputs=_journalled(inputs), code=code)
+        _attempt(here, lambda: run(job, here, **paths), made_of, output)
+
+
+def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any], output: Path) -> None:
+    """Run the stage in its workspace and publish what it made; whatever happens, the journal says how it ended."""
+    began = time.monotonic()
+    status: Status = "failed"
+    mistake, digest = None, None
+    try:
+        with as_sentences(here.stage, here.journal.root), Sampled(here.journal):
+            facts = run()
+            publish(here.output, output.parent, describe(here.output, **made_of, facts=facts or {}))
+        _forget(here)
+        status, digest = "finished", read_manifest(output).sha256
+    except Stopped:
+        status, mistake = "killed", "told to stop"
+        raise
+    except BaseException as error:
+        mistake = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        shutil.rmtree(here.output, ignore_errors=True)
+        seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        try:
+            here.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+        except OSError as error:  # a full disk; of a job that failed its own sentence says so
+            if status == "finished":
+                print(f"prefdag: {here.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
+
+
+def _job(stage: str, name: str | None) -> str:
+    return f"{stage}-{name or 'all'}"
+
+
+def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
+    """Whether a manifest of this very job is there, and its files with it."""
+    try:
+        manifest = read_manifest(output)
+        manifest.check(lambda name: True)
+    except UserError:
+        return False
+    return all(manifest.content[part] == value for part, value in made_of.items())
+
+
+def _forget(here: Workspace) -> None:
+    """Remove the states of this job and, as its output now exists, those that it left with another config or code."""
+    own = re.compile(re.escape(_job(here.stage, here.name)) + "-[0-9a-f]{16}")
+    for folder in (here.resume.parent, here.output.parent):
+        for path in folder.glob("*"):
+            if own.fullmatch(path.name) and path != here.output:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _go_along(run: Callable[..., Any], job: Section, here: Workspace, paths: Mapping[str, Any]) -> None:
+    """What every process but a job's first does: the same work, of which nothing stays."""
+    try:
+        run(job, here, **paths)
+    finally:
+        shutil.rmtree(here.output, ignore_errors=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def _place(stage: str, output: Path) -> tuple[Path, str | None]:
+    """The suite's folder and the job's name, from results/<suite>/<stage>/[<name>/]manifest.json."""
+    folder = output.parent
+    if folder.name == stage:
+        return folder.parent, None
+    if folder.parent.name == stage:
+        return folder.parent.parent, folder.name
+    raise UserError(f"{stage} --output: expected .../{stage}/[<name>/]{MANIFEST}, got {output}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}); choose a writable results folder") from None
+
+
+def _read_inputs(value: Path | list[Path]) -> Manifest | list[Manifest]:
+    return [read_manifest(path) for path in value] if isinstance(value, list) else read_manifest(value)
+
+
+def _flat(inputs: Mapping[str, Manifest | list[Manifest]]) -> list[Manifest]:
+    return [one for value in inputs.values() for one in (value if isinstance(value, list) else [value])]
+
+
+def _digests(value: Manifest | list[Manifest]) -> Any:
+    return [manifest.sha256 for manifest in value] if isinstance(value, list) else value.sha256
+
+
+def _journalled(inputs: Mapping[str, Manifest | list[Manifest]]) -> dict[str, Any]:
+    """Inputs as the journal shows them: a long list of manifests is told by its members' numbers."""
+    flat: dict[str, Any] = {}
+    for name, value in inputs.items():
+        for index, manifest in enumerate(value if isinstance(value, list) else [value]):
+            key = f"{name}.{index}" if isinstance(value, list) else name
+            flat[key] = {"path": str(manifest.path), "sha256": manifest.sha256}
+    return flat
+
+
+def _key(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,268 @@
+"""Golden cases of losses: each peer's method and hyper-parameters as ours, and what they come to.
+
+A file of cases holds `fixtures` by group and name, and `cases` that each name a method, a fixture and hyper-parameters.
+A method here returns values and the leaves that gradients are asked of, under the fixture's own names.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from prefdag.config.objectives import objective
+from prefdag.errors import UserError
+from prefdag.losses.batchwise import dpo_of_kept, moving
+from prefdag.losses.functional import chosen_nll
+from prefdag.losses.registry import loss_of, reference_free
+from prefdag.losses.reward_model import bradley_terry, each, pair_sum, plackett_luce
+from prefdag.models.logprobs import margin
+from prefdag.schema import Section
+from prefdag.testing import policy_gradient
+from prefdag.testing.fixtures import READERS, Counted, Fixture, Leaves, fixed, leaf, logits, pair, singles
+
+Values = tuple[Tensor, Leaves]
+# beta-DPO's running mean and deviation of the gap before the step, and its draw, as its peer was run.
+MOMENTS, MOMENTUM, DRAW = {"mean": 1.5, "std": 4.0}, 0.9, 7
+# What peers' hyper-parameters are called here, where one name serves every method, and those that only say which branch
+# of a peer's function was run.
+NAMES = {"eps": "label_smoothing", "w_d": "lambda_d", "w_u": "lambda_u", "kind": "loss", "ld_alpha": "alpha"}
+BRANCHES = {"norm", "ipo", "ref", "kl"}
+
+
+class Case(Section):
+    """One case; `inputs` opens with its fixture's group, `reduction` says what the loss is a mean of."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str
+    method: str
+    fixture: str
+    inputs: str
+    reduction: str
+    hp: dict[str, Any] = Field(default_factory=dict)
+    expected: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        return re.split(r"\W", self.inputs)[0]
+
+
+class Cases(Section):
+    """A file of cases."""
+
+    model_config = ConfigDict(extra="ignore")
+    fixtures: dict[str, dict[str, dict[str, Any]]]
+    cases: list[Case]
+
+
+Method = Callable[[Case, Fixture], Values]
+
+
+def read_cases(path: Path) -> Cases:
+    """The cases of a file. Raises `UserError` for a file that is none of cases."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return Cases.parse(values, str(path))
+
+
+def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """{"id", "loss", "grad"}: gradients of the sum where the loss is listed, of the mean where it is one number.
+
+    Raises `UserError` for an unknown method or fixture, and for a fixture that lacks what the method reads.
+    """
+    if case.method not in METHODS:
+        raise UserError(f"case {case.id}: method: expected one of {', '.join(sorted(METHODS))}, got {case.method!r}")
+    if case.fixture not in fixtures.get(case.group, {}):
+        raise UserError(f"case {case.id}: fixture: the file has no {case.group} fixture {case.fixture!r}")
+    try:
+        values, leaves = METHODS[case.method](case, fixtures[case.group][case.fixture])
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"case {case.id}: {case.method} reads {error}, which the case or its fixture lacks") from None
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
+        raise UserError(f"case {case.id}: malformed: {' '.join(str(error).split())}") from None
+    listed = case.reduction.startswith(("per_", "tensor"))
+    loss = values if listed else values.mean()
+    return {"id": case.id, "loss": plain(loss), "grad": _gradients(loss.sum(), leaves)}
+
+
+def _gradients(loss: Tensor, leaves: Leaves) -> dict[str, Any]:
+    """By every leaf that the loss depends on, in its own shape."""
+    found = {}
+    for name, values in leaves.items():
+        listed = values if isinstance(values, list) else [values]
+        gradients = torch.autograd.grad(loss, listed, retain_graph=True, allow_unused=True)
+        if any(gradient is not None for gradient in gradients):
+            found[name] = [plain(gradient) for gradient in gradients]
+            found[name] = found[name] if isinstance(values, list) else found[name][0]
+    return found
+
+
+def plain(values: Any) -> Any:
+    """Numbers as JSON has them; what is not finite as text: "nan", "inf" or "-inf"."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    if isinstance(values, list):
+        return [plain(value) for value in values]
+    return values if values is None or abs(values) < float("inf") else str(values)
+
+
+def registered(method: str, renamed: Callable[[dict[str, Any]], dict[str, Any]] = dict, **options: Any) -> Method:
+    """A peer's method that is our registry's `method`, its hyper-parameters renamed, with these options beside them."""
+
+    def values(case: Case, fixture: Fixture) -> Values:
+        own = {NAMES.get(key, key): value for key, value in renamed(case.hp).items() if key not in BRANCHES}
+        entry = objective({**options, **own, "method": method}, f"case {case.id}", "hp")
+        single = entry.responses == "one"
+        given = singles(fixture, str(case.hp.get("kl", ""))) if single else READERS[case.group](fixture)
+        found = loss_of(entry)(given.policy, **{name: given.inputs[name] for name in entry.reads})
+        return (found[0] if "state" in entry.reads else found), given.leaves
+
+    return values
+
+
+def beta_dpo(case: Case, fixture: Fixture) -> Values:
+    """With the pairs that its peer keeps: those that the case gives as `mask`, or else drawn as the peer draws them."""
+    given, hp = pair(fixture), case.hp
+    gap = margin((given.policy - given.inputs["reference"]).total)
+    after = moving(gap.detach(), MOMENTS, MOMENTUM)
+    if "mask" in case.expected:
+        kept = fixed(case.expected["mask"])
+    else:
+        weights = torch.exp(-0.5 * ((gap.detach() - after["mean"]) / after["std"]) ** 2)
+        drawn = torch.Generator().manual_seed(DRAW)
+        places = torch.multinomial(weights, int(len(gap) * (1 - hp["mode_weight"])), generator=drawn)
+        kept = torch.zeros_like(weights).index_fill(0, places, 1.0)
+    return dpo_of_kept(gap, kept, after["mean"], hp["beta"], hp["a"]), given.leaves
+
+
+def token_unlikelihood(case: Case, fixture: Fixture) -> Values:
+    """The rejected response's half alone."""
+    given = READERS[case.group](fixture)
+    return case.hp.get("alpha", 1.0) * reference_free.token_unlikelihood(given.policy)[:, 1], given.leaves
+
+
+def batch_logps(case: Case, fixture: Fixture) -> Values:
+    given = logits(fixture)
+    return given.policy.total.T.flatten(), given.leaves
+
+
+def orpo_trl_batch(case: Case, fixture: Fixture) -> Values:
+    """The odds ratio of responses, the likelihood of prompt and chosen response together."""
+    given = logits(fixture)
+    policy_logits = given.leaves["policy_logits"]
+    assert isinstance(policy_logits, Tensor)
+    whole = Counted.of(fixture, 1).logprobs(policy_logits)
+    return reference_free.orpo(given.policy, lam=case.hp["beta"], nll="none") + chosen_nll(
+        whole, "per_token"
+    ), given.leaves
+
+
+def reward_model(loss: Callable[..., Tensor], *inputs: str) -> Method:
+    """A loss of the rewards of pairs, and of the fixture's `inputs`."""
+
+    def values(case: Case, fixture: Fixture) -> Values:
+        leaves = {side: leaf(fixture[side]) for side in ("r_c", "r_r")}
+        given = {name: fixed(fixture[name])[:, None] for name in inputs}
+        hp = {NAMES.get(key, key): value for key, value in case.hp.items()}
+        return loss(torch.stack(list(leaves.values()), 1), **given, **hp), dict(leaves)
+
+    return values
+
+
+def centred(values: Tensor, c: float) -> Tensor:
+    return bradley_terry(values) + c * pair_sum(values)
+
+
+def squared(values: Tensor, c: float) -> Tensor:
+    return bradley_terry(values) + c * each(values)
+
+
+def rm_plackett_luce(case: Case, fixture: Fixture) -> Values:
+    scores = leaf(fixture["scores"])
+    return plackett_luce(scores), {"scores": scores}
+
+
+def gae(case: Case, fixture: Fixture) -> Values:
+    """Advantages, which have no gradient."""
+    given = (fixed(fixture[name]) for name in ("rewards", "old_values", "mask"))
+    return policy_gradient.gae(*given, **case.hp), {}
+
+
+def _ratio(hp: dict[str, Any]) -> dict[str, Any]:
+    """SimPO's gamma as gamma / beta, unless it is stated so."""
+    if "gamma" not in hp:
+        return hp
+    return {**{key: value for key, value in hp.items() if key != "gamma"}, "gamma_beta_ratio": hp["gamma"] / hp["beta"]}
+
+
+def _called(name: str, ours: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What one peer calls by another name."""
+    return lambda hp: {ours if key == name else key: value for key, value in hp.items()}
+
+
+def _without_alpha(hp: dict[str, Any]) -> dict[str, Any]:
+    """One function of the peer's serves TDPO1 and TDPO2; the first does not read the second's alpha."""
+    return {key: value for key, value in hp.items() if key != "alpha"}
+
+
+def of_tokens(name: str, loss: Callable[..., Tensor], *inputs: str) -> Method:
+    """A quantity of padded tokens and of the fixture's `inputs`, with gradients by the fixture's `name`."""
+
+    def values(case: Case, fixture: Fixture) -> Values:
+        asked = leaf(fixture[name])
+        return loss(asked, *(fixed(fixture[key]) for key in inputs), **case.hp), {name: asked}
+
+    return values
+
+
+# Peers' methods whose options go by our names, or by those of `NAMES`.
+SAME = (
+    *("dpo", "cdpo", "dpo_norm", "hinge", "odpo", "rebel", "exo_pair", "discopop", "caldpo", "sppo_hard", "dpop"),
+    *("nca_pair", "biased_nca", "apo_zero", "apo_down", "aot", "aot_unpaired", "ld_dpo", "wpo", "tdpo2", "alphapo"),
+    *("slic", "cpo", "cpl", "cpl_ref", "kto", "bco", "infonca_k", "nca_k"),
+)
+METHODS: dict[str, Method] = {
+    **{method: registered(method) for method in SAME},
+    "robust_dpo": registered("robust"),
+    "ipo_sum": registered("ipo", logprob="summed"),
+    "ipo_mean": registered("ipo", logprob="averaged"),
+    "ipo_mean_tok": registered("ipo", _called("tau", "beta"), logprob="averaged"),
+    "hinge_noref": registered("cpo", cpo_alpha=0.0, loss="hinge"),
+    "cpo_pref": registered("cpo", cpo_alpha=0.0),
+    "slic_cal": registered("slic", lam=0.0),
+    "simpo": registered("simpo", _ratio),
+    "simpo_hinge": registered("simpo", _ratio, loss="hinge"),
+    "orpo": registered("orpo", _called("beta", "lam")),
+    "orpo_or": registered("orpo", _called("beta", "lam"), nll="none"),
+    "orpo_trl_batch": orpo_trl_batch,
+    "rpo": registered("rpo", nll="per_token"),
+    "rpo_seqmean": registered("rpo", nll="per_response"),
+    "exo_authors": registered("exo_pair", target="authors"),
+    "tdpo1": registered("tdpo1", _without_alpha),
+    "plackett_luce_dpo": registered("plackett_luce"),
+    "multi_negative_dpo": registered("multi_negative"),
+    "beta_dpo": beta_dpo,
+    "unlikelihood_tokens": token_unlikelihood,
+    "batch_logps": batch_logps,
+    "rm_bt": reward_model(bradley_terry),
+    "rm_margin": reward_model(bradley_terry, "margin"),
+    "rm_center": reward_model(centred),
+    "rm_l2_aa": reward_model(squared),
+    "rm_plackett_luce": rm_plackett_luce,
+    "ppo_policy": of_tokens("logp", policy_gradient.ppo_policy, "old_logp", "adv", "mask"),
+    "ppo_value": of_tokens("values", policy_gradient.ppo_value, "old_values", "returns", "mask"),
+    "gae": gae,
+    "kl_k1": of_tokens("logp", policy_gradient.kl_k1, "ref_logp"),
+    "kl_k2": of_tokens("logp", policy_gradient.kl_k2, "ref_logp"),
+    "kl_k3": of_tokens("logp", policy_gradient.kl_k3, "ref_logp"),
+}

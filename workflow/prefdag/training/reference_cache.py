@@ -1,0 +1,126 @@
+"""The cache of the reference policy's per-token log-probs, and the checks that it is the right one.
+
+One cache serves every loss, beta and seed. Its key names everything that the values depend on.
+"""
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from prefdag.data.token_store import Comparisons
+from prefdag.errors import UserError
+from prefdag.models.attention.interface import NAME, lowering
+from prefdag.models.loading import autocast
+from prefdag.models.logprobs import LogProbs, logprobs
+from prefdag.models.ops.device import sent
+from prefdag.models.packing import Segments, pack, packed
+from prefdag.provenance.manifest import Manifest
+
+VERIFIED_ROWS = 4
+# Nats per token: another packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+
+
+def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> dict[str, Any]:
+    """Everything that cached log-probs depend on: weights, tokens, precision, attention, library versions."""
+    files = comparisons.content["files"]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {
+        "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(".safetensors")},
+        "tokens": {n: e["sha256"] for n, e in files.items() if n.endswith(("/tokens.npy", "/offsets.npy"))},
+        "dtype": str(dtype).removeprefix("torch."),
+        "attention": NAME if (way := lowering(device, dtype)) == "masked" else f"{NAME} {way}",
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+    }
+
+
+@torch.no_grad()
+def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_per_batch: int) -> int:
+    """Log-probs of every response token of a store, in store order, as one float32 array: [response tokens]."""
+    device = next(model.parameters()).device
+    starts = store.response_starts()
+    values = _allocated(path, int(starts[-1]))
+    for ids, segments in packed(store, tokens_per_batch):
+        with autocast(device):
+            found = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
+        at = 0
+        for index in ids:
+            size = int(starts[index + 1] - starts[index])
+            values[starts[index] : starts[index + 1]] = found[at : at + size]
+            at += size
+    if isinstance(values, np.memmap):
+        values.flush()
+    return int(starts[-1])
+
+
+def _allocated(path: Path, num: int) -> NDArray[np.float32]:
+    """An array of `num` values in a .npy file whose room on the disk is reserved.
+
+    A mapped page that the disk has no room for kills the process without a word; reserving it raises `OSError`.
+    """
+    np.save(path, np.empty(0, np.float32))
+    if not num:
+        return np.load(path)
+    with path.open("wb") as stream:
+        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (num,)}
+        np.lib.format.write_array_header_1_0(stream, about)
+        stream.flush()
+        os.posix_fallocate(stream.fileno(), stream.tell(), num * np.dtype(np.float32).itemsize)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+class ReferenceCache:
+    """Cached log-probs of one split, read by memory map."""
+
+    def __init__(self, manifest: Manifest, split: str, store: Comparisons) -> None:
+        """Open the cache of `split`. Raises `UserError` when it does not fit the store."""
+        path = manifest.file(f"{split}.npy")
+        self.path = path
+        self.starts = store.response_starts()
+        self.values: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        if len(self.values) != self.starts[-1]:
+            raise UserError(f"{path}: holds {len(self.values)} tokens, the comparisons {self.starts[-1]}; {_REBUILD}")
+
+    def __call__(self, ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
+        """The reference's `LogProbs` of comparisons `ids`, in that order: of a micro-batch, or of a whole step."""
+        parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
+        tokens = sent(torch.from_numpy(np.concatenate(parts)), batch.owner.device)
+        return LogProbs(tokens, batch.owner, batch.shape)
+
+    @torch.no_grad()
+    def verify(self, model: PreTrainedModel, store: Comparisons) -> float:
+        """Recompute a few rows; returns the largest deviation in nats per token.
+
+        Raises `UserError` when it is beyond what another packing explains.
+        """
+        ids = sorted({int(index) for index in np.linspace(0, len(store) - 1, VERIFIED_ROWS)})
+        device = next(model.parameters()).device
+        segments = pack([store[index] for index in ids]).to(device)
+        with autocast(device):
+            live = logprobs(model, segments)
+        deviation = (live.tokens - self(ids, segments).tokens).abs().max().item()
+        if not deviation <= tolerance(device):  # NaN is a deviation too
+            raise UserError(f"{self.path}: recomputed log-probs differ by {deviation:.2g} nats per token; {_REBUILD}")
+        return deviation
+
+
+def tolerance(device: torch.device) -> float:
+    return TOLERANCE["bfloat16" if device.type == "cuda" else "float32"]
+
+
+def check_key(manifest: Manifest, expected: dict[str, Any]) -> None:
+    """Refuse a cache of another model, other comparisons, another precision or other library versions."""
+    stated = manifest.content["facts"]["key"]
+    for name, value in expected.items():
+        if stated.get(name) != value:
+            raise UserError(f"{manifest.path}: this cache was made with other {name}; {_REBUILD}")
+
+
+_REBUILD = "delete the cache's manifest and rerun `reference`"
