@@ -28,13 +28,13 @@ from prefdag.losses.registry import loss_of
 from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.loading import autocast, load_policy, load_scorer, set_up
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import sent
-from prefdag.models.packing import Segments, members, pack, packed
+from prefdag.models.ops.device import to_device
+from prefdag.models.packing import Segments, iter_packed, pack, step_members
 from prefdag.rewards.model import RewardModel, initial_heads
 from prefdag.training.loop import Losses, Task, Trainable, train
-from prefdag.training.preference_task import Alignment
+from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import write_cache
-from prefdag.training.supervised_task import supervised
+from prefdag.training.supervised_task import supervised_task
 
 TASKS = ("dpo", "reward", "reference", "sft")
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -109,7 +109,7 @@ def store_of(ids: Path, folder: Path, pairs_per_step: int, num_responses: int) -
         raise UserError(f"{ids}: holds {len(rows)} pairs, a step takes {pairs_per_step}; lower --pairs-per-step")
     rows = rows[: len(rows) // pairs_per_step * pairs_per_step]
     steps = len(rows) // pairs_per_step
-    order = np.concatenate([members(step, len(rows), pairs_per_step, 0) for step in range(steps)])
+    order = np.concatenate([step_members(step, len(rows), pairs_per_step, 0) for step in range(steps)])
     placed = [rows[index] for index in np.argsort(order)]
     with StoreWriter(folder / "store", num_responses, scored=False) as writer:
         for index, (prompt, *responses) in enumerate(placed):
@@ -153,7 +153,7 @@ def _climbed(model: Any, store: Store, arguments: argparse.Namespace, phase: Pha
     num = arguments.pairs_per_step
     pairs, references = [], []
     for number in range(min(arguments.steps, len(store) // num)):
-        step = [store[int(index)] for index in members(number, len(store), num, 0)]
+        step = [store[int(index)] for index in step_members(number, len(store), num, 0)]
         pairs.append(step)
         references.append(_reference_of(model, step))
     loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
@@ -182,10 +182,10 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 
             def cached(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
                 tokens = np.concatenate([values[starts[index] : starts[index + 1]] for index in ids])
-                return LogProbs(sent(torch.from_numpy(tokens), batch.owner.device), batch.owner, batch.shape)
+                return LogProbs(to_device(torch.from_numpy(tokens), batch.owner.device), batch.owner, batch.shape)
 
             loss = objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo")
-            return Alignment(loss, model.train(), store, cached)
+            return PreferenceTask(loss, model.train(), store, cached)
         case "reward":
             initial_heads(model, 0.02, (0,))
             rewards = RewardModel((model,))
@@ -195,7 +195,7 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 
             return Task(of_rewards, len)
         case _:
-            return supervised(model.train(), store)
+            return supervised_task(model.train(), store)
 
 
 @torch.no_grad()
@@ -205,9 +205,9 @@ def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace, pha
     _begin(phase)
     num = arguments.pairs_per_step
     for step in range(min(arguments.steps, len(store) // num)):
-        ids = members(step, len(store), num, 0)
+        ids = step_members(step, len(store), num, 0)
         began = time.perf_counter()
-        for _, segments in packed([store[int(index)] for index in ids], arguments.tokens_per_batch):
+        for _, segments in iter_packed([store[int(index)] for index in ids], arguments.tokens_per_batch):
             with autocast(device):
                 logprobs(model, segments.to(device))
         if device.type == "cuda":

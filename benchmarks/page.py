@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.cells import OURS
 from benchmarks.config import Benchmark
-from prefdag.reporting.figures.style import COLOURS, MARKERS, look, new_figure
+from prefdag.reporting.figures.style import COLOURS, MARKERS, new_figure, use_style
 
 TITLES = {
     "trl-defaults": "TRL, defaults",
@@ -82,7 +82,7 @@ def speedups(found: pd.DataFrame) -> Figure:
     """
     cells = list(dict.fromkeys(zip(found["shape"], found["profile"], found["task"], strict=True)))
     arms = list(dict.fromkeys(found["arm"]))
-    with look():
+    with use_style():
         figure = new_figure(7.2, 1.2 + (0.5 if len(cells) <= 12 else 0.25) * len(cells))
         axes = figure.add_subplot()
         for number, arm in enumerate(arms):

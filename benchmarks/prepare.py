@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.shapes import PROFILES
 from prefdag.provenance.manifest import describe
-from prefdag.reporting.figures.style import BLUE, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import BLUE, VERMILLION, new_figure, use_style
 from prefdag.seeds import generator
 
 SECTION = {
@@ -89,7 +89,7 @@ def _megabytes(process: int) -> float:
 def draw(points: list[Point], path: Path) -> None:
     """Time and memory against the number of pairs."""
     pairs, seconds, memory = zip(*points, strict=True)
-    with look():
+    with use_style():
         figure = new_figure(6.4, 2.6)
         for place, (values, title, colour) in enumerate(
             ((seconds, "Time (s)", BLUE), (memory, "Memory of all processes (MB)", VERMILLION)), 1

@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prefdag.config.model import Architectural
 from prefdag.config.sampling import Sampling
-from prefdag.models.generation import choose, sample
+from prefdag.models.generation import sample, sample_tokens
 from prefdag.models.loading import build, load_policy, set_up
 from prefdag.seeds import generator
 
@@ -54,7 +54,7 @@ def _former_batch(model: PreTrainedModel, prompts: Ids, noise: np.ndarray, setti
     for step in range(settings.max_new_tokens):
         options = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "logits_to_keep": 1}
         logits = model(input_ids=tokens, **options).logits[:, -1].float()
-        chosen = choose(logits, torch.from_numpy(noise[rows, step]), settings.temperature, settings.top_p)
+        chosen = sample_tokens(logits, torch.from_numpy(noise[rows, step]), settings.temperature, settings.top_p)
         logprob = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         for row, token, _ in zip(rows, chosen.tolist(), logprob.tolist(), strict=True):
             if not ended[row]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.shapes import hh
 from prefdag.data.token_store import Store, StoreWriter
-from prefdag.models.packing import members, micro_batches
+from prefdag.models.packing import micro_batches, step_members
 
 BATCH, STEPS, BUDGET = 64, 200, 16384
 
@@ -39,7 +39,7 @@ def main(num: int) -> str:
         seconds = []
         for step in range(STEPS):
             began_step = time.perf_counter()
-            chosen_ids = members(step, len(store), BATCH, 0).tolist()
+            chosen_ids = step_members(step, len(store), BATCH, 0).tolist()
             planned = list(micro_batches(chosen_ids, all_lengths, BUDGET))
             assert sum(len(taken) for taken, _ in planned) == BATCH
             seconds.append(time.perf_counter() - began_step)

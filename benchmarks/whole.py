@@ -19,7 +19,7 @@ from benchmarks.page import as_markdown, speedups
 from benchmarks.shapes import vocabulary, write_ids, write_model
 from benchmarks.work import with_work
 from prefdag.errors import UserError
-from prefdag.reporting.figures.style import rendered
+from prefdag.reporting.figures.style import save_figure
 
 RUNGS = ("naive", "sorted", "completion", "packed", "shared")  # the product itself is the arm `prefdag`
 
@@ -58,7 +58,7 @@ def written(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFra
     page = as_markdown(found, runs, settings, {**versions, "python": platform.python_version()})
     (output / "benchmarks.md").write_text(page)
     (output / "figures").mkdir()
-    png, svg = rendered(speedups(found))
+    png, svg = save_figure(speedups(found))
     (output / "figures" / "speedups.png").write_bytes(png)
     (output / "figures" / "speedups.svg").write_bytes(svg)
     return found

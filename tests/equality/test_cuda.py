@@ -23,20 +23,20 @@ from loss_family import ROWS, aligned, batch_of
 from prefdag.config.reward import Reward
 from prefdag.losses.registry import LOSSES
 from prefdag.models.attention import interface, varlen
-from prefdag.models.attention.varlen import Apart, Taken, by_flash
-from prefdag.models.generation import choose
+from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash
+from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs, logprobs, token_logprobs
 from prefdag.models.ops import linear_logprob
 from prefdag.models.ops.linear_logprob import target_logprobs
-from prefdag.models.ops.sparse_grad import in_place
-from prefdag.models.packing import Places, Segments, pack
+from prefdag.models.ops.sparse_grad import sparse_embedding
+from prefdag.models.packing import Segments, TokenPlan, pack
 from prefdag.rewards.model import Scoring
 from prefdag.stages import reward
 from prefdag.training import loop, metrics
 from prefdag.training.loop import Batch, Losses, Task
 from prefdag.training.metrics import Sums
-from prefdag.training.preference_metrics import watched
-from prefdag.training.supervised_task import supervised
+from prefdag.training.preference_metrics import preference_metrics
+from prefdag.training.supervised_task import supervised_task
 
 HALF = torch.bfloat16
 
@@ -156,11 +156,11 @@ class WithoutData:
     def segments(self, segments: Segments) -> Segments:
         found = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
         of_apart = segments.apart
-        taken = (Taken(self.tensor(one.places), self.tensor(one.copies)) for one in (of_apart.queries, of_apart.keys))
+        taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (of_apart.queries, of_apart.keys))
         starts = self.tensor(of_apart.query_starts), self.tensor(of_apart.key_starts)
-        found.__dict__["apart"] = Apart(*taken, *starts, of_apart.longest)
+        found.__dict__["apart"] = VarlenLayout(*taken, *starts, of_apart.longest)
         for name in ("predicting", "ending"):
-            found.__dict__[name] = Places(*map(self.tensor, getattr(segments, name)))
+            found.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))
         return found
 
 
@@ -178,7 +178,7 @@ def stepped(given: WithoutData, model: Any, losses: Callable[..., Losses]) -> li
     """A step of two micro-batches as the loop accumulates it; the gradients."""
     packings = [pack(comparisons(4, 2, seed=seed), [[0, 1], [2, 3]]) for seed in range(2)]
     batches = [(list(range(4)), given.segments(segments)) for segments in packings]
-    with given.mode, in_place():
+    with given.mode, sparse_embedding():
         outcome = Task(losses, len).accumulate(Batch(0, list(range(8)), lambda: iter(batches)), {})
     assert outcome.loss == 0
     return [parameter.grad for parameter in model.parameters()]
@@ -191,14 +191,14 @@ def test_no_micro_batch_of_dpo_waits(architecture: str, without_data: WithoutDat
     def losses(ids: Sequence[int], segments: Segments) -> Losses:
         policy = logprobs(model, segments)
         fixed = replace(policy, tokens=torch.zeros_like(policy.tokens))
-        return LOSSES["dpo"](policy, fixed, beta=0.1), watched(policy, fixed, None)
+        return LOSSES["dpo"](policy, fixed, beta=0.1), preference_metrics(policy, fixed, None)
 
     assert all(gradient is not None for gradient in stepped(without_data, model, losses))
 
 
 def test_no_micro_batch_of_sft_waits(without_data: WithoutData, tmp_path: Path) -> None:
     model = without_data.model(tiny(dtype=torch.float32))
-    task = supervised(model, stored(tmp_path / "store", comparisons(8, 1)))
+    task = supervised_task(model, stored(tmp_path / "store", comparisons(8, 1)))
     assert all(gradient is not None for gradient in stepped(without_data, model, task.losses))
 
 
@@ -234,7 +234,7 @@ def test_sums_are_those_of_a_plain_loop() -> None:
     for part in torch.randn(50, 3, generator=torch.Generator().manual_seed(0)):
         found.add({"one": part, "none": part[:0]})
         expected += part.sum().item()
-    assert found.fetched() == {"one": (expected, 150), "none": (0.0, 0)}
+    assert found.to_floats() == {"one": (expected, 150), "none": (0.0, 0)}
 
 
 # What torch refuses on CUDA under deterministic algorithms, by its own documentation, among what a training could use.
@@ -269,7 +269,7 @@ def test_no_training_uses_what_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_no_sampling_uses_what_is_refused(top_p: float) -> None:
     with Asked() as asked:
-        choose(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
+        sample_tokens(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
     assert asked.names and not asked.refused()
 
 
@@ -289,4 +289,4 @@ def test_sampling_from_whole_parts_is_sampling_from_the_sums() -> None:
         )
         sums = logits.double().softmax(-1).cumsum(-1)
         expected = torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).squeeze(-1)
-        assert torch.equal(choose(logits, uniform, 1.0, 1.0), expected)
+        assert torch.equal(sample_tokens(logits, uniform, 1.0, 1.0), expected)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefdag.models.packing import dealt
+from prefdag.models.packing import deal
 from ranks import TRAININGS, Trial, crew
 
 SIZES = [1, 2, 3]
@@ -125,6 +125,6 @@ def test_a_training_goes_on_with_another_number_of_processes(first: bool, second
 def test_a_step_is_dealt_out_by_tokens() -> None:
     """7 and 2 against 4, 3 and 2: nine tokens each."""
     lengths = np.array([2, 7, 3, 4, 2])
-    assert dealt([0, 1, 2, 3, 4], lengths, 2) == [[1, 0], [3, 2, 4]]
-    assert dealt([3, 1], lengths, 3) == [[1], [3], []]
-    assert dealt([4, 0, 2], lengths, 1) == [[2, 0, 4]]
+    assert deal([0, 1, 2, 3, 4], lengths, 2) == [[1, 0], [3, 2, 4]]
+    assert deal([3, 1], lengths, 3) == [[1], [3], []]
+    assert deal([4, 0, 2], lengths, 1) == [[2, 0, 4]]

@@ -14,10 +14,10 @@ from prefdag.config.objectives import objective
 from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
-from prefdag.training.checkpoint import Checkpoint, KeptWeights, told_to_stop
+from prefdag.training.checkpoint import Checkpoint, WeightsKeeper, stop_requested
 from prefdag.training.loop import Step, Task, train
 from prefdag.training.preference_metrics import displacement
-from prefdag.training.preference_task import Alignment
+from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import ReferenceCache, write_cache
 
 STEPS = 12
@@ -29,14 +29,14 @@ class Run:
 
     def __init__(self, store: Store, reference: ReferenceCache, optimizer: str) -> None:
         self.model = tiny(dtype=torch.float32)
-        self.task = Alignment(objective({"method": "dpo"}, "tests", "row"), self.model, store, reference)
+        self.task = PreferenceTask(objective({"method": "dpo"}, "tests", "row"), self.model, store, reference)
         self.store = store
         self.settings = Training(
             batch_size=4, learning_rate=1e-2, max_steps=STEPS, epochs=9, optimizer=optimizer, warmup_steps=3,
             weight_decay=0.1, tokens_per_batch=60,
         )  # fmt: skip
 
-    def steps(self, checkpoint: Checkpoint | None = None, kept: KeptWeights | None = None) -> Iterator[Step]:
+    def steps(self, checkpoint: Checkpoint | None = None, kept: WeightsKeeper | None = None) -> Iterator[Step]:
         probe = displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
         return train(self.model, self.store, self.settings, self.task, checkpoint, probe, kept)
 
@@ -127,14 +127,14 @@ def test_a_finished_training_is_only_read_again(store: Store, reference: Referen
     assert list(again.steps(checkpoint)) == expected and again.same_weights(whole)
 
 
-def kept_by(run: Run, folder: Path) -> KeptWeights:
+def kept_by(run: Run, folder: Path) -> WeightsKeeper:
     """Checkpoints of steps 4 and 8 of `run`; its tokenizer is a folder with one file."""
     (folder.parent / "tokenizer").mkdir(parents=True, exist_ok=True)
     (folder.parent / "tokenizer/tokenizer.json").write_text("{}")
-    return KeptWeights(folder, (4, 8), run.model, folder.parent / "tokenizer")
+    return WeightsKeeper(folder, (4, 8), run.model, folder.parent / "tokenizer")
 
 
-def published(kept: KeptWeights, folder: Path) -> dict[str, bytes]:
+def published(kept: WeightsKeeper, folder: Path) -> dict[str, bytes]:
     """Every file of the checkpoints, by name."""
     kept.published(folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -256,7 +256,7 @@ def test_damaged_kept_weights_are_a_sentence(damage: str, store: Store, referenc
 
 def test_signals_are_noted_by_name_and_handlers_put_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with told_to_stop() as noted:
+    with stop_requested() as noted:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
     assert noted == ["SIGINT", "SIGTERM"]

@@ -19,7 +19,7 @@ from prefdag.models.naive import naive_logprobs, padded_rows, transformers_atten
 from prefdag.models.packing import Segments, micro_batches, pack
 from prefdag.seeds import generator
 from prefdag.training.loop import Batch, MicroBatch
-from prefdag.training.preference_task import Alignment, MismatchedRatios
+from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
 
 NUM = 13  # comparisons of a store
 SEED = 5
@@ -53,7 +53,7 @@ class Live:
         return LogProbs(torch.cat([self.tokens[index] for index in ids]), batch.owner, batch.shape)
 
 
-def aligned(name: str, folder: Path, model: PreTrainedModel | None = None) -> Alignment:
+def aligned(name: str, folder: Path, model: PreTrainedModel | None = None) -> PreferenceTask:
     """The loss of one row on its store, in float64; the reference is another model than the policy."""
     row, model, other = objective(ROWS[name], "tests", name), model or tiny(), tiny(seed=1)
     view = view_of(store_of(name, folder), row)
@@ -61,7 +61,7 @@ def aligned(name: str, folder: Path, model: PreTrainedModel | None = None) -> Al
     if isinstance(view, Unpaired):
         mismatched = MismatchedRatios(other, view, SEED, 60)
         mismatched.model = model
-    return Alignment(row, model, view, Live(other, view), other, mismatched, SEED)
+    return PreferenceTask(row, model, view, Live(other, view), other, mismatched, SEED)
 
 
 def batch_of(view: Store | Unpaired, ids: list[int], tokens_per_batch: int, number: int = 0) -> Batch:
@@ -80,7 +80,7 @@ def distributions(model: PreTrainedModel, found: Sequence[Comparison]) -> Tensor
     return logits[:, :-1].log_softmax(-1)[counted[:, 1:]]
 
 
-def plain_loss(alignment: Alignment, ids: list[int], number: int) -> Tensor:
+def plain_loss(alignment: PreferenceTask, ids: list[int], number: int) -> Tensor:
     """The first step's loss by the padded path, whole distributions and no cache: a scalar with gradient."""
     row, model, other, view = alignment.objective, alignment.model, alignment.live, alignment.store
     assert other is not None

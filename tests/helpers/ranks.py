@@ -33,7 +33,7 @@ from prefdag.stages import reward
 from prefdag.training import loop
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import Batch, Outcome, Trainable, train
-from prefdag.training.supervised_task import supervised
+from prefdag.training.supervised_task import supervised_task
 
 PRELOADED = [
     "prefdag.training.preference_task",
@@ -48,7 +48,7 @@ Made = tuple[PreTrainedModel, Comparisons, Trainable]
 
 def sft(folder: Path, dtype: torch.dtype = torch.float64) -> Made:
     model, store = tiny(dtype=dtype), stored(folder / "store", comparisons(13, 1))
-    return model, store, supervised(model, store)
+    return model, store, supervised_task(model, store)
 
 
 def alignment(name: str, folder: Path, dtype: torch.dtype = torch.float64) -> Made:
@@ -119,7 +119,7 @@ class Trial:
                     found["metrics"].append({**step.metrics, **step.state})
             except Stopped as stop:
                 found["stopped"] = str(stop)
-            found["weights"] = {name: value.clone() for name, value in fsdp.whole(model.state_dict()).items()}
+            found["weights"] = {name: value.clone() for name, value in fsdp.full_tensor(model.state_dict()).items()}
         held = [fsdp.own_part(parameter).numel() for parameter in model.parameters()]
         return {**found, "held": sum(held)}
 
@@ -130,7 +130,7 @@ def watched_gradients(seen: list[Tensor]) -> Iterator[None]:
     clipped = loop.clipped
 
     def watching(parameters: Sequence[Any], most: float) -> float:
-        parts = [fsdp.whole(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        parts = [fsdp.full_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
         seen.append(torch.cat([part.flatten() for part in parts]).clone())
         return clipped(parameters, most)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import MINI, Project, checkout, environment
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 
@@ -55,7 +55,7 @@ def test_a_name_that_is_none_is_refused_by_a_sentence(name: str):
         "grid": {"runs": [], "grid": [{"name": name, "method": "dpo", "beta": [0.1, 0.2]}]},
     }.items():
         with pytest.raises(UserError) as mistake:
-            resolve(merged(yaml.safe_load(MINI), changes), "configs/mini.yaml")
+            resolve(merge(yaml.safe_load(MINI), changes), "configs/mini.yaml")
         assert str(mistake.value).startswith("configs/mini.yaml: ") and "\n" not in str(mistake.value), where
 
 
@@ -68,7 +68,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def suite(project: Project, path: str, **changes: object) -> str:
     (project.folder / path).parent.mkdir(exist_ok=True)
-    (project.folder / path).write_text(yaml.safe_dump(merged(yaml.safe_load(MINI), changes)))
+    (project.folder / path).write_text(yaml.safe_dump(merge(yaml.safe_load(MINI), changes)))
     return path
 
 

@@ -93,7 +93,7 @@ def test_a_plan_does_not_say_where_the_project_lies(tmp_path: Path, monkeypatch:
         configs.append(jobs.config_of(suite_in(Path("configs")), "preference", "own"))
         absolute = suite_in(tmp_path / clone / "configs")  # as `prefdag show` may be called
         assert jobs.config_of(absolute, "preference", "own") == configs[-1]
-        assert jobs.own_code_of(absolute, "own") == (Path("configs/my_losses.py"),)
+        assert jobs.user_files_of_run(absolute, "own") == (Path("configs/my_losses.py"),)
     assert configs[0] == configs[1]
     assert json.loads(configs[0])["objective"] == {"method": "configs/my_losses.py:my_dpo", "beta": 0.1}
 

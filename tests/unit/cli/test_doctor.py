@@ -16,7 +16,7 @@ from conftest import MINI, ROOT
 from prefdag.cli import doctor
 from prefdag.cli.main import main
 from prefdag.cli.plan import disk
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.suite import Size, resolve
 
 PROGRAMS = {
@@ -94,10 +94,10 @@ def test_a_clock_that_is_ahead(place: Path, capsys: pytest.CaptureFixture[str], 
 
 def test_a_disk_that_is_too_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """1e9 parameters: base, SFT, a reward model and three runs of 4 bytes, and 12 of AdamW's state: 36 GB."""
-    suite = merged(yaml.safe_load(MINI), {"size": SIZE})
+    suite = merge(yaml.safe_load(MINI), {"size": SIZE})
     (place / "sized.yaml").write_text(yaml.safe_dump(suite))
     assert disk(resolve(suite, "x.yaml"), Size.model_validate(SIZE)) == 36
-    kept = merged(suite, {"preference": {"checkpoints": 2, "max_steps": 6}})
+    kept = merge(suite, {"preference": {"checkpoints": 2, "max_steps": 6}})
     assert disk(resolve(kept, "x.yaml"), Size.model_validate(SIZE)) == 36 + 3 * 2 * 4
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 35e9))
@@ -133,7 +133,7 @@ def test_files_that_the_hubs_cache_lacks(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
-    suite = merged(yaml.safe_load(MINI), {"model": {"source": "hub:some/model", "scratch": None}})
+    suite = merge(yaml.safe_load(MINI), {"model": {"source": "hub:some/model", "scratch": None}})
     (place / "hub.yaml").write_text(yaml.safe_dump(suite))
     code, lines = complaints(capsys, "hub.yaml")
     assert code == 0 and lines == [

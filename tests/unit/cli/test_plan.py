@@ -9,8 +9,8 @@ from test_suites import PAPERS
 
 from conftest import MINI, ROOT
 from prefdag.cli.main import main
-from prefdag.cli.plan import BANDWIDTH, FLOPS, costs, sized
-from prefdag.config.loading import merged
+from prefdag.cli.plan import BANDWIDTH, FLOPS, job_costs, sized
+from prefdag.config.loading import merge
 from prefdag.config.suite import Size, Suite, resolve
 
 SIZE = {
@@ -24,7 +24,7 @@ SIZE = {
 
 
 def suite(**changes: object) -> Suite:
-    return resolve(merged(yaml.safe_load(MINI), {"size": SIZE, **changes}), "x.yaml")
+    return resolve(merge(yaml.safe_load(MINI), {"size": SIZE, **changes}), "x.yaml")
 
 
 def test_by_hand() -> None:
@@ -34,7 +34,7 @@ def test_by_hand() -> None:
     Reference: 600 pairs of 50 tokens, forward. Pairs: 600 / 6 prompts, 400 samples 64 at a time, so 7 times 20 steps of
     2 bytes a weight, and 400 prompts of 10 tokens. AdamW holds 16 bytes a weight, activations 34 x 10 x 100 a token.
     """
-    found = {one.stage: one for one in costs(suite(), Size.model_validate(SIZE))}
+    found = {one.stage: one for one in job_costs(suite(), Size.model_validate(SIZE))}
     assert list(found) == ["pretrain", "sft", "pairs", "reward", "reference", "preference", "generate", "score"]
     assert found["pretrain"].hours * 3600 == pytest.approx(6e9 * 60 * 32 * 128 / FLOPS)
     assert found["sft"].hours * 3600 == pytest.approx(6e9 * 112 * 30 / FLOPS)

@@ -10,10 +10,10 @@ import yaml
 from test_plan import SIZE
 
 from conftest import MINI, ROOT
-from prefdag.cli.plan import costs
+from prefdag.cli.plan import job_costs
 from prefdag.config import jobs
 from prefdag.config.answer_sets import policy_of, step_of, variant_of, weights_of
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.preference import Preference
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
@@ -23,7 +23,7 @@ POLICIES = ["base", "sft", "dpo", "dpo-strong", "simpo"]
 
 
 def suite(**changes: Any) -> Suite:
-    found = resolve(merged(yaml.safe_load(MINI), changes), "x.yaml")
+    found = resolve(merge(yaml.safe_load(MINI), changes), "x.yaml")
     assert isinstance(found, Suite)
     return found
 
@@ -140,7 +140,7 @@ def test_the_estimate_counts_every_set() -> None:
     """A variant of half the prompts costs half: 5 policies' 10 prompts, then dpo's and sft's 5."""
     half = {"policies": ["sft", "dpo"], "max_prompts": 5}
     found, more = (
-        {one.stage: one for one in costs(suite(size=SIZE, generate=generate), suite(size=SIZE).size)}
+        {one.stage: one for one in job_costs(suite(size=SIZE, generate=generate), suite(size=SIZE).size)}
         for generate in ({"max_prompts": 10}, {"max_prompts": 10, "variants": {"half": half}})
     )
     assert (found["generate"].jobs, more["generate"].jobs, more["score"].jobs) == (5, 7, 7)

@@ -10,14 +10,14 @@ import yaml
 from conftest import MINI, ROOT
 from prefdag.cli.schema import table
 from prefdag.config import jobs
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 
 
 def suite(**changes: Any) -> dict[str, Any]:
-    return merged(yaml.safe_load(MINI), changes)
+    return merge(yaml.safe_load(MINI), changes)
 
 
 def mistake(**changes: Any) -> str:

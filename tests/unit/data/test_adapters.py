@@ -9,7 +9,7 @@ import yaml
 from conftest import MINI, ROOT
 from prefdag.config.adapters import ADAPTERS as NAMES
 from prefdag.config.data import Data
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.suite import resolve
 from prefdag.data.adapters.records import TextComparison, Unusable
 from prefdag.data.adapters.registry import ADAPTERS, adapter_of
@@ -215,7 +215,7 @@ def own(tmp_path: Path) -> Path:
 def test_an_adapter_in_a_file_of_ones_own(own: Path, monkeypatch: pytest.MonkeyPatch):
     """Named from the suite's file, known to jobs from the working directory, and it can import what lies beside it."""
     monkeypatch.chdir(own)
-    suite = merged(yaml.safe_load(MINI), {"prepare": {"adapter": "duels.py:duels"}})
+    suite = merge(yaml.safe_load(MINI), {"prepare": {"adapter": "duels.py:duels"}})
     section = resolve(suite, str(own / "suites/x.yaml")).prepare
     assert (section.adapter, section.own_code()) == ("suites/duels.py:duels", (Path("suites/duels.py"),))
     code, folder = prepare(own, adapter="duels.py:duels")
@@ -242,7 +242,7 @@ def test_an_own_adapters_mistake_is_a_sentence(
 
 def test_an_unknown_adapter_names_the_known_ones():
     with pytest.raises(UserError, match=r"prepare.adapter: expected one of world, hh, .*, got 'hhh'"):
-        resolve(merged(yaml.safe_load(MINI), {"prepare": {"adapter": "hhh"}}), "x")
+        resolve(merge(yaml.safe_load(MINI), {"prepare": {"adapter": "hhh"}}), "x")
 
 
 def test_a_column_map_needs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -347,5 +347,5 @@ def test_a_mixtures_source_may_hold_other_splits_alone(tmp_path: Path):
 )
 def test_a_source_that_cannot_be_meant_is_refused(data: dict[str, Any], sentence: str):
     with pytest.raises(UserError, match="configs/x.yaml: data") as found:
-        resolve(merged(yaml.safe_load(MINI), {"data": data, "pairs": {}}), "configs/x.yaml")
+        resolve(merge(yaml.safe_load(MINI), {"data": data, "pairs": {}}), "configs/x.yaml")
     assert sentence in str(found.value)

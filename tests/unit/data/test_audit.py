@@ -12,7 +12,7 @@ import pytest
 
 from prefdag.data.adapters.records import TextComparison
 from prefdag.data.adapters.registry import ADAPTERS
-from prefdag.data.dedup import Likes, bands, signatures
+from prefdag.data.dedup import DuplicateIndex, bands, signatures
 from prefdag.data.preprocess import traits_of
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
@@ -277,6 +277,6 @@ def test_imdb(name: str, rows: int, repeated: int | None, tmp_path: Path):
     comparisons: list[TextComparison] = [ADAPTERS["imdb"]({"text": text}) for text in texts]
     path = tmp_path / "traits"
     path.write_bytes(traits_of(range(rows), comparisons, near=False).tobytes())
-    found = Likes(path).duplicates()
+    found = DuplicateIndex(path).duplicates()
     assert len(found) == repeated == sum(count - 1 for count in Counter(texts).values())
     assert all(texts[row] == texts[first] for row, first in found)

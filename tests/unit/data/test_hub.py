@@ -15,7 +15,7 @@ import yaml
 from conftest import MINI, ROOT, environment
 from hub_server import COMMIT, Hub, Repository, git_sha1, serving
 from prefdag.cli.main import main
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.data.rows import read_rows
 from prefdag.data.sources.hub import matches
 
@@ -52,7 +52,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def suite_file(folder: Path, **changes: Any) -> Path:
     path = folder / "configs/mini.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(merged(merged(yaml.safe_load(MINI), SUITE), changes)))
+    path.write_text(yaml.safe_dump(merge(merge(yaml.safe_load(MINI), SUITE), changes)))
     return path
 
 

@@ -10,7 +10,7 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
 from prefdag.data.prompt_templates import dialogue, template_of
 from prefdag.data.token_store import Store
-from prefdag.data.tokenization import encode_prompts, encoded, end_of_turn, ended
+from prefdag.data.tokenization import encode_prompts, encoded, end_of_turn, is_ended
 from prefdag.errors import UserError
 from preparing import ABSENT, PREPARE, SHARED, audit, byte_tokenizer, fetch, prepare, write_rows
 
@@ -85,7 +85,7 @@ def split(tokenizer: Any, settings: Prepare, prompt: Prompt, response: str) -> t
     """Prompt and counted response, as the tokens say."""
     template = template_of(tokenizer, settings)
     text = template.response(prompt, template.prompt(prompt), response)
-    counted = ended(encoded(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
+    counted = is_ended(encoded(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
     return tokenizer.decode(encode_prompts(tokenizer, [prompt], settings)[0]), tokenizer.decode(counted)
 
 

@@ -12,7 +12,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
-from prefdag.models.packing import num_tokens, packed
+from prefdag.models.packing import iter_packed, num_tokens
 from prefdag.training.reference_cache import ReferenceCache
 
 
@@ -46,7 +46,7 @@ def test_the_pairs_reference_cache_serves_it(store: Store, tmp_path: Path) -> No
     cache_of(tmp_path / "reference", model, store)
     cache = ReferenceCache(read_manifest(tmp_path / "reference/manifest.json"), "train", view)
     assert cache.verify(model, view) < 1e-5
-    for ids, segments in packed(view, 60):
+    for ids, segments in iter_packed(view, 60):
         assert (logprobs(model, segments).tokens - cache(ids, segments).tokens).abs().max() < 1e-5
 
 

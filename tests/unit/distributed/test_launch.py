@@ -24,7 +24,7 @@ from prefdag.cli.main import main
 from prefdag.config.jobs import resources_of, threads_of
 from prefdag.config.sft import SFT
 from prefdag.config.suite import Suite, resolve
-from prefdag.distributed.launch import Shape, asked_for, launched
+from prefdag.distributed.launch import Shape, launch, requested_shape
 from prefdag.errors import UserError
 from prefdag.stages.sft import Job
 
@@ -149,25 +149,25 @@ def test_the_death_of_one_is_the_end_of_all(suite: Path, tmp_path: Path, started
 
 
 def test_what_a_config_asks_for() -> None:
-    assert asked_for(["sft", "--config", '{"sft": {"processes": 4, "nodes": 2, "threads": 3}}']) == Shape(4, 2, 3)
-    assert asked_for(["sft", '--config={"sft": {"processes": 2}}']) == Shape(2)
+    assert requested_shape(["sft", "--config", '{"sft": {"processes": 4, "nodes": 2, "threads": 3}}']) == Shape(4, 2, 3)
+    assert requested_shape(["sft", '--config={"sft": {"processes": 2}}']) == Shape(2)
     for config in ('{"sft": {"processes": "2"}}', '{"sft": {"processes": 3, "nodes": 2}}', "[]", "{", '{"judge": {}}'):
-        assert asked_for(["sft", "--config", config]) == Shape(), "what the stage is to refuse, or has none of"
-    assert asked_for(["sft", "--help"]) == asked_for(["sft", "--config"]) == Shape()
+        assert requested_shape(["sft", "--config", config]) == Shape(), "what the stage is to refuse, or has none of"
+    assert requested_shape(["sft", "--help"]) == requested_shape(["sft", "--config"]) == Shape()
 
 
 def test_several_nodes_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(UserError, match=r"sft --config: nodes: 2 nodes are had from Slurm alone; run with --profile"):
-        launched(["sft", "--config", '{"sft": {"processes": 2, "nodes": 2}}'])
+        launch(["sft", "--config", '{"sft": {"processes": 2, "nodes": 2}}'])
 
 
 def test_a_torchrun_of_the_users_own_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="processes: 2, but torchrun has started 3; leave torchrun to this command"):
-        launched(["sft", "--config", '{"sft": {"processes": 2}}'])
-    assert launched(["sft", "--config", '{"sft": {"processes": 3}}']) is None
+        launch(["sft", "--config", '{"sft": {"processes": 2}}'])
+    assert launch(["sft", "--config", '{"sft": {"processes": 3}}']) is None
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from prefdag.evaluation.calibration import (
     accuracy_by_length,
     calibration,
+    is_right,
     length_bins,
     pairs_of,
     prompt_weights,
-    right,
     spearman,
 )
 from prefdag.reporting.figures.calibration import reward_length_figure
@@ -68,7 +68,7 @@ def test_a_calibrated_reward_errs_as_by_chance_and_a_sure_one_more():
 
 def test_ties_and_one_prompt():
     """No difference predicts a half and is half right; an interval over a prompt or two is none."""
-    assert right([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
+    assert is_right([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
     found = calibration(pairs([0.0] * 4, prompts=[3, 3, 5, 5]), seed="test", bootstrap=10)
     assert found.error == 0 and found.bins["observed"].tolist() == [0.5]
     assert found.bins["low"].isna().all()

@@ -20,13 +20,13 @@ from prefdag.cli.main import main
 from prefdag.cli.plan import requests
 from prefdag.config import jobs
 from prefdag.config.judge import LLM, PROMPTS
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.model import Architectural
 from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.evaluation.judge import client as endpoints
-from prefdag.evaluation.judge.cache import Answers, key_of, known_answers
-from prefdag.evaluation.judge.prompts import choice, question, template_of
+from prefdag.evaluation.judge.cache import AnswerCache, key_of, known_answers
+from prefdag.evaluation.judge.prompts import parse_choice, render_question, template_of
 from prefdag.models.loading import build, save
 from preparing import byte_tokenizer
 from synthetic_results import touched
@@ -370,12 +370,12 @@ def test_told_to_stop(server: Judge, tmp_path: Path) -> None:
 def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
     """The crash cut the second line off: the first stays, a third lands on a line of its own."""
     path = tmp_path / "dpo.jsonl"
-    with Answers(path) as answers:
+    with AnswerCache(path) as answers:
         answers.add("one", "m", "A\nB")
         answers.add("two", "m", "B")
     path.write_bytes(path.read_bytes()[:-9])
     assert known_answers(tmp_path) == {"one": "A\nB"}
-    with Answers(path) as answers:
+    with AnswerCache(path) as answers:
         answers.add("three", "m", "tie")
     assert known_answers(tmp_path) == {"one": "A\nB", "three": "tie"}
 
@@ -416,12 +416,12 @@ CHOICES = {
 
 @pytest.mark.parametrize("answer", CHOICES)
 def test_an_answer_is_read_by_its_last_line(answer: str) -> None:
-    assert choice(answer) == CHOICES[answer]
+    assert parse_choice(answer) == CHOICES[answer]
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_shipped_prompt_holds_the_pair_in_its_order(name: str) -> None:
-    text = question(template_of(LLM(model="m", prompt=name)), "the post", "one {B}", "other {prompt}")
+    text = render_question(template_of(LLM(model="m", prompt=name)), "the post", "one {B}", "other {prompt}")
     assert text.index("the post") < text.index("A:\none {B}\n") < text.index("B:\nother {prompt}\n")
     assert text.count("other {prompt}") == 1 and "A or B" in text
 
@@ -441,7 +441,7 @@ def test_a_prompt_of_ones_own_lies_beside_the_suite(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     section = {"judge": {"judges": ["reward", {"model": "m", "prompt": "mine.txt"}]}}
-    Path("configs/mini.yaml").write_text(yaml.safe_dump(merged(yaml.safe_load(MINI), section)))
+    Path("configs/mini.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(MINI), section)))
     suite = read_suite(["configs/mini.yaml"])
     assert suite.judge.own_code() == (Path("configs/mine.txt"),)
     assert json.loads(jobs.config_of(suite, "judge"))["judge"]["judges"][1]["prompt"] == "configs/mine.txt"
@@ -478,7 +478,7 @@ SLIPS: dict[str, tuple[Any, str]] = {
 def test_a_slip_in_the_section_is_a_sentence(what: str) -> None:
     judges, said = SLIPS[what]
     with pytest.raises(UserError) as found:
-        resolve(merged(yaml.safe_load(MINI), {"judge": {"judges": judges}}), "x.yaml")
+        resolve(merge(yaml.safe_load(MINI), {"judge": {"judges": judges}}), "x.yaml")
     assert said in str(found.value)
 
 
@@ -521,7 +521,7 @@ def test_a_real_server_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Mon
         at.wait(timeout=30)
     found = summary(folder)
     said = [json.loads(line) for line in (folder / "judge/dpo/answers.jsonl").read_text().splitlines()]
-    read = [choice(one[order]) for one in said for order in ("ours_first", "ours_second")]
+    read = [parse_choice(one[order]) for one in said for order in ("ours_first", "ours_second")]
     assert any(one["ours_first"] for one in said)
     assert found["unparsable"] == read.count(None) > 0 and found["n"] + found["without_verdict"] == 6
     assert np.isfinite(found["win_rate"]) if found["n"] > 1 else found["win_rate"] is None
@@ -535,7 +535,7 @@ def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     changes = {"judge": {"judges": ["reward", MODEL]}, "generate": {"max_prompts": 6}, "name": "suite"}
     row = {"name": "dpo", "method": "dpo", "beta": 0.1}
-    suite = resolve({**merged(yaml.safe_load(MINI), changes), "runs": [row]}, "x.yaml")
+    suite = resolve({**merge(yaml.safe_load(MINI), changes), "runs": [row]}, "x.yaml")
     (judge,), folder = suite.judge.models, results(tmp_path / "results/suite")
     told = requests(suite, judge, folder)
     assert "12 of 12 requests remain, and 12 requests for answers that are not there yet" in told

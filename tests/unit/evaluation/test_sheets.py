@@ -8,7 +8,7 @@ import pytest
 from test_judge_llm import results, summary
 
 from prefdag.cli.main import main
-from prefdag.config.judge import Judge, files_located
+from prefdag.config.judge import Judge, with_relative_paths
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 from prefdag.evaluation.judge.sheets import verdicts_of, write_sheet
@@ -97,7 +97,7 @@ def test_drawn_filled_and_judged(
 
 
 def test_a_sheet_is_found_from_the_suites_file() -> None:
-    values = files_located({"judges": ["reward", {"people": "sheets/p.csv", "name": "Ann"}]}, "configs/x.yaml")
+    values = with_relative_paths({"judges": ["reward", {"people": "sheets/p.csv", "name": "Ann"}]}, "configs/x.yaml")
     found = Judge.model_validate(values)
     assert [one.people for one in found.sheets] == ["configs/sheets/p.csv"] and found.reads_answers
     assert found.own_code() == (Path("configs/sheets/p.csv"),)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from prefdag.cli.main import main
 from prefdag.evaluation import win_rates
-from prefdag.evaluation.win_rates import Judged, agreement, cohen, length_controlled, logistic, matched_length
+from prefdag.evaluation.win_rates import JudgedPairs, agreement, cohen, length_controlled, logistic, matched_length
 from prefdag.seeds import generator
 
 SHARED = ROOT / "../shared/data"
@@ -90,9 +90,9 @@ def test_order_bias_of_pairs_shown_once() -> None:
     assert win_rates.order_bias([1, 0, 1, 0], [True, True, False, False])["judge"] == "no bias shown"
 
 
-def judged(name: str, verdicts: list[float]) -> Judged:
+def judged(name: str, verdicts: list[float]) -> JudgedPairs:
     keys = [(str(number),) for number in range(len(verdicts))]
-    return Judged(name, keys, np.array(verdicts, dtype=float), np.array([key for (key,) in keys]))
+    return JudgedPairs(name, keys, np.array(verdicts, dtype=float), np.array([key for (key,) in keys]))
 
 
 def test_agreement_leaves_ties_out_and_kappa_does_not() -> None:

@@ -10,7 +10,7 @@ from test_run import planned
 
 from conftest import MINI, checkout
 from prefdag.config import jobs
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 from prefdag.stages.pairs import write_pairs, write_rankings
@@ -23,7 +23,7 @@ SCORED = [
 
 
 def suite(*runs: dict[str, Any], **values: Any) -> Suite:
-    return resolve(merged(yaml.safe_load(MINI), {"runs": list(runs), **values}), "suite.yaml")
+    return resolve(merge(yaml.safe_load(MINI), {"runs": list(runs), **values}), "suite.yaml")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -21,21 +21,21 @@ from conftest import MINI, ROOT
 from conftest import OWN_LOSS as DPO
 from conftest import OWN_METHOD as METHOD
 from prefdag.cli.main import main
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.config.suite import resolve
 from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.registry import LOSSES, loss_of
-from prefdag.losses.user import own_loss
+from prefdag.losses.user import load_user_loss
 from prefdag.models.logprobs import LogProbs, margin
 from prefdag.provenance.manifest import read_manifest
 from prefdag.provenance.sources import code_digest
 from prefdag.reporting.tables import title
 from prefdag.schema import Positive
 from prefdag.training.loop import train
-from prefdag.training.preference_task import Alignment
+from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import ReferenceCache
 
 plain_suite = test_mistakes.prepared  # a tiny suite by plain commands, up to the reference cache
@@ -60,7 +60,7 @@ def trained(entry: dict[str, Any], store: Store, reference: ReferenceCache) -> t
     """Losses of six steps and the weights after them, in one row."""
     model = tiny(dtype=torch.float32)
     settings = Training(batch_size=4, learning_rate=1e-2, max_steps=6, epochs=9, tokens_per_batch=60)
-    task = Alignment(objective(entry, "tests", "row"), model, store, reference)
+    task = PreferenceTask(objective(entry, "tests", "row"), model, store, reference)
     losses = [step.loss for step in train(model, store, settings, task)]
     return losses, torch.nn.utils.parameters_to_vector(model.parameters()).detach()
 
@@ -82,7 +82,7 @@ def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
     own_file, function, entry = blocks("python")
     (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
     (here / "my_losses.py").write_text(own_file)
-    suite = resolve(merged(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
+    suite = resolve(merge(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
     assert [run.name for run in suite.runs] == [f"dpo-offset0.5-seed{seed}" for seed in (0, 1, 2)]
     names: dict[str, Any] = {"LogProbs": LogProbs, "Tensor": Tensor, "F": F, "margin": margin, "Literal": Literal}
     names |= {"Objective": Objective, "Positive": Positive, "Field": Field, "__name__": "prefdag.readme"}
@@ -208,7 +208,7 @@ def test_a_mistake_is_a_sentence_before_any_job(mistake: str, here: Path):
     assert old in DPO
     (here / "my_losses.py").write_text(DPO.replace(old, new, 1) if old else DPO)
     with pytest.raises(UserError) as found:
-        resolve(merged(yaml.safe_load(MINI), {"runs": [{**ROW, **row}]}), "suite.yaml")
+        resolve(merge(yaml.safe_load(MINI), {"runs": [{**ROW, **row}]}), "suite.yaml")
     assert str(found.value).startswith(sentence) and "\n" not in str(found.value)
 
 
@@ -236,7 +236,7 @@ def test_inputs_and_options_are_passed_by_name(here: Path):
     )
     text += "    return margin(policy.total + scale * scores + 2 * reference.total)\n"
     (here / "own.py").write_text(text)
-    loss = own_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
+    loss = load_user_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
     given = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
     assert loss(pair(-10, -15), **given).item() == 10
 

@@ -13,8 +13,8 @@ from prefdag.config.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.models.attention.interface import NAME
-from prefdag.models.generation import Sample, choose, sample
-from prefdag.models.kv_cache import ROOM, KeyValues
+from prefdag.models.generation import Sample, sample, sample_tokens
+from prefdag.models.kv_cache import ROOM, KVCache
 from prefdag.models.loading import load_policy
 from prefdag.models.logprobs import logprobs
 from prefdag.models.naive import naive_sample, transformers_attention
@@ -45,14 +45,14 @@ def drawn(
 def test_a_prompt_draws_the_same_whatever_its_batch(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, three at a time, all 12 together; among these, rows that had ended left the batch more than once."""
     compactions = []
-    take = KeyValues.take
+    take = KVCache.take
 
-    def counted(self: KeyValues, rows: torch.Tensor) -> None:
+    def counted(self: KVCache, rows: torch.Tensor) -> None:
         if len(rows) == len(set(rows.tolist())):
             compactions.append(len(rows))
         take(self, rows)
 
-    monkeypatch.setattr(KeyValues, "take", counted)
+    monkeypatch.setattr(KVCache, "take", counted)
     model = policy(shape)
     found = [drawn(model, batch_size=size, **ENDING) for size in (1, 3, 64)]
     assert [len(one) for one in found] == [12] * 3
@@ -109,9 +109,9 @@ def test_a_prompt_is_encoded_once_for_all_its_samples(monkeypatch: pytest.Monkey
 
 def test_a_greedy_prompt_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
-    advance = KeyValues.advance
+    advance = KVCache.advance
     monkeypatch.setattr(
-        KeyValues, "advance", lambda self, new: (rows.append(len(self._layers[0][0])), advance(self, new))
+        KVCache, "advance", lambda self, new: (rows.append(len(self._layers[0][0])), advance(self, new))
     )
     found = drawn(policy(), temperature=0, num_samples=3)
     assert max(rows) == 6 and len(found) == 18
@@ -132,10 +132,10 @@ def test_a_cache_that_mixes_rows_is_caught(lost: str, monkeypatch: pytest.Monkey
     """The broken twins: padding that is attended to, and rows taken in another order than asked for."""
     whole = drawn(policy())
     if lost == "mask":
-        monkeypatch.setattr(KeyValues, "mask", lambda self: self._mask if self.columns == 0 else None)
+        monkeypatch.setattr(KVCache, "mask", lambda self: self._mask if self.columns == 0 else None)
     else:
-        take = KeyValues.take
-        monkeypatch.setattr(KeyValues, "take", lambda self, rows: take(self, rows.flip(0)))
+        take = KVCache.take
+        monkeypatch.setattr(KVCache, "take", lambda self, rows: take(self, rows.flip(0)))
     broken = drawn(policy())
     assert any(broken[place].ids != one.ids for place, one in whole.items())
 
@@ -237,16 +237,16 @@ UNIFORM = torch.tensor([0.0, 0.12, 0.13, 0.62, 0.63, 0.74, 0.76, 0.999])
 
 def test_choose_inverts_the_cumulative_distribution() -> None:
     """Probabilities 1/8, 1/2, 1/8, 1/4: token 0 below 0.125, 1 below 0.625, 2 below 0.75, then 3."""
-    found = choose(logits(0.125, 0.5, 0.125, 0.25, rows=8), UNIFORM, 1.0, 1.0)
+    found = sample_tokens(logits(0.125, 0.5, 0.125, 0.25, rows=8), UNIFORM, 1.0, 1.0)
     assert found.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:
     """0.6 keeps tokens 1 and 3 (1/2 and 1/4): 1 below two thirds, then 3. 0.5 keeps 1 alone."""
     given = logits(0.125, 0.5, 0.125, 0.25, rows=8)
-    assert choose(given, UNIFORM, 1.0, 0.6).tolist() == [1, 1, 1, 1, 1, 3, 3, 3]
-    assert choose(given, UNIFORM, 1.0, 0.5).tolist() == [1] * 8
-    equal = choose(torch.zeros(8, 4), UNIFORM, 1.0, 0.5)
+    assert sample_tokens(given, UNIFORM, 1.0, 0.6).tolist() == [1, 1, 1, 1, 1, 3, 3, 3]
+    assert sample_tokens(given, UNIFORM, 1.0, 0.5).tolist() == [1] * 8
+    equal = sample_tokens(torch.zeros(8, 4), UNIFORM, 1.0, 0.5)
     assert equal.tolist() == [0, 0, 0, 1, 1, 1, 1, 1], "two quarters reach a half exactly"
 
 
@@ -254,7 +254,7 @@ def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:
 def test_choose_never_takes_a_token_without_probability(top_p: float) -> None:
     """The largest uniform number below 1 may round to the whole sum; the last tokens have probability 0."""
     given = torch.tensor([[0.3, 0.1, 0.2, -torch.inf, -torch.inf]]).expand(2, -1)
-    found = choose(given, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), 1.0, top_p)
+    found = sample_tokens(given, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), 1.0, top_p)
     assert found.max() <= 2
 
 
@@ -278,17 +278,17 @@ def test_choose_draws_with_the_right_frequencies(temperature: float, top_p: floa
     """20,000 draws: chi-square of 3 degrees of freedom is above 16.3 once in a thousand."""
     num = 20_000
     uniform = torch.from_numpy(np.random.default_rng(1).random(num))
-    found = choose(logits(0.5, 0.3, 0.15, 0.05, rows=num), uniform, temperature, top_p)
+    found = sample_tokens(logits(0.5, 0.3, 0.15, 0.05, rows=num), uniform, temperature, top_p)
     assert chi_square(found, expected) < 16.3
 
 
 def test_the_bound_on_frequencies_is_able_to_fail() -> None:
     """Draws from a distribution two points away are beyond it."""
     uniform = torch.from_numpy(np.random.default_rng(1).random(20_000))
-    found = choose(logits(0.48, 0.32, 0.15, 0.05, rows=20_000), uniform, 1.0, 1.0)
+    found = sample_tokens(logits(0.48, 0.32, 0.15, 0.05, rows=20_000), uniform, 1.0, 1.0)
     assert chi_square(found, [0.5, 0.3, 0.15, 0.05]) > 16.3
 
 
 def test_temperature_zero_takes_the_most_likely() -> None:
-    found = choose(logits(0.2, 0.5, 0.3, rows=3), torch.tensor([0.0, 0.5, 0.99]), 0.0, 1.0)
+    found = sample_tokens(logits(0.2, 0.5, 0.3, rows=3), torch.tensor([0.0, 0.5, 0.99]), 0.0, 1.0)
     assert found.tolist() == [1, 1, 1]

@@ -26,9 +26,9 @@ from prefdag.data.token_store import Comparison
 from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms, naive_logprobs
-from prefdag.models.packing import Segments, num_tokens, pack, packed
+from prefdag.models.packing import Segments, iter_packed, num_tokens, pack
 from prefdag.rewards.model import RewardModel
-from prefdag.training.supervised_task import mean_nll, supervised
+from prefdag.training.supervised_task import mean_nll, supervised_task
 from registry import ROWS, drawn_for, named
 
 TOLERANCE = 1e-9
@@ -137,7 +137,7 @@ def test_rewards_and_gradients_equal_each_response_alone(shape: str, packing: st
 def test_supervised_loss_equals_the_padded_path(shape: str, tmp_path) -> None:
     """SFT: the negative log-likelihood of the step's response tokens over their number."""
     model, found = tiny(shape), comparisons(6, 1)
-    task = supervised(model, stored(tmp_path, found))
+    task = supervised_task(model, stored(tmp_path, found))
 
     def fast() -> Values:
         each, _ = task.losses(range(6), pack(found, PACKINGS["shuffled"]))
@@ -203,16 +203,16 @@ def test_order_padding_and_packing_do_not_matter(shape: str) -> None:
     padded = logprobs(model, pack([*found, *comparisons(2, 2, seed=9, longest=20)[1:]])).total[:6]
     assert (padded - expected).abs().max() < 1e-12
     for budget in (1, 30, 60, 1000):
-        for ids, segments in packed(found, budget):
+        for ids, segments in iter_packed(found, budget):
             assert (logprobs(model, segments).total - expected[ids]).abs().max() < 1e-12
 
 
 def test_packed_yields_every_comparison_once_beyond_a_block(monkeypatch) -> None:
     monkeypatch.setattr("prefdag.models.packing.BLOCK", 5)
     found = comparisons(13, 2)
-    ids = [index for taken, _ in packed(found, 60) for index in taken]
+    ids = [index for taken, _ in iter_packed(found, 60) for index in taken]
     assert sorted(ids) == list(range(13))
-    for taken, segments in packed(found, 60):
+    for taken, segments in iter_packed(found, 60):
         assert len(segments.target) == sum(len(r) for index in taken for r in found[index].responses)
         assert segments.tokens.numel() <= max(60, max(num_tokens(found[index]) for index in taken))
 

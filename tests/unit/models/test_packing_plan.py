@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdag.config.training import Training
-from prefdag.models.packing import members, micro_batches, num_steps
+from prefdag.models.packing import micro_batches, num_steps, step_members
 from prefdag.seeds import generator, named_seed
 from prefdag.training.loop import schedule
 
@@ -17,19 +17,19 @@ from prefdag.training.loop import schedule
 @given(num=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_an_epoch_sees_each_comparison_once(num: int, batch_size: int, seed: int, epoch: int) -> None:
     per_epoch = math.ceil(num / batch_size)
-    steps = [members(epoch * per_epoch + place, num, batch_size, seed) for place in range(per_epoch)]
+    steps = [step_members(epoch * per_epoch + place, num, batch_size, seed) for place in range(per_epoch)]
     assert sorted(np.concatenate(steps)) == list(range(num))
     assert all(len(step) == batch_size for step in steps[:-1])
 
 
 def test_membership_is_a_function_of_seed_and_step_alone() -> None:
     """Asked again, and in another order, it is the same; another seed and another epoch have other orders."""
-    forwards = [members(step, 100, 10, 0).tolist() for step in range(20)]
+    forwards = [step_members(step, 100, 10, 0).tolist() for step in range(20)]
     np.random.default_rng().random()
-    backwards = [members(step, 100, 10, 0).tolist() for step in reversed(range(20))]
+    backwards = [step_members(step, 100, 10, 0).tolist() for step in reversed(range(20))]
     assert forwards == backwards[::-1]
     assert forwards[:10] != forwards[10:]
-    assert forwards != [members(step, 100, 10, 1).tolist() for step in range(20)]
+    assert forwards != [step_members(step, 100, 10, 1).tolist() for step in range(20)]
 
 
 @settings(max_examples=100, deadline=None)

@@ -8,15 +8,15 @@ from transformers import PreTrainedModel
 
 from comparisons import SHAPES, comparisons, tiny
 from prefdag.models.logprobs import logprobs
-from prefdag.models.ops.recompute import GB, blocks_of, recomputed
-from prefdag.models.ops.sparse_grad import in_place
+from prefdag.models.ops.recompute import GB, blocks_of, recompute_blocks
+from prefdag.models.ops.sparse_grad import sparse_embedding
 from prefdag.models.packing import pack
 
 
 def trained(model: PreTrainedModel, budget_gb: float | None) -> tuple[list[Tensor], list[int]]:
     """Gradients over two micro-batches, and the bytes that each forward pass had kept for its backward pass."""
     kept: list[int] = []
-    with in_place(), recomputed(model, budget_gb):
+    with sparse_embedding(), recompute_blocks(model, budget_gb):
         for part in (slice(0, 4), slice(4, 6)):
             sizes: dict[int, int] = {}
 
@@ -47,14 +47,14 @@ def test_as_many_blocks_are_recomputed_as_a_micro_batch_needs(monkeypatch: pytes
     for number, block in enumerate(blocks_of(model)):
         block.mlp.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
     parts = [pack(comparisons(6, 2)[part]) for part in (slice(0, 6), slice(0, 1))]
-    with recomputed(model, 1e3):
+    with recompute_blocks(model, 1e3):
         logprobs(model, parts[0]).total.sum().backward()
         within = blocks_of(model)[0].forward.__closure__
         (plan,) = [cell.cell_contents for cell in within if hasattr(cell.cell_contents, "per_token")]
     tokens = [part.tokens.numel() for part in parts]
     assert 4 * tokens[1] < 2 * tokens[0]
     budget = 2.5 * plan.per_token * tokens[0] / GB
-    with recomputed(model, budget):
+    with recompute_blocks(model, budget):
         for part in parts:
             calls.clear()
             total = logprobs(model, part).total.sum()

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from comparisons import SHAPES, comparisons, tiny
 from prefdag.models.logprobs import logprobs
 from prefdag.models.naive import float64_norms
-from prefdag.models.ops.sparse_grad import embedded, in_place
+from prefdag.models.ops.sparse_grad import embedded, sparse_embedding
 from prefdag.models.packing import pack
 
 PARTS = (slice(0, 2), slice(2, 3), slice(3, 6))  # three micro-batches of one step
@@ -28,7 +28,7 @@ def gradients(model: PreTrainedModel, padding: int | None) -> dict[str, Tensor]:
 def test_in_place_equals_returned(shape: str, padding: int | None) -> None:
     with float64_norms():
         returned = gradients(tiny(shape), padding)
-        with in_place():
+        with sparse_embedding():
             added = gradients(tiny(shape), padding)
     assert added.keys() == returned.keys()
     assert max((added[name] - returned[name]).abs().max().item() for name in added) < 1e-12
@@ -53,6 +53,6 @@ def test_nothing_is_added_in_place_outside() -> None:
     table = nn.Embedding(10, 4)
     (found,) = torch.autograd.grad(embedded(table, torch.tensor([1, 1])).sum(), table.weight)
     assert found[1].tolist() == [2.0] * 4 and table.weight.grad is None
-    with in_place():
+    with sparse_embedding():
         embedded(table, torch.tensor([1, 1])).sum().backward()
     assert table.weight.grad[1].tolist() == [2.0] * 4

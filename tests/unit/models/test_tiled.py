@@ -10,8 +10,8 @@ from test_packing import TOLERANCE, Rows, logprob_distance, on_every_case
 from comparisons import comparisons, tiny
 from prefdag.data.token_store import Comparison
 from prefdag.models.attention import interface
-from prefdag.models.attention import tiled as tiled_attention
-from prefdag.models.attention.interface import masked, tiled
+from prefdag.models.attention import tiled_lowering as tiled_attention
+from prefdag.models.attention.interface import masked_lowering, tiled_lowering
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import Segments, pack
 
@@ -25,7 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(interface.VARIABLE, raising=False)
     monkeypatch.setattr(tiled_attention, "LEAST", 0)
     monkeypatch.setattr(tiled_attention, "TILE", 3)
-    monkeypatch.setattr(interface, "masked", None)
+    monkeypatch.setattr(interface, "masked_lowering", None)
 
 
 @on_every_case
@@ -57,14 +57,14 @@ def test_in_float32_it_is_as_near_the_truth_as_the_mask(lengths: tuple[int, int,
     segments = pack(pairs, [[0, 1, 2]])
     real = segments.comparison >= 0
     errors = {}
-    truth = followed(masked, segments, torch.float64, real)
-    for way in (masked, tiles_of):
+    truth = followed(masked_lowering, segments, torch.float64, real)
+    for way in (masked_lowering, tiles_of):
         errors[way] = [
             (found - true).norm()
             for found, true in zip(followed(way, segments, torch.float32, real), truth, strict=True)
         ]
     exact = followed(tiles_of, segments, torch.float64, real)
-    for plain, fast, true, wide in zip(errors[masked], errors[tiles_of], truth, exact, strict=True):
+    for plain, fast, true, wide in zip(errors[masked_lowering], errors[tiles_of], truth, exact, strict=True):
         assert fast <= 2 * plain
         torch.testing.assert_close(wide, true, rtol=1e-12, atol=1e-12)
 
@@ -75,7 +75,7 @@ def tiles_of(
     """Always in tiles, as in long rows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiled_attention, "LEAST", 0)
-        return tiled(query, key, value, segments, scale)
+        return tiled_lowering(query, key, value, segments, scale)
 
 
 def followed(way: Way, segments: Segments, dtype: torch.dtype, real: torch.Tensor) -> list[torch.Tensor]:
@@ -90,7 +90,7 @@ def test_what_is_not_seen_has_exactly_no_gradient(small: None):
     """Of a response's output: none for its sibling, for another comparison, or for what comes after it."""
     segments = pack([of_lengths(3, 2, 4), of_lengths(5, 4, 5)], [[0, 1]])
     given = parts(segments, torch.float32)
-    out = tiled(*given, segments, None)
+    out = tiled_lowering(*given, segments, None)
     at = int(torch.nonzero((segments.comparison[0] == 1) & (segments.response[0] == 2))[1])
     seen = segments.mask[0, 0, at]
     of_query, of_key, of_value = torch.autograd.grad(out[0, at].sum(), given)
@@ -104,13 +104,13 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch):
     pairs = [of_lengths(100, 100, 100)]
     segments = pack(pairs)
     query = parts(segments, torch.float32)[0]
-    assert tiled_attention.pays(query, segments)
+    assert tiled_attention.is_faster(query, segments)
     # [P | A]: tiles of 64 over 64, 128, 192 keys and 8 over 200; [B]: 64 over 164, 36 over 200.
     size = 4 * 4 * (64 * (64 + 128 + 192) + 8 * 200 + 64 * 164 + 36 * 200)
     monkeypatch.setattr(tiled_attention, "MOST", size)
-    assert tiled_attention.pays(query, segments)
+    assert tiled_attention.is_faster(query, segments)
     monkeypatch.setattr(tiled_attention, "MOST", size - 1)
-    assert not tiled_attention.pays(query, segments)
+    assert not tiled_attention.is_faster(query, segments)
     monkeypatch.undo()
     monkeypatch.setattr(tiled_attention, "LEAST", 301)
-    assert not tiled_attention.pays(query, segments)
+    assert not tiled_attention.is_faster(query, segments)

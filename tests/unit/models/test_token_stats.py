@@ -10,7 +10,7 @@ from loss_family import distributions
 from prefdag.models.loading import logprobs as head
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import pack
-from prefdag.models.token_stats import PER_TOKEN, Read, read
+from prefdag.models.token_stats import PER_TOKEN, TokenStats, token_stats
 
 ROWS = [[0, 3], [5, 1, 2], [4]]
 FOUND = comparisons(6, 2)
@@ -30,7 +30,7 @@ def weighed(tokens: torch.Tensor, collision: torch.Tensor, divergence: torch.Ten
     return {"tokens": tokens, "collision": collision, "divergence": divergence, "loss": loss}
 
 
-def by_segments(found: Read) -> Values:
+def by_segments(found: TokenStats) -> Values:
     return weighed(found.policy.tokens, found.extras["collision"], found.extras["divergence"])
 
 
@@ -45,7 +45,7 @@ def test_values_and_gradients_equal_the_padded_path(shape: str, chunk_bytes: int
         targets = segments.target[:, None]
         return weighed(p.gather(1, targets)[:, 0], (p.detach().exp() ** 2).sum(-1).log(), (q.exp() * (q - p)).sum(-1))
 
-    found = measured(model, lambda: by_segments(read(model, segments, PER_TOKEN, other, chunk_bytes)))
+    found = measured(model, lambda: by_segments(token_stats(model, segments, PER_TOKEN, other, chunk_bytes)))
     assert distance(found, measured(model, plain)) < 1e-9
     assert all(parameter.grad is None for parameter in other.parameters())
 
@@ -60,7 +60,7 @@ def largest_kept(chunk_bytes: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        read(model, pack(FOUND, ROWS), PER_TOKEN, other, chunk_bytes)
+        token_stats(model, pack(FOUND, ROWS), PER_TOKEN, other, chunk_bytes)
     return max(sizes)
 
 
@@ -74,13 +74,13 @@ def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.Monk
     calls, right = [], head.target_logprobs
     monkeypatch.setattr(head, "target_logprobs", lambda *given: calls.append(1) or right(*given))
     model, segments = tiny(), pack(FOUND, ROWS)
-    plain = read(model, segments)
+    plain = token_stats(model, segments)
     assert calls == [1] and plain.extras == {}
-    both = read(model, segments, PER_TOKEN, tiny(seed=1))
+    both = token_stats(model, segments, PER_TOKEN, tiny(seed=1))
     assert calls == [1] and torch.allclose(both.policy.tokens, plain.policy.tokens, rtol=0, atol=1e-12)
 
 
 def test_equal_models_diverge_nowhere() -> None:
-    found = read(tiny(), pack(FOUND), {"divergence"}, tiny())
+    found = token_stats(tiny(), pack(FOUND), {"divergence"}, tiny())
     assert found.extras.keys() == {"divergence"} and found.extras["divergence"].abs().max() < 1e-14
-    assert read(tiny(), pack(FOUND), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0
+    assert token_stats(tiny(), pack(FOUND), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0

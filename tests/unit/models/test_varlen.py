@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from comparisons import comparisons, tiny
 from prefdag.errors import UserError
 from prefdag.models.attention import interface, varlen
-from prefdag.models.attention.varlen import Apart, Taken, by_flash, sequences
+from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash, sequences
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import pack
 
@@ -37,7 +37,7 @@ def test_the_sequences_of_a_row() -> None:
     response = torch.tensor([[0, 0, 1, 2, 2, 0, 1, 1, 2, 0]]).numpy()
     given = sequences(comparison, response)
     assert given == [((0, 0), (0, 3)), ((0, 2), (3, 5)), ((5, 5), (5, 8)), ((5, 6), (8, 9))]
-    found = Apart.of(given, comparison.size)
+    found = VarlenLayout.of(given, comparison.size)
     assert found.queries.places.tolist() == list(range(9))
     assert found.query_starts.tolist() == [0, 3, 5, 8, 9]
     assert found.keys.places.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
@@ -50,7 +50,7 @@ def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
     values = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(5, 2, 4, dtype=torch.float64)
     gradients = []
-    for found in (Taken.of(places.numpy(), 6)(values), values[places]):
+    for found in (Gather.of(places.numpy(), 6)(values), values[places]):
         gradients.append(torch.autograd.grad((found * weights).sum(), values)[0])
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
     assert not gradients[0][[2, 4, 5]].any()
@@ -59,7 +59,7 @@ def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
 def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, forced: None):
     """At the top left, so that a second response sees its prompt's first tokens alone."""
 
-    def top_left(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
+    def top_left(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
         sizes = [starts.diff().tolist() for starts in (varlen.query_starts, varlen.key_starts)]
         sequences = zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True)
         found = []

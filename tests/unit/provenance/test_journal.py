@@ -12,8 +12,8 @@ import pytest
 import prefdag
 from prefdag.cli.main import main
 from prefdag.errors import UserError
-from prefdag.provenance.journal import open_journal, read, redact
-from prefdag.tracking.records import Record, Weights, newest, successors
+from prefdag.provenance.journal import open_journal, read_journal, redact
+from prefdag.tracking.records import Record, StoredModel, newest, successors
 
 PACKAGE = Path(prefdag.__file__).parent
 SFT, DPO = "5" * 64, "d" * 64
@@ -23,20 +23,20 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
 def test_journal_survives_nan_and_a_torn_line(tmp_path):
     journal = open_journal(tmp_path / "suite", "sft")
     journal.metrics(0, {"loss": float("nan"), "high": float("inf"), "low": float("-inf")})
-    events, offset = read(journal.path)
+    events, offset = read_journal(journal.path)
     assert math.isnan(events[0]["values"].pop("loss"))
     assert events[0]["values"] == {"high": math.inf, "low": -math.inf}
     assert "NaN" not in journal.path.read_text()  # which is no JSON
     with journal.path.open("a") as file:
         file.write('{"event": "metrics", "time": 1, "step": 1, "val')
         file.flush()
-        assert read(journal.path, offset) == ([], offset)
+        assert read_journal(journal.path, offset) == ([], offset)
         file.write('ues": {"loss": 2}}\n')
-    events, end = read(journal.path, offset)
+    events, end = read_journal(journal.path, offset)
     assert events[0]["values"] == {"loss": 2.0} and end == journal.path.stat().st_size
     journal.path.write_text("{}}\n")
     with pytest.raises(UserError, match=r"byte 0: not a journal's line"):
-        read(journal.path)
+        read_journal(journal.path)
 
 
 def test_journal_tells_paths_where_they_will_lie(tmp_path):
@@ -44,7 +44,7 @@ def test_journal_tells_paths_where_they_will_lie(tmp_path):
     journal = open_journal(root, "preference", "dpo")
     for path in (root / ".partial/preference-dpo-01/model", root / "sft/model", Path("/far/away"), "hf://datasets/x"):
         journal.model("x", path=path, sha256=DPO, role="input")
-    paths = [event["path"] for event in read(journal.path)[0]]
+    paths = [event["path"] for event in read_journal(journal.path)[0]]
     assert paths == ["preference/dpo/model", "sft/model", "/far/away", "hf://datasets/x"]
 
 
@@ -101,7 +101,7 @@ def test_journal_imports_neither_mlflow_nor_torch():
 
 
 def test_newest_weights_and_successors_do_not_depend_on_order():
-    made = [Weights(name, (name, "sft", SFT), at, {}, True) for name, at in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
+    made = [StoredModel(name, (name, "sft", SFT), at, {}, True) for name, at in (("a", 1.0), ("b", 3.0), ("c", 2.0))]
     for order in (made, made[::-1]):
         assert [getattr(newest(order, SFT, at), "id", None) for at in (0.5, 1.5, 2.5, 9.0)] == ["a", "a", "c", "b"]
         assert newest(order, DPO, 9.0) is None

@@ -10,7 +10,7 @@ from prefdag.config.report import Expected
 from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, over_training
 from prefdag.reporting.figures.training import PROBED, displacement, wilson
 from prefdag.reporting.sections.judges import agreements, rates
-from prefdag.reporting.seeds import by_prompt, gains, over_seeds, published_rows, seeds_table
+from prefdag.reporting.seeds import average_seeds, by_prompt, gains, published_rows, seeds_table
 from prefdag.reporting.tables import alike, answers_table, checkpoints, elsewhere, runs_table
 from prefdag.training import preference_metrics
 from synthetic_results import METRICS, SOME, made, write_further, write_results
@@ -114,7 +114,13 @@ def test_a_gain_is_paired_by_prompt():
 def test_seeds_are_their_mean_with_an_interval_of_seeds_and_prompts():
     """Prompts alike, seeds 0 and 1: a draw of two seeds has the mean 0, 1/2 or 1, so the interval is all of it."""
     means = {"a-seed0": prompts(0.0, 0.0), "a-seed1": prompts(1.0, 1.0)}
-    assert over_seeds(means, list(means), "reward") == {"mean": 0.5, "low": 0.0, "high": 1.0, "least": 0.0, "most": 1.0}
+    assert average_seeds(means, list(means), "reward") == {
+        "mean": 0.5,
+        "low": 0.0,
+        "high": 1.0,
+        "least": 0.0,
+        "most": 1.0,
+    }
     runs = pd.DataFrame({"run": list(means), "group": "a", "method": "dpo", "label": "", "seed": [0, 1], "reward": 0.5})
     (row,) = seeds_table(runs, means)
     assert row["name"] == "DPO" and row["seeds"] == [0, 1] and row["reward"]["most"] == 1.0

@@ -18,7 +18,7 @@ from conftest import MINI
 from hub_server import COMMIT, Hub, Repository, serving
 from prefdag.cli.main import main
 from prefdag.config.classifier import Classifier
-from prefdag.config.loading import merged
+from prefdag.config.loading import merge
 from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
@@ -50,7 +50,7 @@ def trained(folder: Path, rows: list[dict[str, Any]], **classifier: Any) -> int:
     return main(["classifier", "--config", config, "--data", str(at[0]), "--output", str(at[1])])
 
 
-def fetched(folder: Path, source: str, lock_file: Path | None = None, **classifier: Any) -> int:
+def fetch(folder: Path, source: str, lock_file: Path | None = None, **classifier: Any) -> int:
     config: dict[str, Any] = {"classifier": {"source": source, "positive": "POSITIVE", **classifier}}
     if lock_file:
         config["lock"] = str(lock_file)
@@ -164,7 +164,7 @@ def test_a_fetched_classifier_says_of_a_batch_what_it_says_of_one(labels: tuple[
             wanted.append(model(ids).logits[0].double().softmax(-1)[labels.index("POSITIVE")].item())
     assert np.ptp(wanted) > 0.05, "texts are told apart"
     for tokens in (1, 100, 8192):
-        assert fetched(tmp_path, str(source), tokens_per_batch=tokens) == 0
+        assert fetch(tmp_path, str(source), tokens_per_batch=tokens) == 0
         ours = load_classifier(read_manifest(tmp_path / "out/fetch/classifier/manifest.json"), CPU)
         assert np.abs(ours(texts) - wanted).max() < 1e-6
         assert np.abs(ours(texts[::-1]) - wanted[::-1]).max() < 1e-6
@@ -178,16 +178,16 @@ def test_batches_are_sorted_and_full():
 
 def test_a_label_or_weights_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = tiny_roberta(tmp_path / "raw", WORDS)
-    assert fetched(tmp_path, str(source), positive="LABEL_1") == 2
+    assert fetch(tmp_path, str(source), positive="LABEL_1") == 2
     assert f"classifier.positive: {source} has no label 'LABEL_1'; its labels are NEGATIVE, POSITIVE" in (
         capsys.readouterr().err
     )
-    assert fetched(tmp_path, str(source), max_tokens=513) == 2
+    assert fetch(tmp_path, str(source), max_tokens=513) == 2
     assert "reads 512 tokens, not 513; lower it" in capsys.readouterr().err
     weights = load_file(source / "model.safetensors")
     del weights["classifier.dense.weight"]
     save_file(weights, source / "model.safetensors", {"format": "pt"})
-    assert fetched(tmp_path, str(source)) == 0
+    assert fetch(tmp_path, str(source)) == 0
     with pytest.raises(UserError, match=r"its weights lack classifier.dense.weight \(1 missing\)"):
         load_classifier(read_manifest(tmp_path / "out/fetch/classifier/manifest.json"), CPU)
 
@@ -215,11 +215,11 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
     assert lock(tmp_path, data=local, classifier=section, score=score) == 0
     entries = json.loads((tmp_path / "configs/mini.lock.json").read_text())
     assert list(entries) == ["model some/classifier@main"] and entries["model some/classifier@main"]["commit"] == COMMIT
-    assert fetched(tmp_path, "hub:some/classifier", tmp_path / "configs/mini.lock.json") == 0
+    assert fetch(tmp_path, "hub:some/classifier", tmp_path / "configs/mini.lock.json") == 0
     manifest = read_manifest(tmp_path / "out/fetch/classifier/manifest.json")
     assert manifest.content["facts"] == {"commit": COMMIT}
     from_hub = ground_truth("classifier", manifest.path, CPU)(["good film", "bad"])
-    assert fetched(tmp_path, str(tmp_path / "raw")) == 0
+    assert fetch(tmp_path, str(tmp_path / "raw")) == 0
     assert from_hub.tolist() == ground_truth("classifier", manifest.path, CPU)(["good film", "bad"]).tolist()
 
 
@@ -242,7 +242,7 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
 )
 def test_mistakes_are_found_before_anything_runs(changes: dict[str, Any], told: str, tmp_path: Path):
     path = tmp_path / "mini.yaml"
-    path.write_text(yaml.safe_dump(merged(yaml.safe_load(MINI), changes)))
+    path.write_text(yaml.safe_dump(merge(yaml.safe_load(MINI), changes)))
     with pytest.raises(UserError) as mistake:
         read_suite([str(path)])
     assert str(mistake.value).startswith(f"{path}: {told}")

@@ -7,20 +7,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefdag.provenance.journal import Journal, open_journal, read
-from prefdag.runtime.monitor import Sampled, read_gpu, taken
+from prefdag.provenance.journal import Journal, open_journal, read_journal
+from prefdag.runtime.monitor import ResourceMonitor, read_gpu, take_sample
 from prefdag.tracking.records import Record
 
 
 def test_a_job_is_sampled_while_it_runs(tmp_path: Path) -> None:
     journal = open_journal(tmp_path / "suite", "sft")
-    with Sampled(journal, first=0.02):
+    with ResourceMonitor(journal, first=0.02):
         journal.metrics(7, {"loss": 1.0})
         deadline = time.monotonic() + 30
-        while len(read(journal.path)[0]) < 4 and time.monotonic() < deadline:
+        while len(read_journal(journal.path)[0]) < 4 and time.monotonic() < deadline:
             time.sleep(0.01)
     journal.metrics(None, {"result": 2.0})
-    events, _ = read(journal.path)
+    events, _ = read_journal(journal.path)
     samples = [event for event in events if event["event"] == "system"]
     assert [event["step"] for event in samples] == list(range(len(samples))) and len(samples) >= 3
     record = Record(journal.path)
@@ -33,7 +33,7 @@ def test_a_job_is_sampled_while_it_runs(tmp_path: Path) -> None:
 
 
 def test_names_are_those_that_mlflow_shows_apart() -> None:
-    values = taken(psutil.Process())
+    values = take_sample(psutil.Process())
     assert all(name.startswith("system/") for name in values)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= values.keys()
 
@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
         journal.metrics(1, {"loss": 2.0})
     monkeypatch.undo()
     journal.metrics(2, {"loss": 3.0})
-    assert [event["step"] for event in read(journal.path)[0]] == [0, 2]
+    assert [event["step"] for event in read_journal(journal.path)[0]] == [0, 2]
 
 
 def test_a_job_does_not_wait_for_a_sampler_that_never_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,6 +66,6 @@ def test_a_job_does_not_wait_for_a_sampler_that_never_began(tmp_path: Path, monk
     monkeypatch.setattr("_thread.start_new_thread", lambda *arguments: 0)
     monkeypatch.setattr("threading._start_new_thread", lambda *arguments: 0)
     began = time.monotonic()
-    with Sampled(open_journal(tmp_path, "sft"), first=0.02):
+    with ResourceMonitor(open_journal(tmp_path, "sft"), first=0.02):
         pass
     assert time.monotonic() - began < 20

@@ -15,7 +15,7 @@ import pytest
 import prefdag
 from prefdag.cli import track, ui
 from prefdag.errors import UserError
-from prefdag.provenance.journal import Journal, gone, open_journal, read
+from prefdag.provenance.journal import Journal, open_journal, process_is_gone, read_journal
 from prefdag.tracking.sync import Writer
 
 PACKAGE = Path(prefdag.__file__).parent
@@ -153,7 +153,7 @@ def test_replay_writes_everything(results, client, suite):
     wanted = {"stage": "preference", "name": "dpo-beta0.1", "manifest": "d90", "input.policy": "5f7", "code": "c0de"}
     assert wanted.items() <= {key.removeprefix("prefdag."): value for key, value in tags.items()}.items()
     assert "prefdag.superseded" not in tags
-    events, _ = read(results / f"suite/.journal/{suite['dpo']}.jsonl")
+    events, _ = read_journal(results / f"suite/.journal/{suite['dpo']}.jsonl")
     assert (start, end) == (int(events[0]["time"] * 1000), int(events[-1]["time"] * 1000))
     steps = [event for event in events if event["event"] == "metrics"][:3]
     assert history["accuracy"] == [(n, int(one["time"] * 1000), repr(n / 4)) for n, one in enumerate(steps)]
@@ -274,9 +274,9 @@ def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
 
 
 def test_gone():
-    assert gone(dead_pid(), time.time())
-    assert not gone(os.getpid(), time.time())
-    assert gone(os.getpid(), 1e9)  # whoever had this number in 2001 is another process
+    assert process_is_gone(dead_pid(), time.time())
+    assert not process_is_gone(os.getpid(), time.time())
+    assert process_is_gone(os.getpid(), 1e9)  # whoever had this number in 2001 is another process
 
 
 def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):

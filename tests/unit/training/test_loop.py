@@ -18,11 +18,11 @@ from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
 from prefdag.models.naive import float64_norms
-from prefdag.models.packing import members, micro_batches, pack
+from prefdag.models.packing import micro_batches, pack, step_members
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import Step, Task, train
-from prefdag.training.preference_task import Alignment
-from prefdag.training.supervised_task import supervised
+from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.supervised_task import supervised_task
 
 BUDGETS = [1, 60, 10_000]  # a comparison at a time, a few, all of a step together
 Tasks = Callable[[PreTrainedModel, Store], Task]
@@ -58,7 +58,7 @@ def budgets_apart(task: Callable[[int], Tasks], store: Store, optimizer: str) ->
 
 
 def simpo(model: PreTrainedModel, store: Store) -> Task:
-    return Alignment(objective({"method": "simpo"}, "tests", "row"), model, store).task(0)
+    return PreferenceTask(objective({"method": "simpo"}, "tests", "row"), model, store).task(0)
 
 
 def mean_of_means(of: Tasks, budget: int) -> Tasks:
@@ -77,13 +77,13 @@ def mean_of_means(of: Tasks, budget: int) -> Tasks:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
-@pytest.mark.parametrize(("of", "num_responses"), [(supervised, 1), (simpo, 2)])
+@pytest.mark.parametrize(("of", "num_responses"), [(supervised_task, 1), (simpo, 2)])
 def test_the_budget_does_not_change_a_step(of: Tasks, num_responses: int, optimizer: str, tmp_path: Path) -> None:
     store = stored(tmp_path, comparisons(13, num_responses))
     assert budgets_apart(lambda budget: of, store, optimizer) < 1e-10
 
 
-@pytest.mark.parametrize(("of", "num_responses"), [(supervised, 1), (simpo, 2)])
+@pytest.mark.parametrize(("of", "num_responses"), [(supervised_task, 1), (simpo, 2)])
 def test_a_mean_of_means_is_caught(of: Tasks, num_responses: int, tmp_path: Path) -> None:
     store = stored(tmp_path, comparisons(13, num_responses))
     assert budgets_apart(lambda budget: mean_of_means(of, budget), store, "adamw") > 1e-4
@@ -91,7 +91,7 @@ def test_a_mean_of_means_is_caught(of: Tasks, num_responses: int, tmp_path: Path
 
 def test_micro_batches_really_differ_between_the_budgets(tmp_path: Path) -> None:
     store = stored(tmp_path, comparisons(13, 2))
-    ids = members(0, 13, 5, 0)
+    ids = step_members(0, 13, 5, 0)
     numbers = [len(list(micro_batches(ids, store.lengths(), budget))) for budget in BUDGETS]
     assert numbers[0] == 5 and numbers[0] > numbers[1] > numbers[2] == 1
 
@@ -100,9 +100,9 @@ def test_a_steps_loss_is_the_sum_over_the_global_count(tmp_path: Path) -> None:
     """SFT: the step's negative log-likelihood over the step's counted tokens, both computed apart."""
     found = comparisons(13, 1)
     store, model = stored(tmp_path, found), tiny()
-    taken = [found[index] for index in members(0, 13, 5, 0)]
+    taken = [found[index] for index in step_members(0, 13, 5, 0)]
     expected = -logprobs(model, pack(taken)).tokens.mean().item()
-    (first, *_), _ = trained(supervised, store, tokens_per_batch=40)
+    (first, *_), _ = trained(supervised_task, store, tokens_per_batch=40)
     assert first.loss == pytest.approx(expected, abs=1e-12)
     assert first.num_comparisons == 5
     assert first.num_tokens == sum(len(one.prompt) + len(one.responses[0]) for one in taken)
@@ -116,7 +116,7 @@ def test_metrics_are_means_over_the_steps_comparisons(tmp_path: Path) -> None:
     """Whatever the loss is divided by."""
     found = comparisons(13, 2)
     store, model = stored(tmp_path, found), tiny()
-    total = logprobs(model, pack([found[index] for index in members(0, 13, 5, 0)])).total
+    total = logprobs(model, pack([found[index] for index in step_members(0, 13, 5, 0)])).total
     (first, *_), _ = trained(simpo_per_token, store, tokens_per_batch=40)
     assert first.metrics["chosen_logprob"] == pytest.approx(total[:, 0].mean().item(), abs=1e-10)
     assert first.metrics["rejected_logprob"] == pytest.approx(total[:, 1].mean().item(), abs=1e-10)
@@ -144,7 +144,7 @@ def test_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
     """The first of two steps of warm-up moves by half; the record says the rate of every step."""
     before, after, _ = moved(folder=tmp_path / "one", learning_rate=0.01, warmup_steps=2)
     assert (before - after)[0].tolist() == pytest.approx([0.005, -0.005, 0], abs=1e-9)
-    steps, _ = trained(supervised, stored(tmp_path / "many", comparisons(13, 1)), schedule="linear")
+    steps, _ = trained(supervised_task, stored(tmp_path / "many", comparisons(13, 1)), schedule="linear")
     assert [step.learning_rate for step in steps] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
 
 
@@ -165,7 +165,7 @@ def test_the_gradient_is_clipped_and_its_own_norm_reported(tmp_path: Path) -> No
 def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
     """At step 3 of 5, of 2 comparisons each, a loss is infinite, or finite with a gradient that is not (sqrt at 0)."""
     store, model = replace(stored(tmp_path, comparisons(4, 1)), rows=np.array([10, 11, 12, 13])), tiny()
-    right, calls = supervised(model, store), []
+    right, calls = supervised_task(model, store), []
 
     def losses(ids, segments):
         values, metrics = right.losses(ids, segments)
@@ -181,7 +181,7 @@ def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
     )
     before = [torch.nn.utils.parameters_to_vector(model.parameters()).clone() for _ in zip(range(2), steps)][-1]
     named = {"loss": "loss is inf", "gradient": "gradient's norm is nan"}[what]
-    ids = members(2, 4, 2, 0).tolist()
+    ids = step_members(2, 4, 2, 0).tolist()
     rows = f"{ids[0]}, {ids[1]} .source rows {10 + ids[0]}, {10 + ids[1]}.; "
     good = f"the last good state is step 2's, {tmp_path}/resume/state.pt; lower learning_rate"
     with pytest.raises(UserError, match=f"step 3: the {named}; the step's comparisons are {rows}{good}"):
@@ -191,7 +191,7 @@ def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
 
 def test_without_a_saved_state_it_says_so(tmp_path: Path) -> None:
     store, model = stored(tmp_path, comparisons(4, 1)), tiny()
-    infinite = Task(lambda ids, segments: (supervised(model, store).losses(ids, segments)[0] * math.inf, {}), len)
+    infinite = Task(lambda ids, segments: (supervised_task(model, store).losses(ids, segments)[0] * math.inf, {}), len)
     for checkpoint, said in ((None, "no state was saved"), (Checkpoint(tmp_path / "resume"), "no state was saved yet")):
         with pytest.raises(UserError, match=f"; {said}; lower"):
             list(train(model, store, settings(batch_size=4), infinite, checkpoint))
@@ -202,5 +202,5 @@ def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path, monkeypatch
     monkeypatch.setattr("prefdag.training.loop.PROBES", 4)
     store, model = stored(tmp_path, comparisons(5, 1)), tiny()
     chosen = settings(batch_size=1, max_steps=12, epochs=10)
-    steps = train(model, store, chosen, supervised(model, store), None, lambda: {"seen": 1.0})
+    steps = train(model, store, chosen, supervised_task(model, store), None, lambda: {"seen": 1.0})
     assert [step.number for step in steps if "seen" in step.metrics] == [1, 4, 7, 10, 12]

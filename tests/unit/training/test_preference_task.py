@@ -21,11 +21,11 @@ from prefdag.losses.registry import LOSSES
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms
-from prefdag.models.packing import members, micro_batches, pack
+from prefdag.models.packing import micro_batches, pack, step_members
 from prefdag.training import preference_task as module
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import Step, train
-from prefdag.training.preference_task import Alignment, MismatchedRatios
+from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
 
 WHOLE = ["aot", "aot_unpaired", "bco", "beta_dpo", "cpo", "kto", "orpo per_token", "rpo per_token"]
 ORDERS = [[8, 2, 11, 5, 0, 9, 4], [0, 2, 4, 5, 8, 9, 11], [11, 0, 9, 2, 8, 4, 5]]
@@ -40,7 +40,7 @@ def _float64_norms() -> Iterator[None]:
         yield
 
 
-def taken(alignment: Alignment, ids: list[int], budget: int, state: dict[str, float]) -> dict[str, torch.Tensor]:
+def taken(alignment: PreferenceTask, ids: list[int], budget: int, state: dict[str, float]) -> dict[str, torch.Tensor]:
     """Loss, state, metrics and gradients of one step."""
     alignment.model.zero_grad()
     outcome = alignment.accumulate(batch_of(alignment.store, ids, budget), state)
@@ -53,7 +53,7 @@ def taken(alignment: Alignment, ids: list[int], budget: int, state: dict[str, fl
 
 
 def test_the_losses_of_whole_steps_are_known(tmp_path: Path) -> None:
-    found = [name for name in ROWS if Alignment(objective(ROWS[name], "t", name), None, None).of_whole_steps]
+    found = [name for name in ROWS if PreferenceTask(objective(ROWS[name], "t", name), None, None).of_whole_steps]
     assert sorted(found) == WHOLE
 
 
@@ -133,7 +133,7 @@ def test_every_loss_has_a_row() -> None:
 def test_a_training_step_equals_the_plain_path(name: str, tmp_path: Path) -> None:
     """Loss and gradient of a real step in several micro-batches, by padded rows and whole distributions: 1e-9."""
     one = aligned(name, tmp_path)
-    ids = members(0, len(one.store), 5, 0).tolist()
+    ids = step_members(0, len(one.store), 5, 0).tolist()
     plain = measured(one.model, lambda: {"loss": plain_loss(one, ids, 0)})
     one.model.zero_grad()
     one.accumulate(batch_of(one.store, ids, 60), {})
@@ -168,7 +168,9 @@ def test_a_loss_whose_comparisons_do_not_meet_is_a_plain_loop_bit_for_bit(tmp_pa
     assert all(torch.equal(a, b.grad) for a, b in zip(found, one.model.parameters(), strict=True))
 
 
-def steps_of(name: str, folder: Path, checkpoint: Checkpoint | None = None, **values: Any) -> tuple[Alignment, Any]:
+def steps_of(
+    name: str, folder: Path, checkpoint: Checkpoint | None = None, **values: Any
+) -> tuple[PreferenceTask, Any]:
     one = aligned(name, folder)
     return one, train(one.model, one.store, settings(max_steps=6, epochs=9, **values), one, checkpoint)
 
@@ -231,9 +233,9 @@ def test_held_out_means_are_of_one_step_and_change_nothing(name: str, tmp_path: 
     """The loss of all comparisons together, whatever the packing; state and weights stay as they were."""
     one, state = aligned(name, tmp_path), dict(STATE.get(name, {}))
     before, weights = copy.deepcopy(state), torch.nn.utils.parameters_to_vector(one.model.parameters()).clone()
-    means = one.means(60, state)
+    means = one.evaluate(60, state)
     assert state == before and torch.equal(torch.nn.utils.parameters_to_vector(one.model.parameters()), weights)
-    assert one.means(1, state) == pytest.approx(means, rel=1e-9) and one.means(60, state) == means
+    assert one.evaluate(1, state) == pytest.approx(means, rel=1e-9) and one.evaluate(60, state) == means
     everything = batch_of(one.store, list(range(len(one.store))), ONE_PASS)
     if name != "beta_dpo":  # whose noise on held-out data is a stream of its own
         assert means["loss"] == pytest.approx(one.accumulate(everything, state).loss, rel=1e-9)

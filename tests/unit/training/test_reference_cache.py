@@ -15,10 +15,10 @@ from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
-from prefdag.models.packing import pack, packed
+from prefdag.models.packing import iter_packed, pack
 from prefdag.provenance.manifest import Manifest, describe, read_manifest
 from prefdag.training.loop import Step, train
-from prefdag.training.preference_task import Alignment
+from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, write_cache
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def cache(model: PreTrainedModel, store: Store, tmp_path: Path) -> ReferenceCach
 @torch.no_grad()
 def test_cached_equals_live_in_the_same_packing(model: PreTrainedModel, store: Store, cache: ReferenceCache) -> None:
     """Bit for bit."""
-    for ids, segments in packed(store, BUDGET):
+    for ids, segments in iter_packed(store, BUDGET):
         live, read = logprobs(model, segments), cache(ids, segments)
         assert torch.equal(read.tokens, live.tokens)
         assert torch.equal(read.owner, live.owner) and read.shape == live.shape
@@ -96,7 +96,7 @@ def test_a_split_without_comparisons_has_an_empty_cache(model: PreTrainedModel, 
 
 def first_step(model: PreTrainedModel, store: Store, cache: ReferenceCache, **entry: object) -> Step:
     """The first step of a training of another copy of the policy, checked as the stage checks it."""
-    task = Alignment(objective(entry, "tests", "row"), model, store, cache, start=1e-3)
+    task = PreferenceTask(objective(entry, "tests", "row"), model, store, cache, start=1e-3)
     settings = Training(batch_size=8, learning_rate=1e-3, tokens_per_batch=100)
     return next(train(model.train(), store, settings, task))
 
@@ -124,7 +124,7 @@ def test_a_policy_that_is_not_the_reference_is_refused_before_it_moves(store: St
 
 def test_only_the_first_step_is_checked(model: PreTrainedModel, store: Store, cache: ReferenceCache) -> None:
     """A policy that has learnt is not the reference any more, and need not be."""
-    task = Alignment(objective({"method": "dpo"}, "tests", "row"), model, store, cache, start=1e-3)
+    task = PreferenceTask(objective({"method": "dpo"}, "tests", "row"), model, store, cache, start=1e-3)
     settings = Training(batch_size=8, learning_rate=1e-2, tokens_per_batch=100, epochs=3)
     steps = list(train(model, store, settings, task))
     assert abs(steps[-1].metrics["chosen_logratio"]) > 0.1 and steps[-1].loss < math.log(2)

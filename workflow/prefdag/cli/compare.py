@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prefdag.evaluation.compare import Comparison, Side, compared, sides
+from prefdag.evaluation.compare import Comparison, Side, compare, sides
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     form.add_argument("--json", action="store_true")
     form.add_argument("--csv", action="store_true")
     given = parser.parse_args(argv)
-    found = compared(*sides((given.a, given.b), given.results), bootstrap=given.bootstrap)
+    found = compare(*sides((given.a, given.b), given.results), bootstrap=given.bootstrap)
     if given.json:
         print(json.dumps(as_dict(found), indent=1))
     elif given.csv:

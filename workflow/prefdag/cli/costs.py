@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefdag.errors import UserError
 from prefdag.reporting.costs import COLUMNS, by_stage, costs
-from prefdag.reporting.page import page
+from prefdag.reporting.page import render_page
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    content = page({}, "costs.html.jinja", suite=results.resolve().name, jobs=rows, stages=by_stage(rows))
+    content = render_page({}, "costs.html.jinja", suite=results.resolve().name, jobs=rows, stages=by_stage(rows))
     (results / "costs.html").write_text(content, encoding="utf-8")
     print(f"costs:   {results / 'costs.html'}")
     return 0

@@ -23,7 +23,7 @@ from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import devices
 from prefdag.errors import UserError
 from prefdag.provenance.sources import PACKAGE
-from prefdag.tracking.sync import database
+from prefdag.tracking.sync import tracking_uri
 
 PROJECT = PACKAGE.parents[1] / "pyproject.toml"
 SHARED = re.compile(r"nfs\d?|cifs|smb\d?|lustre|gpfs|beegfs|ceph|glusterfs|afs|9p|fuse\.\w+")
@@ -45,8 +45,8 @@ def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     """Everything that is looked at, in the order in which a run would meet it."""
     yield from versions(PROJECT)
     yield from writable(results)
-    yield from clock(results)
-    yield from space(suite, results)
+    yield from clock_skew(results)
+    yield from disk_space(suite, results)
     yield from left_behind(results)
     yield from tracking(results)
     yield from hub_cache(suite)
@@ -83,7 +83,7 @@ def writable(results: Path) -> Iterator[Finding]:
             yield Finding("error", "write", f"{folder} cannot be written to ({error.strerror})", remedy)
 
 
-def clock(results: Path) -> Iterator[Finding]:
+def clock_skew(results: Path) -> Iterator[Finding]:
     """The file system's clock against this machine's: Snakemake takes a file from the future for a new one."""
     try:
         with tempfile.NamedTemporaryFile(dir=_existing(results)) as file:
@@ -97,7 +97,7 @@ def clock(results: Path) -> Iterator[Finding]:
         yield Finding("warning", "clock", what, "have both machines' clocks set (NTP); Snakemake may redo jobs")
 
 
-def space(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
+def disk_space(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     """Free space against what the suite's weights will take, where it states its size."""
     free = shutil.disk_usage(_existing(results)).free / 1e9
     needed = disk(suite, suite.size) if isinstance(suite, Suite) and suite.size else None
@@ -124,7 +124,7 @@ def left_behind(results: Path) -> Iterator[Finding]:
 
 def tracking(results: Path) -> Iterator[Finding]:
     """Where MLflow's runs go; SQLite's locks are not to be trusted on file systems shared by machines."""
-    uri = database(results)
+    uri = tracking_uri(results)
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         yield Finding("ok", "mlflow", f"runs go to {uri.rpartition('@')[2]}")

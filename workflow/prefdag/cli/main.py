@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from prefdag.distributed.gpu_lease import take_gpus
-from prefdag.distributed.launch import launched
-from prefdag.distributed.ranks import is_rank, let_the_first_speak
+from prefdag.distributed.launch import launch
+from prefdag.distributed.ranks import is_rank, silence_other_ranks
 from prefdag.errors import Stopped, UserError
 from prefdag.os_errors import as_sentences
 from prefdag.provenance.journal import redact
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
             if (code := run_warm(argv)) is not None:
                 return code
-            if (code := launched(argv)) is not None:
+            if (code := launch(argv)) is not None:
                 return code
             if not is_rank():
                 take_gpus(name)
@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
             return int(import_module(f"prefdag.cli.{name}").main(argv[1:]))
         raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
     except UserError as mistake:
-        let_the_first_speak()
+        silence_other_ranks()
         print(f"prefdag: {redact(str(mistake))}", file=sys.stderr)
         return 2
     except Stopped as stop:
-        let_the_first_speak()
+        silence_other_ranks()
         print(
             f"prefdag: stopped by {stop}; the next run continues from what was saved of it",
             file=sys.stderr,

@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Cost:
+class JobCost:
     """One stage: jobs of the same kind, GPU hours of all of them, and the most memory that one of them needs."""
 
     stage: str
@@ -39,7 +39,7 @@ class Cost:
     gigabytes: float
 
 
-def costs(suite: Suite, size: Size) -> list[Cost]:
+def job_costs(suite: Suite, size: Size) -> list[JobCost]:
     """Every stage that runs a model, in the order of the DAG."""
     return list(_costs(suite, size))
 
@@ -59,7 +59,7 @@ def _moments(training: Training) -> int:
     return {"adamw": 8, "rmsprop": 4}[training.optimizer]
 
 
-def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
+def _costs(suite: Suite, size: Size) -> Iterator[JobCost]:
     prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
     whole = pairs * (prompt + 2 * response)
     held = 4 * size.parameters / 1e9  # float32 weights in GB
@@ -70,24 +70,24 @@ def _costs(suite: Suite, size: Size) -> Iterator[Cost]:
     if suite.sft.max_steps != 0:
         yield _training("sft", [suite.sft], size, prompts, prompt + response)
     if suite.pairs:
-        yield Cost("pairs", 1, _sampling(suite.pairs, size, prompts), held)
+        yield JobCost("pairs", 1, _sampling(suite.pairs, size, prompts), held)
     if suite.reward:
         yield _training("reward", [suite.reward] * len(suite.reward.trainings), size, pairs, prompt + 2 * response)
     if any("reference" in run.objective.reads for run in suite.runs):
-        yield Cost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
+        yield JobCost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
     runs = [run.preference for run in suite.runs]
     yield _training("preference", runs, size, pairs, prompt + 2 * response)
     drawn = [suite.generate.settings(variant_of(name)) for name in jobs.answers(suite) if policy_of(name) != CHOSEN]
     prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
     hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
-    yield Cost("generate", len(drawn), hours, held)
+    yield JobCost("generate", len(drawn), hours, held)
     responses = sum(prompts * one.num_samples for one, prompts in zip(drawn, prompts_of, strict=True))
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
     hours = models * 2 * size.parameters * responses * (prompt + response) / FLOPS / HOUR
-    yield Cost("score", len(drawn), hours, models * held)
+    yield JobCost("score", len(drawn), hours, models * held)
 
 
-def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> Cost:
+def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> JobCost:
     hours = most = 0.0
     for one in trainings:
         steps = math.ceil(one.epochs * comparisons / one.batch_size)
@@ -95,7 +95,7 @@ def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons
         hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
         activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
         most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)
-    return Cost(stage, len(trainings), hours, most)
+    return JobCost(stage, len(trainings), hours, most)
 
 
 def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
     for judge in suite.judge.models:
         print(requests(suite, judge, Path("results") / suite.name))
     size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
-    found = costs(suite, size)
+    found = job_costs(suite, size)
     tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
     print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
     print("estimated for one H100 at 40 % of its bf16 peak, nothing measured")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from prefdag.errors import UserError
-from prefdag.tracking.sync import QUIET, database
+from prefdag.tracking.sync import QUIET, tracking_uri
 
 
 def main(argv: list[str]) -> int:
@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of all suites (results)")
     parser.add_argument("--port", type=int, default=5000)
     arguments = parser.parse_args(argv)
-    uri = database(arguments.results)
+    uri = tracking_uri(arguments.results)
     if uri.startswith(("http:", "https:")):
         raise UserError(f"MLFLOW_TRACKING_URI is a server: open {uri} in a browser")
     file = Path(uri.removeprefix("sqlite:///"))

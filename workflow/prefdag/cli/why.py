@@ -36,7 +36,7 @@ class Planned:
         return " ".join(filter(None, [self.stage, self.name]))
 
 
-def planned(said: str) -> list[Planned]:
+def planned_jobs(said: str) -> list[Planned]:
     """The jobs that `snakemake -n --printshellcmds` printed, `all` left out."""
     jobs = []
     blocks = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)(?:Shell command: (.*)\n)?", said, re.M)
@@ -48,7 +48,7 @@ def planned(said: str) -> list[Planned]:
     return [job for job in jobs if job.outputs]
 
 
-def explained(jobs: list[Planned]) -> Iterator[tuple[Planned, list[str]]]:
+def explain_jobs(jobs: list[Planned]) -> Iterator[tuple[Planned, list[str]]]:
     """Each job with its reasons, a line each: what is missing, what changed from what to what, whom it follows."""
     makers = {path: job for job in jobs for path in job.outputs}
     for job in jobs:
@@ -158,9 +158,9 @@ def main(argv: list[str]) -> int:
     if done.returncode:
         print(done.stdout + done.stderr, end="", file=sys.stderr)
         return done.returncode
-    jobs = planned(done.stdout + done.stderr)
+    jobs = planned_jobs(done.stdout + done.stderr)
     if not jobs:
         print("nothing would run")
-    for job, reasons in explained(jobs):
+    for job, reasons in explain_jobs(jobs):
         print(job.title, *reasons, sep="\n  ")
     return 0

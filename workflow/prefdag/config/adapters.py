@@ -14,17 +14,17 @@ SCORED = (*RANKED, "shp")  # rows of them may hold scores
 OWN = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 
-def is_own(adapter: str) -> bool:
+def is_user_adapter(adapter: str) -> bool:
     """Whether an adapter is a function in a file of the user's own."""
     return adapter not in ADAPTERS
 
 
-def own_code(adapter: str) -> tuple[Path, ...]:
+def adapter_files(adapter: str) -> tuple[Path, ...]:
     """The file of an adapter of the user's own; none for one of the package."""
-    return (own_parts(adapter)[0],) if is_own(adapter) else ()
+    return (split_adapter(adapter)[0],) if is_user_adapter(adapter) else ()
 
 
-def own_parts(adapter: str) -> tuple[Path, str]:
+def split_adapter(adapter: str) -> tuple[Path, str]:
     """File and function. Raises `UserError` where the adapter is not of that form."""
     found = OWN.fullmatch(adapter)
     if found is None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.adapters import own_code
+from prefdag.config.adapters import adapter_files
 from prefdag.config.answer_sets import CHOSEN, POOL, policy_of, step_of, variant_of
 from prefdag.config.best_of_n import BestOfN
 from prefdag.config.exact import LEFT_OUT
@@ -35,7 +35,7 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
     model = Origin(source=suite.model.source, revision=suite.model.revision)
     tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
-    fetched: dict[str, Section | None] = {
+    origins: dict[str, Section | None] = {
         "data": suite.data,
         "model": model,
         "tokenizer": tokenizer,
@@ -44,7 +44,7 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
     of_model = suite.model if name in ("model", "tokenizer") else None
     of_classifier = suite.classifier if name == "classifier" else None
     from_hub = repositories(suite.data if name == "data" else None, of_model, of_classifier)
-    return {str(name): fetched[str(name)], **({"lock": suite.lock} if from_hub else {})}
+    return {str(name): origins[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 
 def _report(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -222,9 +222,9 @@ def classifier_folder(suite: Suite) -> str | None:
     return "classifier" if suite.classifier.is_trained else "fetch/classifier"
 
 
-def code_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
+def user_files_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
     """The user's own files by which a stage reads rows: an adapter, and where prompts are written, a template."""
-    return own_code(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.own_code()
+    return adapter_files(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.own_code()
 
 
 def lock_of(suite: Suite, name: str) -> str | None:
@@ -233,7 +233,7 @@ def lock_of(suite: Suite, name: str) -> str | None:
     return found
 
 
-def own_code_of(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
+def user_files_of_run(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
     """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
     return suite.run(run).own_code()
 

@@ -116,7 +116,7 @@ def name_of(judge: str | LLM | People) -> str:
     return judge if isinstance(judge, str) else judge.name
 
 
-def files_located(values: Any, suite: str) -> Any:
+def with_relative_paths(values: Any, suite: str) -> Any:
     """The section as jobs know it: files taken from the suite's file become paths from the working directory."""
     if not isinstance(values, dict) or not isinstance(values.get("judges"), list):
         return values

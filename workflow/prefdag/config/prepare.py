@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from prefdag.config.adapters import ADAPTERS, OWN, own_code
+from prefdag.config.adapters import ADAPTERS, OWN, adapter_files
 from prefdag.schema import Count, Fraction, Section, Seed
 
 TEMPLATES = ("continuation", "plain", "tldr", "chat")
@@ -73,13 +73,13 @@ class Prepare(Section):
             raise ValueError("expected `eos`, `none`, or the text of one special token, got an empty text")
         return name
 
-    def own_code(self) -> tuple[Path, ...]:
+    def adapter_files(self) -> tuple[Path, ...]:
         """Files of the user's own that the section names; a job counts them as its code."""
-        adapter = own_code(self.adapter)
+        adapter = adapter_files(self.adapter)
         return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter
 
 
-def located(values: Any, suite: str) -> Any:
+def with_relative_paths(values: Any, suite: str) -> Any:
     """The section as jobs know it: paths taken from the suite's file become paths from the working directory."""
     if not isinstance(values, dict):
         return values

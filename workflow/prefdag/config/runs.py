@@ -8,7 +8,7 @@ from pydantic import SerializeAsAny
 
 from prefdag.config.exact import Sweep
 from prefdag.config.objectives import Objective, entry_of, objective
-from prefdag.config.objectives.own import located
+from prefdag.config.objectives.own import relative_path
 from prefdag.config.preference import Preference
 from prefdag.errors import UserError
 from prefdag.schema import Section
@@ -70,7 +70,7 @@ def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> S
 
 def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
     """The rows with the files of the user's own losses found from the suite file that states them."""
-    return [{**row, "method": located(row.get("method"), suite)} for row in rows]
+    return [{**row, "method": relative_path(row.get("method"), suite)} for row in rows]
 
 
 def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:

@@ -7,20 +7,20 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from benchmarks.config import Benchmark
-from prefdag.config.adapters import RANKED, SCORED, is_own
+from prefdag.config.adapters import RANKED, SCORED, is_user_adapter
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
-from prefdag.config.judge import files_located as judges_located
-from prefdag.config.loading import merged, read_yaml
+from prefdag.config.judge import with_relative_paths as judges_located
+from prefdag.config.loading import merge, read_yaml
 from prefdag.config.model import Model
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
-from prefdag.config.prepare import located as files_located
+from prefdag.config.prepare import with_relative_paths as with_relative_paths
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Expected, Report
@@ -137,7 +137,7 @@ class Suite(Section):
         if self.pairs is not None:
             return None
         stated = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
-        return next((adapter for adapter in stated if adapter not in known and not is_own(adapter)), None)
+        return next((adapter for adapter in stated if adapter not in known and not is_user_adapter(adapter)), None)
 
     def _check_implicit(self, name: str) -> None:
         """beta times a log-ratio to the reference needs a beta and a reference."""
@@ -180,7 +180,7 @@ def read_suite(paths: list[str]) -> Suite | ExactSuite:
     values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
         read = read_yaml(Path(path))
-        values, stated = merged(values, read), {**stated, **dict.fromkeys(read, path)}
+        values, stated = merge(values, read), {**stated, **dict.fromkeys(read, path)}
     return resolve(values, paths[-1], stated)
 
 
@@ -201,7 +201,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     if extended := values.pop("extends", None):
         path = Path(stated["extends"]).parent / str(extended)
         below = read_yaml(path)
-        values, stated = merged(below, values), {**dict.fromkeys(below, str(path)), **stated}
+        values, stated = merge(below, values), {**dict.fromkeys(below, str(path)), **stated}
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
     kind = ExactSuite if "exact" in values else Suite
     for stage, section in kind.model_fields.items():
@@ -217,7 +217,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         ]
         return ExactSuite.parse({**values, "runs": named_once(sweeps, where)}, where)
     if "prepare" in values:
-        values["prepare"] = files_located(values["prepare"], stated["prepare"])
+        values["prepare"] = with_relative_paths(values["prepare"], stated["prepare"])
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
     preference = values.get("preference") or {}

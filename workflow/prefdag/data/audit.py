@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.data.dedup import NEAR, Likes
-from prefdag.data.preprocess import Kept
+from prefdag.data.dedup import NEAR, DuplicateIndex
+from prefdag.data.preprocess import EncodedRow
 from prefdag.data.token_store import Store
 
 LISTED = 1000  # row numbers listed for one reason; the count is always whole
@@ -42,7 +42,7 @@ class SplitAudit:
         self.rows_in += 1
         self.dropped.setdefault(reason, []).append(row)
 
-    def use(self, kept: Kept) -> None:
+    def use(self, kept: EncodedRow) -> None:
         """Count a row that is used."""
         self.rows_in += 1
         self.used += 1
@@ -72,7 +72,7 @@ class SplitAudit:
         self.tokens["padded"] += len(self._batch) * max(self._batch, default=0)
         self._batch, self._batched = [], 0
 
-    def to_dict(self, likes: Likes) -> dict[str, Any]:
+    def to_dict(self, likes: DuplicateIndex) -> dict[str, Any]:
         """Everything there is to say of a split; likes: its rows compared with each other."""
         self._pad()
         repeats, most, first = likes.most_repeated()

@@ -57,7 +57,7 @@ def bands(signature: NDArray[np.uint32]) -> NDArray[np.uint64]:
     return mixed
 
 
-class Likes:
+class DuplicateIndex:
     """The rows of one split that are alike, from its traits file."""
 
     def __init__(self, path: Path) -> None:

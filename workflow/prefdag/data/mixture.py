@@ -9,12 +9,12 @@ import numpy as np
 
 from prefdag.config.data import Data, Mixed, Source
 from prefdag.data.rows import ADAPTER, Row, read_rows
-from prefdag.data.sources.resolve import Found
+from prefdag.data.sources.resolve import SourceFiles
 from prefdag.errors import UserError
 from prefdag.seeds import generator
 
 
-def rows_of_split(source: Source, found: Found) -> Iterator[Row]:
+def rows_of_split(source: Source, found: SourceFiles) -> Iterator[Row]:
     """The rows of a split in the order of its files, their columns under the names that the adapter reads."""
     rows = (row for file in found.files.values() for row in read_rows(file))
     adapter = {ADAPTER: source.adapter} if isinstance(source, Mixed) and source.adapter else {}
@@ -47,7 +47,7 @@ def _column(row: Row, path: str, number: int) -> Any:
     return value
 
 
-def mixed_rows(data: Data, found: list[dict[str, Found]], split: str) -> Iterator[Row]:
+def interleave_rows(data: Data, found: list[dict[str, SourceFiles]], split: str) -> Iterator[Row]:
     """The rows of all sources, one source after the other; of train, as many of each as `shares` says.
 
     Which ones is drawn without repetition, by `data.seed`; their order stays.

@@ -21,7 +21,7 @@ def cores() -> int:
     return int(stated) if stated.isdecimal() and int(stated) else len(os.sched_getaffinity(0))
 
 
-def in_order(work: Callable[[Any], Any], chunks: Iterable[Any], workers: int) -> Iterator[Any]:
+def map_ordered(work: Callable[[Any], Any], chunks: Iterable[Any], workers: int) -> Iterator[Any]:
     """work(chunk) of every chunk, in their order. The result does not depend on the number of workers.
 
     Workers are forks, so `work` may hold what is costly to load, such as a tokenizer.

@@ -16,7 +16,7 @@ from prefdag.data.adapters.registry import adapter_of, as_text
 from prefdag.data.dedup import TRAITS, bands, digest, signatures
 from prefdag.data.prompt_templates import assistant_turns, template_of
 from prefdag.data.rows import decoded
-from prefdag.data.tokenization import encode_written, encoded, end_of_turn, ended
+from prefdag.data.tokenization import encode_written, encoded, end_of_turn, is_ended
 from prefdag.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -39,7 +39,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Kept:
+class EncodedRow:
     """A comparison as the store takes it, with what the audit counts."""
 
     split: str
@@ -57,7 +57,7 @@ class Encoded:
     """What became of a chunk. traits: one for each comparison that is kept, as `TRAITS` says."""
 
     size: int
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[EncodedRow] = field(default_factory=list)
     dropped: list[tuple[str, str, int]] = field(default_factory=list)  # split, reason, row
     traits: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, TRAITS))
 
@@ -160,12 +160,12 @@ class Encoder:
             return "validation"
         return "test" if place < sum(self.held_out.values()) else "train"
 
-    def _kept(self, row: Written, prompt: list[int], responses: list[list[int]], found: Encoded) -> Kept | None:
+    def _kept(self, row: Written, prompt: list[int], responses: list[list[int]], found: Encoded) -> EncodedRow | None:
         number, split, comparison, *_ = row
         if not all(responses):
             raise UserError(f"{split}: row {number}: a response comes to no token; remove it or change the tokenizer")
         try:
-            closed = [ended(ids, self.end, self.template.closes) for ids in responses]
+            closed = [is_ended(ids, self.end, self.template.closes) for ids in responses]
             prompt, closed, cut = self._fitted(f"{split}: row {number}", prompt, closed)
         except Unusable as reason:
             found.dropped.append((split, str(reason), number))
@@ -173,7 +173,7 @@ class Encoder:
         text = "".join((as_text(comparison.prompt), *comparison.responses))
         characters = tuple(name for character, name in CHARACTERS.items() if character in text)
         scores = list(comparison.scores) if comparison.scores else None
-        return Kept(split, number, prompt, closed, scores, comparison.position, characters, cut)
+        return EncodedRow(split, number, prompt, closed, scores, comparison.position, characters, cut)
 
     def _fitted(
         self, where: str, prompt: list[int], responses: list[list[int]]

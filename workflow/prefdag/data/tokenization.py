@@ -81,7 +81,7 @@ def ending(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
     return int(found)
 
 
-def ended(ids: list[int], end: list[int], closes: bool) -> list[int]:
+def is_ended(ids: list[int], end: list[int], closes: bool) -> list[int]:
     """A response's ids with exactly one end-of-turn, the last of them.
 
     closes: the template wrote it, and perhaps more behind it, which is left out. Raises `Unusable` where the response's

@@ -26,7 +26,7 @@ def join() -> None:
     atexit.register(dist.destroy_process_group)
 
 
-def exchanged(value: T) -> list[T]:
+def all_gather_objects(value: T) -> list[T]:
     """Every rank's value, in the ranks' order. For small things: they are pickled."""
     if num_ranks() == 1:
         return [value]
@@ -35,18 +35,18 @@ def exchanged(value: T) -> list[T]:
     return found  # type: ignore[return-value]
 
 
-def joined(values: Tensor) -> Tensor:
+def gather_concat(values: Tensor) -> Tensor:
     """Every rank's values [n], however many, one after the other in the ranks' order; without gradient."""
     if num_ranks() == 1:
         return values
-    sizes = exchanged(len(values))
+    sizes = all_gather_objects(len(values))
     padded = torch.cat([values, values.new_zeros(max(sizes) - len(values))])
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def add_up(tensor: Tensor) -> None:
+def all_reduce_sum(tensor: Tensor) -> None:
     """Replace the tensor by the sum of every rank's: the same bits on all of them."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)

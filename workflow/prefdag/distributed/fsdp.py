@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from prefdag.distributed.collectives import add_up
+from prefdag.distributed.collectives import all_reduce_sum
 from prefdag.distributed.ranks import num_ranks
 
 
@@ -26,8 +26,8 @@ def shard(model: PreTrainedModel) -> None:
     mesh = init_device_mesh(next(model.parameters()).device.type, (num_ranks(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
-    whole = {parameter for parameter in base.parameters() if not isinstance(parameter, DTensor)}
-    fully_shard(base, mesh=mesh, ignored_params=whole)
+    replicated = {parameter for parameter in base.parameters() if not isinstance(parameter, DTensor)}
+    fully_shard(base, mesh=mesh, ignored_params=replicated)
     for module in (base, *layers):
         assert isinstance(module, FSDPModule)
         # Gradients are summed, not averaged: the loss is a sum over all ranks' comparisons already.
@@ -40,23 +40,23 @@ def own_part(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(values: Any) -> Any:
+def full_tensor(values: Any) -> Any:
     """Values and tensors in dicts and lists, with every shared tensor gathered, on the CPU. All ranks must ask."""
     if isinstance(values, dict):
-        return type(values)((key, whole(value)) for key, value in values.items())
+        return type(values)((key, full_tensor(value)) for key, value in values.items())
     if isinstance(values, list):
-        return [whole(value) for value in values]
+        return [full_tensor(value) for value in values]
     return values.full_tensor().cpu() if isinstance(values, DTensor) else values
 
 
-def add_up_gradients(parameters: Sequence[nn.Parameter]) -> None:
+def reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sum over the ranks the gradients of what every rank holds whole; those of shared layers are summed already."""
     for parameter in parameters:
         if parameter.grad is not None and not isinstance(parameter, DTensor):
-            add_up(parameter.grad)
+            all_reduce_sum(parameter.grad)
 
 
-def clipped(parameters: Sequence[nn.Parameter], most: float) -> float:
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
     """Scale the gradient of the whole model down to the norm `most`, if it is longer; returns its own norm."""
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return nn.utils.clip_grad_norm_(parameters, most).item()
@@ -64,14 +64,14 @@ def clipped(parameters: Sequence[nn.Parameter], most: float) -> float:
     parts = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for part in parts:
         squared[int(isinstance(part, DTensor))] += own_part(part).norm().double().cpu() ** 2
-    add_up(squared[1:])
+    all_reduce_sum(squared[1:])
     norm = squared.sum().sqrt().item()
     for part in parts:
         own_part(part).mul_(min(1.0, most / (norm + 1e-6)))
     return norm
 
 
-class PartOptimizer:
+class ShardedOptimizer:
     """An optimizer of a model whose layers may be shared: each rank updates its own parts.
 
     The optimizers here work element by element, so a part's update is the whole's. The state that is saved is that of
@@ -121,7 +121,7 @@ def _is_shared(value: Any, parameter: nn.Parameter) -> bool:
 def _gathered(value: Tensor, parameter: DTensor) -> Tensor:
     mesh, placements = parameter.device_mesh, parameter.placements
     like = DTensor.from_local(value, mesh, placements, shape=parameter.shape, stride=parameter.stride())
-    gathered: Tensor = whole(like)
+    gathered: Tensor = full_tensor(like)
     return gathered
 
 

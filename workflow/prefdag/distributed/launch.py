@@ -34,7 +34,7 @@ class Shape:
         return self.processes // self.nodes
 
 
-def asked_for(argv: Sequence[str]) -> Shape:
+def requested_shape(argv: Sequence[str]) -> Shape:
     """What the section of a stage's `--config` says of processes; one where it does not, or is yet to be refused."""
     try:
         sections = json.loads(value_of(argv, "--config") or "{}").values()
@@ -58,12 +58,12 @@ def value_of(argv: Sequence[str], option: str) -> str | None:
     return None
 
 
-def launched(argv: Sequence[str]) -> int | None:
+def launch(argv: Sequence[str]) -> int | None:
     """Run a stage's command in as many processes as it asks for, and return how it ended; None: in this one.
 
     The exit code is that of the rank that failed first. Raises `UserError` where the processes cannot be had.
     """
-    shape = asked_for(argv)
+    shape = requested_shape(argv)
     if is_rank():
         if num_ranks() != shape.processes:
             raise UserError(

@@ -25,7 +25,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def let_the_first_speak() -> None:
+def silence_other_ranks() -> None:
     """What stops every rank is told once: torchrun ends the others when the first has ended, and they wait for it.
 
     A rank that is still there afterwards met what the first did not, and speaks for itself.

@@ -41,7 +41,7 @@ def pairs_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({**part, "prompt": table["prompt"]}) for part in parts], ignore_index=True)
 
 
-def right(gaps) -> np.ndarray:
+def is_right(gaps) -> np.ndarray:
     """1 where the better response has the larger reward, ties a half: gaps [M] -> [M]."""
     gaps = np.asarray(gaps, dtype=float)
     return (gaps > 0) + 0.5 * (gaps == 0)
@@ -52,12 +52,12 @@ def calibration(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> Cal
 
     Which response of a pair is called first is our choice, so each pair stands in both orders: sigmoid(gap) with
     outcome 1 and sigmoid(-gap) with outcome 0. The lower half of [0, 1] then mirrors the upper, and it is enough to
-    read the order that the reward prefers: confidence sigmoid(|gap|) in [0.5, 1], outcome `right`. The error weighs
+    read the order that the reward prefers: confidence sigmoid(|gap|) in [0.5, 1], outcome `is_right`. The error weighs
     |observed - confidence| of a bin by its pairs. It is above 0 for a calibrated reward too, by chance; `by_chance` is
     its mean where outcomes are drawn with the predicted probabilities, independently.
     """
     confidence = 1 / (1 + np.exp(-np.abs(pairs["gap"].to_numpy(float))))
-    outcome = right(pairs["gap"])
+    outcome = is_right(pairs["gap"])
     place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     prompts, num = pairs["prompt"].to_numpy(), len(pairs)
     rows = []
@@ -102,7 +102,7 @@ def accuracy_by_length(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000)
     for low, high in length_bins(pairs["tokens"]):
         inside = pairs[(pairs["tokens"] > low) & (pairs["tokens"] <= high)]
         if len(inside):
-            correct = right(inside["gap"])
+            correct = is_right(inside["gap"])
             interval = _interval(correct, inside["prompt"], f"{seed}/{low:g}", bootstrap)
             about = {"label": _span(int(low) + 1, int(high)), "accuracy": correct.mean()}
             rows.append({**about, "low": interval[0], "high": interval[1], "pairs": len(inside)})

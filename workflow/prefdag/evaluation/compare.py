@@ -77,7 +77,7 @@ class Comparison:
     configs: dict[str, tuple[Any, Any]]
 
 
-def compared(ours: Side, theirs: Side, *, bootstrap: int = 2000) -> Comparison:
+def compare(ours: Side, theirs: Side, *, bootstrap: int = 2000) -> Comparison:
     """Every column that both sides have. Raises `UserError` where they answer different prompts."""
     mine, others = ([read_scores(folder) for folder in one.folders] for one in (ours, theirs))
     pairs = [[(one, other, matched(one, other)) for other in others] for one in mine]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefdag.errors import UserError
-from prefdag.evaluation.win_rates import Judged
+from prefdag.evaluation.win_rates import JudgedPairs
 
 Row = Mapping[str, Any]
 FORMS = (
@@ -20,7 +20,7 @@ FORMS = (
 )
 
 
-def read_verdicts(path: Path) -> list[Judged]:
+def read_verdicts(path: Path) -> list[JudgedPairs]:
     """Every judge's verdicts in a file (.json, .jsonl, .csv). Raises `UserError` naming file and row."""
     rows = _rows(path)
     if not rows:
@@ -64,7 +64,7 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[Judged]:
+def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     """`preference` from 1 (output_1, the baseline) to 2 (output_2, the model); 0 and 1.5 are ties, null no verdict."""
 
     def verdict(row: Row) -> float:
@@ -83,7 +83,7 @@ def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[Judged]:
     return [_judged(path, judge, prompts, verdicts, lengths=lengths)]
 
 
-def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[Judged]:
+def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     """`preferred`: ours or reference, empty where not judged; `shuffled_index` 0 where ours was shown first, else 1."""
     named = {"ours": 1.0, "reference": 0.0, "tie": 0.5, "": math.nan}
     verdicts = _each(path, rows, lambda row: named[row["preferred"]], "preferred", "ours, reference, tie or nothing")
@@ -103,7 +103,7 @@ def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[Judged]:
     return [_judged(path, path.stem, prompts, verdicts, lengths=lengths, first=first == 1)]
 
 
-def _own(path: Path, rows: Sequence[Row]) -> list[Judged]:
+def _own(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     """verdicts.csv: a row a judge and a generation; `shown_first` and `shown_second` where both orders were asked."""
     found = []
     for judge in dict.fromkeys(row.get("judge") or path.stem for row in rows):
@@ -123,9 +123,9 @@ def _numbers(path: Path, rows: Sequence[Row], column: str) -> np.ndarray:
     return _each(path, rows, number, column, "a number from 0 (loss) to 1 (win), or nothing")
 
 
-def _judged(path: Path, judge: str, prompts: list[str], verdicts: np.ndarray, **about: Any) -> Judged:
+def _judged(path: Path, judge: str, prompts: list[str], verdicts: np.ndarray, **about: Any) -> JudgedPairs:
     keys = about.pop("keys", None) or [(prompt,) for prompt in prompts]
-    judged = Judged(judge, keys, verdicts, np.array(prompts), **about)
+    judged = JudgedPairs(judge, keys, verdicts, np.array(prompts), **about)
     if len(set(judged.prompts[judged.given])) < 2:
         raise UserError(f"{path}: {judge}: verdicts on fewer than 2 prompts; there is no interval over so few")
     return judged

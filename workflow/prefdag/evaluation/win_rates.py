@@ -19,7 +19,7 @@ STEPS, STEP = 60, 4.0  # of Newton's method: how many at most, and how far one m
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedPairs:
     """One judge's verdicts on N pairs of answers, nan where it gave none.
 
     prompts: what each pair answers. lengths: of ours and of theirs. first: whether ours was shown first, where each
@@ -39,7 +39,7 @@ class Judged:
         return ~np.isnan(self.verdicts)
 
 
-def described(judged: Judged, *, seed: str, bootstrap: int) -> dict[str, Any]:
+def described(judged: JudgedPairs, *, seed: str, bootstrap: int) -> dict[str, Any]:
     """Win rate with standard error and interval; at equal length where lengths are known, by order where it is known.
 
     Pairs without a verdict are left out and counted. With verdicts on fewer than two prompts every rate is None.
@@ -157,7 +157,7 @@ def _order(shown_first: np.ndarray, shown_second: np.ndarray, p_value: float) ->
     return {**rates, "prefers_first": share, "p_value": p_value, "judge": judge}
 
 
-def agreement(one: Judged, other: Judged, *, seed: str, bootstrap: int) -> dict[str, Any]:
+def agreement(one: JudgedPairs, other: JudgedPairs, *, seed: str, bootstrap: int) -> dict[str, Any]:
     """How often two judges, or a judge and people, say the same of the pairs that both have judged.
 
     `agreement` is the share of equal verdicts among pairs that neither calls a tie, as where a judge must choose (the

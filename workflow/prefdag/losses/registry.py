@@ -24,9 +24,9 @@ from functools import partial
 from typing import Any
 
 from prefdag.config.objectives import Objective
-from prefdag.config.objectives.own import Own
+from prefdag.config.objectives.own import UserLoss
 from prefdag.losses import batchwise, listwise, pairwise, pointwise, reference_free, tokenwise, unpaired
-from prefdag.losses.user import own_loss
+from prefdag.losses.user import load_user_loss
 
 LOSSES: dict[str, Callable[..., Any]] = {
     loss.__name__: loss
@@ -71,6 +71,6 @@ LOSSES: dict[str, Callable[..., Any]] = {
 
 def loss_of(objective: Objective) -> Callable[..., Any]:
     """The loss of a registry entry with its options bound, called as compute(policy, **what the entry reads)."""
-    if isinstance(objective, Own):
-        return own_loss(objective)
+    if isinstance(objective, UserLoss):
+        return load_user_loss(objective)
     return partial(LOSSES[objective.method], **objective.parameters())

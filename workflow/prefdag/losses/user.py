@@ -5,21 +5,21 @@ from typing import Any
 
 from torch import Tensor
 
-from prefdag.config.objectives.own import Own, parts
+from prefdag.config.objectives.own import UserLoss, split_path
 from prefdag.errors import Stopped, UserError
 from prefdag.models.logprobs import LogProbs
-from prefdag.provenance.user_code import imported, told
+from prefdag.provenance.user_code import describe_error, import_user_file
 
 
-def own_loss(objective: Own) -> Callable[..., Any]:
+def load_user_loss(objective: UserLoss) -> Callable[..., Any]:
     """The user's function with its options bound, called with (policy, <the inputs it reads> by name).
 
     Raises `UserError`, one sentence naming file and function, where the file cannot be imported, the function raises,
     or what it returns is not one floating-point value per comparison, [B], and after them, of a loss that reads
     `state`, the next state as a dict of numbers.
     """
-    path, name = parts(objective.method)
-    function = getattr(imported(path), name)
+    path, name = split_path(objective.method)
+    function = getattr(import_user_file(path), name)
     options = objective.parameters()
 
     def compute(policy: LogProbs, **inputs: Any) -> Any:
@@ -28,7 +28,9 @@ def own_loss(objective: Own) -> Callable[..., Any]:
         except (Stopped, UserError):
             raise
         except Exception as error:
-            raise UserError(f"{path}: {name} raised {told(error, path)}; mend the function and rerun") from error
+            raise UserError(
+                f"{path}: {name} raised {describe_error(error, path)}; mend the function and rerun"
+            ) from error
         place = f"{path}: {name}"
         if "state" not in objective.reads:
             return _checked(found, policy, place)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from prefdag.config.sampling import Sampling
 from prefdag.data.parallel import with_progress
-from prefdag.models.kv_cache import KeyValues, cached_attention
+from prefdag.models.kv_cache import KVCache, cached_attention
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import at_least_float32
 from prefdag.seeds import generator
@@ -82,7 +82,7 @@ class _Decoder:
         self.model, self.device = model, next(model.parameters()).device
         tokens, mask = _left_padded(prompts, self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.key_values = KeyValues(mask.bool())
+        self.key_values = KVCache(mask.bool())
         self._forward(tokens, positions)
 
     def take(self, rows: Sequence[int] | Tensor) -> None:
@@ -115,7 +115,7 @@ def _responses(decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int) -
     rows = torch.arange(len(noise), device=decoder.device)  # which response each live row is
     going = torch.ones_like(rows, dtype=torch.bool)
     for step in range(settings.max_new_tokens):
-        chosen = choose(decoder.logits, noise[rows, step], settings.temperature, settings.top_p)
+        chosen = sample_tokens(decoder.logits, noise[rows, step], settings.temperature, settings.top_p)
         logprobs = decoder.logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         ids[rows, step], values[rows, step] = chosen, logprobs.double()
         going &= chosen != eos
@@ -146,7 +146,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return tokens.to(device), mask.to(device)
 
 
-def choose(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     """Draw one token per row by inverting the cumulative distribution: logits [N, V], uniform [N] in [0, 1) -> [N].
 
     temperature 0 takes the most likely token. top_p keeps the smallest set of tokens whose probability reaches it

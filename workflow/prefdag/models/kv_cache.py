@@ -18,7 +18,7 @@ NAME = "prefdag_key_values"
 ROOM = 64  # columns made at a time
 
 
-class KeyValues:
+class KVCache:
     """Keys and values of every layer, [R, H, L + room, D]; the first L columns are filled.
 
     real: which columns of the prompts hold tokens, [R, L] truth values; those left of a shorter prompt are padding.
@@ -78,7 +78,7 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    key_values: KeyValues,
+    key_values: KVCache,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:

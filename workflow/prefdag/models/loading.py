@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefdag.config.model import Architectural
 from prefdag.distributed.collectives import join
-from prefdag.distributed.fsdp import whole
+from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME, check_supported
@@ -176,7 +176,7 @@ def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
 
     The first of several ranks writes; all of them must ask, as each may hold a part of the weights.
     """
-    state = whole(model.state_dict())
+    state = full_tensor(model.state_dict())
     if not is_first():
         return
     model.save_pretrained(folder, state_dict=state)

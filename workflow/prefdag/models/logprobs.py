@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from prefdag.models.attention.interface import NAME
 from prefdag.models.ops.linear_logprob import target_logprobs
 from prefdag.models.ops.sparse_grad import embedded
-from prefdag.models.packing import Places, Segments
+from prefdag.models.packing import Segments, TokenPlan
 
 CHUNK_BYTES = 64 << 20
 
@@ -69,7 +69,7 @@ def margin(values: Tensor) -> Tensor:
     return values[:, 0] - values[:, 1]
 
 
-def hidden_states(model: PreTrainedModel, segments: Segments, places: Places) -> Tensor:
+def hidden_states(model: PreTrainedModel, segments: Segments, places: TokenPlan) -> Tensor:
     """Last hidden states, after the final norm, of each reader of `places`: [T, D].
 
     In the last layer whatever works token by token, its MLP and the final norm, sees those places alone.

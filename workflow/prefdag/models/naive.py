@@ -17,7 +17,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from prefdag.config.sampling import Sampling
 from prefdag.data.token_store import Comparison
-from prefdag.models.generation import choose
+from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs
 from prefdag.seeds import generator
 
@@ -58,7 +58,7 @@ def naive_sample(
     with transformers_attention(model):
         while len(ids) < settings.max_new_tokens and eos not in ids:
             logits = model(input_ids=torch.tensor([[*prompt, *ids]]), use_cache=False).logits[:, -1].float()
-            chosen = choose(logits, torch.tensor(noise[len(ids)])[None], settings.temperature, settings.top_p)
+            chosen = sample_tokens(logits, torch.tensor(noise[len(ids)])[None], settings.temperature, settings.top_p)
             values.append(logits.log_softmax(-1)[0, chosen].item())
             ids.append(int(chosen))
     return ids, values

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from prefdag.data.token_store import Comparison, Indexed
 from prefdag.models.attention import varlen
-from prefdag.models.ops.device import sent
+from prefdag.models.ops.device import to_device
 from prefdag.seeds import generator
 
 PADDING = -1
 BLOCK = 1024  # comparisons that are sorted by length together
 
 
-class Places(NamedTuple):
+class TokenPlan(NamedTuple):
     """Flat places (row * L + column) of hidden states that are read: different [U], ascending; of each reader [T] which
     of these it reads."""
 
@@ -79,27 +79,27 @@ class Segments:
         return varlen.sequences(self.comparison.cpu().numpy(), self.response.cpu().numpy())
 
     @cached_property
-    def apart(self) -> varlen.Apart:
+    def apart(self) -> varlen.VarlenLayout:
         """Where the sequences' queries and keys are taken from."""
-        return varlen.Apart.of(self.sequences, self.tokens.numel()).to(self.tokens.device)
+        return varlen.VarlenLayout.of(self.sequences, self.tokens.numel()).to(self.tokens.device)
 
     @cached_property
-    def predicting(self) -> Places:
+    def predicting(self) -> TokenPlan:
         """The hidden states that predict a response token, and of each such token [T] which one does."""
-        return Places.of(self.predictor)
+        return TokenPlan.of(self.predictor)
 
     @cached_property
-    def ending(self) -> Places:
+    def ending(self) -> TokenPlan:
         """The hidden states of the responses' last tokens, and of each response [B * K] which one it is."""
-        return Places.of(self.last.flatten())
+        return TokenPlan.of(self.last.flatten())
 
     def to(self, device: torch.device) -> Self:
         """On another device, with what CUDA would else have to be waited for to find out."""
-        moved = type(self)(**{name: sent(getattr(self, name), device) for name in self.__dataclass_fields__})
+        moved = type(self)(**{name: to_device(getattr(self, name), device) for name in self.__dataclass_fields__})
         if device.type == "cuda":
             moved.__dict__["apart"] = self.apart.to(device)
             for name in ("predicting", "ending"):
-                moved.__dict__[name] = Places(*(sent(part, device) for part in getattr(self, name)))
+                moved.__dict__[name] = TokenPlan(*(to_device(part, device) for part in getattr(self, name)))
         return moved
 
 
@@ -133,7 +133,7 @@ def num_tokens(comparison: Comparison) -> int:
     return len(comparison.prompt) + sum(map(len, comparison.responses))
 
 
-def packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
+def iter_packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
     """Every comparison once, in micro-batches, a block at a time so that planning stays linear."""
     for begin in range(0, len(comparisons), BLOCK):
         block = [comparisons[index] for index in range(begin, min(begin + BLOCK, len(comparisons)))]
@@ -172,7 +172,7 @@ def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: i
     return steps if max_steps is None else min(steps, max_steps)
 
 
-def members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+def step_members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:
     """The comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
     per_epoch = math.ceil(num_comparisons / batch_size)
     epoch, place = divmod(step, per_epoch)
@@ -188,7 +188,7 @@ def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
     return order
 
 
-def dealt(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list[list[int]]:
+def deal(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list[list[int]]:
     """The comparisons of a step, dealt out: the longest first, each to the process with the fewest tokens so far."""
     shares: list[list[int]] = [[] for _ in range(processes)]
     tokens = [0] * processes

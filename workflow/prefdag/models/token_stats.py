@@ -21,27 +21,27 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Read:
+class TokenStats:
     """A policy's log-probs, and what else was asked of every response token: name -> [T]."""
 
     policy: LogProbs
     extras: dict[str, Tensor]
 
 
-def read(
+def token_stats(
     model: PreTrainedModel,
     segments: Segments,
     wanted: Set[str] = frozenset(),
     reference: PreTrainedModel | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Read:
+) -> TokenStats:
     """Log-probs and the `wanted` of PER_TOKEN, from one forward pass of the policy.
 
     collision: log sum_v p_v^2 under the policy, detached (Zhou et al. 2024, eq. 2). divergence: KL(reference || policy)
     over the vocabulary in nats, with gradient through the policy (Zeng et al. 2024, eq. 7); `reference` must be given.
     """
     if not wanted:
-        return Read(logprobs(model, segments), {})
+        return TokenStats(logprobs(model, segments), {})
     states = hidden_states(model, segments, segments.predicting)
     others = None
     if "divergence" in wanted:
@@ -52,7 +52,7 @@ def read(
     other_head = None if reference is None else head_of(reference)
     values = _token_values(states, segments.target, head_of(model), names, others, other_head, chunk_bytes)
     policy = LogProbs(values[0], segments.owner, segments.shape)
-    return Read(policy, dict(zip(names, values[1:], strict=True)))
+    return TokenStats(policy, dict(zip(names, values[1:], strict=True)))
 
 
 def _token_values(

@@ -122,7 +122,7 @@ class Journal:
     def _write(self, event: str, **fields: Any) -> None:
         line = {"event": event, "time": time.time()} | fields
         with self._one_at_a_time:
-            append(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
+            append_line(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
 
     def _place(self, path: Path | str) -> str:
         if isinstance(path, str) and "://" in path:
@@ -144,7 +144,7 @@ def open_journal(root: Path, stage: str, name: str | None = None) -> Journal:
     return Journal(root / ".journal" / f"{job}-{moment}-{os.getpid()}.jsonl", root=root, stage=stage, name=name)
 
 
-def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The events from byte `offset` on, and the offset to go on from.
 
     A last line without its newline is still being written, or was torn by a crash: it is left for the next read.
@@ -180,7 +180,7 @@ def redact(value: Any, key: str = "") -> Any:
     return value
 
 
-def gone(pid: int, since: float) -> bool:
+def process_is_gone(pid: int, since: float) -> bool:
     """Whether the process of this machine that was `pid` at the time `since` lives no more."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -196,7 +196,7 @@ def gone(pid: int, since: float) -> bool:
 
 
 def _signalless(pid: int) -> bool:
-    """`gone` where there is no /proc: signal 0 reaches living processes only."""
+    """`process_is_gone` where there is no /proc: signal 0 reaches living processes only."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -233,7 +233,7 @@ def _git_state() -> str | None:
     return answer.stdout.strip() or None
 
 
-def append(file: int, line: bytes) -> None:
+def append_line(file: int, line: bytes) -> None:
     """Write `line` at the end of a file opened with O_APPEND. Raises `OSError` after taking a torn end away again."""
     size = os.fstat(file).st_size
     rest = line

@@ -128,7 +128,7 @@ def publish(made: Path, folder: Path, manifest: bytes) -> None:
     All of it is on the disk before, so that a machine that loses power has no manifest of files that it has not.
     """
     for path in made.rglob("*"):
-        to_disk(path)
+        fsync(path)
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in sorted(made.iterdir()):
         target = folder / path.name
@@ -137,12 +137,12 @@ def publish(made: Path, folder: Path, manifest: bytes) -> None:
         os.replace(path, target)
     temporary = made / MANIFEST
     temporary.write_bytes(manifest)
-    to_disk(temporary)
+    fsync(temporary)
     os.replace(temporary, folder / MANIFEST)
     made.rmdir()
 
 
-def to_disk(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to its disk now."""
     file = os.open(path, os.O_RDONLY)
     try:

@@ -26,7 +26,7 @@ def sources(stage: str, own: Iterable[Path] = ()) -> list[Path]:
     return found
 
 
-def sources_of_own(path: Path) -> list[Path]:
+def user_sources(path: Path) -> list[Path]:
     """A file of the user's own and the files of its folder that it imports or reads, sorted.
 
     Raises `UserError` where one of them is not valid Python or imports in a way that is not followed.
@@ -102,7 +102,7 @@ def _read_beside(path: Path, constants: set[object]) -> list[Path]:
     return [file for file in candidates if file.suffix not in (".py", "") and file.name in constants]
 
 
-def parsed(path: Path) -> ast.Module:
+def parse_file(path: Path) -> ast.Module:
     """A file's syntax tree. Raises `UserError` where it is not valid Python."""
     try:
         return ast.parse(path.read_bytes(), str(path))
@@ -112,11 +112,11 @@ def parsed(path: Path) -> ast.Module:
         raise UserError(f"{path}: not valid Python ({error}); mend it") from None
 
 
-_kept = cache(parsed)  # of the package's files, until a job's are known: trees are large
+_kept = cache(parse_file)  # of the package's files, until a job's are known: trees are large
 
 
 def _tree(path: Path) -> ast.Module:
-    return _kept(path) if path.is_relative_to(PACKAGE) else parsed(path)
+    return _kept(path) if path.is_relative_to(PACKAGE) else parse_file(path)
 
 
 def code_digest(stage: str, own: Iterable[Path] = ()) -> str:

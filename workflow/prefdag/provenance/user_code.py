@@ -9,10 +9,10 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from prefdag.errors import Stopped, UserError
-from prefdag.provenance.sources import sources_of_own
+from prefdag.provenance.sources import user_sources
 
 
-def imported(path: Path) -> ModuleType:
+def import_user_file(path: Path) -> ModuleType:
     """The file as a module. Raises `UserError`, one sentence, where importing it raises."""
     # `python -m` looks for modules in the working directory too: what lies there is not counted, so not to be found.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path.cwd()]
@@ -26,7 +26,9 @@ def imported(path: Path) -> ModuleType:
     except (Stopped, UserError):
         raise
     except Exception as error:
-        raise UserError(f"{path}: importing it raised {told(error, path)}; mend the file and rerun") from error
+        raise UserError(
+            f"{path}: importing it raised {describe_error(error, path)}; mend the file and rerun"
+        ) from error
     return module
 
 
@@ -34,7 +36,7 @@ class _Beside(MetaPathFinder):
     """Finds the modules beside the user's file that are counted among the job's sources, and nothing else there."""
 
     def __init__(self, path: Path) -> None:
-        self.files = {file.stem: file for file in sources_of_own(path) if file != path}
+        self.files = {file.stem: file for file in user_sources(path) if file != path}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return _spec(name, self.files[name]) if name in self.files else None
@@ -53,7 +55,7 @@ def _spec(name: str, path: Path) -> ModuleSpec:
     return spec
 
 
-def told(error: Exception, path: Path) -> str:
+def describe_error(error: Exception, path: Path) -> str:
     """The exception in one line, with the last line of the user's file that it went through."""
     line, trace = None, error.__traceback__
     while trace is not None:

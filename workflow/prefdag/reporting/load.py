@@ -15,7 +15,7 @@ from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, runs_table
 
 
 @dataclass(frozen=True)
-class Gathered:
+class SuiteResults:
     """One suite's results.
 
     runs: a row a policy (`tables.runs_table`, and its gain on SFT); answers: a row every scored set of answers
@@ -46,7 +46,7 @@ class Gathered:
         return next(iter(self.wins.values()), {})
 
 
-def gathered(
+def load_results(
     rows: Sequence[Mapping[str, Any]],
     answers: Sequence[Mapping[str, Any]],
     *,
@@ -55,7 +55,7 @@ def gathered(
     preferences: Sequence[Path],
     reward: Path | None,
     best_of_n: Path | None,
-) -> Gathered:
+) -> SuiteResults:
     """Read everything. rows, answers: as the config has them; the rest are manifests."""
     summaries, wins = _summaries(scores), _summaries(judges)
     own = [path for path in scores if path.parent.name in (*BEFORE_ALIGNMENT, *(row["name"] for row in rows))]
@@ -67,7 +67,7 @@ def gathered(
     runs = runs.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
     curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in preferences}
     steps = {name: int(curve["step"].iloc[-1]) for name, curve in curves.items()}
-    return Gathered(
+    return SuiteResults(
         runs=runs,
         answers=answers_table(answers, runs, summaries, wins, steps),
         scores=own,

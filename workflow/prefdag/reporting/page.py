@@ -13,7 +13,7 @@ import jinja2
 TEMPLATE = "page.html.jinja"
 
 
-def page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any) -> str:
+def render_page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any) -> str:
     """Fill a template. figures: name -> PNG bytes; everything that is no markup of ours is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -45,7 +45,7 @@ def gains(means: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
     return found
 
 
-def over_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
+def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
     """Mean over seeds with the interval that draws seeds and prompts anew (`statistics.of_seeds`), and the extremes.
 
     Prompts that a seed has no number for are left out. None where a run lacks the column.
@@ -64,7 +64,7 @@ def seeds_table(runs: pd.DataFrame, means: Mapping[str, pd.DataFrame]) -> list[d
     for _, members in runs.groupby("group", sort=False):
         if len(members) > 1:
             first, names = members.iloc[0], list(members["run"])
-            spread = {column: over_seeds(means, names, column) for column in SPREAD}
+            spread = {column: average_seeds(means, names, column) for column in SPREAD}
             name = " ".join(filter(None, [title(first["method"]), first["label"]]))
             rows.append({"name": name, "seeds": [int(seed) for seed in members["seed"]], **spread})
     return rows
@@ -78,7 +78,7 @@ def interval_of(
     if of_row.empty or of_row[column].isna().any():
         return None
     if len(of_row) > 1:
-        return over_seeds(means, list(of_row["run"]), column)
+        return average_seeds(means, list(of_row["run"]), column)
     found = of_row.iloc[0]
     low, high = ("win_low", "win_high") if column == "win_rate" else (f"{column}_low", f"{column}_high")
     ends = {key: None if np.isnan(found[name]) else float(found[name]) for key, name in (("low", low), ("high", high))}

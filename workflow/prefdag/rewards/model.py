@@ -23,7 +23,7 @@ from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import bootstrap_interval
 from prefdag.models.loading import autocast, load_policy, load_scorer
 from prefdag.models.logprobs import hidden_states, logprobs
-from prefdag.models.packing import Segments, packed
+from prefdag.models.packing import Segments, iter_packed
 from prefdag.provenance.manifest import Manifest
 from prefdag.schema import NonNegative, Section
 from prefdag.seeds import named_seed
@@ -209,7 +209,7 @@ def score_all(
 ) -> NDArray[np.float32]:
     """Rewards of every response of every comparison: [N, K], or [N, K, H] of a function that gives heads apart."""
     found: NDArray[np.float32] | None = None
-    for ids, segments in packed(comparisons, tokens_per_batch):
+    for ids, segments in iter_packed(comparisons, tokens_per_batch):
         with autocast(device):
             values = rewards(segments.to(device)).cpu().numpy()
         if found is None:

@@ -19,7 +19,7 @@ PATIENCE = 0.5  # seconds between two looks at a lock that another process has
 
 
 @contextmanager
-def alone(root: Path, job: str) -> Iterator[bool]:
+def hold_job_lock(root: Path, job: str) -> Iterator[bool]:
     """Hold `<root>/.running/<job>` while inside; tells whether another process had it first.
 
     On a file system without locks nothing is held, as it is said.

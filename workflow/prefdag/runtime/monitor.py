@@ -23,7 +23,7 @@ _ASKED = {
 }
 
 
-class Sampled:
+class ResourceMonitor:
     """Samples while a `with` block runs; the pause grows with the job, so that a day of it is 1,500 samples.
 
     A job that ends within `first` seconds leaves none: its end tells its peak memory.
@@ -49,13 +49,13 @@ class Sampled:
                 with self._writing:
                     if self._over.is_set():
                         return
-                    self.journal.system(number, taken(process))
+                    self.journal.system(number, take_sample(process))
                 number += 1
         except (OSError, MemoryError):  # a full disk, no memory: told by what the job itself does
             return
 
 
-def taken(process: psutil.Process) -> dict[str, float]:
+def take_sample(process: psutil.Process) -> dict[str, float]:
     """CPU time of the job since it was last asked (percent, 100 is one core), memory (MB) of it and of the machine."""
     memory = psutil.virtual_memory()
     mega = 1e6

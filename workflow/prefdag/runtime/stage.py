@@ -28,8 +28,8 @@ from prefdag.os_errors import as_sentences
 from prefdag.provenance.journal import Journal, Status, open_journal
 from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
 from prefdag.provenance.sources import code_digest
-from prefdag.runtime.job_lock import alone
-from prefdag.runtime.monitor import Sampled
+from prefdag.runtime.job_lock import hold_job_lock
+from prefdag.runtime.monitor import ResourceMonitor
 from prefdag.schema import Section
 
 
@@ -136,7 +136,7 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
         _go_along(run, job, Workspace(stage, name, made, root / ".resume" / key, journal, inputs), paths)
         return
     _make_folder(root)
-    with as_sentences(stage, root), alone(root, _job(stage, name)) as another_did:
+    with as_sentences(stage, root), hold_job_lock(root, _job(stage, name)) as another_did:
         # Of several processes the others are on their way already, and would wait for this one.
         if another_did and num_ranks() == 1 and _is_made(output, made_of):
             print(f"{stage}: {output} was made meanwhile", flush=True)
@@ -159,7 +159,7 @@ def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any]
     status: Status = "failed"
     mistake, digest = None, None
     try:
-        with as_sentences(here.stage, here.journal.root), Sampled(here.journal):
+        with as_sentences(here.stage, here.journal.root), ResourceMonitor(here.journal):
             facts = run()
             publish(here.output, output.parent, describe(here.output, **made_of, facts=facts or {}))
         _forget(here)

@@ -11,9 +11,9 @@ from typing import Any
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import Origin
-from prefdag.data.mixture import mixed_rows, rows_of_split
+from prefdag.data.mixture import interleave_rows, rows_of_split
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
-from prefdag.data.sources.resolve import Found, folder_of, rows_of
+from prefdag.data.sources.resolve import SourceFiles, folder_of, rows_of
 from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
 from prefdag.runtime.stage import Workspace
@@ -88,7 +88,7 @@ def _rows(data: Data, here: Workspace, lock: str | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"sources": [{split: part.facts() for split, part in parts.items()} for parts in found]}
     for split in SPLITS:
         if any(split in parts for parts in found):
-            rows = mixed_rows(data, found, split) if data.sources else rows_of_split(data, found[0][split])
+            rows = interleave_rows(data, found, split) if data.sources else rows_of_split(data, found[0][split])
             facts[split] = write_rows(here.output / f"{split}.jsonl", rows)
             if not facts[split]:
                 raise UserError(f"data.{split}: {data.source} holds no rows for it")
@@ -96,7 +96,7 @@ def _rows(data: Data, here: Workspace, lock: str | None) -> dict[str, Any]:
     return facts
 
 
-def _check_model(key: str, found: Found) -> None:
+def _check_model(key: str, found: SourceFiles) -> None:
     """Raises `UserError` for what is no model: no config, no weights, or pointers in their place."""
     if "config.json" not in found.files:
         raise UserError(f"{key}.source: {found.source} holds no config.json, so it is no model folder")

@@ -16,10 +16,10 @@ import numpy as np
 
 from prefdag.config.judge import LLM, Judge, People, name_of
 from prefdag.errors import UserError
-from prefdag.evaluation.judge.run import FOLDER, Opinion, Pair, Questions, pairs_of
+from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, Verdict, pairs_of
 from prefdag.evaluation.judge.sheets import verdicts_of
 from prefdag.evaluation.scores import Key, Scores, matched, read_scores
-from prefdag.evaluation.win_rates import Judged, agreement, described
+from prefdag.evaluation.win_rates import JudgedPairs, agreement, described
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
@@ -74,9 +74,9 @@ def _judged(
     ours: Scores,
     theirs: Scores,
     rows: Rows,
-    opinions: list[Opinion] | None,
+    opinions: list[Verdict] | None,
     told: np.ndarray | None,
-) -> tuple[Judged, tuple[list[str], ...]]:
+) -> tuple[JudgedPairs, tuple[list[str], ...]]:
     """One judge's verdicts, and the cells of its rows in verdicts.csv after the judge's name."""
     keys = [ours.keys[row] for row, _ in rows]
     lengths, orders = None, None
@@ -97,7 +97,7 @@ def _judged(
         rewards = [repr(float(mine[row])) for row, _ in rows], [repr(float(others[row])) for _, row in rows]
         cells = (_cells(verdicts), *rewards, blank, blank)
     prompts = np.array([prompt for prompt, _ in keys])
-    return Judged(name_of(judge), list(keys), verdicts, prompts, lengths=lengths, orders=orders), cells
+    return JudgedPairs(name_of(judge), list(keys), verdicts, prompts, lengths=lengths, orders=orders), cells
 
 
 def _cells(values: np.ndarray) -> list[str]:
@@ -116,7 +116,7 @@ def _pairs(
     return pairs_of(generations.parent, against.parent, keys)
 
 
-def _opinions(settings: Judge, here: Workspace, pairs: list[Pair]) -> dict[str, list[Opinion]]:
+def _opinions(settings: Judge, here: Workspace, pairs: list[Pair]) -> dict[str, list[Verdict]]:
     """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
     asked = [Questions(judge, pairs, here.journal.root / FOLDER) for judge in settings.models]
     endpoints = [questions.endpoint() for questions in asked]
@@ -126,7 +126,7 @@ def _opinions(settings: Judge, here: Workspace, pairs: list[Pair]) -> dict[str, 
     return {name_of(questions.judge): questions.opinions() for questions in asked}
 
 
-def _summary(settings: Judge, judged: Sequence[Judged], opinions: dict[str, list[Opinion]]) -> dict[str, Any]:
+def _summary(settings: Judge, judged: Sequence[JudgedPairs], opinions: dict[str, list[Verdict]]) -> dict[str, Any]:
     """The headline judge's win rate; with several judges each one's under `judges`, and how far they agree."""
     about = {"bootstrap": settings.bootstrap}
     found = {}
@@ -162,7 +162,7 @@ def _write_verdicts(path: Path, table: list[list[Any]]) -> None:
         writer.writerows([COLUMNS, *table])
 
 
-def _write_answers(path: Path, keys: list[Key], opinions: dict[str, list[Opinion]]) -> None:
+def _write_answers(path: Path, keys: list[Key], opinions: dict[str, list[Verdict]]) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for name, said in opinions.items():
             for (prompt, sample), one in zip(keys, said, strict=True):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt
-from prefdag.data.adapters.registry import as_text, has_prompts, prompts
+from prefdag.data.adapters.registry import as_text, has_prompts, iter_prompts
 from prefdag.data.detokenize import prompt_and_response
 from prefdag.data.tokenization import encode_prompts, ending, load_tokenizer
 from prefdag.models.generation import sample
@@ -50,7 +50,7 @@ def run(job: Job, here: Workspace, *, policy: Path, rows: Path, classifier: Path
     (here.output / "rankings").mkdir()
     # A split without prompts of its own is held out of train by `prepare`.
     for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
-        texts = list(itertools.islice(prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
+        texts = list(itertools.islice(iter_prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
         scored = [_scored(truth, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]

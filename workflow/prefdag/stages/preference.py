@@ -16,11 +16,11 @@ from prefdag.models.loading import load_policy, save, set_up
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
-from prefdag.training.checkpoint import Checkpoint, KeptWeights
+from prefdag.training.checkpoint import Checkpoint, WeightsKeeper
 from prefdag.training.loop import total_steps, train
 from prefdag.training.preference_metrics import displacement
-from prefdag.training.preference_task import Alignment, MismatchedRatios
-from prefdag.training.recorder import record
+from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
+from prefdag.training.recorder import record_steps
 from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance
 
 
@@ -46,20 +46,20 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path, reference
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)
     _check_checkpoints(settings, total)
-    kept = KeptWeights(here.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
+    kept = WeightsKeeper(here.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
     # A resumed training has moved on: whatever is measured against the start is measured before its state is loaded.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
     tasks = {split: _alignment(job, model, view, caches.get(split), live) for split, view in views.items()}
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if "validation" in views else None
     steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(here.resume), probe, kept)
     title = here.name or job.objective.method
-    last = record(steps, total, here.journal, here.output / "curves.csv", title)
+    last = record_steps(steps, total, here.journal, here.output / "curves.csv", title)
     save(model, policy.parent / "model", here.output / "model")
     for step in kept.published(here.output / "checkpoints"):
         here.makes_model(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
     here.makes_model(title, parents=["policy"])
     model.eval()
-    held_out = tasks["validation"].means(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
+    held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
     here.results(facts)
     return facts
@@ -105,11 +105,11 @@ def _alignment(
     view: Store | Unpaired,
     cache: ReferenceCache | None,
     live: PreTrainedModel | None,
-) -> Alignment:
+) -> PreferenceTask:
     """The objective on one split. The model must be the policy as it starts."""
     mismatched = None
     if "mismatched" in job.objective.reads:
         assert isinstance(view, Unpaired)
         mismatched = MismatchedRatios(model, view, job.preference.seed, job.preference.tokens_per_batch)
     start = tolerance(next(model.parameters()).device)
-    return Alignment(job.objective, model, view, cache, live, mismatched, job.preference.seed, start)
+    return PreferenceTask(job.objective, model, view, cache, live, mismatched, job.preference.seed, start)

@@ -11,10 +11,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.registry import comparisons
+from prefdag.data.adapters.registry import iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
-from prefdag.data.dedup import Likes
-from prefdag.data.parallel import cores, in_order, with_progress
+from prefdag.data.dedup import DuplicateIndex
+from prefdag.data.parallel import cores, map_ordered, with_progress
 from prefdag.data.preprocess import Chunk, Encoded, Encoder, chunks
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
@@ -67,7 +67,7 @@ def run(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     audits = _write(job, here.output, scratch, files, encoder, splits)
-    likes = {split: Likes(scratch / f"{split}.traits") for split in splits}
+    likes = {split: DuplicateIndex(scratch / f"{split}.traits") for split in splits}
     _number_prompts(here.output, splits)
     report: dict[str, Any] = {
         "dataset": job.dataset,
@@ -86,7 +86,7 @@ def run(
 
 def _ranked(adapter: str, train: Path) -> int:
     """K of rankings: how many responses the first usable row has; a row of another K is left out and counted."""
-    first = next(comparisons(adapter, train), None)
+    first = next(iter_comparisons(adapter, train), None)
     return max(2, len(first.responses)) if first is not None else 2
 
 
@@ -135,7 +135,7 @@ def _encoded(job: Job, files: dict[str, Path], encoder: Encoder) -> Iterator[Enc
             yield from chunks(path, None if split == "train" else split, ENCODED_AT_ONCE)
 
     workers = min(cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
-    found = in_order(encoder, waiting(), workers)
+    found = map_ordered(encoder, waiting(), workers)
     return with_progress(found, lambda one: one.size, total, f"prepare: {job.dataset}")
 
 
@@ -188,7 +188,11 @@ def _number_prompts(output: Path, splits: tuple[str, ...]) -> None:
 
 
 def _shared_prompts(
-    job: Job, output: Path, likes: dict[str, Likes], tokenizer: PreTrainedTokenizerBase, demonstrations: Path | None
+    job: Job,
+    output: Path,
+    likes: dict[str, DuplicateIndex],
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Path | None,
 ) -> dict[str, int]:
     """Prompts that two splits have in common, and those that SFT trains on.
 

@@ -9,21 +9,21 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from prefdag.config.adapters import own_code
+from prefdag.config.adapters import adapter_files
 from prefdag.config.model import Architectural
 from prefdag.config.pretrain import Pretrain
-from prefdag.data.adapters.registry import texts
+from prefdag.data.adapters.registry import iter_documents
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
-from prefdag.distributed.collectives import exchanged
+from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first
 from prefdag.models.loading import build, save, set_up
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import total_steps, train
-from prefdag.training.recorder import record
-from prefdag.training.supervised_task import mean_nll, supervised
+from prefdag.training.recorder import record_steps
+from prefdag.training.supervised_task import mean_nll, supervised_task
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 ENCODED_AT_ONCE = 1000
@@ -34,8 +34,8 @@ class Job(Section):
     scratch: Architectural
     pretrain: Pretrain
 
-    def own_code(self) -> tuple[Path, ...]:
-        return own_code(self.adapter)
+    def adapter_files(self) -> tuple[Path, ...]:
+        return adapter_files(self.adapter)
 
 
 def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None)
     device = set_up(settings.threads)
     folder = here.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
     if tokenizer is None:
-        train_tokenizer(texts(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)
+        train_tokenizer(iter_documents(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)
     vocabulary = load_tokenizer(folder)
     stores = {split: _store(job, here, data.parent, vocabulary, split) for split in ("train", "validation")}
     model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
@@ -53,8 +53,8 @@ def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None)
     if is_first():
         print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
     store = stores["train"]
-    steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
-    record(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
+    steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(here.resume))
+    record_steps(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
     save(model, folder, here.output / "model")
     here.makes_model("base")
     facts: dict[str, float] = {"parameters": num_parameters, "vocabulary": len(vocabulary), "documents": len(store)}
@@ -85,13 +85,13 @@ def _store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) 
     """
     if is_first():
         _write_store(job, here, folder, tokenizer, split)
-    exchanged("written")
+    all_gather_objects("written")
     return Store.open(here.resume / split)
 
 
 def _write_store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> None:
     size = job.pretrain.max_tokens - 1
-    documents = texts(job.adapter, folder, split)
+    documents = iter_documents(job.adapter, folder, split)
     with StoreWriter(here.resume / split, num_responses=1, scored=False) as writer:
         row = 0
         while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):

@@ -23,11 +23,11 @@ from prefdag.errors import UserError
 from prefdag.reporting.figures.distributions import lengths, reward_accuracy, reward_boxes, reward_histograms
 from prefdag.reporting.figures.frontier import frontier
 from prefdag.reporting.figures.league import frontiers, league_figure
-from prefdag.reporting.figures.style import rendered
+from prefdag.reporting.figures.style import save_figure
 from prefdag.reporting.figures.training import displacement, logratios, training
 from prefdag.reporting.league import league, seconds_per_step
-from prefdag.reporting.load import Gathered, gathered
-from prefdag.reporting.page import page
+from prefdag.reporting.load import SuiteResults, load_results
+from prefdag.reporting.page import render_page
 from prefdag.reporting.rows import configs_of, evaluation_rows, league_rows, percent, run_row
 from prefdag.reporting.sections.answers import answers_report
 from prefdag.reporting.sections.exact import TEMPLATE, exact_report
@@ -96,7 +96,7 @@ def run(
         )
     if not job.answers:
         raise UserError("report --config: 'answers' is empty; name the sets of answers that --scores holds")
-    found = gathered(
+    found = load_results(
         [row.model_dump() for row in job.runs],
         [told.model_dump() for told in job.answers],
         scores=scores,
@@ -131,7 +131,7 @@ def run(
 
 def _content(
     job: Job,
-    found: Gathered,
+    found: SuiteResults,
     images: dict[str, bytes],
     ranks: pd.DataFrame | None,
     preferences: list[Path],
@@ -140,7 +140,7 @@ def _content(
 ) -> str:
     """The page: tables of runs, seeds, published numbers, league and reward model, and what further sections need."""
     runs = found.runs
-    return page(
+    return render_page(
         images,
         suite=job.suite,
         rows=[run_row(row) for row in runs.to_dict("records")],
@@ -163,11 +163,11 @@ def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
     images = _write_figures(here, figures)
     for name, table in tables.items():
         _write(here, f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _write(here, "index.html", page(images, TEMPLATE, suite=job.suite, left_out=job.left_out, **content))
+    _write(here, "index.html", render_page(images, TEMPLATE, suite=job.suite, left_out=job.left_out, **content))
     return {"settings": len(tables["points"]), "figures": sorted(images)}
 
 
-def _frontier(job: Job, found: Gathered) -> Figure:
+def _frontier(job: Job, found: SuiteResults) -> Figure:
     draw = frontiers if found.runs["method"].nunique() > MANY else frontier
     return draw(found.runs, job.report.reward_label, checkpoints(found.answers), found.pool)
 
@@ -235,7 +235,7 @@ def _write_figures(here: Workspace, figures: Mapping[str, Figure | None]) -> dic
     for name, figure in figures.items():
         if figure is None:
             continue
-        made = rendered(figure)
+        made = save_figure(figure)
         for kind, content in zip(("png", "svg"), made, strict=True):
             path = here.output / f"figures/{name}.{kind}"
             path.write_bytes(content)

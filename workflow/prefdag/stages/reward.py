@@ -36,7 +36,7 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import Losses, Step, Task, total_steps, train
-from prefdag.training.recorder import record
+from prefdag.training.recorder import record_steps
 
 CENTRING = {"pair_sum": pair_sum, "each": each}
 
@@ -66,7 +66,7 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
     steps = trainings(members, store, settings, scoring, here.resume)
     total = len(members) * total_steps(store, settings)
-    record(steps, total, here.journal, here.output / "curves.csv", "reward")
+    record_steps(steps, total, here.journal, here.output / "curves.csv", "reward")
     model = RewardModel(tuple(member.eval() for member in members), scoring)
     if settings.normalise != "none":
         scoring = zero_mean(score_all(model.values, stores[settings.normalise], budget, device), scoring)

@@ -16,7 +16,7 @@ from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise
 from prefdag.models.loading import autocast, load_policy, set_up
 from prefdag.models.logprobs import divergence
-from prefdag.models.packing import packed
+from prefdag.models.packing import iter_packed
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.ground_truth import ground_truth
 from prefdag.rewards.model import (
@@ -159,7 +159,7 @@ def divergences(
         return {name: [0.0] * len(comparisons) for name in ("kl", "k1", "k3")}
     policy_model, reference_model = (load_policy(path, device) for path in (policy, reference))
     found = np.zeros((3, len(comparisons)))
-    for ids, segments in packed(comparisons, tokens_per_batch):
+    for ids, segments in iter_packed(comparisons, tokens_per_batch):
         with autocast(device):
             tokens = divergence(policy_model, reference_model, segments.to(device))
         k1 = (tokens.policy - tokens.reference).double()

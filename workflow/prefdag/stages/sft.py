@@ -10,8 +10,8 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import total_steps, train
-from prefdag.training.recorder import record
-from prefdag.training.supervised_task import mean_nll, supervised
+from prefdag.training.recorder import record_steps
+from prefdag.training.supervised_task import mean_nll, supervised_task
 
 
 class Job(Section):
@@ -30,8 +30,8 @@ def run(job: Job, here: Workspace, *, base: Path, demonstrations: Path) -> dict[
     before = mean_nll(model, held_out, settings.tokens_per_batch)
     num_steps = total_steps(store, settings)
     if num_steps:
-        steps = train(model.train(), store, settings, supervised(model, store), Checkpoint(here.resume))
-        record(steps, num_steps, here.journal, here.output / "curves.csv", "sft")
+        steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(here.resume))
+        record_steps(steps, num_steps, here.journal, here.output / "curves.csv", "sft")
     save(model, base.parent / "model", here.output / "model")
     facts = {"nll_before": before, "nll_after": mean_nll(model.eval(), held_out, settings.tokens_per_batch)}
     here.makes_model("sft", parents=["base"])

@@ -14,7 +14,7 @@ Leaves = dict[str, Tensor | list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Given:
+class LossInputs:
     """A fixture as a loss takes it: log-probs, the other inputs by keyword, and the leaves."""
 
     policy: LogProbs
@@ -45,32 +45,32 @@ def of_lists(chosen: list[Tensor], rejected: list[Tensor]) -> LogProbs:
     return LogProbs(torch.cat(both), owner, (len(chosen), 2))
 
 
-def pair(fixture: Fixture) -> Given:
+def pair(fixture: Fixture) -> LossInputs:
     """Summed log-probs of pairs, with counts and scores."""
     leaves = {side: leaf(fixture[side]) for side in ("pc", "pr")}
     counts = torch.tensor([fixture["nc"], fixture["nr"]], dtype=torch.long).T
     inputs: dict[str, Any] = {"reference": of_sums(fixed([fixture["rc"], fixture["rr"]]).T, counts)}
     if "sc" in fixture:
         inputs["scores"] = fixed([fixture["sc"], fixture["sr"]]).T
-    return Given(of_sums(torch.stack(list(leaves.values()), 1), counts), dict(leaves), inputs)
+    return LossInputs(of_sums(torch.stack(list(leaves.values()), 1), counts), dict(leaves), inputs)
 
 
-def tok(fixture: Fixture) -> Given:
+def tok(fixture: Fixture) -> LossInputs:
     """Log-probs of pairs token by token."""
     leaves = {side: [leaf(tokens) for tokens in fixture[side]] for side in ("pc", "pr")}
     reference = of_lists(*([fixed(tokens) for tokens in fixture[side]] for side in ("rc", "rr")))
-    return Given(of_lists(leaves["pc"], leaves["pr"]), dict(leaves), {"reference": reference})
+    return LossInputs(of_lists(leaves["pc"], leaves["pr"]), dict(leaves), {"reference": reference})
 
 
-def kwise(fixture: Fixture) -> Given:
+def kwise(fixture: Fixture) -> LossInputs:
     """Summed log-probs of K responses and their scores."""
     sums = leaf(fixture["S"])
     ones = torch.ones(sums.shape, dtype=torch.long)
     inputs = {"reference": of_sums(fixed(fixture["R"]), ones), "scores": fixed(fixture["scores"])}
-    return Given(of_sums(sums, ones), {"S": sums}, inputs)
+    return LossInputs(of_sums(sums, ones), {"S": sums}, inputs)
 
 
-def logits(fixture: Fixture) -> Given:
+def logits(fixture: Fixture) -> LossInputs:
     """Logits of both models, chosen rows first; responses begin at `prompt_len`."""
     policy_logits, reference_logits = leaf(fixture["policy_logits"]), fixed(fixture["ref_logits"])
     counted = Counted.of(fixture, fixture["prompt_len"])
@@ -80,7 +80,7 @@ def logits(fixture: Fixture) -> Given:
         "collision": (2 * now.detach()).logsumexp(-1),
         "divergence": (then.exp() * (then - now)).sum(-1),
     }
-    return Given(counted.logprobs(policy_logits), {"policy_logits": policy_logits}, inputs)
+    return LossInputs(counted.logprobs(policy_logits), {"policy_logits": policy_logits}, inputs)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Counted:
         return LogProbs(tokens, self.owner, (self.num_pairs, 2))
 
 
-def singles(fixture: Fixture, kl: str) -> Given:
+def singles(fixture: Fixture, kl: str) -> LossInputs:
     """A fixture of pairs as 2B labelled responses, chosen ones first, by their sums.
 
     Mismatched answers are swapped where their mean log-ratio has not the sign that `kl` opens with, "pos" or "neg".
@@ -128,7 +128,7 @@ def singles(fixture: Fixture, kl: str) -> Given:
         ratios = fixed([sum(now) - sum(then) for now, then in zip(fixture["kp"], fixture["kr"], strict=True)])
         swapped = ratios.mean() * {"pos": 1, "neg": -1}.get(kl[:3], 0) < 0
         inputs["mismatched"] = (-ratios if swapped else ratios).repeat(2)
-    return Given(of_sums(torch.cat(list(leaves.values()))[:, None], counts), dict(leaves), inputs)
+    return LossInputs(of_sums(torch.cat(list(leaves.values()))[:, None], counts), dict(leaves), inputs)
 
 
-READERS: dict[str, Callable[[Fixture], Given]] = {"pair": pair, "tok": tok, "kwise": kwise, "logits": logits}
+READERS: dict[str, Callable[[Fixture], LossInputs]] = {"pair": pair, "tok": tok, "kwise": kwise, "logits": logits}

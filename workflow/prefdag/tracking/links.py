@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 
-from prefdag.tracking.records import Kept, Record
+from prefdag.tracking.records import Record, StoredRun
 
 NOTE = "mlflow.note.content"
 PAGE = "mlflow.html"
@@ -67,7 +67,7 @@ def describe_experiment(client: Any, experiment: str) -> None:
         client.set_experiment_tag(experiment, NOTE, "\n".join(lines))
 
 
-def describe_run(client: Any, experiment: str, run: str, record: Record, runs: Iterable[Kept]) -> None:
+def describe_run(client: Any, experiment: str, run: str, record: Record, runs: Iterable[StoredRun]) -> None:
     """Link a run to those that made what its job read: of equal ones the last that began before it."""
     assert record.start
     lines = []

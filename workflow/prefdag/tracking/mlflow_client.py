@@ -36,18 +36,18 @@ from prefdag.tracking.links import describe_experiment, describe_run
 from prefdag.tracking.records import (
     DIGEST,
     STATUS,
-    Kept,
     Point,
     Record,
-    Weights,
+    StoredModel,
+    StoredRun,
     allowed,
-    model_kept,
     newest,
     requests,
-    run_kept,
+    stored_model,
+    stored_run,
     successors,
 )
-from prefdag.tracking.sync import asked_once
+from prefdag.tracking.sync import no_retries
 
 # The most of each that one request may hold. MLflow takes 1,000 metrics, but sent again it can tell those of weights
 # that it has from those that it lacks among the first hundred only.
@@ -114,10 +114,10 @@ class Experiment:
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
 
-    def _one_run_each(self) -> dict[str, Kept]:
+    def _one_run_each(self) -> dict[str, StoredRun]:
         """The run of each journal. A request whose answer got lost, and came true, may have made one too many."""
-        found: dict[str, list[Kept]] = {}
-        for key, kept in map(run_kept, self._all_runs()):
+        found: dict[str, list[StoredRun]] = {}
+        for key, kept in map(stored_run, self._all_runs()):
             if key:
                 found.setdefault(key, []).append(kept)
         for same in found.values():
@@ -127,10 +127,10 @@ class Experiment:
                     self.client.delete_run(spare.id)
         return {key: same[0] for key, same in found.items()}
 
-    def _one_model_each(self) -> dict[tuple[str, str, str], Weights]:
+    def _one_model_each(self) -> dict[tuple[str, str, str], StoredModel]:
         """The model of each weights; spare ones as with runs."""
-        found: dict[tuple[str, str, str], Weights] = {}
-        for one in sorted(filter(None, map(model_kept, self._all_models())), key=lambda one: (not one.ready, one.id)):
+        found: dict[tuple[str, str, str], StoredModel] = {}
+        for one in sorted(filter(None, map(stored_model, self._all_models())), key=lambda one: (not one.ready, one.id)):
             if found.setdefault(one.key, one) is not one:
                 self.client.delete_logged_model(one.id)
         return found
@@ -141,22 +141,22 @@ class Experiment:
     def _all_models(self) -> Iterable[LoggedModel]:
         return _all_pages(lambda token: self.client.search_logged_models([self.id], page_token=token))
 
-    def _run(self, record: Record) -> Kept:
+    def _run(self, record: Record) -> StoredRun:
         assert record.start
         key = record.start["id"]
         if key not in self.runs:
-            with asked_once():
+            with no_retries():
                 run = self.client.create_run(self.id, _milliseconds(record.began), record.tags(), record.run_name)
-            self.runs[key] = run_kept(run)[1]
+            self.runs[key] = stored_run(run)[1]
         return self.runs[key]
 
-    def _write_params(self, record: Record, kept: Kept) -> None:
+    def _write_params(self, record: Record, kept: StoredRun) -> None:
         missing = [Param(key, value) for key, value in record.params().items() if key not in kept.params]
         for part in _parts(missing, _PARAMS):
             self.client.log_batch(kept.id, params=part)
         kept.params |= {param.key for param in missing}
 
-    def _write_datasets(self, record: Record, kept: Kept) -> None:
+    def _write_datasets(self, record: Record, kept: StoredRun) -> None:
         missing = []
         for event in record.datasets:
             key = event["name"], event["digest"][:DIGEST]
@@ -169,7 +169,7 @@ class Experiment:
         if missing:
             self.client.log_inputs(kept.id, datasets=missing)
 
-    def _write_models(self, record: Record, kept: Kept) -> None:
+    def _write_models(self, record: Record, kept: StoredRun) -> None:
         """Weights made become external models; weights read, and parents, are linked to the runs that made them."""
         read = []
         for event in record.models:
@@ -190,7 +190,7 @@ class Experiment:
             self.client.log_inputs(kept.id, models=[LoggedModelInput(one) for one in missing])
             kept.inputs = (kept.inputs or set()) | ids
 
-    def _made(self, record: Record, kept: Kept, event: dict[str, Any], parents: Sequence[str]) -> Weights:
+    def _made(self, record: Record, kept: StoredRun, event: dict[str, Any], parents: Sequence[str]) -> StoredModel:
         assert record.start
         key = record.start["id"], event["name"], event["sha256"]
         if key not in self.weights:
@@ -200,9 +200,9 @@ class Experiment:
             params |= {f"parent.{index}": sha256 for index, sha256 in enumerate(event["parents"])}
             name = "".join("-" if letter in "/:.%\"'" else letter for letter in event["name"])
             tags[MLFLOW_MODEL_IS_EXTERNAL] = "true"
-            with asked_once():
+            with no_retries():
                 model = self.client.create_logged_model(self.id, name, kept.id, tags, params, record.start["stage"])
-            made = model_kept(model)
+            made = stored_model(model)
             assert made
             self.weights[key] = made
         made = self.weights[key]
@@ -213,7 +213,7 @@ class Experiment:
             made.tags["prefdag.parents"] = ids
         return made
 
-    def _finalise(self, made: Weights) -> None:
+    def _finalise(self, made: StoredModel) -> None:
         """As `mlflow.create_external_model` does, whose own call would log who replays, not who trained."""
         spec = get_external_mlflow_model_spec(self.client.get_logged_model(made.id))
         with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +222,7 @@ class Experiment:
         self.client.finalize_logged_model(made.id, "READY")
         made.ready = True
 
-    def _write_metrics(self, record: Record, kept: Kept) -> None:
+    def _write_metrics(self, record: Record, kept: StoredRun) -> None:
         points = (self._metrics(record, point) for point in record.ready[kept.num_metrics :])
         for metrics, whole in requests(points, _METRICS, _TIED):
             # MLflow stores a request's tags last: what breaks off before is sent again, and it drops what it has.
@@ -240,12 +240,12 @@ class Experiment:
         for name, value in point.values.items():
             yield Metric(allowed(name), value, _milliseconds(point.time), point.step, **tie)
 
-    def _known(self, record: Record, event: dict[str, Any]) -> Weights | None:
+    def _known(self, record: Record, event: dict[str, Any]) -> StoredModel | None:
         assert record.start
         own = self.weights.get((record.start["id"], event["name"], event["sha256"]))
         return own or newest(self.weights.values(), event["sha256"], event["time"])
 
-    def _copy_artifacts(self, record: Record, kept: Kept) -> None:
+    def _copy_artifacts(self, record: Record, kept: StoredRun) -> None:
         if kept.artifacts is None:
             folders = {PurePosixPath(event["as"]).parent for event in record.artifacts}
             asked = (self.client.list_artifacts(kept.id, "" if str(one) == "." else str(one)) for one in folders)
@@ -263,7 +263,7 @@ class Experiment:
                     self.client.log_artifact(kept.id, copy, None if str(name.parent) == "." else str(name.parent))
             kept.artifacts[str(name)] = size
 
-    def _close(self, record: Record, kept: Kept) -> None:
+    def _close(self, record: Record, kept: StoredRun) -> None:
         assert record.end
         status = STATUS[record.end["status"]]
         tags = record.closing_tags()

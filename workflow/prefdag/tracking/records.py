@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from prefdag.provenance.journal import gone, read
+from prefdag.provenance.journal import process_is_gone, read_journal
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 CLOSING = ("prefdag.manifest", "prefdag.error", "prefdag.closed")
@@ -52,7 +52,7 @@ class Record:
 
     def advance(self) -> None:
         """Take in the lines that came since the last time. Raises `UserError` for a line that is not JSON."""
-        events, self._offset = read(self.path, self._offset)
+        events, self._offset = read_journal(self.path, self._offset)
         for event in events:
             self._last = event["time"]
             match event["event"]:
@@ -76,7 +76,12 @@ class Record:
     def close_if_gone(self) -> None:
         """End the record as killed when its process ran on this machine and lives no more."""
         start = self.start
-        if start and not self.end and start["host"] == socket.gethostname() and gone(start["pid"], start["time"]):
+        if (
+            start
+            and not self.end
+            and start["host"] == socket.gethostname()
+            and process_is_gone(start["pid"], start["time"])
+        ):
             self.advance()  # its last lines may have come since we looked
             self.close_as_killed(f"process {start['pid']} of {start['host']} went without a word")
 
@@ -145,7 +150,7 @@ class Record:
 
 
 @dataclass
-class Weights:
+class StoredModel:
     """Weights that a tracker knows. id: the tracker's own; key: (journal, name, sha256)."""
 
     id: str
@@ -156,7 +161,7 @@ class Weights:
 
 
 @dataclass
-class Kept:
+class StoredRun:
     """What the database holds of one run."""
 
     id: str
@@ -180,10 +185,10 @@ class Kept:
         return self.deleted, -self.num_metrics, -len(self.params), self.id
 
 
-def run_kept(run: Any) -> tuple[str | None, Kept]:
+def stored_run(run: Any) -> tuple[str | None, StoredRun]:
     """The journal of an MLflow run, None for somebody else's, and what the run holds."""
     tags = run.data.tags
-    kept = Kept(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
+    kept = StoredRun(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
     kept.deleted = run.info.lifecycle_stage != "active"
     kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
     kept.superseded = tags.get("prefdag.superseded")
@@ -196,13 +201,13 @@ def run_kept(run: Any) -> tuple[str | None, Kept]:
     return tags.get("prefdag.journal"), kept
 
 
-def model_kept(model: Any) -> Weights | None:
+def stored_model(model: Any) -> StoredModel | None:
     """An MLflow model as weights; None for somebody else's in our experiment."""
     tags = dict(model.tags)
     if "prefdag.journal" not in tags:
         return None
     key = tags["prefdag.journal"], tags["prefdag.name"], tags["prefdag.sha256"]
-    return Weights(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
+    return StoredModel(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
 
 
 def requests(points: Iterable[Iterable[Any]], most: int, most_tied: int) -> Iterator[tuple[list[Any], int]]:
@@ -224,7 +229,7 @@ def requests(points: Iterable[Iterable[Any]], most: int, most_tied: int) -> Iter
         yield gathered, whole
 
 
-def newest(weights: Iterable[Weights], sha256: str, before: float) -> Weights | None:
+def newest(weights: Iterable[StoredModel], sha256: str, before: float) -> StoredModel | None:
     """Of all weights with this content those made last before a time; else (clocks differ) the first made after."""
     equal = sorted((one for one in weights if one.key[2] == sha256), key=attrgetter("time", "key"))
     earlier = [one for one in equal if one.time <= before]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import Manifest
 from prefdag.runtime.stage import weights_digest
-from prefdag.tracking.records import Weights, newest
-from prefdag.tracking.sync import asked_once
+from prefdag.tracking.records import StoredModel, newest
+from prefdag.tracking.sync import no_retries
 
 if TYPE_CHECKING:
     from prefdag.tracking.mlflow_client import Experiment
@@ -33,7 +33,7 @@ def register(experiment: "Experiment", manifest: Manifest, name: str, alias: str
     return version
 
 
-def _version(client: Any, weights: Weights, name: str, digest: str) -> str:
+def _version(client: Any, weights: StoredModel, name: str, digest: str) -> str:
     known = [one.name for one in client.search_registered_models(f"name = '{name}'")]
     if name not in known:
         client.create_registered_model(name, description="Policies of a suite; a version's tags name its weights")
@@ -43,12 +43,12 @@ def _version(client: Any, weights: Weights, name: str, digest: str) -> str:
     model = client.get_logged_model(weights.id)
     tags = {"prefdag.sha256": digest, "prefdag.path": weights.tags["prefdag.path"]}
     place = model.artifact_location  # models:/<id> would be looked up in whatever database this process is set to
-    with asked_once():
+    with no_retries():
         made = client.create_model_version(name, place, model.source_run_id, tags, model_id=weights.id)
     return str(made.version)
 
 
-def _upload(client: Any, weights: Weights, manifest: Manifest) -> None:
+def _upload(client: Any, weights: StoredModel, manifest: Manifest) -> None:
     """Copy the weights into MLflow's own store, file by file; those that are there whole are not sent again."""
     there = {file.path: file.file_size for file in client.list_logged_model_artifacts(weights.id, "weights")}
     for name in manifest.content["files"]:

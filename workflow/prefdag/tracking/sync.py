@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from prefdag.errors import UserError
-from prefdag.provenance.journal import gone, redact
+from prefdag.provenance.journal import process_is_gone, redact
 from prefdag.provenance.manifest import Manifest
 from prefdag.tracking.links import write_page
 from prefdag.tracking.records import Record, successors
@@ -37,13 +37,13 @@ T = TypeVar("T")
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
 
 
-def database(results: Path) -> str:
+def tracking_uri(results: Path) -> str:
     """Where runs go: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
 
 
 @contextmanager
-def asked_once() -> Iterator[None]:
+def no_retries() -> Iterator[None]:
     """MLflow repeats a request whose answer got lost: not one that would make a second run or model."""
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     before = os.environ.get(name)
@@ -64,7 +64,7 @@ class Writer:
 
     def __init__(self, root: Path, uri: str | None = None, *, patience: float = 60.0) -> None:
         self.root, self.patience = root, patience
-        self.uri = uri or database(root.resolve().parent)
+        self.uri = uri or tracking_uri(root.resolve().parent)
         self._records: dict[str, Record] = {}
         self._experiment: Experiment | None = None
         self._said: set[str] = set()
@@ -109,7 +109,7 @@ class Writer:
         stop, began, wait = threading.Event(), time.time(), poll
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with self._alone():
-            while not stop.wait(wait) and not gone(parent_pid, began):
+            while not stop.wait(wait) and not process_is_gone(parent_pid, began):
                 wait = poll if self._attempt() else min(2 * wait, 60.0)
             deadline, wait = time.monotonic() + self.patience, poll
             while not (done := self._attempt(last=True)) and time.monotonic() + wait < deadline:

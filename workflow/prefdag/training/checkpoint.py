@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.models.loading import save
-from prefdag.provenance.manifest import sha256_of, to_disk
+from prefdag.provenance.manifest import fsync, sha256_of
 
 SECONDS_BETWEEN = 60.0
 
@@ -71,12 +71,12 @@ class Checkpoint:
         temporary = self.path.with_suffix(".partial")
         with temporary.open("wb") as stream:  # torch's own writer does not say why a write failed
             torch.save(state, stream)
-        to_disk(temporary)
+        fsync(temporary)
         os.replace(temporary, self.path)
         self._saved_at, self._step = time.monotonic(), len(state["history"])
 
 
-class KeptWeights:
+class WeightsKeeper:
     """Loadable weights of some steps of a training, kept beside its resumable state until it is done."""
 
     def __init__(self, folder: Path, steps: Sequence[int], model: PreTrainedModel, tokenizer: Path) -> None:
@@ -120,7 +120,7 @@ class KeptWeights:
 
 
 @contextmanager
-def told_to_stop() -> Iterator[list[str]]:
+def stop_requested() -> Iterator[list[str]]:
     """While inside, SIGTERM and SIGINT are noted in the list instead of interrupting a step half-way."""
     noted: list[str] = []
 

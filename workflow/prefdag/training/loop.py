@@ -20,16 +20,16 @@ from transformers import PreTrainedModel
 
 from prefdag.config.training import Training
 from prefdag.data.token_store import Comparisons
-from prefdag.distributed.collectives import exchanged
-from prefdag.distributed.fsdp import PartOptimizer, add_up_gradients, clipped, shard, whole
+from prefdag.distributed.collectives import all_gather_objects
+from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, full_tensor, reduce_gradients, shard
 from prefdag.distributed.ranks import is_first, num_ranks, rank
 from prefdag.errors import Stopped, UserError
 from prefdag.models.loading import autocast
-from prefdag.models.ops.recompute import recomputed
-from prefdag.models.ops.sparse_grad import in_place
-from prefdag.models.packing import Segments, dealt, members, micro_batches, num_steps, pack
-from prefdag.training.checkpoint import Checkpoint, told_to_stop
-from prefdag.training.metrics import Sums, added, fetched, means
+from prefdag.models.ops.recompute import recompute_blocks
+from prefdag.models.ops.sparse_grad import sparse_embedding
+from prefdag.models.packing import Segments, deal, micro_batches, num_steps, pack, step_members
+from prefdag.training.checkpoint import Checkpoint, stop_requested
+from prefdag.training.metrics import Sums, add_sums, to_floats, to_means
 
 PROBES = 10
 Losses = tuple[Tensor, dict[str, Tensor]]
@@ -91,9 +91,9 @@ class Task:
         for ids, segments in batch.idle:
             with autocast(segments.owner.device):
                 (0 * self.losses(ids, segments)[0].sum()).backward()
-        own = sum(fetched(parts)), sums.fetched()
-        losses_of_ranks, sums_of_ranks = zip(*exchanged(own), strict=True)
-        return Outcome(sum(losses_of_ranks), means(added(sums_of_ranks)), state)
+        own = sum(to_floats(parts)), sums.to_floats()
+        losses_of_ranks, sums_of_ranks = zip(*all_gather_objects(own), strict=True)
+        return Outcome(sum(losses_of_ranks), to_means(add_sums(sums_of_ranks)), state)
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ def train(
     state = history[-1]["state"] if history else {}
     yield from (Step(**record) for record in history)
     steps = total_steps(store, settings)
-    with told_to_stop() as stop, recomputed(model, settings.activation_gb):
+    with stop_requested() as stop, recompute_blocks(model, settings.activation_gb):
         for number in range(len(history), steps):
             batch = _batch(model, store, lengths, settings, number)
-            with in_place():
+            with sparse_embedding():
                 outcome = task.accumulate(batch, state)
             state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
@@ -161,7 +161,7 @@ def train(
             history.append(asdict(record))
             if keep is not None:
                 keep(record.number)
-            wishes = exchanged((stop[:1], checkpoint is not None and checkpoint.due()))
+            wishes = all_gather_objects((stop[:1], checkpoint is not None and checkpoint.due()))
             if checkpoint is not None and any(told or due for told, due in wishes):
                 _save(model, optimizer, history, checkpoint)
             for told, _ in wishes:
@@ -172,10 +172,10 @@ def train(
 
 def _begun(
     model: nn.Module, settings: Training, checkpoint: Checkpoint | None
-) -> tuple[PartOptimizer, list[dict[str, Any]]]:
+) -> tuple[ShardedOptimizer, list[dict[str, Any]]]:
     """The optimizer, and the records of the steps that were taken before; the model as it was after them."""
     saved = None if checkpoint is None else checkpoint.load()
-    if len(set(exchanged(len(saved["history"]) if saved else 0))) > 1:
+    if len(set(all_gather_objects(len(saved["history"]) if saved else 0))) > 1:
         raise UserError("the nodes find different saved states of this training; keep results on a disk that all share")
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -188,19 +188,19 @@ def _begun(
     return optimizer, [] if saved is None else saved["history"]
 
 
-def _save(model: nn.Module, optimizer: PartOptimizer, history: list[dict[str, Any]], checkpoint: Checkpoint) -> None:
+def _save(model: nn.Module, optimizer: ShardedOptimizer, history: list[dict[str, Any]], checkpoint: Checkpoint) -> None:
     """Save the state of the whole model; the ranks go on together."""
-    state = {"model": whole(model.state_dict()), "optimizer": optimizer.state_dict(), "history": history}
+    state = {"model": full_tensor(model.state_dict()), "optimizer": optimizer.state_dict(), "history": history}
     if is_first():
         checkpoint.save(state)
-    exchanged("saved")
+    all_gather_objects("saved")
 
 
 def _batch(model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], settings: Training, number: int) -> Batch:
     device = next(model.parameters()).device
-    ids = members(number, len(store), settings.batch_size, settings.seed).tolist()
+    ids = step_members(number, len(store), settings.batch_size, settings.seed).tolist()
 
-    shares = dealt(ids, lengths, num_ranks())
+    shares = deal(ids, lengths, num_ranks())
     planned = [list(micro_batches(share, lengths, settings.tokens_per_batch)) for share in shares]
     own, most = planned[rank()], max(map(len, planned))
 
@@ -214,7 +214,7 @@ def _batch(model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], set
 
 
 def _updated(
-    optimizer: PartOptimizer,
+    optimizer: ShardedOptimizer,
     store: Comparisons,
     batch: Batch,
     outcome: Outcome,
@@ -226,8 +226,8 @@ def _updated(
 
     A gradient that is not finite would leave no weight as it was, even where the loss is finite.
     """
-    add_up_gradients(optimizer.parameters)
-    grad_norm = clipped(optimizer.parameters, settings.max_grad_norm)
+    reduce_gradients(optimizer.parameters)
+    grad_norm = clip_gradients(optimizer.parameters, settings.max_grad_norm)
     for what, value in (("loss", outcome.loss), ("gradient's norm", grad_norm)):
         if not math.isfinite(value):
             ids, rows = (", ".join(str(int(one)) for one in some) for some in (batch.ids, store.rows[batch.ids]))
@@ -253,7 +253,7 @@ def schedule(step: int, steps: int, settings: Training) -> float:
             return 1.0
 
 
-def _optimizer(model: nn.Module, settings: Training) -> PartOptimizer:
+def _optimizer(model: nn.Module, settings: Training) -> ShardedOptimizer:
     rate, decay = settings.learning_rate, settings.weight_decay
     betas = (settings.adam_beta1, settings.adam_beta2)
 
@@ -262,4 +262,4 @@ def _optimizer(model: nn.Module, settings: Training) -> PartOptimizer:
             return torch.optim.RMSprop(parts, lr=rate, weight_decay=decay)
         return torch.optim.AdamW(parts, lr=rate, betas=betas, weight_decay=decay, fused=True)
 
-    return PartOptimizer([parameter for parameter in model.parameters() if parameter.requires_grad], make)
+    return ShardedOptimizer([parameter for parameter in model.parameters() if parameter.requires_grad], make)

@@ -23,17 +23,17 @@ class Sums:
             total, num = self._sums.get(name, (torch.zeros_like(value), 0))
             self._sums[name] = (total + value, num + len(values))
 
-    def fetched(self) -> Summed:
-        totals = fetched([total for total, _ in self._sums.values()])
+    def to_floats(self) -> Summed:
+        totals = to_floats([total for total, _ in self._sums.values()])
         return {name: (total, num) for (name, (_, num)), total in zip(self._sums.items(), totals, strict=True)}
 
 
-def fetched(values: Sequence[Tensor]) -> list[float]:
+def to_floats(values: Sequence[Tensor]) -> list[float]:
     """Numbers that lie on a device, in one transfer."""
     return torch.stack([value.double() for value in values]).tolist() if values else []
 
 
-def added(parts: Iterable[Summed]) -> Summed:
+def add_sums(parts: Iterable[Summed]) -> Summed:
     """The sums over all comparisons of several."""
     found: Summed = {}
     for part in parts:
@@ -43,6 +43,6 @@ def added(parts: Iterable[Summed]) -> Summed:
     return found
 
 
-def means(sums: Summed) -> dict[str, float]:
+def to_means(sums: Summed) -> dict[str, float]:
     """Per metric the mean over the comparisons that have it; a metric that none has is left out."""
     return {name: total / num for name, (total, num) in sums.items() if num}

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Store
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.packing import packed
+from prefdag.models.packing import iter_packed
 
 PROBED = 48  # held-out comparisons that are watched during training
 
@@ -20,7 +20,7 @@ def sides(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def watched(policy: LogProbs, reference: LogProbs | None, labels: Tensor | None) -> dict[str, Tensor]:
+def preference_metrics(policy: LogProbs, reference: LogProbs | None, labels: Tensor | None) -> dict[str, Tensor]:
     """Metrics, each of the comparisons that have it.
 
     Of K >= 2 responses: summed log-probs of chosen (the best) and rejected (the mean of the others), and with a
@@ -60,7 +60,7 @@ def displacement(model: PreTrainedModel, store: Store, tokens_per_batch: int) ->
     def measure() -> list[LogProbs]:
         device = next(model.parameters()).device
         with torch.no_grad(), autocast(device):
-            return [logprobs(model, segments.to(device)) for _, segments in packed(watching, tokens_per_batch)]
+            return [logprobs(model, segments.to(device)) for _, segments in iter_packed(watching, tokens_per_batch)]
 
     start = measure()
 

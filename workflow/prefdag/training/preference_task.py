@@ -17,19 +17,19 @@ from transformers import PreTrainedModel
 from prefdag.config.objectives import Objective
 from prefdag.data.token_store import Indexed, Store
 from prefdag.data.views import Mismatched, Unpaired
-from prefdag.distributed.collectives import exchanged, joined
+from prefdag.distributed.collectives import all_gather_objects, gather_concat
 from prefdag.distributed.ranks import rank
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import sent
-from prefdag.models.packing import Segments, packed
-from prefdag.models.token_stats import PER_TOKEN, Read, read
+from prefdag.models.ops.device import to_device
+from prefdag.models.packing import Segments, iter_packed
+from prefdag.models.token_stats import PER_TOKEN, TokenStats, token_stats
 from prefdag.seeds import generator
 from prefdag.training.loop import Batch, Losses, MicroBatch, Outcome, Task
-from prefdag.training.metrics import Sums, means
-from prefdag.training.preference_metrics import watched
+from prefdag.training.metrics import Sums, to_means
+from prefdag.training.preference_metrics import preference_metrics
 
 Reference = Callable[[Sequence[int], Segments | LogProbs], LogProbs]
 State = dict[str, float]
@@ -37,7 +37,7 @@ OF_THE_STEP = frozenset({"state", "noise", "mismatched"})  # who reads these see
 
 
 @dataclass(frozen=True)
-class Alignment:
+class PreferenceTask:
     """One objective on one view of comparisons, as the loop trains it.
 
     reference: cached log-probs; live: the reference policy itself, frozen; mismatched: see `MismatchedRatios`. Each is
@@ -78,7 +78,7 @@ class Alignment:
         with torch.set_grad_enabled(once):
             reads = [self._read(segments) for _, segments in parts]
         layout = Layout.of(batch.ids, parts, idle=len(batch.idle))
-        step = layout.joined(reads)
+        step = layout.join(reads)
         leaves = [leaf.requires_grad_() for leaf in _differentiable(step)]
         values, metrics, state = self.values(batch.ids, step, state, batch.number)
         loss = values.sum() / len(batch.ids)
@@ -88,10 +88,10 @@ class Alignment:
             torch.autograd.backward(_differentiable(found if once else self._read(segments)), share)
         sums = Sums()
         sums.add(metrics)
-        return Outcome(loss.item(), means(sums.fetched()), state)
+        return Outcome(loss.item(), to_means(sums.to_floats()), state)
 
     def values(
-        self, ids: Sequence[int], found: Read, state: State, step: int | str
+        self, ids: Sequence[int], found: TokenStats, state: State, step: int | str
     ) -> tuple[Tensor, dict[str, Tensor], State]:
         """The loss of each comparison [B], what people watch of each, and the state after them.
 
@@ -107,27 +107,27 @@ class Alignment:
             if "state" in self.objective.reads:
                 values, state = values
             assert values.shape == (len(ids),)
-            return values, watched(found.policy, reference, self._labels(ids)), state
+            return values, preference_metrics(found.policy, reference, self._labels(ids)), state
 
     @torch.no_grad()
-    def means(self, tokens_per_batch: int, state: State) -> dict[str, float]:
+    def evaluate(self, tokens_per_batch: int, state: State) -> dict[str, float]:
         """Means of the loss and of every metric over all comparisons; of a loss of whole steps, they are one step.
 
         state: as the training left it; it is read and not changed.
         """
         sums, parts = Sums(), []
         device = next(self.model.parameters()).device
-        for ids, segments in packed(self.store, tokens_per_batch):
+        for ids, segments in iter_packed(self.store, tokens_per_batch):
             parts.append((ids, segments.to(device)))
             if not self.of_whole_steps:
                 sums.add(self._measured(ids, self._read(parts.pop()[1]), state))
         if parts:
             everything = list(range(len(self.store)))
-            step = Layout.of(everything, parts, dealt=False).joined([self._read(segments) for _, segments in parts])
+            step = Layout.of(everything, parts, dealt=False).join([self._read(segments) for _, segments in parts])
             sums.add(self._measured(everything, step, state))
-        return means(sums.fetched())
+        return to_means(sums.to_floats())
 
-    def _measured(self, ids: Sequence[int], found: Read, state: State) -> dict[str, Tensor]:
+    def _measured(self, ids: Sequence[int], found: TokenStats, state: State) -> dict[str, Tensor]:
         values, metrics, _ = self.values(ids, found, state, "held out")
         return {name: value.double() for name, value in {"loss": values, **metrics}.items()}
 
@@ -135,11 +135,11 @@ class Alignment:
     def _compute(self) -> Callable[..., Any]:
         return loss_of(self.objective)
 
-    def _read(self, segments: Segments) -> Read:
+    def _read(self, segments: Segments) -> TokenStats:
         with autocast(segments.owner.device):
-            return read(self.model, segments, self.objective.reads & PER_TOKEN, self.live)
+            return token_stats(self.model, segments, self.objective.reads & PER_TOKEN, self.live)
 
-    def _inputs(self, ids: Sequence[int], found: Read, state: State, step: int | str) -> dict[str, Any]:
+    def _inputs(self, ids: Sequence[int], found: TokenStats, state: State, step: int | str) -> dict[str, Any]:
         """What the objective reads beside the policy's log-probs, of comparisons `ids` in that order."""
         reads, tokens, given = self.objective.reads, found.policy.tokens, dict[str, Any](found.extras)
         if "reference" in reads:
@@ -148,7 +148,7 @@ class Alignment:
         if "scores" in reads:
             assert self.store.scores is not None
             scores = torch.from_numpy(self.store.scores[list(ids)])
-            given["scores"] = sent(scores.to(tokens.dtype), tokens.device)
+            given["scores"] = to_device(scores.to(tokens.dtype), tokens.device)
         if "labels" in reads:
             given["labels"] = self._labels(ids)
         if "mismatched" in reads:
@@ -156,7 +156,7 @@ class Alignment:
             given["mismatched"] = self.mismatched(ids).to(tokens)
         if "noise" in reads:
             drawn = generator(self.seed, "noise", step).random(len(ids))
-            given["noise"] = sent(torch.from_numpy(drawn), tokens.device)
+            given["noise"] = to_device(torch.from_numpy(drawn), tokens.device)
         if "state" in reads:
             given["state"] = state
         return given
@@ -164,7 +164,7 @@ class Alignment:
     def _labels(self, ids: Sequence[int]) -> Tensor | None:
         if not isinstance(self.store, Unpaired):
             return None
-        return sent(torch.from_numpy(self.store.labels[list(ids)]), next(self.model.parameters()).device)
+        return to_device(torch.from_numpy(self.store.labels[list(ids)]), next(self.model.parameters()).device)
 
 
 @dataclass(frozen=True)
@@ -198,19 +198,19 @@ class Layout:
         own = len(owners) - idle
         num = sum(sizes[:own])
         owner = torch.cat(owners)[:num]
-        owner, start = (joined(owner), sum(exchanged(num)[: rank()])) if dealt else (owner, 0)
+        owner, start = (gather_concat(owner), sum(all_gather_objects(num)[: rank()])) if dealt else (owner, 0)
         order = owner.argsort(stable=True)
         return cls(order, owner[order], (len(ids), num_responses), sizes[:own], start, tuple(sizes[own:]), dealt)
 
-    def joined(self, parts: Sequence[Read]) -> Read:
+    def join(self, parts: Sequence[TokenStats]) -> TokenStats:
         """What was read of the micro-batches, every rank's, as of one batch in the step's order; without gradient."""
         policy = LogProbs(self._joined([part.policy.tokens for part in parts]), self.owner, self.shape)
         extras = {name: self._joined([part.extras[name] for part in parts]) for name in parts[0].extras}
-        return Read(policy, extras)
+        return TokenStats(policy, extras)
 
     def _joined(self, values: Sequence[Tensor]) -> Tensor:
         own = torch.cat([value.detach() for value in values[: len(self.sizes)]] or [values[0].detach()[:0]])
-        return (joined(own) if self.dealt else own).index_select(0, self.order)
+        return (gather_concat(own) if self.dealt else own).index_select(0, self.order)
 
     def parted(self, values: Tensor) -> tuple[Tensor, ...]:
         """Values [T] of the step's tokens, as those of each micro-batch of this rank: the inverse of joining.
@@ -221,7 +221,7 @@ class Layout:
         return (*own.split(self.sizes), *(values.new_zeros(size) for size in self.idle))
 
 
-def _differentiable(found: Read) -> list[Tensor]:
+def _differentiable(found: TokenStats) -> list[Tensor]:
     """What carries gradient to the policy: log-probs and, where it was read, the divergence."""
     return [found.policy.tokens, *(value for name, value in found.extras.items() if name == "divergence")]
 
@@ -258,7 +258,7 @@ class MismatchedRatios:
     def _totals(self, comparisons: Indexed) -> Tensor:
         device = next(self.model.parameters()).device
         totals = torch.zeros(len(comparisons), dtype=torch.float64)
-        for places, segments in packed(comparisons, self.tokens_per_batch):
+        for places, segments in iter_packed(comparisons, self.tokens_per_batch):
             with autocast(device):
                 found = logprobs(self.model, segments.to(device))
             # Summed in float64: float32 sums near -3,700 are 2.4e-4 apart.

@@ -13,7 +13,7 @@ from prefdag.training.loop import Step
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def record(steps: Iterable[Step], total: int, journal: Journal, path: Path, title: str) -> Step:
+def record_steps(steps: Iterable[Step], total: int, journal: Journal, path: Path, title: str) -> Step:
     """Read a training to its end; returns its last step.
 
     curves.csv has a line per optimizer step and nothing that varies between equal runs.

@@ -19,8 +19,8 @@ from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import sent
-from prefdag.models.packing import Segments, pack, packed
+from prefdag.models.ops.device import to_device
+from prefdag.models.packing import Segments, iter_packed, pack
 from prefdag.provenance.manifest import Manifest
 
 VERIFIED_ROWS = 4
@@ -47,7 +47,7 @@ def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_p
     device = next(model.parameters()).device
     starts = store.response_starts()
     values = _allocated(path, int(starts[-1]))
-    for ids, segments in packed(store, tokens_per_batch):
+    for ids, segments in iter_packed(store, tokens_per_batch):
         with autocast(device):
             found = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
         at = 0
@@ -91,7 +91,7 @@ class ReferenceCache:
     def __call__(self, ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
         """The reference's `LogProbs` of comparisons `ids`, in that order: of a micro-batch, or of a whole step."""
         parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
-        tokens = sent(torch.from_numpy(np.concatenate(parts)), batch.owner.device)
+        tokens = to_device(torch.from_numpy(np.concatenate(parts)), batch.owner.device)
         return LogProbs(tokens, batch.owner, batch.shape)
 
     @torch.no_grad()

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Store
 from prefdag.models.loading import autocast
 from prefdag.models.logprobs import logprobs
-from prefdag.models.packing import Segments, packed
+from prefdag.models.packing import Segments, iter_packed
 from prefdag.training.loop import Losses, Task
 
 
-def supervised(model: PreTrainedModel, store: Store) -> Task:
+def supervised_task(model: PreTrainedModel, store: Store) -> Task:
     """Negative log-likelihood per counted token of the step, in nats; summed in float64, for float32's neighbours of a
     long response's sum are 2.4e-4 apart."""
     counted = store.offsets[:, 2] - store.offsets[:, 1]
@@ -29,7 +29,7 @@ def mean_nll(model: PreTrainedModel, store: Store, tokens_per_batch: int) -> flo
     """Negative log-likelihood per counted token over a whole store, in nats."""
     device = next(model.parameters()).device
     total, num = 0.0, 0
-    for _, segments in packed(store, tokens_per_batch):
+    for _, segments in iter_packed(store, tokens_per_batch):
         with autocast(device):
             values = logprobs(model, segments.to(device))
         total -= values.tokens.double().sum().item()

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from prefdag.config.objectives import absolute, batch, free, pairs, rankings, singles, tokens
 from prefdag.config.objectives.entry import Objective
-from prefdag.config.objectives.own import is_own, own_entry
+from prefdag.config.objectives.own import is_user_loss, user_loss
 from prefdag.errors import UserError
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -30,8 +30,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
     """The entry of a method: the registry's, or of `my_losses.py:my_loss` what that file of the user's own states."""
-    if is_own(method):
-        return own_entry(method, where, inside)
+    if is_user_loss(method):
+        return user_loss(method, where, inside)
     if not isinstance(method, str) or method not in OBJECTIVES:
         raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
     return OBJECTIVES[method]

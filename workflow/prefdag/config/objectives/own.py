@@ -17,14 +17,14 @@ from pydantic import Field, create_model
 
 from prefdag.config.objectives.entry import INPUTS, STATED, Objective
 from prefdag.errors import UserError
-from prefdag.provenance.sources import parsed, sources_of_own
+from prefdag.provenance.sources import parse_file, user_sources
 
 TAKEN = ("name", "method", "seeds", "paper", "formula")
 KINDS = {"float": float, "int": int, "str": str, "bool": bool}
 FORM = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 
-class Own(Objective):
+class UserLoss(Objective):
     """A loss in a Python file of the user's own."""
 
     @classmethod
@@ -35,26 +35,26 @@ class Own(Objective):
             raise UserError(f"{mistake} (an option of {values['method']})") from None
 
     def own_code(self) -> tuple[Path, ...]:
-        return (parts(self.method)[0],)
+        return (split_path(self.method)[0],)
 
 
-def is_own(method: Any) -> bool:
+def is_user_loss(method: Any) -> bool:
     """Whether a row's method is meant as a file and a function, well written or not."""
     return isinstance(method, str) and (":" in method or ".py" in method)
 
 
-def located(method: Any, suite: str) -> Any:
+def relative_path(method: Any, suite: str) -> Any:
     """The method as jobs know it: a path taken from the suite's file becomes one from the working directory.
 
     Relative, so that neither a config nor a manifest says where the project lies on this machine.
     """
-    if not (is_own(method) and FORM.fullmatch(method)):
+    if not (is_user_loss(method) and FORM.fullmatch(method)):
         return method
-    path, name = parts(method)
+    path, name = split_path(method)
     return f"{os.path.relpath(Path(suite).parent / path)}:{name}"
 
 
-def parts(method: str) -> tuple[Path, str]:
+def split_path(method: str) -> tuple[Path, str]:
     """File and function. Raises `UserError` where the method is not of that form."""
     found = FORM.fullmatch(method)
     if found is None:
@@ -65,22 +65,22 @@ def parts(method: str) -> tuple[Path, str]:
     return Path(found[1]), found[2]
 
 
-def own_entry(method: str, where: str, inside: str) -> type[Own]:
+def user_loss(method: str, where: str, inside: str) -> type[UserLoss]:
     """The registry entry that a file of the user's own makes, its path taken from the working directory.
 
     Raises `UserError`, one sentence, where file, function or signature cannot be used.
     """
     try:
-        path, name = parts(method)
+        path, name = split_path(method)
         if not path.is_file():
             raise UserError(f"{path}: no such file; the path of {name}'s file is taken from the suite's")
-        sources_of_own(path)
-        return _entry(path, parsed(path), name)
+        user_sources(path)
+        return _entry(path, parse_file(path), name)
     except UserError as mistake:
         raise UserError(f"{where}: {inside}.method: {mistake}") from None
 
 
-def _entry(path: Path, tree: ast.Module, name: str) -> type[Own]:
+def _entry(path: Path, tree: ast.Module, name: str) -> type[UserLoss]:
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     if name not in functions:
         there = ", ".join(functions) or "none"
@@ -91,7 +91,7 @@ def _entry(path: Path, tree: ast.Module, name: str) -> type[Own]:
             reads.add(argument.arg)
         else:
             options[argument.arg] = _option(argument, default, f"{path}: {name}")
-    entry = create_model(name, __base__=Own, **options)
+    entry = create_model(name, __base__=UserLoss, **options)
     paper, _, formula = (ast.get_docstring(functions[name]) or "").partition("\n")[0].rpartition(": ")
     stated = _stated(tree, path, name)
     if "state" in reads and stated.get("scope") != "step":
@@ -122,7 +122,7 @@ def _parameters(function: ast.FunctionDef, place: str) -> list[tuple[ast.arg, as
 def _option(argument: ast.arg, default: ast.expr | None, place: str) -> tuple[Any, Any]:
     """The option as a field: its type and its default. A default must be a literal, as the config states its value."""
     name = argument.arg
-    if name in TAKEN or name.startswith(("_", "model_")) or hasattr(Own, name):
+    if name in TAKEN or name.startswith(("_", "model_")) or hasattr(UserLoss, name):
         raise UserError(f"{place}: an option cannot be called {name}, the name is taken; choose another")
     try:
         value = ... if default is None else ast.literal_eval(default)

@@ -6,12 +6,12 @@ An adapter returns a `TextComparison` or raises `Unusable` with the reason; the 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from prefdag.config.adapters import is_own
+from prefdag.config.adapters import is_user_adapter
 from prefdag.data.adapters.pairs import align_anything, hh, pairs, saferlhf_better, saferlhf_safer, shp, tldr
 from prefdag.data.adapters.rankings import ranked, stack_exchange, ultrafeedback
 from prefdag.data.adapters.records import Prompt, TextComparison, Unusable
 from prefdag.data.adapters.singles import demonstrations, imdb, labelled, world
-from prefdag.data.adapters.user import own_adapter
+from prefdag.data.adapters.user import load_user_adapter
 from prefdag.data.rows import ADAPTER, Row, read_rows
 from prefdag.errors import UserError
 
@@ -36,7 +36,7 @@ ADAPTERS: dict[str, Adapter] = {
 
 def adapter_of(name: str) -> Adapter:
     """The adapter of that name, or the function of a user's own file; a row of a mixture may name its source's own."""
-    default = own_adapter(name) if is_own(name) else ADAPTERS[name]
+    default = load_user_adapter(name) if is_user_adapter(name) else ADAPTERS[name]
 
     def adapt(row: Row) -> TextComparison:
         return ADAPTERS[row[ADAPTER]](row) if ADAPTER in row else default(row)
@@ -44,7 +44,7 @@ def adapter_of(name: str) -> Adapter:
     return adapt
 
 
-def comparisons(adapter: str, path: Path) -> Iterator[TextComparison]:
+def iter_comparisons(adapter: str, path: Path) -> Iterator[TextComparison]:
     """The comparison of every usable row."""
     adapt = adapter_of(adapter)
     for row in read_rows(path):
@@ -54,11 +54,11 @@ def comparisons(adapter: str, path: Path) -> Iterator[TextComparison]:
             continue
 
 
-def texts(adapter: str, folder: Path, split: str = "train") -> Iterator[str]:
+def iter_documents(adapter: str, folder: Path, split: str = "train") -> Iterator[str]:
     """Whole documents to pre-train on: prompt and best response of every usable row of a split."""
     path = folder / f"{split}.jsonl"
     if path.is_file():
-        for comparison in comparisons(adapter, path):
+        for comparison in iter_comparisons(adapter, path):
             yield as_text(comparison.prompt) + comparison.responses[0]
 
 
@@ -78,7 +78,7 @@ def _files(folder: Path, split: str) -> tuple[Path, Path]:
     return folder / f"prompts-{split}.jsonl", folder / f"{split}.jsonl"
 
 
-def prompts(folder: Path, adapter: str, split: str) -> Iterator[Prompt]:
+def iter_prompts(folder: Path, adapter: str, split: str) -> Iterator[Prompt]:
     """Distinct prompts of a split to sample responses to, in the order in which they come.
 
     They stand in prompts-<split>.jsonl where the source has such a file, and are those of its comparisons otherwise.
@@ -91,6 +91,6 @@ def prompts(folder: Path, adapter: str, split: str) -> Iterator[Prompt]:
     found: Iterator[Prompt] = (
         (str(row["prompt"]) for row in read_rows(own))
         if own.is_file()
-        else (comparison.prompt for comparison in comparisons(adapter, rows))
+        else (comparison.prompt for comparison in iter_comparisons(adapter, rows))
     )
     yield from dict.fromkeys(found)

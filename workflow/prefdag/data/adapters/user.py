@@ -2,20 +2,20 @@
 
 from collections.abc import Callable
 
-from prefdag.config.adapters import own_parts
+from prefdag.config.adapters import split_adapter
 from prefdag.data.adapters.records import TextComparison, Unusable
 from prefdag.data.rows import Row
 from prefdag.errors import Stopped, UserError
-from prefdag.provenance.user_code import imported, told
+from prefdag.provenance.user_code import describe_error, import_user_file
 
 
-def own_adapter(name: str) -> Callable[[Row], TextComparison]:
+def load_user_adapter(name: str) -> Callable[[Row], TextComparison]:
     """The function that `<file>.py:<function>` names: from a row to a `TextComparison`, or it raises `Unusable`.
 
     Raises `UserError` where the file cannot be run or holds no such function; and for what the function does to a row.
     """
-    path, function = own_parts(name)
-    adapt = getattr(imported(path), function, None)
+    path, function = split_adapter(name)
+    adapt = getattr(import_user_file(path), function, None)
     if not callable(adapt):
         raise UserError(f"prepare.adapter: {path} holds no function {function}; correct its name")
 
@@ -26,7 +26,7 @@ def own_adapter(name: str) -> Callable[[Row], TextComparison]:
             raise
         except Exception as error:
             raise UserError(
-                f"{path}: {function} raised {told(error, path)} on the row {str(row)[:80]}; mend it"
+                f"{path}: {function} raised {describe_error(error, path)} on the row {str(row)[:80]}; mend it"
             ) from error
         if not isinstance(found, TextComparison):
             raise UserError(

@@ -14,7 +14,7 @@ from prefdag.provenance.manifest import sha256_of
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceFiles:
     """Files of a source by their names inside it, and the commit where it comes from the Hub."""
 
     source: str
@@ -27,13 +27,13 @@ class Found:
         return {"source": self.source, **({"commit": self.commit} if self.commit else {}), "files": hashes}
 
 
-def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, Found]:
+def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, SourceFiles]:
     """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
     named = source.named
     if ADDRESS.match(source.source):
         assert source.sha256 is not None
         file = http.download(source.source, source.sha256, scratch)
-        return {"train": Found(source.source, {file.name: file})}
+        return {"train": SourceFiles(source.source, {file.name: file})}
     if source.source.startswith(HUB):
         everything = _from_hub(source.source, "dataset", source.revision, lock, tuple(named.values()))
         chosen = {
@@ -46,7 +46,7 @@ def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[s
     for split, pattern in named.items():
         if not chosen.get(split):
             raise UserError(f"{key}.{split}: no file matches {pattern!r} in {source.source}")
-    return {split: Found(source.source, files, commit) for split, files in chosen.items()}
+    return {split: SourceFiles(source.source, files, commit) for split, files in chosen.items()}
 
 
 def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str, dict[str, Path]]:
@@ -67,23 +67,23 @@ def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str,
     }
 
 
-def folder_of(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> Found:
+def folder_of(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> SourceFiles:
     """The files of a model or tokenizer, by name."""
     if origin.source.startswith(HUB):
         return _from_hub(origin.source, "model", origin.revision, lock, patterns)
     folder = _existing(origin.source, key)
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
-    return Found(origin.source, {name: folder / name for name in names})
+    return SourceFiles(origin.source, {name: folder / name for name in names})
 
 
 def _from_hub(
     source: str, kind: Literal["dataset", "model"], revision: str | None, lock: str | None, patterns: tuple[str, ...]
-) -> Found:
+) -> SourceFiles:
     name = source.removeprefix(HUB)
     if lock is None:
         raise UserError(f"{source}: fetched only as a lock states; name its file as `lock` (`prefdag lock` writes it)")
     entry = locked(Path(lock), Repository(kind, name, revision))
-    return Found(source, hub.download(entry, patterns), entry.commit)
+    return SourceFiles(source, hub.download(entry, patterns), entry.commit)
 
 
 def _existing(source: str, key: str) -> Path:

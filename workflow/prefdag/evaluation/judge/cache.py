@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from prefdag.config.judge import LLM
-from prefdag.provenance.journal import append
+from prefdag.provenance.journal import append_line
 
 TEMPERATURE = 0.0
 
@@ -50,7 +50,7 @@ def _digest(key: str, answer: str) -> str:
     return hashlib.sha256(f"{key}\n{answer}".encode()).hexdigest()
 
 
-class Answers:
+class AnswerCache:
     """Appends answers to one file: `with Answers(path) as answers: answers.add(key, model, text)`."""
 
     def __init__(self, path: Path) -> None:
@@ -64,11 +64,11 @@ class Answers:
         try:
             size = os.fstat(self._file).st_size
             torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
-            append(self._file, b"\n" * torn + line)
+            append_line(self._file, b"\n" * torn + line)
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def __enter__(self) -> "Answers":
+    def __enter__(self) -> "AnswerCache":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

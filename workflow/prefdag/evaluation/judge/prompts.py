@@ -30,13 +30,13 @@ def template_of(judge: LLM) -> str:
     return text
 
 
-def question(template: str, prompt: str, first: str, second: str) -> str:
+def render_question(template: str, prompt: str, first: str, second: str) -> str:
     """The template with its places filled, once: an answer that holds `{B}` itself stays what it is."""
     texts = dict(zip(PLACES, (prompt, first, second), strict=True))
     return PLACE.sub(lambda place: texts[place[0]], template)
 
 
-def choice(answer: str) -> str | None:
+def parse_choice(answer: str) -> str | None:
     """`A`, `B` or `tie` by the answer's last line that is not empty; None where it says none of them."""
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
     found = CHOICE.fullmatch(lines[-1]) if lines else None

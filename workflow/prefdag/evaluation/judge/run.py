@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prefdag.config.judge import LLM, name_of
 from prefdag.errors import UserError
-from prefdag.evaluation.judge.cache import Answers, key_of, known_answers
+from prefdag.evaluation.judge.cache import AnswerCache, key_of, known_answers
 from prefdag.evaluation.judge.client import Endpoint, Interrupted
-from prefdag.evaluation.judge.prompts import choice, question, template_of
+from prefdag.evaluation.judge.prompts import parse_choice, render_question, template_of
 from prefdag.evaluation.scores import Key, read_answers
 
 FOLDER = ".judge"  # below a suite's results
@@ -54,18 +54,18 @@ def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tupl
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Verdict:
     """What a judge says of a pair shown with ours first and with ours second: texts, and the verdicts in them."""
 
     answers: tuple[str, str]
 
     @property
     def shown_first(self) -> float:
-        return OURS_FIRST[choice(self.answers[0])]
+        return OURS_FIRST[parse_choice(self.answers[0])]
 
     @property
     def shown_second(self) -> float:
-        return OURS_SECOND[choice(self.answers[1])]
+        return OURS_SECOND[parse_choice(self.answers[1])]
 
 
 class Questions:
@@ -78,7 +78,7 @@ class Questions:
         self._asked: dict[str, str] = {}
         for pair in pairs:
             both = [(pair.ours, pair.theirs), (pair.theirs, pair.ours)]
-            texts = [question(template, pair.prompt, first, second) for first, second in both]
+            texts = [render_question(template, pair.prompt, first, second) for first, second in both]
             first, second = (key_of(judge, text) for text in texts)
             self._keys.append((first, second))
             self._asked |= {first: texts[0], second: texts[1]}
@@ -108,7 +108,7 @@ class Questions:
     def ask(self, endpoint: Endpoint, job: str) -> None:
         """Ask what remains, each answer kept as it comes. Raises `UserError` where one question fails for good."""
         waiting, told = list(self.remaining.items()), time.monotonic()
-        with Answers(self.folder / f"{job}.jsonl") as kept, ThreadPoolExecutor(self.judge.concurrency) as threads:
+        with AnswerCache(self.folder / f"{job}.jsonl") as kept, ThreadPoolExecutor(self.judge.concurrency) as threads:
             try:
                 running = {threads.submit(self._one, endpoint, kept, *one): one[0] for one in waiting}
                 while running:
@@ -129,7 +129,7 @@ class Questions:
             self._answers[running.pop(future)] = future.result()
 
     @staticmethod
-    def _one(endpoint: Endpoint, kept: Answers, key: str, text: str) -> str:
+    def _one(endpoint: Endpoint, kept: AnswerCache, key: str, text: str) -> str:
         if endpoint.stopping.is_set():
             raise Interrupted
         try:
@@ -140,6 +140,6 @@ class Questions:
             raise
         return answer
 
-    def opinions(self) -> list[Opinion]:
+    def opinions(self) -> list[Verdict]:
         """One a pair, in their order, once nothing remains."""
-        return [Opinion((self._answers[first], self._answers[second])) for first, second in self._keys]
+        return [Verdict((self._answers[first], self._answers[second])) for first, second in self._keys]

@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AttentionInterface
 
 from prefdag.errors import UserError
-from prefdag.models.attention.tiled import attention_in_tiles, pays
-from prefdag.models.attention.varlen import attention_apart
+from prefdag.models.attention.tiled import attend_tiled, is_faster
+from prefdag.models.attention.varlen import attend_varlen
 from prefdag.models.ops.device import precision
 from prefdag.models.packing import Segments
 
@@ -44,12 +44,12 @@ def segment_attention(
     dtype = precision(query)
     match lowering(query.device, dtype):
         case "tiled":
-            return tiled(query, key, value, segments, scaling), None
+            return tiled_lowering(query, key, value, segments, scaling), None
         case "masked":
-            return masked(query, key, value, segments, scaling), None
+            return masked_lowering(query, key, value, segments, scaling), None
     query, key, value = (part.to(dtype) for part in (query, key, value))  # autocast knows the masked form alone
     check(query, key, value, segments, scaling)
-    return apart(query, key, value, segments, scaling), None
+    return varlen_lowering(query, key, value, segments, scaling), None
 
 
 def lowering(device: torch.device, dtype: torch.dtype) -> str:
@@ -65,12 +65,12 @@ def lowering(device: torch.device, dtype: torch.dtype) -> str:
     return "masked" if asked else ways.get((device.type, dtype in HALVES), "masked")
 
 
-def tiled(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
-    """Tiles of queries over what each may see, where that pays, else `masked`: [R, L, H, D]."""
-    if not pays(query, segments):
-        return masked(query, key, value, segments, scale)
+def tiled_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
+    """Tiles of queries over what each may see, where that pays, else `masked_lowering`: [R, L, H, D]."""
+    if not is_faster(query, segments):
+        return masked_lowering(query, key, value, segments, scale)
     key, value = _for_all(query.shape[1], key, value)
-    return attention_in_tiles(query, key, value, segments.sequences, scale)
+    return attend_tiled(query, key, value, segments.sequences, scale)
 
 
 def _for_all(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,25 +81,25 @@ def _for_all(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
+def masked_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
     """Rows under a boolean mask: [R, L, H, D]."""
     key, value = _for_all(query.shape[1], key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask, scale=scale)
     return out.transpose(1, 2).contiguous()
 
 
-def apart(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
+def varlen_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
     """Every response apart, without a mask: [R, L, H, D]."""
-    return attention_apart(query, key, value, segments.apart, scale)
+    return attend_varlen(query, key, value, segments.apart, scale)
 
 
 _checked: set[tuple[object, ...]] = set()
 
 
 def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> None:
-    """Compare `apart` with `masked` on what is given, once a process, device, type and shape of heads.
+    """Compare `varlen_lowering` with `masked_lowering`, once per process, device, type and shape of heads.
 
-    Of the outputs and all three gradients the error against `masked` in float32 may be four times that of `masked` in
+    Of the outputs and all three gradients, the error against float32 may be four times that of `masked_lowering` in
     the type given: parts of a prompt's gradient are rounded before they are added. Raises `UserError` where it is more:
     a kernel may have its causal diagonal elsewhere.
     """
@@ -107,8 +107,8 @@ def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
     if kind in _checked:
         return
     given = [part.detach() for part in (query, key, value)]
-    truth = _followed(masked, [part.float() for part in given], segments, scale)
-    plain, fast = (_followed(way, given, segments, scale) for way in (masked, apart))
+    truth = _followed(masked_lowering, [part.float() for part in given], segments, scale)
+    plain, fast = (_followed(way, given, segments, scale) for way in (masked_lowering, varlen_lowering))
     for name, true, one, other in zip(("output", "query", "key", "value"), truth, plain, fast, strict=True):
         error, allowed = (other - true).norm().item(), 4 * (one - true).norm().item() + 1e-6 * true.norm().item()
         if not error <= allowed:

@@ -21,7 +21,7 @@ LEAST = 256  # tokens of a row under which many small products cost more than th
 MOST = 64 << 20  # bytes of one layer's probabilities that may be kept
 
 
-def pays(query: Tensor, segments: Segments) -> bool:
+def is_faster(query: Tensor, segments: Segments) -> bool:
     """Whether tiles are to be preferred to a mask: for rows that are long, but whose probabilities can be kept."""
     _, heads, length, _ = query.shape
     if length < LEAST:
@@ -30,7 +30,7 @@ def pays(query: Tensor, segments: Segments) -> bool:
     return heads * query.element_size() * sum((end - begin) * seen for begin, end, seen in each) <= MOST
 
 
-def attention_in_tiles(query: Tensor, key: Tensor, value: Tensor, found: list[Sequence], scale: float | None) -> Tensor:
+def attend_tiled(query: Tensor, key: Tensor, value: Tensor, found: list[Sequence], scale: float | None) -> Tensor:
     """Attention of query [R, H, L, D] over key and value [R, H, L, D]: [R, L, H, D], zeros at padding."""
     rows, heads, length, size = query.shape
     flat = [part.transpose(0, 1).reshape(heads, rows * length, size) for part in (query, key, value)]

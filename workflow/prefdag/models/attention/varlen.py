@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefdag.models.ops.device import sent
+from prefdag.models.ops.device import to_device
 
 
 class Sequence(NamedTuple):
@@ -46,7 +46,7 @@ def sequences(comparison: NDArray[np.int64], response: NDArray[np.int64]) -> lis
 
 
 @dataclass(frozen=True)
-class Taken:
+class Gather:
     """Which places of the grid are taken, in order: places [T]; copies [C, N]: each place's takings, T where there is
     none."""
 
@@ -68,7 +68,7 @@ class Taken:
         return found
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(sent(self.places, device), sent(self.copies, device))
+        return type(self)(to_device(self.places, device), to_device(self.copies, device))
 
 
 class _Take(torch.autograd.Function):
@@ -90,15 +90,15 @@ class _Take(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Apart:
+class VarlenLayout:
     """The sequences of a micro-batch.
 
     query_starts, key_starts: where each sequence begins among the taken ones, and the end of the last, [sequences + 1]
     int32; longest: tokens of the longest sequence of queries, and of keys.
     """
 
-    queries: Taken
-    keys: Taken
+    queries: Gather
+    keys: Gather
     query_starts: Tensor
     key_starts: Tensor
     longest: tuple[int, int]
@@ -109,15 +109,15 @@ class Apart:
         keys = [np.concatenate([np.arange(*each.prompt), own]) for each, own in zip(found, places, strict=True)]
         sizes = [np.array([len(each) for each in parts]) for parts in (places, keys)]
         starts = [torch.from_numpy(np.append(0, size.cumsum()).astype(np.int32)) for size in sizes]
-        queries, taken = (Taken.of(np.concatenate(parts), num_places) for parts in (places, keys))
+        queries, taken = (Gather.of(np.concatenate(parts), num_places) for parts in (places, keys))
         return cls(queries, taken, starts[0], starts[1], (int(sizes[0].max()), int(sizes[1].max())))
 
     def to(self, device: torch.device) -> Self:
-        starts = sent(self.query_starts, device), sent(self.key_starts, device)
+        starts = to_device(self.query_starts, device), to_device(self.key_starts, device)
         return type(self)(self.queries.to(device), self.keys.to(device), *starts, self.longest)
 
 
-def attention_apart(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
+def attend_varlen(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
     """Attention of query [R, H, L, D] over key and value [R, H / groups, L, D]: [R, L, H, D], zeros at padding."""
     rows, heads, length, size = query.shape
     flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
@@ -127,7 +127,7 @@ def attention_apart(query: Tensor, key: Tensor, value: Tensor, apart: Apart, sca
     return whole.index_copy(0, apart.queries.places, found).view(rows, length, heads, size)
 
 
-def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
+def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
     """FlashAttention over sequences, on CUDA in half precision, the causal diagonal at the bottom right: [T, H, D]."""
     from torch.nn.attention.varlen import varlen_attn  # here, as it takes 54 ms and CUDA alone needs it
 
@@ -139,7 +139,7 @@ def by_flash(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: flo
     return found
 
 
-def one_by_one(query: Tensor, key: Tensor, value: Tensor, apart: Apart, scale: float | None) -> Tensor:
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
     """The same in plain arithmetic, sequence by sequence: for tests, and to compare with."""
     sizes = [starts.diff().tolist() for starts in (apart.query_starts, apart.key_starts)]
     found = []

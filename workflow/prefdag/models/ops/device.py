@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on `device`: CUDA's later work waits for it, the process does not."""
     if device.type == "cuda":
         assert tensor.device.type == "cpu"

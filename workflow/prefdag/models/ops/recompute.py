@@ -19,7 +19,7 @@ GB = 1e9
 
 
 @contextmanager
-def recomputed(model: nn.Module, budget_gb: float | None) -> Iterator[None]:
+def recompute_blocks(model: nn.Module, budget_gb: float | None) -> Iterator[None]:
     """While inside, a forward pass with gradients keeps at most about `budget_gb` of its blocks' activations.
 
     None: everything is kept. The last block is always kept, as its MLP sees few positions (`logprobs`).

@@ -1,8 +1,8 @@
 """Gradients of a vocabulary's two tables, added to `.grad` where it lies.
 
 Autograd builds a whole [V, D] table of mostly zeros for every micro-batch, for the embedding and for the head, and then
-adds it to `.grad`: with 151,936 entries that was a quarter of a training step. Here a backward pass inside `in_place`
-adds its rows to `.grad` itself. Such gradients are seen by `backward()` alone, not by `torch.autograd.grad`.
+adds it to `.grad`: with 151,936 entries that was a quarter of a training step. Inside
+`sparse_embedding`, a backward pass adds its rows to `.grad` itself. Such gradients are seen by `backward()` alone, not by `torch.autograd.grad`.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _state = {"in_place": False}
 
 
 @contextmanager
-def in_place() -> Iterator[None]:
+def sparse_embedding() -> Iterator[None]:
     """While inside, backward passes add the gradients of tables that are leaves to their `.grad`."""
     before, _state["in_place"] = _state["in_place"], True
     try:

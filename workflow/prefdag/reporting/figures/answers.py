@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, look, method_styles, new_figure
+from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, method_styles, new_figure, use_style
 from prefdag.reporting.figures.training import setting_colours, settings_legend
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, alike, checkpoints, elsewhere
 
@@ -56,7 +56,7 @@ def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
     table = elsewhere(answers)
     if table.empty:
         return None
-    with look():
+    with use_style():
         figure = new_figure(7.2, 1.3 + 0.34 * len(table))
         axes = figure.subplots()
         axes.axvline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -95,7 +95,7 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
     groups: Sequence[str | None] = methods if split else [None]
     rows = -(-len(groups) // ACROSS)
     columns = min(ACROSS, len(groups))
-    with look():
+    with use_style():
         figure = new_figure(7.2, 3.8) if not split else new_figure(1.2 + 2.5 * columns, 0.5 + 2.3 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, method in zip(panels, groups, strict=False):

@@ -8,7 +8,18 @@ from matplotlib.figure import Figure
 
 from prefdag.evaluation.bootstrap import bootstrap_interval, summarise
 from prefdag.evaluation.calibration import Calibration, spearman
-from prefdag.reporting.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    new_figure,
+    use_style,
+)
 
 PANELS_A_ROW = 4
 BEFORE = "before training"
@@ -28,7 +39,7 @@ def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
         return None
     columns = min(PANELS_A_ROW, len(found))
     rows = -(-len(found) // columns)
-    with look():
+    with use_style():
         figure = new_figure(0.8 + 2.3 * columns, 3.3 * rows)
         panels = figure.subplots(
             2 * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * rows
@@ -65,7 +76,7 @@ def length_gap_figure(found: Mapping[str, pd.DataFrame]) -> Figure | None:
         return None
     first = next(iter(found.values()))
     places = np.arange(len(first))
-    with look():
+    with use_style():
         figure = new_figure(1.6 + 0.85 * len(first), 4.3)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         for place, (name, table) in enumerate(found.items()):
@@ -91,7 +102,7 @@ def reward_length_figure(scores: Mapping[str, pd.DataFrame], rewards: Mapping[st
 
     scores: policy -> columns prompt_id, length and the rewards; rewards: column -> its label.
     """
-    with look():
+    with use_style():
         figure = new_figure(1.0 + 2.3 * len(scores), 0.5 + 2.25 * len(rewards))
         panels = figure.subplots(len(rewards), len(scores), squeeze=False, sharex=True, sharey="row")
         for row, (column, label) in zip(panels, rewards.items(), strict=True):
@@ -137,7 +148,7 @@ def differences_figure(gains: Mapping[str, Mapping[str, pd.Series]]) -> Figure |
     runs = next(iter(gains.values()), {})
     if not runs:
         return None
-    with look():
+    with use_style():
         figure = new_figure(1.0 + 2.4 * len(runs), 0.5 + 2.35 * len(gains))
         panels = figure.subplots(len(gains), len(runs), squeeze=False, sharey="row")
         for row, (label, by_run) in zip(panels, gains.items(), strict=True):

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefdag.evaluation.bootstrap import standard_error
-from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, new_figure, use_style
 
 MODELS = {"untrained": "before training", "trained": "after training"}
 
@@ -22,7 +22,7 @@ def lengths(tokens: Mapping[str, tuple[np.ndarray, np.ndarray]], data: int) -> F
     longest = max(2.0, float(np.quantile(np.concatenate([values for values, _ in tokens.values()]), 0.995)))
     width = max(1, int(np.ceil(longest / 50)))  # whole tokens: other widths would comb the histogram
     bins = np.arange(0, np.ceil(longest / width) + 2) * width - 0.5
-    with look():
+    with use_style():
         figure = new_figure(7.2, 0.6 + 0.78 * len(tokens))
         panels = figure.subplots(len(tokens), 1, sharex=True, squeeze=False).ravel()
         for index, (axes, (name, (values, prompts))) in enumerate(zip(panels, tokens.items(), strict=True)):
@@ -48,7 +48,7 @@ def reward_histograms(scores: Mapping[str, pd.DataFrame]) -> Figure:
     scores: policy -> columns prompt_id, untrained, trained; intervals of means are over prompts. Each row shares its
     bins, so policies can be compared by eye.
     """
-    with look():
+    with use_style():
         figure = new_figure(1.0 + 3.1 * len(scores), 4.4)
         panels = figure.subplots(2, len(scores), squeeze=False, sharex="row", sharey="row")
         for row, (model, when) in zip(panels, MODELS.items(), strict=True):
@@ -70,7 +70,7 @@ def reward_histograms(scores: Mapping[str, pd.DataFrame]) -> Figure:
 
 def reward_boxes(scores: Mapping[str, pd.DataFrame]) -> Figure:
     """The same scores as box plots: quartiles, whiskers to 1.5 interquartile ranges, the mean as a diamond."""
-    with look():
+    with use_style():
         figure = new_figure(6.4, 0.9 + 0.55 * len(scores))
         panels = figure.subplots(1, 2)
         for axes, (model, when) in zip(panels, MODELS.items(), strict=True):
@@ -108,7 +108,7 @@ def reward_accuracy(evaluation: Mapping[str, Mapping[str, float]]) -> Figure:
 
     evaluation: what the bar is called -> accuracy, accuracy_low and accuracy_high; grey is before training.
     """
-    with look():
+    with use_style():
         figure = new_figure(4.6, 0.9 + 0.3 * len(evaluation))
         axes = figure.add_subplot()
         for place, (which, found) in enumerate(evaluation.items()):

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prefdag.reporting.figures.style import BLUE, GREY, INK, look, method_styles, new_figure
+from prefdag.reporting.figures.style import BLUE, GREY, INK, method_styles, new_figure, use_style
 
 FAMILIES = {
     "pairs": "Losses of the difference of log-ratios",
@@ -30,7 +30,7 @@ def exact_frontier(points: pd.DataFrame, curve: pd.DataFrame) -> Figure:
     """
     panels = _panels(points)
     rows = -(-len(panels) // ACROSS)
-    with look():
+    with use_style():
         figure = new_figure(13.0, 2.6 * rows + 0.3)
         grid = figure.subplots(rows, ACROSS, sharex=True, sharey=True, squeeze=False).flat
         for axes, (name, members) in zip(grid, panels, strict=False):
@@ -83,7 +83,7 @@ def gaps(points: pd.DataFrame) -> Figure:
     Hollow: the minimisation did not come to rest. A gap below 1e-15 is drawn there.
     """
     runs = list(points.groupby("run")["gap"].max().sort_values(kind="stable").index)
-    with look():
+    with use_style():
         figure = new_figure(8.2, 0.19 * len(runs) + 1.0)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
         for row, run in enumerate(runs):

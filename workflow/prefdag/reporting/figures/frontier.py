@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from prefdag.reporting.figures.style import GREY, INK, look, method_styles, new_figure, place_labels
+from prefdag.reporting.figures.style import GREY, INK, method_styles, new_figure, place_labels, use_style
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
 BEST_OF_N: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # by the headline reward, by the reward model
@@ -28,7 +28,7 @@ def frontier(
     """
     kept = runs.iloc[:0] if kept is None else kept
     pool = by_headline(best_of_n)
-    with look():
+    with use_style():
         figure = new_figure(7.2, 4.6)
         axes = figure.add_subplot()
         styles = method_styles(runs["method"])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prefdag.reporting.figures.frontier import _scale, by_headline, draw_best_of_n, draw_checkpoints
-from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, VERMILLION, new_figure, use_style
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
 PANELS_A_ROW = 6
@@ -20,7 +20,7 @@ def league_figure(table: pd.DataFrame, matched: tuple[float, ...], sft_reward: f
     has no mark there.
     """
     timed = table["seconds_per_step"].notna().any()
-    with look():
+    with use_style():
         figure = new_figure(11.5, 1.1 + 0.21 * len(table))
         panels = figure.subplots(
             1, 4 if timed else 3, sharey=True, width_ratios=[3, 2.4, 1.6, 1.2][: 4 if timed else 3]
@@ -108,7 +108,7 @@ def frontiers(
     rows = -(-len(methods) // columns)
     start = runs[runs["run"] == "sft"]
     sft = start.iloc[0]
-    with look():
+    with use_style():
         figure = new_figure(0.6 + 1.75 * columns, 0.6 + 1.55 * rows)
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
         for axes in panels[len(methods) :]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from prefdag.reporting.figures.style import BLUE, GREY, INK, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import BLUE, GREY, INK, VERMILLION, new_figure, use_style
 from prefdag.reporting.figures.training import draw_batches
 
 SIDES = {"chosen": ("better response", BLUE), "rejected": ("worse response", VERMILLION)}
@@ -17,7 +17,7 @@ def reward_training(curve: pd.DataFrame) -> Figure:
 
     curve: step, loss, accuracy, learning_rate. Trainings of several seeds follow one another.
     """
-    with look():
+    with use_style():
         figure = new_figure(8.2, 2.3)
         panels = figure.subplots(1, 3)
         for axes, (column, label) in zip(panels, (("loss", "loss"), ("accuracy", "accuracy")), strict=False):
@@ -43,7 +43,7 @@ def implicit_rewards(curves: Mapping[str, pd.DataFrame], betas: Mapping[str, flo
     curves = {name: curve for name, curve in curves.items() if name in betas and "chosen_logratio" in curve}
     if not curves:
         return None
-    with look():
+    with use_style():
         figure = new_figure(7.4, 0.4 + 2.1 * len(curves))
         panels = figure.subplots(len(curves), 2, squeeze=False, sharex="row", sharey="row")
         for row, (name, curve) in zip(panels, curves.items(), strict=True):

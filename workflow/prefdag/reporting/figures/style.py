@@ -49,7 +49,7 @@ LOOK = {
 }
 
 
-def look() -> AbstractContextManager:
+def use_style() -> AbstractContextManager:
     """The style, without touching the caller's."""
     return matplotlib.rc_context(LOOK)
 
@@ -61,10 +61,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def rendered(figure: Figure) -> tuple[bytes, bytes]:
+def save_figure(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG. Layout and each drawing take as long as one another: `savefig` would draw twice."""
     png, svg = io.BytesIO(), io.BytesIO()
-    with look():
+    with use_style():
         figure.set(dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # solves the layout
         figure.set_layout_engine("none")

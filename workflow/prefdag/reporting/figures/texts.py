@@ -12,7 +12,7 @@ from wordcloud import STOPWORDS, WordCloud
 
 from prefdag.evaluation.bootstrap import bootstrap_interval
 from prefdag.evaluation.text_stats import telling_words, text_map, words
-from prefdag.reporting.figures.style import BLUE, INK, VERMILLION, look, new_figure
+from prefdag.reporting.figures.style import BLUE, INK, VERMILLION, new_figure, use_style
 
 SIDES = {"chosen": (BLUE, "o"), "rejected": (VERMILLION, "^")}
 FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # the figures' own, the same everywhere
@@ -28,7 +28,7 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
         return None
     points, share = found
     halves = dict(zip(SIDES, (points[: len(chosen)], points[len(chosen) :]), strict=True))
-    with look():
+    with use_style():
         figure = new_figure(5.6, 4.4)
         axes = figure.add_subplot()
         # One chosen, one rejected, and so on: neither hides the other.
@@ -63,7 +63,7 @@ def words_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.nda
     clouds = [_cloud(texts, colour) for texts, (colour, _) in zip((chosen, rejected), SIDES.values(), strict=True)]
     if not len(telling) or any(cloud is None for cloud in clouds):
         return None
-    with look():
+    with use_style():
         figure = new_figure(8.6, max(4.2, 0.8 + 0.185 * len(telling)))
         grid = figure.add_gridspec(2, 2, width_ratios=[1.15, 1])
         for row, (name, cloud) in enumerate(zip(SIDES, clouds, strict=True)):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prefdag.reporting.figures.style import GREY, INK, look, new_figure, shades
+from prefdag.reporting.figures.style import GREY, INK, new_figure, shades, use_style
 from prefdag.reporting.tables import title
 
 PANELS_A_ROW = 3
@@ -26,7 +26,7 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     curves: run -> step, held_out_chosen_logratio, held_out_rejected_logratio (means of summed log-ratios in nats, NaN
     where not measured). runs: columns run, method, group, label.
     """
-    with look():
+    with use_style():
         figure, panels = _panels(curves, runs)
         for axes, members in panels:
             for run, colour in zip(members["run"], setting_colours(members), strict=True):
@@ -49,7 +49,7 @@ def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_ou
     column = "held_out_chosen_fell"
     if not number or not any(column in curve for curve in curves.values()):
         return None
-    with look():
+    with use_style():
         figure, panels = _panels(curves, runs, sharey=True)
         for axes, members in panels:
             axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -97,7 +97,7 @@ def _panels(
 def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     """Loss, margin and accuracy on the training batches over steps: a row a method, as losses cannot be compared."""
     methods = _methods(curves, runs)
-    with look():
+    with use_style():
         figure = new_figure(8.2, 0.3 + 1.9 * len(methods))
         panels = figure.subplots(len(methods), len(QUANTITIES), squeeze=False, sharex="row")
         for axes in panels[:, -1]:

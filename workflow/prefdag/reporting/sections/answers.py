@@ -5,13 +5,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, over_training
-from prefdag.reporting.load import Gathered
+from prefdag.reporting.load import SuiteResults
 from prefdag.reporting.rows import answers_row, best_of_n_rows, elsewhere_row
 from prefdag.reporting.sections.judges import agreements, rates, win_label
 from prefdag.reporting.tables import elsewhere
 
 
-def answers_report(found: Gathered) -> tuple[dict[str, Figure | None], dict[str, Any]]:
+def answers_report(found: SuiteResults) -> tuple[dict[str, Figure | None], dict[str, Any]]:
     """Figures, None where a suite has no such answers, and the content of the page's sections."""
     label = win_label(found.judging)
     figures = {

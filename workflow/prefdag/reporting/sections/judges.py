@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prefdag.evaluation.win_rates import Judged, agreement
+from prefdag.evaluation.win_rates import JudgedPairs, agreement
 
 BOOTSTRAP = 1000
 
@@ -64,9 +64,9 @@ def agreements(verdicts: Sequence[Path]) -> list[dict[str, Any]]:
     return [_row(found) for found in pairs if found["n"]]
 
 
-def _judged(judge: str, rows: pd.DataFrame) -> Judged:
+def _judged(judge: str, rows: pd.DataFrame) -> JudgedPairs:
     keys = list(zip(rows["answers"], rows["prompt_id"], rows["sample"], strict=True))
-    return Judged(judge, keys, rows["verdict"].to_numpy(dtype=np.float64), rows["prompt_id"].to_numpy())
+    return JudgedPairs(judge, keys, rows["verdict"].to_numpy(dtype=np.float64), rows["prompt_id"].to_numpy())
 
 
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:
