@@ -14,17 +14,17 @@ class Job(Section):
     benchmark: Benchmark
 
 
-def run(job: Job, here: Workspace) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     """Measure every cell and write runs.csv, losses.csv, ratios.csv, benchmarks.md and figures/speedups.png.
 
     It takes hours: a cell that was measured is kept, and a run that follows a stopped one goes on with the next cell.
     """
-    runs = measured(job.benchmark, here.resume)
-    found = written(runs, job.benchmark, here.output)
+    runs = measured(job.benchmark, workspace.resume)
+    found = written(runs, job.benchmark, workspace.output)
     for name in ("runs.csv", "ratios.csv", "benchmarks.md", "figures/speedups.png"):
-        here.journal.artifact(here.output / name, name)
+        workspace.journal.artifact(workspace.output / name, name)
     facts = {f"{task}_over_{arm}": _geometric_mean(part) for (task, arm), part in found.groupby(["task", "arm"])}
-    here.results(facts)
+    workspace.results(facts)
     return facts
 
 

@@ -29,7 +29,7 @@ def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: 
     (folder / "own_margins.py").write_text(MARGINS)
     (folder / "other.py").write_text("raise SystemExit('this file was run')\n")
     found = objective({"method": f"losses of mine/{METHOD}", "beta": 0.1}, "tests", "row")
-    counted = set(sources("preference", found.own_code())) - set(sources("preference"))
+    counted = set(sources("preference", found.user_files())) - set(sources("preference"))
     assert counted == {Path("losses of mine/my_losses.py"), Path("losses of mine/own_margins.py")}
     assert loss_of(found)(pair(-10, -15), reference=pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
 

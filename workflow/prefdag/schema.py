@@ -37,14 +37,14 @@ class Section(BaseModel):
                 raise ValueError(f"{key}: expected {_kind(field.annotation)}, got {str(value).lower()}")
         return values
 
-    def own_code(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         """Python files of the user's own that this section, or one inside it, names; a job counts them as its code."""
-        return tuple(path for _, value in self if isinstance(value, Section) for path in value.own_code())
+        return tuple(path for _, value in self if isinstance(value, Section) for path in value.user_files())
 
-    def lasting(self) -> dict[str, Any]:
+    def stable_part(self) -> dict[str, Any]:
         """The section as plain values without `changeable` keys, its own and those of sections inside it."""
         plain = self.model_dump(mode="json", exclude=set(self.changeable))
-        return plain | {name: value.lasting() for name, value in self if isinstance(value, Section)}
+        return plain | {name: value.stable_part() for name, value in self if isinstance(value, Section)}
 
     def canonical(self) -> str:
         """The section as canonical JSON: sorted keys, no spaces."""

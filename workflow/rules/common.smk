@@ -25,7 +25,7 @@ def checked_suite():
         suite = resolve(config, os.path.relpath(label), stated)
         if not jobs.is_exact(suite):
             # An adapter, a template or a judge's prompt that is not there is found now.
-            sources_of("prepare", (*suite.prepare.own_code(), *suite.judge.own_code()))
+            sources_of("prepare", (*suite.prepare.user_files(), *suite.judge.user_files()))
         return suite
     except UserError as mistake:
         print(f"prefdag: {mistake}", file=sys.stderr, flush=True)

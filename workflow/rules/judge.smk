@@ -13,7 +13,7 @@ def against(stage):
 rule judge:
     """Win, tie or loss at each prompt, by every judge of the suite."""
     input:
-        code=sources("judge", SUITE.judge.own_code()),
+        code=sources("judge", SUITE.judge.user_files()),
         scores=f"{RESULTS}/score/{{answers}}/manifest.json",
         against=against("score"),
         # Only models and people read answers; a reward is in the scores.

@@ -223,12 +223,12 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
     settings = Benchmark(shapes=("small", "pythia-14m"), trl=False, rounds=1)
     journal = open_journal(tmp_path / "suite", "benchmark")
     (tmp_path / "made").mkdir()
-    here = Workspace("benchmark", None, tmp_path / "made", tmp_path / "resume", journal, {})
+    workspace = Workspace("benchmark", None, tmp_path / "made", tmp_path / "resume", journal, {})
     with pytest.raises(Stopped):
-        stage.run(stage.Job(benchmark=settings), here)
-    stage.run(stage.Job(benchmark=settings), here)
+        stage.run(stage.Job(benchmark=settings), workspace)
+    stage.run(stage.Job(benchmark=settings), workspace)
     assert measurements == [*["small/hh/dpo"] * 6, "stopped", *["pythia-14m/hh/dpo"] * 6]
-    assert list(pd.read_csv(here.output / "runs.csv")["shape"]) == ["small"] * 6 + ["pythia-14m"] * 6
+    assert list(pd.read_csv(workspace.output / "runs.csv")["shape"]) == ["small"] * 6 + ["pythia-14m"] * 6
 
 
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):

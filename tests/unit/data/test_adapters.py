@@ -217,7 +217,7 @@ def test_an_adapter_in_a_file_of_ones_own(own: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(own)
     suite = merge(yaml.safe_load(MINI), {"prepare": {"adapter": "duels.py:duels"}})
     section = resolve(suite, str(own / "suites/x.yaml")).prepare
-    assert (section.adapter, section.own_code()) == ("suites/duels.py:duels", (Path("suites/duels.py"),))
+    assert (section.adapter, section.user_files()) == ("suites/duels.py:duels", (Path("suites/duels.py"),))
     code, folder = prepare(own, adapter="duels.py:duels")
     assert code == 0
     assert (audit(folder)["used"], audit(folder)["dropped"]) == (3, {"no winner": {"count": 1, "rows": [2]}})

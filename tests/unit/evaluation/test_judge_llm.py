@@ -443,7 +443,7 @@ def test_a_prompt_of_ones_own_lies_beside_the_suite(
     section = {"judge": {"judges": ["reward", {"model": "m", "prompt": "mine.txt"}]}}
     Path("configs/mini.yaml").write_text(yaml.safe_dump(merge(yaml.safe_load(MINI), section)))
     suite = read_suite(["configs/mini.yaml"])
-    assert suite.judge.own_code() == (Path("configs/mine.txt"),)
+    assert suite.judge.user_files() == (Path("configs/mine.txt"),)
     assert json.loads(jobs.config_of(suite, "judge"))["judge"]["judges"][1]["prompt"] == "configs/mine.txt"
     folder = results(tmp_path / "suite")
     Path("configs/mine.txt").write_text("{prompt} A:\n{A}\n\n B:\n{B}\n\n")

@@ -100,6 +100,6 @@ def test_a_sheet_is_found_from_the_suites_file() -> None:
     values = with_relative_paths({"judges": ["reward", {"people": "sheets/p.csv", "name": "Ann"}]}, "configs/x.yaml")
     found = Judge.model_validate(values)
     assert [one.people for one in found.sheets] == ["configs/sheets/p.csv"] and found.reads_answers
-    assert found.own_code() == (Path("configs/sheets/p.csv"),)
+    assert found.user_files() == (Path("configs/sheets/p.csv"),)
     with pytest.raises(UserError, match="expected <file>.csv"):
         Judge.parse({"judges": [{"people": "p.xlsx"}]}, "x", "judge")

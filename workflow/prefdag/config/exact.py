@@ -50,8 +50,8 @@ class Sweep(Section):
                 raise ValueError(f"flips turns pairs round, and {loss.method} reads rankings; leave it out")
         return self
 
-    def own_code(self) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys(path for loss in self.objectives for path in loss.own_code()))
+    def user_files(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(path for loss in self.objectives for path in loss.user_files()))
 
 
 def without_population(loss: Objective) -> str | None:

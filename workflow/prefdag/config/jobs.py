@@ -224,7 +224,7 @@ def classifier_folder(suite: Suite) -> str | None:
 
 def user_files_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
     """The user's own files by which a stage reads rows: an adapter, and where prompts are written, a template."""
-    return adapter_files(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.own_code()
+    return adapter_files(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.user_files()
 
 
 def lock_of(suite: Suite, name: str) -> str | None:
@@ -235,7 +235,7 @@ def lock_of(suite: Suite, name: str) -> str | None:
 
 def user_files_of_run(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
     """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
-    return suite.run(run).own_code()
+    return suite.run(run).user_files()
 
 
 def reads_reference(suite: Suite, run: str) -> bool:

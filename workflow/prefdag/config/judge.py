@@ -36,7 +36,7 @@ class LLM(Section):
             raise ValueError(f"expected one of {known}, or <file>.txt relative to the suite's file, got {name!r}")
         return name
 
-    def own_code(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         """The prompt's file where it is the user's own."""
         return () if self.prompt in PROMPTS else (Path(self.prompt),)
 
@@ -103,9 +103,9 @@ class Judge(Section):
         """Whether a judge reads answers; a column is in the scores."""
         return bool(self.models or self.sheets)
 
-    def own_code(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         """Prompts of the user's own and sheets; a job counts them as its code."""
-        prompts = [path for judge in self.models for path in judge.own_code()]
+        prompts = [path for judge in self.models for path in judge.user_files()]
         return (*prompts, *(Path(sheet.people) for sheet in self.sheets))
 
 

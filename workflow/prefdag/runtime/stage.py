@@ -50,19 +50,19 @@ class Workspace:
     journal: Journal
     inputs: Mapping[str, Manifest | list[Manifest]]
 
-    def reads_model(self, argument: str, name: str, folder: str = "model") -> None:
+    def log_model_input(self, argument: str, name: str, folder: str = "model") -> None:
         """Tell the journal that the weights of an input, in its `folder`, are read; they are what its manifest says."""
         manifest = self._input(argument)
         manifest.check_weights(folder)
         self.journal.model(name, path=manifest.folder / folder, sha256=weights_digest(manifest, folder), role="input")
 
-    def makes_model(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
+    def log_model_output(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
         """Tell the journal that this job made the weights in `output`/`folder`; parents: the inputs they grew from."""
         digest = _combined([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
         grown = [weights_digest(self._input(parent)) for parent in parents]
         self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=grown)
 
-    def reads_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
+    def log_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
         """Tell the journal that a split of an input's comparisons is read."""
         manifest = self._input(argument)
         digest = _combined([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
@@ -123,10 +123,10 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     root, name = _place(stage, output)
     inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
     digests = {key: _digests(value) for key, value in inputs.items()}
-    code = code_digest(stage, job.own_code())
+    code = code_digest(stage, job.user_files())
     config = job.model_dump(mode="json")
     made_of = {"stage": stage, "config": config, "code": code, "inputs": digests}
-    key = f"{_job(stage, name)}-{_key(job.lasting(), code, digests)}"
+    key = f"{_job(stage, name)}-{_key(job.stable_part(), code, digests)}"
     made = root / ".partial" / (key if is_first() else f"{key}-{rank()}")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -148,21 +148,21 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
         _make_folder(output.parent)
         output.unlink(missing_ok=True)
         journal = open_journal(root, stage, name)
-        here = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
+        workspace = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
         journal.start(config=config, inputs=_journalled(inputs), code=code)
-        _attempt(here, lambda: run(job, here, **paths), made_of, output)
+        _attempt(workspace, lambda: run(job, workspace, **paths), made_of, output)
 
 
-def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any], output: Path) -> None:
+def _attempt(workspace: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any], output: Path) -> None:
     """Run the stage in its workspace and publish what it made; whatever happens, the journal says how it ended."""
     began = time.monotonic()
     status: Status = "failed"
     mistake, digest = None, None
     try:
-        with as_sentences(here.stage, here.journal.root), ResourceMonitor(here.journal):
+        with as_sentences(workspace.stage, workspace.journal.root), ResourceMonitor(workspace.journal):
             facts = run()
-            publish(here.output, output.parent, describe(here.output, **made_of, facts=facts or {}))
-        _forget(here)
+            publish(workspace.output, output.parent, describe(workspace.output, **made_of, facts=facts or {}))
+        _forget(workspace)
         status, digest = "finished", read_manifest(output).sha256
     except Stopped:
         status, mistake = "killed", "told to stop"
@@ -171,13 +171,13 @@ def _attempt(here: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any]
         mistake = f"{type(error).__name__}: {error}"
         raise
     finally:
-        shutil.rmtree(here.output, ignore_errors=True)
+        shutil.rmtree(workspace.output, ignore_errors=True)
         seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         try:
-            here.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
+            workspace.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
         except OSError as error:  # a full disk; of a job that failed its own sentence says so
             if status == "finished":
-                print(f"prefdag: {here.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
+                print(f"prefdag: {workspace.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
 
 
 def _job(stage: str, name: str | None) -> str:
@@ -194,21 +194,21 @@ def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
     return all(manifest.content[part] == value for part, value in made_of.items())
 
 
-def _forget(here: Workspace) -> None:
+def _forget(workspace: Workspace) -> None:
     """Remove the states of this job and, as its output now exists, those that it left with another config or code."""
-    own = re.compile(re.escape(_job(here.stage, here.name)) + "-[0-9a-f]{16}")
-    for folder in (here.resume.parent, here.output.parent):
+    own = re.compile(re.escape(_job(workspace.stage, workspace.name)) + "-[0-9a-f]{16}")
+    for folder in (workspace.resume.parent, workspace.output.parent):
         for path in folder.glob("*"):
-            if own.fullmatch(path.name) and path != here.output:
+            if own.fullmatch(path.name) and path != workspace.output:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _go_along(run: Callable[..., Any], job: Section, here: Workspace, paths: Mapping[str, Any]) -> None:
+def _go_along(run: Callable[..., Any], job: Section, workspace: Workspace, paths: Mapping[str, Any]) -> None:
     """What every process but a job's first does: the same work, of which nothing stays."""
     try:
-        run(job, here, **paths)
+        run(job, workspace, **paths)
     finally:
-        shutil.rmtree(here.output, ignore_errors=True)
+        shutil.rmtree(workspace.output, ignore_errors=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -26,7 +26,7 @@ class Job(Section):
     best_of_n: BestOfN
 
 
-def run(job: Job, here: Workspace, *, scores: Path) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, scores: Path) -> dict[str, Any]:
     """Expected reward, win rate against one sample, and KL to SFT, with intervals over prompts.
 
     Selected by the headline reward; where a reward model was trained beside it, by that as well, measured by itself and
@@ -44,13 +44,13 @@ def run(job: Job, here: Workspace, *, scores: Path) -> dict[str, Any]:
         for selector, measure in curves
         for best_of in sizes(n)
     ]
-    path = here.output / "best_of_n.csv"
+    path = workspace.output / "best_of_n.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    here.journal.artifact(path, path.name)
-    here.journal.metrics(None, {f"reward_best_of_{row['n']}": row["mean"] for row in rows[: len(sizes(n))]})
+    workspace.journal.artifact(path, path.name)
+    workspace.journal.metrics(None, {f"reward_best_of_{row['n']}": row["mean"] for row in rows[: len(sizes(n))]})
     return {"prompts": num, "samples": n}
 
 

@@ -27,7 +27,7 @@ class Job(Section):
     classifier: Classifier
 
 
-def run(job: Job, here: Workspace, *, data: Path) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, data: Path) -> dict[str, Any]:
     """Fit on the rows of the labelled split, all but a share of its texts, on which it is then measured."""
     settings = job.classifier
     texts, labels = labelled_rows(data.parent / "labelled.jsonl")
@@ -42,22 +42,22 @@ def run(job: Job, here: Workspace, *, data: Path) -> dict[str, Any]:
         regression = LogisticRegression(
             C=settings.tfidf.inverse_regularisation, max_iter=settings.tfidf.max_iterations, tol=1e-6
         ).fit(features, labels[~held_out])
-        save_trained(here.output / "model", settings.tfidf, words, regression)
+        save_trained(workspace.output / "model", settings.tfidf, words, regression)
         asked = [text for text, out in zip(texts, held_out, strict=True) if out]
-        found = load_trained(here.output / "model")(asked)
-    here.makes_model("classifier")
+        found = load_trained(workspace.output / "model")(asked)
+    workspace.log_model_output("classifier")
     facts: dict[str, Any] = {
         "train": len(kept),
         "features": features.shape[1],
         "iterations": int(regression.n_iter_[0]),
     }
     facts |= evaluation(found, labels[held_out], places[held_out], f"classifier {settings.seed}")
-    (here.output / "evaluation.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
+    (workspace.output / "evaluation.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
     accuracy = facts.pop("accuracy")
     del facts["calibration"]
     facts |= {"accuracy": accuracy["mean"], "accuracy_low": accuracy["low"], "accuracy_high": accuracy["high"]}
-    here.results(facts)
+    workspace.results(facts)
     print(f"classifier: accuracy {facts['accuracy']:.4f} on {facts['held_out']} held-out rows", flush=True)
     return facts
 

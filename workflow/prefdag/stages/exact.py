@@ -28,7 +28,7 @@ class Job(Section):
     run: Sweep
 
 
-def run(job: Job, here: Workspace) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     """Minimise a loss's population version at every setting of a row."""
     torch.set_num_threads(job.exact.threads)
     torch.use_deterministic_algorithms(True)
@@ -40,13 +40,13 @@ def run(job: Job, here: Workspace) -> dict[str, Any]:
         point = measured(world, found)
         points.append({**_about(job.run, loss), **point})
         policies.append(_probabilities(world, found, points[-1]))
-        here.journal.metrics(step, {name: value for name, value in point.items() if np.isfinite(value)})
+        workspace.journal.metrics(step, {name: value for name, value in point.items() if np.isfinite(value)})
     for name, table in {
         "points": pd.DataFrame(points),
         "policies": pd.concat(policies),
         "frontier": curve(world),
     }.items():
-        table.to_csv(here.output / f"{name}.csv", index=False, lineterminator="\n")
+        table.to_csv(workspace.output / f"{name}.csv", index=False, lineterminator="\n")
     return {"settings": len(points), "responses": len(world.responses)}
 
 

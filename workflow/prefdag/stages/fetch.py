@@ -33,24 +33,24 @@ class Job(Section):
     lock: str | None = None
 
 
-def run(job: Job, here: Workspace) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     """Fetch one thing: `data`, `model`, `tokenizer` or `classifier`, as the key of the config says."""
     if job.data is not None:
         world = job.data.world if job.data.source == "world" else None
-        return _world(world, here.output) if world is not None else _rows(job.data, here, job.lock)
+        return _world(world, workspace.output) if world is not None else _rows(job.data, workspace, job.lock)
     if job.model is not None:
         found = folder_of(job.model, "model", job.lock, MODEL_FILES)
         _check_model("model", found)
-        _copy(found.files, here.output / "model")
+        _copy(found.files, workspace.output / "model")
     elif job.tokenizer is not None:
         found = folder_of(job.tokenizer, "tokenizer", job.lock, TOKENIZER_FILES)
-        _copy_tokenizer(job.tokenizer.source, found.files, here.output / "tokenizer")
+        _copy_tokenizer(job.tokenizer.source, found.files, workspace.output / "tokenizer")
     elif job.classifier is not None:
         origin = Origin(source=job.classifier.source, revision=job.classifier.revision)
         found = folder_of(origin, "classifier", job.lock, MODEL_FILES)
         _check_model("classifier", found)
         _check_classifier(job.classifier, found.files)
-        _copy(found.files, here.output / "model")
+        _copy(found.files, workspace.output / "model")
     else:
         raise UserError("fetch --config: name one of data, model, tokenizer and classifier")
     return {"commit": found.commit} if found.commit else {}
@@ -77,19 +77,19 @@ def _world(world: World, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _rows(data: Data, here: Workspace, lock: str | None) -> dict[str, Any]:
+def _rows(data: Data, workspace: Workspace, lock: str | None) -> dict[str, Any]:
     """The rows of each split that the suite names, as JSONL; the sources, with every file's hash, are told as facts."""
     sources = data.sources or (data,)
     keys = [f"data.sources.{index}" for index in range(len(data.sources))] or ["data"]
     found = [
-        rows_of(source, key, lock, here.resume / str(index))
+        rows_of(source, key, lock, workspace.resume / str(index))
         for index, (source, key) in enumerate(zip(sources, keys, strict=True))
     ]
     facts: dict[str, Any] = {"sources": [{split: part.facts() for split, part in parts.items()} for parts in found]}
     for split in SPLITS:
         if any(split in parts for parts in found):
             rows = interleave_rows(data, found, split) if data.sources else rows_of_split(data, found[0][split])
-            facts[split] = write_rows(here.output / f"{split}.jsonl", rows)
+            facts[split] = write_rows(workspace.output / f"{split}.jsonl", rows)
             if not facts[split]:
                 raise UserError(f"data.{split}: {data.source} holds no rows for it")
             print(f"fetch: {split}: {facts[split]} rows", flush=True)

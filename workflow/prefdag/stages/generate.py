@@ -30,7 +30,7 @@ class Job(Section):
 
 
 def run(
-    job: Job, here: Workspace, *, comparisons: Path, policy: Path | None = None, tokenizer: Path | None = None
+    job: Job, workspace: Workspace, *, comparisons: Path, policy: Path | None = None, tokenizer: Path | None = None
 ) -> dict[str, Any]:
     """Sample from a policy at the distinct prompts of the test split; every policy draws the same noise.
 
@@ -39,7 +39,7 @@ def run(
     model = policy or tokenizer
     if model is None:
         raise UserError("generate --policy: give a policy's manifest, or --tokenizer one for the chosen responses")
-    here.reads_dataset("comparisons", "test", "evaluation")
+    workspace.log_dataset("comparisons", "test", "evaluation")
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
     end = ending(reader, Prepare.parse(written, str(comparisons), "config.prepare"))
@@ -51,28 +51,28 @@ def run(
         best = [store[int(index)].responses[0].tolist() for index in first]
         answers = [Sample(index, 0, ids, [], end in ids[-1:]) for index, ids in enumerate(best)]
     else:
-        answers = _sampled(job, here, policy, prompts, numbers.tolist(), end)
-    path = here.output / "generations.jsonl"
+        answers = _sampled(job, workspace, policy, prompts, numbers.tolist(), end)
+    path = workspace.output / "generations.jsonl"
     _write(path, reader, prompts, numbers.tolist(), answers)
     facts = {"generations": len(answers), "ended": sum(one.ended for one in answers) / len(answers)}
-    here.results(facts)
-    here.journal.artifact(path, "generations.jsonl")
+    workspace.results(facts)
+    workspace.journal.artifact(path, "generations.jsonl")
     return facts
 
 
 def _sampled(
-    job: Job, here: Workspace, policy: Path, prompts: list[list[int]], numbers: list[int], end: int
+    job: Job, workspace: Workspace, policy: Path, prompts: list[list[int]], numbers: list[int], end: int
 ) -> list[Sample]:
     """The policy's responses in the order of (prompt, sample); a prompt's number names its noise."""
     weights, settings = weights_of(policy, job.checkpoint), job.generate
     device = set_up(settings.threads)
-    here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
+    workspace.log_model_input("policy", policy_of(workspace.name or "policy"), str(weights.relative_to(policy.parent)))
     reach = max(map(len, prompts), default=0) + settings.max_new_tokens
     check_window(weights, reach, "prompts and generate.max_new_tokens")
     if settings.backend == "vllm":
         drawn = sample_vllm(weights, prompts, numbers, settings, end)
     else:
-        title = f"generate: {here.name or 'policy'}"
+        title = f"generate: {workspace.name or 'policy'}"
         drawn = sample(load_policy(weights, device), prompts, numbers, settings, end, title)
     return sorted(drawn, key=lambda one: (one.prompt, one.sample))
 

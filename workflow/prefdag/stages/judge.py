@@ -35,7 +35,7 @@ class Job(Section):
 
 def run(
     job: Job,
-    here: Workspace,
+    workspace: Workspace,
     *,
     scores: Path,
     against: Path,
@@ -48,19 +48,19 @@ def run(
     rows = matched(ours, theirs, more=settings.against == "chosen")
     pairs = _pairs(settings, ours, theirs, rows, generations, against_generations)
     told = {sheet.name: np.array(verdicts_of(Path(sheet.people), pairs)) for sheet in settings.sheets}
-    opinions = _opinions(settings, here, pairs)
+    opinions = _opinions(settings, workspace, pairs)
     judged, table = [], []
     for judge in settings.judges:
         name = name_of(judge)
         found, cells = _judged(judge, ours, theirs, rows, opinions.get(name), told.get(name))
         judged.append(found)
         table += [[*ours.keys[row], name, *cell] for (row, _), cell in zip(rows, zip(*cells, strict=True), strict=True)]
-    _write_verdicts(here.output / "verdicts.csv", table)
+    _write_verdicts(workspace.output / "verdicts.csv", table)
     if opinions:
-        _write_answers(here.output / "answers.jsonl", [ours.keys[row] for row, _ in rows], opinions)
+        _write_answers(workspace.output / "answers.jsonl", [ours.keys[row] for row, _ in rows], opinions)
     summary = _summary(settings, judged, opinions)
-    (here.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    here.journal.metrics(None, _logged(summary))  # of the whole job: it has no steps
+    (workspace.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    workspace.journal.metrics(None, _logged(summary))  # of the whole job: it has no steps
     return summary
 
 
@@ -116,13 +116,13 @@ def _pairs(
     return pairs_of(generations.parent, against.parent, keys)
 
 
-def _opinions(settings: Judge, here: Workspace, pairs: list[Pair]) -> dict[str, list[Verdict]]:
+def _opinions(settings: Judge, workspace: Workspace, pairs: list[Pair]) -> dict[str, list[Verdict]]:
     """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
-    asked = [Questions(judge, pairs, here.journal.root / FOLDER) for judge in settings.models]
+    asked = [Questions(judge, pairs, workspace.journal.root / FOLDER) for judge in settings.models]
     endpoints = [questions.endpoint() for questions in asked]
     for questions, endpoint in zip(asked, endpoints, strict=True):
         if endpoint is not None:
-            questions.ask(endpoint, here.name or "all")
+            questions.ask(endpoint, workspace.name or "all")
     return {name_of(questions.judge): questions.opinions() for questions in asked}
 
 

@@ -35,30 +35,32 @@ class Job(Section):
     prepare: Prepare
 
 
-def run(job: Job, here: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
     """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
     device = set_up(job.pairs.threads)
     truth = ground_truth(job.pairs.reward, classifier, device)
-    here.reads_model("policy", "sft")
+    workspace.log_model_input("policy", "sft")
     if classifier is not None:
-        here.reads_model("classifier", "classifier")
+        workspace.log_model_input("classifier", "classifier")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
     reach = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
     check_window(policy.parent / "model", reach, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}
-    (here.output / "rankings").mkdir()
+    (workspace.output / "rankings").mkdir()
     # A split without prompts of its own is held out of train by `prepare`.
     for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
         texts = list(itertools.islice(iter_prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
         scored = [_scored(truth, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
-        facts[split] |= write_pairs(here.output / f"{split}.jsonl", texts, scored)
-        facts[split] |= write_rankings(here.output / f"rankings/{split}.jsonl", texts, scored, job.pairs.num_samples)
+        facts[split] |= write_pairs(workspace.output / f"{split}.jsonl", texts, scored)
+        facts[split] |= write_rankings(
+            workspace.output / f"rankings/{split}.jsonl", texts, scored, job.pairs.num_samples
+        )
         print(f"pairs: {split}: {facts[split]}", flush=True)
-    (here.output / "summary.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    here.journal.artifact(here.output / "summary.json", "summary.json")
+    (workspace.output / "summary.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    workspace.journal.artifact(workspace.output / "summary.json", "summary.json")
     return facts
 
 

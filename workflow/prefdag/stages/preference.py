@@ -34,34 +34,36 @@ class Job(Section):
         return objective(values, "preference --config", "objective") if isinstance(values, dict) else values
 
 
-def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path, reference: Path | None = None) -> dict[str, Any]:
+def run(
+    job: Job, workspace: Workspace, *, policy: Path, comparisons: Path, reference: Path | None = None
+) -> dict[str, Any]:
     """Align the SFT policy with one preference loss."""
     settings = job.preference
     device = set_up(settings.threads)
-    here.reads_model("policy", "sft")
-    here.reads_dataset("comparisons", "train", "training")
+    workspace.log_model_input("policy", "sft")
+    workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
     views = {split: view_of(store, job.objective) for split, store in stores.items() if len(store)}
     model = load_policy(policy.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)
     _check_checkpoints(settings, total)
-    kept = WeightsKeeper(here.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
+    kept = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
     # A resumed training has moved on: whatever is measured against the start is measured before its state is loaded.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
     tasks = {split: _alignment(job, model, view, caches.get(split), live) for split, view in views.items()}
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if "validation" in views else None
-    steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(here.resume), probe, kept)
-    title = here.name or job.objective.method
-    last = record_steps(steps, total, here.journal, here.output / "curves.csv", title)
-    save(model, policy.parent / "model", here.output / "model")
-    for step in kept.published(here.output / "checkpoints"):
-        here.makes_model(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
-    here.makes_model(title, parents=["policy"])
+    steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(workspace.resume), probe, kept)
+    title = workspace.name or job.objective.method
+    last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
+    save(model, policy.parent / "model", workspace.output / "model")
+    for step in kept.published(workspace.output / "checkpoints"):
+        workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
+    workspace.log_model_output(title, parents=["policy"])
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
-    here.results(facts)
+    workspace.results(facts)
     return facts
 
 

@@ -36,7 +36,7 @@ class Job(Section):
 
 
 def run(
-    job: Job, here: Workspace, *, rows: Path, tokenizer: Path, demonstrations: Path | None = None
+    job: Job, workspace: Workspace, *, rows: Path, tokenizer: Path, demonstrations: Path | None = None
 ) -> dict[str, Any]:
     """Write one token store per split, the audit, and a page of samples.
 
@@ -63,15 +63,15 @@ def run(
         adapter, files["train"]
     )
     encoder = Encoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
-    scratch = here.resume
+    scratch = workspace.resume
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    audits = _write(job, here.output, scratch, files, encoder, splits)
+    audits = _write(job, workspace.output, scratch, files, encoder, splits)
     likes = {split: DuplicateIndex(scratch / f"{split}.traits") for split in splits}
-    _number_prompts(here.output, splits)
+    _number_prompts(workspace.output, splits)
     report: dict[str, Any] = {
         "dataset": job.dataset,
-        "shared_prompts": _shared_prompts(job, here.output, likes, vocabulary, demonstrations),
+        "shared_prompts": _shared_prompts(job, workspace.output, likes, vocabulary, demonstrations),
         "splits": {split: audit.to_dict(likes[split]) for split, audit in audits.items()},
     }
     told = [line for split in splits for line in findings(split, report["splits"][split])]
@@ -79,8 +79,10 @@ def run(
         raise UserError(f"{files[splits[0]]}: no row of the {splits[0]} split can be used: {'; '.join(told)}")
     print("\n".join(f"prepare: {job.dataset}: {line}" for line in told), flush=True)
     if job.dataset == "demonstrations":
-        np.save(here.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
-    _write_pages(here, report, samples_page(Store.open(here.output / splits[0]), vocabulary, f"{job.dataset}: samples"))
+        np.save(workspace.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
+    _write_pages(
+        workspace, report, samples_page(Store.open(workspace.output / splits[0]), vocabulary, f"{job.dataset}: samples")
+    )
     return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
 
 
@@ -90,15 +92,15 @@ def _ranked(adapter: str, train: Path) -> int:
     return max(2, len(first.responses)) if first is not None else 2
 
 
-def _write_pages(here: Workspace, report: dict[str, Any], samples: str) -> None:
+def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> None:
     pages = {
         "audit.json": json.dumps(report, indent=1, sort_keys=True) + "\n",
         "audit.html": audit_page(report),
         "samples.html": samples,
     }
     for name, text in pages.items():
-        (here.output / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-        here.journal.artifact(here.output / name, f"{report['dataset']}-{name}")
+        (workspace.output / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        workspace.journal.artifact(workspace.output / name, f"{report['dataset']}-{name}")
 
 
 def _write(

@@ -38,29 +38,29 @@ class Job(Section):
         return adapter_files(self.adapter)
 
 
-def run(job: Job, here: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:
     """Pre-train on the documents of the training split: prompt and best response of every row."""
     settings = job.pretrain
     device = set_up(settings.threads)
-    folder = here.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
+    folder = workspace.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
     if tokenizer is None:
         train_tokenizer(iter_documents(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)
     vocabulary = load_tokenizer(folder)
-    stores = {split: _store(job, here, data.parent, vocabulary, split) for split in ("train", "validation")}
+    stores = {split: _store(job, workspace, data.parent, vocabulary, split) for split in ("train", "validation")}
     model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
     torch.nn.Module.to(model, device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if is_first():
         print(f"pretrain: {num_parameters:,} parameters, {len(vocabulary):,} tokens", flush=True)
     store = stores["train"]
-    steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(here.resume))
-    record_steps(steps, total_steps(store, settings), here.journal, here.output / "curves.csv", "pretrain")
-    save(model, folder, here.output / "model")
-    here.makes_model("base")
+    steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(workspace.resume))
+    record_steps(steps, total_steps(store, settings), workspace.journal, workspace.output / "curves.csv", "pretrain")
+    save(model, folder, workspace.output / "model")
+    workspace.log_model_output("base")
     facts: dict[str, float] = {"parameters": num_parameters, "vocabulary": len(vocabulary), "documents": len(store)}
     if len(stores["validation"]):
         facts["nll"] = mean_nll(model.eval(), stores["validation"], settings.tokens_per_batch)
-    here.results(facts)
+    workspace.results(facts)
     return facts
 
 
@@ -77,22 +77,22 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
 
 
-def _store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> Store:
+def _store(job: Job, workspace: Workspace, folder: Path, tokenizer: Any, split: str) -> Store:
     """Documents between BOS and EOS as comparisons of one response, in a scratch folder that is not published.
 
     A document longer than the limit goes on in further blocks, each after the token before it: none is lost. Of several
     processes the first one writes.
     """
     if is_first():
-        _write_store(job, here, folder, tokenizer, split)
+        _write_store(job, workspace, folder, tokenizer, split)
     all_gather_objects("written")
-    return Store.open(here.resume / split)
+    return Store.open(workspace.resume / split)
 
 
-def _write_store(job: Job, here: Workspace, folder: Path, tokenizer: Any, split: str) -> None:
+def _write_store(job: Job, workspace: Workspace, folder: Path, tokenizer: Any, split: str) -> None:
     size = job.pretrain.max_tokens - 1
     documents = iter_documents(job.adapter, folder, split)
-    with StoreWriter(here.resume / split, num_responses=1, scored=False) as writer:
+    with StoreWriter(workspace.resume / split, num_responses=1, scored=False) as writer:
         row = 0
         while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):
             for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:

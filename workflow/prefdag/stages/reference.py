@@ -18,15 +18,15 @@ class Job(Section):
     reference: Reference
 
 
-def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
     """One forward pass of the SFT policy over every comparison that preference training reads."""
     device = set_up(job.reference.threads)
-    here.reads_model("policy", "sft")
+    workspace.log_model_input("policy", "sft")
     model = load_policy(policy.parent / "model", device)
     counts = {}
     for split in SPLITS:
-        here.reads_dataset("comparisons", split, "evaluation")
+        workspace.log_dataset("comparisons", split, "evaluation")
         store = Store.open(comparisons.parent / split)
-        counts[split] = write_cache(model, store, here.output / f"{split}.npy", job.reference.tokens_per_batch)
+        counts[split] = write_cache(model, store, workspace.output / f"{split}.npy", job.reference.tokens_per_batch)
         print(f"reference: {split}: {len(store)} comparisons, {counts[split]} response tokens", flush=True)
     return {"key": cache_key(read_manifest(policy), read_manifest(comparisons), device), "tokens": counts}

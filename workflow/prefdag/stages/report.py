@@ -72,7 +72,7 @@ class Job(Section):
 
 def run(
     job: Job,
-    here: Workspace,
+    workspace: Workspace,
     *,
     scores: list[Path],
     judges: list[Path],
@@ -89,7 +89,7 @@ def run(
     policy: SFT's manifest; by its tokenizer the comparisons are shown as text.
     """
     if exact:
-        return _of_exact(job, here, exact)
+        return _of_exact(job, workspace, exact)
     if comparisons is None:
         raise UserError(
             "report --comparisons: give the manifest of the comparisons, or --exact those of an exact suite"
@@ -108,7 +108,7 @@ def run(
     runs, tables, curves, accuracies = found.runs, found.tables, found.curves, found.accuracies
     shown = ["sft", *compared(runs, job.report.compare)]
     drawn = {"frontier": _frontier(job, found)} | _figures(runs, tables, curves, shown, comparisons, accuracies)
-    ranks = _league(job, here, runs, tables, curves)
+    ranks = _league(job, workspace, runs, tables, curves)
     if ranks is not None:
         sft = runs["reward"][runs["run"] == "sft"].iloc[0]
         drawn["league"] = league_figure(ranks, job.report.matched_kl, sft, job.report.reward_label)
@@ -116,16 +116,16 @@ def run(
     results = Results(runs, tables, curves, shown, found.scores, comparisons, reward, policy, label)
     of_rewards, told = reward_report(results, job.report.samples)
     if told["calibrations"]:
-        _write(here, "calibration.csv", calibration_table(told).to_csv(index=False, lineterminator="\n"))
+        _write(workspace, "calibration.csv", calibration_table(told).to_csv(index=False, lineterminator="\n"))
     of_answers, about_answers = answers_report(found)
-    images = _write_figures(here, drawn | of_rewards | of_answers)
-    _write(here, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
+    images = _write_figures(workspace, drawn | of_rewards | of_answers)
+    _write(workspace, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
     if len(found.beside):
-        _write(here, "answers.csv", found.answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
+        _write(workspace, "answers.csv", found.answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
     more = {"sections": [SECTION], **told, **about_answers}
     samples = _samples(generations, tables, runs, ["base", *shown], job.report.samples)
     content = _content(job, found, images, ranks, preferences, reward is not None, {"samples": samples, **more})
-    _write(here, "index.html", content)
+    _write(workspace, "index.html", content)
     return {"policies": len(runs), "figures": sorted(images)}
 
 
@@ -158,12 +158,12 @@ def _content(
     )
 
 
-def _of_exact(job: Job, here: Workspace, exact: list[Path]) -> dict:
+def _of_exact(job: Job, workspace: Workspace, exact: list[Path]) -> dict:
     figures, tables, content = exact_report(exact)
-    images = _write_figures(here, figures)
+    images = _write_figures(workspace, figures)
     for name, table in tables.items():
-        _write(here, f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    _write(here, "index.html", render_page(images, TEMPLATE, suite=job.suite, left_out=job.left_out, **content))
+        _write(workspace, f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write(workspace, "index.html", render_page(images, TEMPLATE, suite=job.suite, left_out=job.left_out, **content))
     return {"settings": len(tables["points"]), "figures": sorted(images)}
 
 
@@ -207,14 +207,14 @@ def _figures(
 
 
 def _league(
-    job: Job, here: Workspace, runs: pd.DataFrame, tables: dict[str, pd.DataFrame], curves: dict[str, pd.DataFrame]
+    job: Job, workspace: Workspace, runs: pd.DataFrame, tables: dict[str, pd.DataFrame], curves: dict[str, pd.DataFrame]
 ) -> pd.DataFrame | None:
     """The league's table, written as league.csv, where the suite asks for one."""
     if not job.report.matched_kl or not curves:
         return None
-    seconds = seconds_per_step(here.journal.path.parent) if job.report.step_times else None
+    seconds = seconds_per_step(workspace.journal.path.parent) if job.report.step_times else None
     table = league(runs, tables, curves, job.report.matched_kl, seconds=seconds)
-    _write(here, "league.csv", table.to_csv(index=False, lineterminator="\n"))
+    _write(workspace, "league.csv", table.to_csv(index=False, lineterminator="\n"))
     return table
 
 
@@ -228,26 +228,26 @@ def _data_lengths(comparisons: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return {f"{name}, training data": (tokens[:, k], np.asarray(store.prompts)) for k, name in enumerate(names)}
 
 
-def _write_figures(here: Workspace, figures: Mapping[str, Figure | None]) -> dict[str, bytes]:
+def _write_figures(workspace: Workspace, figures: Mapping[str, Figure | None]) -> dict[str, bytes]:
     """figures/<name>.png and .svg of what was drawn; returns the PNGs."""
-    (here.output / "figures").mkdir()
+    (workspace.output / "figures").mkdir()
     images = {}
     for name, figure in figures.items():
         if figure is None:
             continue
         made = save_figure(figure)
         for kind, content in zip(("png", "svg"), made, strict=True):
-            path = here.output / f"figures/{name}.{kind}"
+            path = workspace.output / f"figures/{name}.{kind}"
             path.write_bytes(content)
-            here.journal.artifact(path, f"figures/{name}.{kind}")
+            workspace.journal.artifact(path, f"figures/{name}.{kind}")
         images[name] = made[0]
     return images
 
 
-def _write(here: Workspace, name: str, text: str) -> None:
-    path = here.output / name
+def _write(workspace: Workspace, name: str, text: str) -> None:
+    path = workspace.output / name
     path.write_text(text, encoding="utf-8", newline="\n")
-    here.journal.artifact(path, name)
+    workspace.journal.artifact(path, name)
 
 
 def _range(counts: pd.Series) -> str:

@@ -45,13 +45,13 @@ class Job(Section):
     reward: Reward
 
 
-def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
     """Train a reward model; accuracy, mean and deviation are those of the held-out comparisons."""
     settings = job.reward
     device = set_up(settings.threads)
-    here.reads_model("policy", "sft")
-    here.reads_dataset("comparisons", "train", "training")
-    here.reads_dataset("comparisons", "test", "evaluation")
+    workspace.log_model_input("policy", "sft")
+    workspace.log_dataset("comparisons", "train", "training")
+    workspace.log_dataset("comparisons", "test", "evaluation")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation", "test")}
     _check(settings, stores)
     store, held_out = stores["train"], stores["test"]
@@ -60,31 +60,31 @@ def run(job: Job, here: Workspace, *, policy: Path, comparisons: Path) -> dict[s
     )
     folder, budget = policy.parent / "model", settings.tokens_per_batch
     untrained = _with_heads(folder, settings, settings.trainings, device)
-    save_untrained(untrained, here.output)
+    save_untrained(untrained, workspace.output)
     before = score_all(RewardModel((untrained,), scoring), held_out, budget, device)
     del untrained
     members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
-    steps = trainings(members, store, settings, scoring, here.resume)
+    steps = trainings(members, store, settings, scoring, workspace.resume)
     total = len(members) * total_steps(store, settings)
-    record_steps(steps, total, here.journal, here.output / "curves.csv", "reward")
+    record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", "reward")
     model = RewardModel(tuple(member.eval() for member in members), scoring)
     if settings.normalise != "none":
         scoring = zero_mean(score_all(model.values, stores[settings.normalise], budget, device), scoring)
     apart = score_all(model.values, held_out, budget, device)
     after = reward_of(torch.from_numpy(apart), scoring).numpy()
     for place, member in enumerate(members):
-        save(member, folder, member_folder(here.output, place, scoring.seeds))
-    (here.output / SCORING).write_text(scoring.canonical() + "\n")
-    write_held_out(here.output / "held_out.csv", held_out, {"before": before, "after": after})
-    here.makes_model("reward", parents=["policy"])
+        save(member, folder, member_folder(workspace.output, place, scoring.seeds))
+    (workspace.output / SCORING).write_text(scoring.canonical() + "\n")
+    write_held_out(workspace.output / "held_out.csv", held_out, {"before": before, "after": after})
+    workspace.log_model_output("reward", parents=["policy"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
     if apart.shape[-1] > 1:
         names = _heads_named(settings)
         facts |= {name: evaluation(apart[..., head], prompts) for head, name in enumerate(names)}
-    write_evaluation(here.output / "evaluation.json", facts)
-    here.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
-    here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
+    write_evaluation(workspace.output / "evaluation.json", facts)
+    workspace.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
+    workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
     return facts
 
 

@@ -43,7 +43,7 @@ class Job(Section):
 
 def run(
     job: Job,
-    here: Workspace,
+    workspace: Workspace,
     *,
     generations: Path,
     reference: Path,
@@ -61,9 +61,11 @@ def run(
     device = set_up(settings.threads)
     weights = weights_of(policy, job.checkpoint) if policy is not None else None
     if policy is not None and weights is not None:
-        here.reads_model("policy", policy_of(here.name or "policy"), str(weights.relative_to(policy.parent)))
+        workspace.log_model_input(
+            "policy", policy_of(workspace.name or "policy"), str(weights.relative_to(policy.parent))
+        )
     if classifier is not None:
-        here.reads_model("classifier", "classifier")
+        workspace.log_model_input("classifier", "classifier")
     _check_weights(reference, reward, implicit)
     lines = (generations.parent / "generations.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
@@ -80,13 +82,13 @@ def run(
             columns[name] = _scored(model, samples, budget, device)
     for name, rewards in _implicit_rewards(settings.implicit, implicit, reference, device):
         columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
-        if comparisons is not None and name == here.name:
-            _evaluate(here, rewards, Store.open(comparisons.parent / "test"), budget, device)
+        if comparisons is not None and name == workspace.name:
+            _evaluate(workspace, rewards, Store.open(comparisons.parent / "test"), budget, device)
     columns = {"reward": columns[settings.reward], **columns}
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
     columns |= _of_texts(rows)
-    _write(here.output / "scores.csv", rows, columns)
+    _write(workspace.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
         name: summarise(
@@ -94,11 +96,11 @@ def run(
         ).to_dict()
         for name, values in columns.items()
     }
-    (here.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    here.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
-    here.journal.artifact(here.output / "summary.json", "summary.json")
-    _write_samples(here.output / "samples.csv", rows, columns)
-    here.journal.artifact(here.output / "samples.csv", "samples.csv")
+    (workspace.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    workspace.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
+    workspace.journal.artifact(workspace.output / "summary.json", "summary.json")
+    _write_samples(workspace.output / "samples.csv", rows, columns)
+    workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
     return {"rows": len(rows)}
 
 
@@ -137,14 +139,16 @@ def _implicit_rewards(
         yield name, ImplicitReward.of_run(read_manifest(path), model, device)
 
 
-def _evaluate(here: Workspace, rewards: Rewards, held_out: Store, tokens_per_batch: int, device: torch.device) -> None:
+def _evaluate(
+    workspace: Workspace, rewards: Rewards, held_out: Store, tokens_per_batch: int, device: torch.device
+) -> None:
     """Accuracy of the run's own implicit reward on the held-out comparisons, as the reward model's is measured."""
     values = score_all(rewards, held_out, tokens_per_batch, device)
     facts = evaluation(values, np.asarray(held_out.prompts))
-    write_evaluation(here.output / "evaluation.json", {"implicit": facts})
-    write_held_out(here.output / "held_out.csv", held_out, {"implicit": values})
-    here.results({f"implicit_{name}": value for name, value in facts.items()})
-    here.journal.artifact(here.output / "evaluation.json", "evaluation.json")
+    write_evaluation(workspace.output / "evaluation.json", {"implicit": facts})
+    write_held_out(workspace.output / "held_out.csv", held_out, {"implicit": values})
+    workspace.results({f"implicit_{name}": value for name, value in facts.items()})
+    workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
 
 
 def divergences(

@@ -18,22 +18,22 @@ class Job(Section):
     sft: SFT
 
 
-def run(job: Job, here: Workspace, *, base: Path, demonstrations: Path) -> dict[str, Any]:
+def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> dict[str, Any]:
     """Fine-tune the base model on the first response of each demonstration."""
     settings = job.sft
     device = set_up(settings.threads)
-    here.reads_model("base", "base")
-    here.reads_dataset("demonstrations", "train", "training")
+    workspace.log_model_input("base", "base")
+    workspace.log_dataset("demonstrations", "train", "training")
     store = Store.open(demonstrations.parent / "train")
     held_out = Store.open(demonstrations.parent / "validation")
     model = load_policy(base.parent / "model", device)
     before = mean_nll(model, held_out, settings.tokens_per_batch)
     num_steps = total_steps(store, settings)
     if num_steps:
-        steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(here.resume))
-        record_steps(steps, num_steps, here.journal, here.output / "curves.csv", "sft")
-    save(model, base.parent / "model", here.output / "model")
+        steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(workspace.resume))
+        record_steps(steps, num_steps, workspace.journal, workspace.output / "curves.csv", "sft")
+    save(model, base.parent / "model", workspace.output / "model")
     facts = {"nll_before": before, "nll_after": mean_nll(model.eval(), held_out, settings.tokens_per_batch)}
-    here.makes_model("sft", parents=["base"])
-    here.results({**facts, "steps": num_steps})
+    workspace.log_model_output("sft", parents=["base"])
+    workspace.results({**facts, "steps": num_steps})
     return facts

@@ -34,7 +34,7 @@ class UserLoss(Objective):
         except UserError as mistake:
             raise UserError(f"{mistake} (an option of {values['method']})") from None
 
-    def own_code(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         return (split_path(self.method)[0],)
 
 

@@ -1,8 +1,8 @@
 """Gradients of a vocabulary's two tables, added to `.grad` where it lies.
 
 Autograd builds a whole [V, D] table of mostly zeros for every micro-batch, for the embedding and for the head, and then
-adds it to `.grad`: with 151,936 entries that was a quarter of a training step. Inside
-`sparse_embedding`, a backward pass adds its rows to `.grad` itself. Such gradients are seen by `backward()` alone, not by `torch.autograd.grad`.
+adds it to `.grad`: with 151,936 entries that was a quarter of a training step. Inside `sparse_embedding`, a backward
+pass adds only its rows to `.grad`. `backward()` sees such gradients; `torch.autograd.grad` does not.
 """
 
 from collections.abc import Iterator
