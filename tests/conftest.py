@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+sys.path += [str(path) for path in sorted((ROOT / "tests").rglob("*")) if path.is_dir()]
 # Begun first, so that no core waits at the end for the last of them.
 LONGEST = ("test_run", "test_slurm", "test_faults", "test_hh", "test_suites", "test_trouble", "test_shell")
 MINI = """

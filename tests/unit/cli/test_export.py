@@ -12,8 +12,7 @@ from prefdag.cli.export import export, lineage, manifest_of
 from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import open_journal
-from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest
-from prefdag.runtime.stage import weights_digest
+from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, weights_digest
 
 CANARY = "hf_" + "c4N4rY" * 5
 

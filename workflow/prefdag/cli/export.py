@@ -15,8 +15,7 @@ from prefdag.config.answer_sets import policy_of, step_of, weights_of
 from prefdag.config.objectives import objective
 from prefdag.errors import UserError
 from prefdag.provenance.journal import redact
-from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of
-from prefdag.runtime.stage import weights_digest
+from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of, weights_digest
 
 MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 

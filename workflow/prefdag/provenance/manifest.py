@@ -149,3 +149,14 @@ def fsync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def weights_digest(manifest: Manifest, folder: str = "model") -> str:
+    """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
+    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and f"{folder}/" in name)
+    return combined_digest([manifest.digest(name) for name in files])
+
+
+def combined_digest(digests: list[str]) -> str:
+    """Return the digest itself if there is one, else the sha256 of all of them concatenated."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -26,7 +26,16 @@ from prefdag.distributed.ranks import is_first, num_ranks, rank
 from prefdag.errors import Stopped, UserError
 from prefdag.os_errors import as_sentences
 from prefdag.provenance.journal import Journal, Status, open_journal
-from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, sha256_of
+from prefdag.provenance.manifest import (
+    MANIFEST,
+    Manifest,
+    combined_digest,
+    describe,
+    publish,
+    read_manifest,
+    sha256_of,
+    weights_digest,
+)
 from prefdag.provenance.sources import code_digest
 from prefdag.runtime.job_lock import hold_job_lock
 from prefdag.runtime.monitor import ResourceMonitor
@@ -58,14 +67,14 @@ class Workspace:
 
     def log_model_output(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
         """Tell the journal that this job made the weights in `output`/`folder`; parents: the inputs they grew from."""
-        digest = _combined([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
+        digest = combined_digest([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
         grown = [weights_digest(self._input(parent)) for parent in parents]
         self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=grown)
 
     def log_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
         """Tell the journal that a split of an input's comparisons is read."""
         manifest = self._input(argument)
-        digest = _combined([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
+        digest = combined_digest([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
         self.journal.dataset(f"{argument}-{split}", digest=digest, path=manifest.folder / split, context=context)
 
     def results(self, values: Mapping[str, float]) -> None:
@@ -76,16 +85,6 @@ class Workspace:
         manifest = self.inputs[argument]
         assert isinstance(manifest, Manifest)
         return manifest
-
-
-def weights_digest(manifest: Manifest, folder: str = "model") -> str:
-    """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
-    files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and f"{folder}/" in name)
-    return _combined([manifest.digest(name) for name in files])
-
-
-def _combined(digests: list[str]) -> str:
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def command(stage: str, module: ModuleType, argv: list[str]) -> int:

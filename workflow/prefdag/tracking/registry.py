@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefdag.errors import UserError
-from prefdag.provenance.manifest import Manifest
-from prefdag.runtime.stage import weights_digest
+from prefdag.provenance.manifest import Manifest, weights_digest
 from prefdag.tracking.records import StoredModel, newest
 from prefdag.tracking.sync import no_retries
 
