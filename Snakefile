@@ -8,7 +8,7 @@ if not workflow.overwrite_configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/beside.smk"  # MLflow writer, warm starts
 
-if plan.is_exact(SUITE):
+if jobs.is_exact(SUITE):
 
     include: "workflow/rules/exact.smk"  # nothing             -> minima in an enumerated world
 

@@ -9,7 +9,7 @@ rule best_of_n:
     """Reward, win rate and KL of the best of N samples, for every N up to the pool's size."""
     input:
         code=sources("best_of_n"),
-        scores=manifest(f"score/sft@{plan.POOL}"),
+        scores=manifest(f"score/sft@{jobs.POOL}"),
     output:
         manifest=manifest("best_of_n"),
     params:

@@ -9,7 +9,7 @@ OUTPUTS  results/<suite>/exact/<run>/manifest.json, points.csv, policies.csv, fr
 rule exact:
     """Minimise the population version of one row's loss at each of its settings."""
     input:
-        code=lambda wildcards: sources("exact", plan.own_code_of(SUITE, wildcards.run)),
+        code=lambda wildcards: sources("exact", jobs.user_files_of_run(SUITE, wildcards.run)),
     output:
         manifest=f"{RESULTS}/exact/{{run}}/manifest.json",
     params:

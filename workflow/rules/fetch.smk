@@ -7,7 +7,7 @@ OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, 
 
 
 def lock_of(wildcards):
-    return [plan.lock_of(SUITE, wildcards.what)] if plan.lock_of(SUITE, wildcards.what) else []
+    return [jobs.lock_of(SUITE, wildcards.what)] if jobs.lock_of(SUITE, wildcards.what) else []
 
 
 if not os.path.exists(SUITE.lock):  # once it is there, it is the user's: nothing of ours writes or deletes it

@@ -8,7 +8,7 @@ OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, rankings/<split>.js
 rule pairs:
     """All pairs of the SFT policy's samples, and their rankings, labelled by the ground truth."""
     input:
-        code=sources("pairs", plan.code_of_rows(SUITE, "pairs")),
+        code=sources("pairs", jobs.user_files_of_rows(SUITE, "pairs")),
         policy=manifest("sft"),
         weights=ancient_weights("sft"),
         rows=manifest("fetch/data"),

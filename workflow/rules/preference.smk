@@ -6,17 +6,17 @@ OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, che
 
 
 def comparisons_of(wildcards):
-    return manifest(f"prepare/{plan.dataset_of(SUITE, wildcards.run)}")
+    return manifest(f"prepare/{jobs.dataset_of(SUITE, wildcards.run)}")
 
 
 def reference_of(wildcards):
-    dataset = plan.dataset_of(SUITE, wildcards.run)
-    return [manifest(f"reference/{dataset}")] if plan.reads_reference(SUITE, wildcards.run) else []
+    dataset = jobs.dataset_of(SUITE, wildcards.run)
+    return [manifest(f"reference/{dataset}")] if jobs.reads_reference(SUITE, wildcards.run) else []
 
 
 def code_of_run(wildcards):
     """The stage's code, and where the loss is the user's own, its file and what that imports."""
-    return sources("preference", plan.own_code_of(SUITE, wildcards.run))
+    return sources("preference", jobs.user_files_of_run(SUITE, wildcards.run))
 
 
 rule preference:

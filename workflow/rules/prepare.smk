@@ -18,9 +18,9 @@ def demonstrations_of(wildcards):
 rule prepare:
     """One dataset as token stores."""
     input:
-        code=sources("prepare", plan.code_of_rows(SUITE, "prepare")),
+        code=sources("prepare", jobs.user_files_of_rows(SUITE, "prepare")),
         rows=rows_of,
-        tokenizer=manifest(plan.folder_of(SUITE, "base")),
+        tokenizer=manifest(jobs.folder_of(SUITE, "base")),
         demonstrations=demonstrations_of,
     output:
         manifest=f"{RESULTS}/prepare/{{dataset}}/manifest.json",

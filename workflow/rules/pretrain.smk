@@ -8,9 +8,9 @@ OUTPUTS  results/<suite>/pretrain/manifest.json, model/, curves.csv
 rule pretrain:
     """Tokenizer and language model from nothing."""
     input:
-        code=sources("pretrain", plan.code_of_rows(SUITE, "pretrain")),
+        code=sources("pretrain", jobs.user_files_of_rows(SUITE, "pretrain")),
         data=manifest("fetch/data"),
-        tokenizer=[manifest(folder) for folder in [plan.tokenizer_folder(SUITE)] if folder],
+        tokenizer=[manifest(folder) for folder in [jobs.tokenizer_folder(SUITE)] if folder],
     output:
         manifest=manifest("pretrain"),
         weights=f"{RESULTS}/pretrain/{WEIGHTS}",

@@ -17,9 +17,9 @@ rule report:
     """Every figure and table of the suite, and one page that shows them."""
     input:
         code=sources("report"),
-        scores=manifests("score", plan.answers(SUITE)),
-        judges=manifests("judge", [answers for answers in plan.answers(SUITE) if plan.against(SUITE, answers)]),
-        generations=manifests("generate", plan.policies(SUITE)),
+        scores=manifests("score", jobs.answers(SUITE)),
+        judges=manifests("judge", [answers for answers in jobs.answers(SUITE) if jobs.against(SUITE, answers)]),
+        generations=manifests("generate", jobs.policies(SUITE)),
         preferences=manifests("preference", [run.name for run in SUITE.runs]),
         comparisons=manifest("prepare/comparisons"),
         reward=[manifest("reward")] if SUITE.reward else [],

@@ -9,8 +9,8 @@ rule sft:
     """Fine-tune the base model on demonstrations."""
     input:
         code=sources("sft"),
-        base=manifest(plan.folder_of(SUITE, "base")),
-        weights=ancient_weights(plan.folder_of(SUITE, "base")),
+        base=manifest(jobs.folder_of(SUITE, "base")),
+        weights=ancient_weights(jobs.folder_of(SUITE, "base")),
         demonstrations=manifest("prepare/demonstrations"),
     output:
         manifest=manifest("sft"),
