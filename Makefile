@@ -22,11 +22,11 @@ lint: $(STAMP)  ## style and types
 
 bench: $(STAMP)  ## speed and memory against TRL, every cell (hours); writes docs/benchmarks.md's table
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	snakemake bench --configfile configs/quickstart.yaml configs/local/bench.yaml
+	$(VENV)/bin/python -m benchmarks benchmarks/settings/full.yaml --output results/benchmarks-full
 
 benchshort: $(STAMP)  ## the same on one cell, within ten minutes
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	snakemake bench
+	$(VENV)/bin/python -m benchmarks
 
 faults: $(STAMP)  ## every fault at every stage, three times (half an hour); writes docs/faults.md's table
 	python tests/faults.py --times 3

@@ -28,7 +28,6 @@ else:
     include: "workflow/rules/best_of_n.smk"  # scores of a pool    -> what Best-of-N gives
     include: "workflow/rules/judge.smk"  # scores              -> win rates
     include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
-    include: "workflow/rules/benchmark.smk"  # random weights, ids -> speed and memory, on demand
 
 include: "workflow/rules/targets.smk"  # what `all` asks for beside the report
 

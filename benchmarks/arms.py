@@ -14,7 +14,7 @@ import torch
 
 from prefdag.errors import UserError
 
-PEER = Path(__file__).parent / "trl_arm.py"
+ROOT = Path(__file__).parents[1]
 KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 LONGEST = 1800.0  # seconds
 
@@ -53,10 +53,19 @@ class Arm:
         shared += ["--pairs-per-step", str(pairs_per_step), "--steps", str(steps), "--threads", str(threads)]
         if self.name.startswith("trl"):
             kind = self.name.removeprefix("trl-")
-            return [sys.executable, str(PEER), "--arm", kind, "--per-device", str(self.per_device), *shared]
-        own = ["--rung", self.rung] if self.rung else []
-        own += ["--tokens-per-batch", str(self.tokens)] if self.tokens else []
-        return [sys.executable, "-m", "prefdag", "bench", "--json", *own, *shared]
+            return [
+                sys.executable,
+                "-m",
+                "benchmarks.trl_arm",
+                "--arm",
+                kind,
+                "--per-device",
+                str(self.per_device),
+                *shared,
+            ]
+        options = ["--rung", self.rung] if self.rung else []
+        options += ["--tokens-per-batch", str(self.tokens)] if self.tokens else []
+        return [sys.executable, "-m", "benchmarks.micro", *options, *shared]
 
 
 def run(arm: Arm, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> dict[str, Any]:
@@ -64,7 +73,8 @@ def run(arm: Arm, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> 
 
     Raises `UserError` where the arm fails or prints no result; the sentence carries its last line.
     """
-    environment = {**os.environ, **(KEEPING if arm.keeping else {})}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "workflow"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **(KEEPING if arm.keeping else {})}
     calibration, before = gemm_gflops(threads), _processor_times()
     command = arm.command(cell, pairs_per_step, steps, threads)
     try:

@@ -12,7 +12,7 @@ Kind = Literal["dpo", "reward", "reference", "sft"]
 
 
 class Benchmark(Compute):
-    """`snakemake bench`: prefdag against TRL and against its own plainer forms, on random weights and ids."""
+    """prefdag against TRL and against its own plainer forms, on random weights and ids."""
 
     threads: Count = 2
     shapes: tuple[Shape, ...] = Field(("small",), min_length=1, description="model shapes")

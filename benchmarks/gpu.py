@@ -1,6 +1,6 @@
 """The benchmark on one GPU without Snakemake, MLflow or a network.
 
-PYTHONPATH=workflow python workflow/bench/gpu.py OUT
+PYTHONPATH=workflow python -m benchmarks.gpu OUT
 
 Meant for nine minutes of an H100, on a machine that has torch, transformers, accelerate, pandas, matplotlib, PyYAML and
 rich. What is missing of trl, datasets, dill, multiprocess, pydantic, pydantic-core, annotated-types and
@@ -22,14 +22,14 @@ import yaml
 
 from benchmarks.config import Benchmark
 from benchmarks.half import errors_in_half
+from benchmarks.measure import measure_cells, write_results
 from benchmarks.micro import store_of
 from benchmarks.shapes import vocabulary, write_ids, write_model
-from benchmarks.whole import measured, written
 from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, set_up
 
 LIGER = importlib.util.find_spec("liger_kernel") is not None
-SPEED = yaml.safe_load((Path(__file__).parents[1] / "configs/local/bench-gpu.yaml").read_text())["benchmark"]
+SPEED = yaml.safe_load((Path(__file__).parent / "settings/gpu.yaml").read_text())
 SHORT = {**SPEED, "steps": 4, "rounds": 1}
 PARTS = {
     "speed": {**SPEED, "liger": LIGER},
@@ -56,10 +56,10 @@ def main() -> int:
                 continue
             own = {"shapes": [arguments.shape]} if arguments.shape else {}
             settings = Benchmark.model_validate({**PARTS[name], **own})
-            with tempfile.TemporaryDirectory() as kept:
-                runs = measured(settings, Path(kept))
+            with tempfile.TemporaryDirectory() as cells:
+                runs = measure_cells(settings, Path(cells))
             folder.mkdir(parents=True, exist_ok=True)
-            written(runs, settings, folder)
+            write_results(runs, settings, folder)
             print((folder / "benchmarks.md").read_text(), flush=True)
     except UserError as mistake:
         print(f"gpu.py: {mistake}", file=sys.stderr)

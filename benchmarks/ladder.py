@@ -1,7 +1,7 @@
 """The rungs between the plain padded path and the product, one thing changed at a time.
 
-Each rung gives the `LogProbs` of one optimizer step's pairs, a micro-batch at a time; `prefdag bench --rung` trains on
-it. All compute the same numbers, which the tests hold.
+Each rung gives the `LogProbs` of one optimizer step's pairs, a micro-batch at a time; `benchmarks.micro --rung`
+trains on it. All compute the same numbers; tests hold that.
 """
 
 from collections.abc import Callable, Iterator, Sequence

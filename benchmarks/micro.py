@@ -1,13 +1,14 @@
-"""`prefdag bench`: pairs per second, memory and losses of one task on any model folder and any token ids.
+"""Measure pairs per second, memory and losses of one task: `python -m benchmarks.micro --model DIR --ids FILE`.
 
 Each line of --ids is `{"prompt_ids": [...], "chosen_ids": [...], "rejected_ids": [...]}`; steps take the pairs in the
-order of the file, over and over. One JSON line is printed. The first steps warm up and are not timed.
+order of the file, repeatedly. Prints one JSON line. The first steps warm up and are not timed.
 """
 
 import argparse
 import importlib.metadata
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -44,8 +45,9 @@ Taken = tuple[float, float]  # an optimizer step's loss and gradient norm
 BUDGETS = {"cpu": 512, "cuda": 16384}
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="prefdag bench", description=__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Measure one task and print one JSON line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.micro", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--ids", type=Path, required=True, help="JSON lines of prompt_ids, chosen_ids, rejected_ids")
     parser.add_argument("--task", choices=TASKS, default="dpo")
@@ -56,7 +58,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--rung", choices=tuple(RUNGS), help="of DPO, a plainer form of the step, to measure against")
-    parser.add_argument("--json", action="store_true", help="print one JSON line (the only form there is)")
     arguments = parser.parse_args(argv)
     for name in ("pairs_per_step", "steps", "threads", "tokens_per_batch"):
         if getattr(arguments, name) < 1:
@@ -221,3 +222,11 @@ def _begin(phase: Phase) -> None:
     phase.begin()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as mistake:
+        print(f"benchmarks.micro: {mistake}", file=sys.stderr)
+        sys.exit(2)

@@ -1,4 +1,4 @@
-"""Time and memory of `prepare` on made-up pairs with HH lengths: python workflow/bench/prepare.py TOKENIZER 8000 40000
+"""Time and memory of `prepare` on made-up pairs with HH lengths: python -m benchmarks.prepare TOKENIZER 8000 40000
 
 Each size runs in a process of its own. Memory is the proportional set size of the job and its workers together, read
 four times a second; a shared page counts once.

@@ -1,4 +1,4 @@
-"""Sampling against transformers' `generate` and prefdag's own code before: python workflow/bench/sampling.py MODEL
+"""Sampling against transformers' `generate` and prefdag's own code before: python -m benchmarks.sampling MODEL
 
 MODEL is a folder with config.json and weights, or `llama` for a random one of 8 layers of 512. Prompts of unequal
 lengths are cut from text that the model writes. Each round runs every arm once, in turn, one thread, CPU time; greedy

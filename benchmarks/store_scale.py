@@ -1,6 +1,6 @@
 """The token store and the loader's plan at scale: synthetic pairs with the lengths of real ones.
 
-python workflow/bench/store_scale.py 160000 1600000
+python -m benchmarks.store_scale 160000 1600000
 
 For each number of pairs: seconds to write the store, to open it, and of an optimizer step's members and micro-batches
 (the first step draws the epoch's order); what the process's peak memory grew by while writing, and while planning.

@@ -1,6 +1,6 @@
 """Tracking: the writer over journals beside stages that log into MLflow themselves, a call for each step.
 
-PYTHONPATH=workflow python workflow/bench/tracking.py --runs 200 --points 50 --rounds 3
+PYTHONPATH=workflow python -m benchmarks.tracking --runs 200 --points 50 --rounds 3
 
 Every arm is a process of its own with an empty SQLite database; arms take turns. CPU seconds (other work on the machine
 hardly touches them), wall seconds, and the process's peak memory.

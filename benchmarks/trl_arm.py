@@ -1,13 +1,12 @@
-"""TRL on a model folder and a file of token ids: the benchmark's peer, in a process of its own.
+"""TRL on a model folder and a file of token ids: the benchmark's peer, in a separate process.
 
-python workflow/bench/trl_arm.py --arm defaults|tuned|patched|liger --task dpo|reward|sft|reference --model DIR
-    --ids FILE
+python -m benchmarks.trl_arm --arm defaults|tuned|patched|liger --task dpo|reward|sft|reference --model DIR --ids FILE
 
 `defaults` keeps gradient checkpointing and a live reference; `tuned` turns the first off and computes reference
 log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA alone; `liger` is
 tuned with Liger's kernels, on CUDA. All are float32 on CPU and bf16 over float32 weights on CUDA, without dropout, and
 take the pairs in the order of the file. DPO's sums of log-probs are taken in float64 (TRL's own are float32, whose
-numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON line like `prefdag bench`.
+numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON line like `benchmarks.micro`.
 """
 
 import argparse

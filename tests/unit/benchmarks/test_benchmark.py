@@ -1,12 +1,10 @@
 """The benchmark: what it runs on, that every rung computes the same, and what its table says."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -15,8 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from benchmarks import arms, micro, whole
-from benchmarks import stage as stage
+from benchmarks import __main__ as program
+from benchmarks import arms, gpu, measure, micro
 from benchmarks.arms import Arm, Cell
 from benchmarks.cells import Length, best, interleaved, ratios
 from benchmarks.config import Benchmark
@@ -29,8 +27,6 @@ from prefdag.data.token_store import Comparison
 from prefdag.errors import Stopped, UserError
 from prefdag.models.loading import load_policy
 from prefdag.models.packing import pack
-from prefdag.provenance.journal import open_journal
-from prefdag.runtime.stage import Workspace
 
 ROOT = Path(__file__).parents[3]
 NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
@@ -87,7 +83,7 @@ def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.Ca
     for rung in ("completion", ""):
         own = ["--rung", rung] if rung else []
         argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "3", *own]
-        assert micro.main([*argv, "--learning-rate", "1e-4", "--json"]) == 0
+        assert micro.main([*argv, "--learning-rate", "1e-4"]) == 0
         said = json.loads(capsys.readouterr().out)
         losses[rung], norms[rung] = said["losses"], said["grad_norms"]
     assert losses["completion"] == pytest.approx(losses[""], abs=1e-5)
@@ -220,15 +216,14 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
     for shape in ("small", "pythia-14m"):
         monkeypatch.setitem(SHAPES, shape, ("llama", TINY))
     monkeypatch.setattr("benchmarks.cells.run", ran)
-    settings = Benchmark(shapes=("small", "pythia-14m"), trl=False, rounds=1)
-    journal = open_journal(tmp_path / "suite", "benchmark")
-    (tmp_path / "made").mkdir()
-    workspace = Workspace("benchmark", None, tmp_path / "made", tmp_path / "resume", journal, {})
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("{shapes: [small, pythia-14m], trl: false, rounds: 1}")
+    arguments = [str(settings), "--output", str(tmp_path / "output")]
     with pytest.raises(Stopped):
-        stage.run(stage.Job(benchmark=settings), workspace)
-    stage.run(stage.Job(benchmark=settings), workspace)
+        program.main(arguments)
+    assert program.main(arguments) == 0
     assert measurements == [*["small/hh/dpo"] * 6, "stopped", *["pythia-14m/hh/dpo"] * 6]
-    assert list(pd.read_csv(workspace.output / "runs.csv")["shape"]) == ["small"] * 6 + ["pythia-14m"] * 6
+    assert list(pd.read_csv(tmp_path / "output/runs.csv")["shape"]) == ["small"] * 6 + ["pythia-14m"] * 6
 
 
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
@@ -246,17 +241,9 @@ def test_an_arm_that_fails_says_its_last_line(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_peer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(whole, "_version", lambda name: "missing")
+    monkeypatch.setattr(measure, "_version", lambda name: "missing")
     with pytest.raises(UserError, match="trl is not installed"):
-        whole._check_peer()
-
-
-def gpu_form() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_form", ROOT / "workflow/bench/gpu.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        measure._check_peer()
 
 
 def test_the_gpus_form_writes_every_part_once(
@@ -265,16 +252,15 @@ def test_the_gpus_form_writes_every_part_once(
     """Where there is no GPU, on a tiny shape and without TRL."""
     monkeypatch.setitem(SHAPES, "small", ("llama", TINY))
     monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path), "--parts", "half", "large", "--shape", "small"])
-    form = gpu_form()
-    monkeypatch.setitem(form.PARTS, "large", {**form.PARTS["large"], "pairs_per_step": 4, "threads": 1})
-    assert form.main() == 0
+    monkeypatch.setitem(gpu.PARTS, "large", {**gpu.PARTS["large"], "pairs_per_step": 4, "threads": 1})
+    assert gpu.main() == 0
     half = pd.read_csv(tmp_path / "half.csv").iloc[0]
     assert half["shape"] == "small" and 0 < half["logprobs"] <= 2 and 0 < half["gradients"] <= 2
     (run,) = pd.read_csv(tmp_path / "large/runs.csv").to_dict("records")
     assert (run["arm"], run["shape"]) == ("prefdag", "small") and run["pairs_per_s"] > 0
     assert (tmp_path / "large/figures/speedups.png").is_file()
     capsys.readouterr()
-    assert form.main() == 0 and not capsys.readouterr().out, "what is there is not measured again"
+    assert gpu.main() == 0 and not capsys.readouterr().out, "what is there is not measured again"
 
 
 def test_the_gpus_form_needs_little() -> None:
@@ -294,8 +280,16 @@ def test_the_gpus_form_needs_little() -> None:
 import sys
 for name in {absent}:
     sys.modules[name] = None
-import runpy, benchmarks.micro
-runpy.run_path({str(ROOT / "workflow/bench/gpu.py")!r}, run_name="imported")
+import benchmarks.gpu, benchmarks.micro
 """
-    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_broken_settings_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("{shapes: [huge]}")
+    assert program.main([str(settings), "--output", str(tmp_path / "output")]) == 2
+    assert f"benchmarks: {settings}: shapes" in capsys.readouterr().err
+    assert program.main([str(tmp_path / "absent.yaml")]) == 2
+    assert "absent.yaml: cannot be read" in capsys.readouterr().err

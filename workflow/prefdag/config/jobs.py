@@ -106,7 +106,6 @@ _PARTS = {
     "best_of_n": _best_of_n,
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
-    "benchmark": lambda suite, name: {"benchmark": suite.benchmark},
 }
 
 _EXACT_PARTS = {

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.config import Benchmark
 from prefdag.config.adapters import RANKED, SCORED, is_user_adapter
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
@@ -63,7 +62,6 @@ class Suite(Section):
     score: Score
     judge: Judge = Judge()
     report: Report = Report()
-    benchmark: Benchmark = Benchmark()
     expected: tuple[Expected, ...] = Field((), description="published results, shown beside measured ones")
     size: Size | None = None
     lock: str = Field("", description="where the Hub's commits are kept; default: <name>.lock.json beside the suite")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from benchmarks.arms import PEER, Arm, Cell
+from benchmarks.arms import Arm, Cell
 from benchmarks.cells import OURS, Length, best, interleaved, ratios
 from benchmarks.config import Benchmark
 from benchmarks.page import as_markdown, speedups
@@ -24,7 +24,7 @@ from prefdag.reporting.figures.style import save_figure
 RUNGS = ("naive", "sorted", "completion", "packed", "shared")  # the product itself is the arm `prefdag`
 
 
-def measured(settings: Benchmark, folder: Path) -> pd.DataFrame:
+def measure_cells(settings: Benchmark, folder: Path) -> pd.DataFrame:
     """A row for each run of each arm. Cells that `folder` holds already are not measured again.
 
     Raises `UserError` where TRL is asked for and missing, or an arm fails.
@@ -48,7 +48,7 @@ def measured(settings: Benchmark, folder: Path) -> pd.DataFrame:
     return with_work(runs, settings.steps * settings.pairs_per_step)
 
 
-def written(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFrame:
+def write_results(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFrame:
     """Write runs.csv, losses.csv, ratios.csv, benchmarks.md and figures/speedups.png; returns the ratios."""
     found = ratios(runs)
     runs.drop(columns=["losses", "grad_norms"]).to_csv(output / "runs.csv", index=False)
@@ -57,7 +57,7 @@ def written(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFra
     versions = {name: _version(name) for name in ("torch", "transformers", "trl")}
     page = as_markdown(found, runs, settings, {**versions, "python": platform.python_version()})
     (output / "benchmarks.md").write_text(page)
-    (output / "figures").mkdir()
+    (output / "figures").mkdir(parents=True, exist_ok=True)
     png, svg = save_figure(speedups(found))
     (output / "figures" / "speedups.png").write_bytes(png)
     (output / "figures" / "speedups.svg").write_bytes(svg)
@@ -65,11 +65,9 @@ def written(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFra
 
 
 def _check_peer() -> None:
-    if not PEER.is_file():
-        raise UserError(f"{PEER}: the peer's script is missing; run the benchmark from a checkout")
     for name in ("trl", "accelerate"):
         if _version(name) == "missing":
-            raise UserError(f"benchmark: {name} is not installed; `pip install -e '.[bench]'`, or benchmark.trl: false")
+            raise UserError(f"benchmark: {name} is not installed; `pip install -e '.[bench]'`, or set `trl: false`")
 
 
 def _version(name: str) -> str:
