@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from prefdag.config.answer_sets import policy_of, step_of, variant_of
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.best_of_n import BestOfN
 from prefdag.config.judge import Judge
 from prefdag.data.token_store import Store, StoreWriter
@@ -58,12 +58,14 @@ DRIFT = {  # (KL in nats, reward) that each policy is drawn around
 
 def drift(answers: str) -> tuple[float, float]:
     """Of a checkpoint, on the way from SFT; of a temperature, a little worse the hotter it is."""
-    kl, reward = DRIFT[policy_of(answers)]
-    if (step := step_of(answers)) is not None:
-        way = step / STEPS
+    one = AnswerSet.parse(answers)
+    kl, reward = DRIFT[one.policy]
+    if one.step is not None:
+        way = one.step / STEPS
         return kl * way, 0.12 + (reward - 0.12) * min(1, 1.6 * way)
-    heat = variant_of(answers)
-    return (kl, reward - 0.35 * (float(heat[1:]) - 0.7)) if heat.startswith("t") else (kl, reward)
+    if one.variant.startswith("t"):
+        return kl, reward - 0.35 * (float(one.variant[1:]) - 0.7)
+    return kl, reward
 
 
 def score_table(policy: str, num_prompts: int, num_samples: int = 2) -> pd.DataFrame:
@@ -217,7 +219,7 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
 
 def write_verdicts(root: Path, name: str, judges: tuple[str, ...] = ("reward",)) -> Path:
     here = workspace(root / "judge" / name)
-    held = root / f"score/sft@{variant_of(name)}/manifest.json"
+    held = root / f"score/{AnswerSet('sft', AnswerSet.parse(name).variant)}/manifest.json"
     held = held if held.is_file() else root / "score/sft/manifest.json"
     job = judge.Job(judge=Judge(bootstrap=200, judges=judges))
     judge.run(job, here, scores=root / "score" / name / "manifest.json", against=held)
@@ -241,7 +243,7 @@ def write_further(root: Path, inputs: dict, runs: list[dict], num_prompts: int) 
         path.unlink()
     for path in (root / "judge").glob("*"):
         path.rmdir()
-    judged = [name for name in (*policies, *further) if policy_of(name) != "sft"]
+    judged = [name for name in (*policies, *further) if AnswerSet.parse(name).policy != "sft"]
     write_scores(root / "score/sft@pool", score_table("sft", num_prompts, 16), "sft@pool", True)
     here = workspace(root / "best_of_n")
     best_of_n.run(

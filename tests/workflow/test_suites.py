@@ -41,12 +41,12 @@ Row = dict[str, Any]
 def test_it_plans(name: str, tmp_path: Path) -> None:
     """Nothing is fetched: a lock comes first, then every run of the suite."""
     project = checkout(tmp_path / "clone")
-    jobs = planned(project, f"configs/{name}.yaml")
+    planned_jobs = planned(project, f"configs/{name}.yaml")
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
     assert isinstance(suite, Suite)
-    assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= jobs
+    assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= planned_jobs
     folder = jobs.classifier_folder(suite)
-    of_classifier = {job for job in jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
+    of_classifier = {job for job in planned_jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
     assert of_classifier == ({(folder.partition("/")[0], folder.partition("/")[2])} if folder else set())
 
 
@@ -220,15 +220,15 @@ def walk(suite: Suite, results: Path) -> list[str]:
         stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, **given)
     for policy in ("base", *runs):
         stage(f"judge/{policy}", scores=f"score/{policy}", against="score/sft")
-    elsewhere = [name for name in jobs.answers(suite) if jobs.prompts_of(suite, name) == "ood"]
-    if elsewhere:
+    others = [one for one in jobs.answers(suite) if jobs.prompts_of(suite, one) == "ood"]
+    if others:
         stage("prepare/ood", "ood", rows="fetch/data", tokenizer=base, demonstrations="prepare/demonstrations")
-    for name in sorted(elsewhere, key=lambda name: jobs.against(suite, name) is not None)[:4]:
-        at = jobs.answering_folder(suite, name)
+    for one in sorted(others, key=lambda one: jobs.against(suite, one) is not None)[:4]:
+        name, at = str(one), jobs.answering_folder(suite, one)
         who = {"policy": at} if at else {"tokenizer": base}
         stage(f"generate/{name}", name, comparisons="prepare/ood", **who)
         stage(f"score/{name}", name, generations=f"generate/{name}", policy=at, **given)
-        if held := jobs.against(suite, name):
+        if held := jobs.against(suite, one):
             stage(f"judge/{name}", name, scores=f"score/{name}", against=f"score/{held}")
     stage(
         "report",

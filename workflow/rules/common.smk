@@ -7,6 +7,7 @@ from shlex import quote
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
 from prefdag.config import jobs
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
@@ -78,16 +79,20 @@ def manifest(folder):
     return f"{RESULTS}/{folder}/manifest.json"
 
 
+def answer_set(wildcards):
+    return AnswerSet.parse(wildcards.answers)
+
+
 def policy_manifest(wildcards):
-    """Of the policy that answers; nobody's answers have none."""
-    folder = jobs.answering_folder(SUITE, wildcards.answers)
+    """The manifest of the policy that answers; the chosen responses have none."""
+    folder = jobs.answering_folder(SUITE, answer_set(wildcards))
     return [manifest(folder)] if folder else []
 
 
 def policy_weights(wildcards):
     """Weights are tracked by their manifest; ancient keeps a touched file from starting a cascade."""
-    folder = jobs.answering_folder(SUITE, wildcards.answers)
-    if folder and jobs.step_of(wildcards.answers):
+    folder = jobs.answering_folder(SUITE, answer_set(wildcards))
+    if folder and answer_set(wildcards).step:
         return [ancient(f"{RESULTS}/{folder}/checkpoints")]
     return ancient_weights(folder) if folder else []
 

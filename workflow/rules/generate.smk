@@ -12,7 +12,7 @@ rule generate:
         policy=policy_manifest,
         weights=policy_weights,
         tokenizer=reader_of,
-        comparisons=lambda wildcards: manifest(jobs.prompts_folder(SUITE, wildcards.answers)),
+        comparisons=lambda wildcards: manifest(jobs.prompts_folder(SUITE, answer_set(wildcards))),
     output:
         manifest=f"{RESULTS}/generate/{{answers}}/manifest.json",
     params:

@@ -7,7 +7,7 @@ OUTPUTS  results/<suite>/judge/<answers>/manifest.json, verdicts.csv, summary.js
 
 
 def against(stage):
-    return lambda wildcards: manifest(f"{stage}/{jobs.against(SUITE, wildcards.answers)}")
+    return lambda wildcards: manifest(f"{stage}/{jobs.against(SUITE, answer_set(wildcards))}")
 
 
 rule judge:

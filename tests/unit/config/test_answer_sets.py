@@ -12,7 +12,7 @@ from test_plan import SIZE
 from conftest import MINI, ROOT
 from prefdag.cli.plan import job_costs
 from prefdag.config import jobs
-from prefdag.config.answer_sets import policy_of, step_of, variant_of, weights_of
+from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.loading import merge
 from prefdag.config.preference import Preference
 from prefdag.config.suite import Suite, resolve
@@ -28,9 +28,20 @@ def suite(**changes: Any) -> Suite:
     return found
 
 
+def answers(found: Suite) -> list[str]:
+    return [str(one) for one in jobs.answers(found)]
+
+
+def against(found: Suite, name: str) -> str | None:
+    other = jobs.against(found, AnswerSet.parse(name))
+    return None if other is None else str(other)
+
+
 def test_names() -> None:
-    parts = [(policy_of(name), variant_of(name), step_of(name)) for name in ("dpo", "dpo@t1", "dpo@step20", "sft@pool")]
-    assert parts == [("dpo", "", None), ("dpo", "t1", None), ("dpo", "step20", 20), ("sft", "pool", None)]
+    names = ["dpo", "dpo@t1", "dpo@step20", "sft@pool", "chosen@ood"]
+    sets = [AnswerSet("dpo"), AnswerSet("dpo", "t1"), AnswerSet("dpo", step=20), AnswerSet("sft", "pool")]
+    assert [*map(AnswerSet.parse, names)] == [*sets, AnswerSet("chosen", "ood")]
+    assert [str(AnswerSet.parse(name)) for name in names] == names
     assert weights_of(Path("a/manifest.json")) == Path("a/model")
     assert weights_of(Path("a/manifest.json"), 20) == Path("a/checkpoints/20")
 
@@ -39,12 +50,12 @@ def test_the_readmes_example_resolves() -> None:
     """With its 7 checkpoints of 400 steps, 50 apart."""
     text = (ROOT / "README.md").read_text()
     example = yaml.safe_load(re.search(r"```yaml\n(generate:.*?)```", text, re.S)[1])
-    found = jobs.answers(suite(**example))
+    found = answers(suite(**example))
     assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(found)
 
 
 def test_without_variants_the_answers_are_the_policies() -> None:
-    assert jobs.answers(suite()) == jobs.policies(suite()) == POLICIES
+    assert answers(suite()) == jobs.policies(suite()) == POLICIES
 
 
 def test_every_kind_of_answers() -> None:
@@ -53,10 +64,10 @@ def test_every_kind_of_answers() -> None:
     runs[0]["checkpoints"] = 2
     found = suite(generate={"variants": COLD, "best_of": 4, "chosen": True}, runs=runs)
     cold = [f"{policy}@t0.25" for policy in POLICIES]
-    assert jobs.answers(found) == [
+    assert answers(found) == [
         *POLICIES, *cold, "dpo@nucleus", "dpo@step1", "dpo@step3", "sft@pool", "chosen",
     ]  # fmt: skip
-    judged = {name: jobs.against(found, name) for name in jobs.answers(found) if jobs.against(found, name)}
+    judged = {name: against(found, name) for name in answers(found) if against(found, name)}
     assert judged == {
         **dict.fromkeys(["base", "dpo", "dpo-strong", "simpo"], "sft"),
         **dict.fromkeys(["base@t0.25", "dpo@t0.25", "dpo-strong@t0.25", "simpo@t0.25"], "sft@t0.25"),
@@ -75,23 +86,24 @@ def with_other_prompts(against: str = "chosen", **variants: Any) -> Suite:
 def test_prompts_of_another_distribution_are_held_against_their_own_references() -> None:
     """`ood` alone changes no setting of sampling and is still another set of answers."""
     found = with_other_prompts()
-    assert jobs.answers(found)[-3:] == ["chosen", "chosen@ood", "chosen@ood-t0"]
+    assert answers(found)[-3:] == ["chosen", "chosen@ood", "chosen@ood-t0"]
     for name, other in (
         ("dpo", "chosen"),
         ("sft@t0", "chosen"),
         ("sft@ood", "chosen@ood"),
         ("dpo@ood-t0", "chosen@ood-t0"),
     ):
-        assert jobs.against(found, name) == other
-    assert jobs.against(found, "chosen@ood") is None and jobs.answering_folder(found, "chosen@ood") is None
-    assert {jobs.prompts_folder(found, name) for name in ("dpo", "sft@t0", "chosen")} == {"prepare/comparisons"}
-    assert {jobs.prompts_folder(found, name) for name in ("dpo@ood", "chosen@ood-t0")} == {"prepare/ood"}
+        assert against(found, name) == other
+    assert against(found, "chosen@ood") is None and jobs.answering_folder(found, AnswerSet("chosen", "ood")) is None
+    for folder, names in (("comparisons", ("dpo", "sft@t0", "chosen")), ("ood", ("dpo@ood", "chosen@ood-t0"))):
+        for name in names:
+            assert jobs.prompts_folder(found, AnswerSet.parse(name)) == f"prepare/{folder}"
     assert jobs.config_of(found, "generate", "dpo@ood") == jobs.config_of(found, "generate", "dpo")
     told = json.loads(jobs.config_of(found, "report"))["answers"]
     assert {entry["name"] for entry in told if entry["prompts"] == "ood"} == {
-        name for name in jobs.answers(found) if "@ood" in name
+        name for name in answers(found) if "@ood" in name
     }
-    assert jobs.against(with_other_prompts("sft"), "dpo@ood") == "sft@ood"
+    assert against(with_other_prompts("sft"), "dpo@ood") == "sft@ood"
 
 
 def test_other_prompts_are_there_and_answered_or_a_sentence_says_so() -> None:
@@ -112,7 +124,7 @@ def test_checkpoints_lie_evenly_between_the_ends() -> None:
 def test_a_job_may_read_its_own_settings_only() -> None:
     """Two more sets of answers change no other set's config; each states what differs."""
     before, found = suite(), suite(generate={"variants": COLD, "best_of": 4, "best_of_prompts": 6, "chosen": True})
-    for name in jobs.answers(before):
+    for name in answers(before):
         for stage in ("generate", "score"):
             assert jobs.config_of(before, stage, name) == jobs.config_of(found, stage, name)
     default = json.loads(jobs.config_of(found, "generate", "sft"))["generate"]
@@ -194,7 +206,7 @@ def test_the_report_is_told_how_answers_were_drawn() -> None:
     """By name; nothing of the chosen responses, which nobody drew, nor of seeds and numbers, which no figure shows."""
     told = json.loads(jobs.config_of(suite(generate={"variants": COLD, "chosen": True}), "report"))["answers"]
     by_name = {entry.pop("name"): entry for entry in told}
-    assert list(by_name) == jobs.answers(suite(generate={"variants": COLD, "chosen": True}))
+    assert list(by_name) == answers(suite(generate={"variants": COLD, "chosen": True}))
     assert set(by_name["dpo"]) == {"prompts", "temperature", "top_p", "max_new_tokens"} and by_name["chosen"] == {
         "prompts": "test"
     }

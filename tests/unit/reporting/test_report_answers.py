@@ -11,7 +11,7 @@ from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, 
 from prefdag.reporting.figures.training import PROBED, displacement, wilson
 from prefdag.reporting.sections.judges import agreements, rates
 from prefdag.reporting.seeds import average_seeds, by_prompt, gains, published_rows, seeds_table
-from prefdag.reporting.tables import alike, answers_table, checkpoints, elsewhere, runs_table
+from prefdag.reporting.tables import answers_table, checkpoints, ood_win_rates, runs_table, temperature_variants
 from prefdag.training import preference_metrics
 from synthetic_results import METRICS, SOME, made, write_further, write_results
 
@@ -57,7 +57,7 @@ def test_every_scored_set_of_answers_has_a_row(answers: pd.DataFrame):
 
 
 def test_temperatures_are_compared_where_nothing_else_differs(answers: pd.DataFrame):
-    assert list(alike(answers)["answers"]) == ["base", "sft", "dpo", "dpo@cold", "sft@cold"]
+    assert list(temperature_variants(answers)["answers"]) == ["base", "sft", "dpo", "dpo@cold", "sft@cold"]
     assert list(checkpoints(answers)["answers"]) == ["dpo@step4"]
     figure = by_temperature(answers, "win rate")
     assert figure is not None
@@ -66,7 +66,7 @@ def test_temperatures_are_compared_where_nothing_else_differs(answers: pd.DataFr
 
 
 def test_other_prompts_stand_beside_the_suites_own_drawn_alike(answers: pd.DataFrame):
-    table = elsewhere(answers)
+    table = ood_win_rates(answers)
     assert list(table["temperature"]) == [1.0, 0.0], "what was cut at another top_p, and a checkpoint, are not alike"
     assert list(table["ood_mean"]) == [0.75, 0.25] and list(table["test_mean"]) == [0.75, 0.75]
     figure = on_other_prompts(answers, "win rate")

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from prefdag.config.answer_sets import policy_of, step_of, weights_of
+from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.objectives import objective
 from prefdag.errors import UserError
 from prefdag.provenance.journal import redact
@@ -26,7 +26,7 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     Raises `UserError` when no suite, or more than one, has it.
     """
     folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/fetch"))
-    policy = policy_of(run)
+    policy = AnswerSet.parse(run).policy
     inside = policy if policy in ("sft", "pretrain") else f"preference/{policy}"
     found = [folder / inside / MANIFEST for folder in folders if (folder / inside / MANIFEST).is_file()]
     if len(found) == 1:
@@ -46,7 +46,7 @@ def export(manifest: Manifest, run: str, target: Path) -> Path:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: there already; name a new folder")
-    weights = weights_of(manifest.path, step_of(run))
+    weights = weights_of(manifest.path, AnswerSet.parse(run).step)
     inside = weights.relative_to(manifest.folder).as_posix()
     names = [name for name in manifest.content["files"] if name.startswith(f"{inside}/")]
     if not names:

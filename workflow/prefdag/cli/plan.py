@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefdag.config import jobs
-from prefdag.config.answer_sets import CHOSEN, policy_of, variant_of
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
 from prefdag.config.judge import LLM, name_of
 from prefdag.config.sampling import Sampling
@@ -77,7 +77,7 @@ def _costs(suite: Suite, size: Size) -> Iterator[JobCost]:
         yield JobCost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
     runs = [run.preference for run in suite.runs]
     yield _training("preference", runs, size, pairs, prompt + 2 * response)
-    drawn = [suite.generate.settings(variant_of(name)) for name in jobs.answers(suite) if policy_of(name) != CHOSEN]
+    drawn = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
     prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
     hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
     yield JobCost("generate", len(drawn), hours, held)
@@ -133,8 +133,8 @@ def requests(suite: Suite, judge: LLM, results: Path) -> str:
     """What a judge has yet to be asked, in a sentence; without generations as many as the suite's numbers say."""
     prompts, counted, remaining, expected = _prompts(suite), 0, 0, 0
     for name in policies(suite):
-        other = against(suite, name)
-        folders = [results / "generate" / side for side in (name, other) if side]
+        other = against(suite, AnswerSet(name))
+        folders = [results / "generate" / side for side in (name, str(other or "")) if side]
         if other and all((folder / "generations.jsonl").is_file() for folder in folders):
             questions = Questions(judge, _pairs(folders[0], folders[1], suite), results / FOLDER)
             counted, remaining = counted + len(questions), remaining + len(questions.remaining)

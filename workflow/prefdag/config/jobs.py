@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.adapters import adapter_files
-from prefdag.config.answer_sets import CHOSEN, POOL, policy_of, step_of, variant_of
+from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.best_of_n import BestOfN
 from prefdag.config.exact import LEFT_OUT
 from prefdag.config.hub_lock import repositories
@@ -58,29 +58,29 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
         for run in suite.runs
     ]
     expected = [entry.model_dump(mode="json") for entry in suite.expected]
-    told = [{"name": name, "prompts": prompts_of(suite, name), **_drawn(suite, name)} for name in answers(suite)]
-    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected, "answers": told}
+    sets = [{"name": str(one), "prompts": prompts_of(suite, one), **_sampling(suite, one)} for one in answers(suite)]
+    return {"report": suite.report, "suite": suite.name, "runs": runs, "expected": expected, "answers": sets}
 
 
-def _drawn(suite: Suite, name: str) -> dict[str, Any]:
-    """How a set of answers was drawn, as far as the report tells; nothing of answers that nobody drew."""
-    if policy_of(name) == CHOSEN:
+def _sampling(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
+    """Return the sampling settings that the report shows; none for the chosen responses."""
+    if answer_set.is_chosen:
         return {}
-    settings = suite.generate.settings(variant_of(name))
+    settings = suite.generate.settings(answer_set.variant)
     return {"temperature": settings.temperature, "top_p": settings.top_p, "max_new_tokens": settings.max_new_tokens}
 
 
 def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
-    """What differs between two sets of answers, and nothing of the other sets."""
-    settings = suite.generate.settings(variant_of(name or ""))
-    if policy_of(name or "") == CHOSEN:
+    """Return the settings of one set of answers; a change to another set must not rerun this job."""
+    answer_set = AnswerSet.parse(name or "")
+    settings = suite.generate.settings(answer_set.variant)
+    if answer_set.is_chosen:
         return {"generate": {"max_prompts": settings.max_prompts}}
-    return {"generate": settings, **_checkpoint(name)}
+    return {"generate": settings, **_checkpoint(answer_set)}
 
 
-def _checkpoint(name: str | None) -> dict[str, Any]:
-    step = step_of(name or "")
-    return {} if step is None else {"checkpoint": step}
+def _checkpoint(answer_set: AnswerSet) -> dict[str, Any]:
+    return {} if answer_set.step is None else {"checkpoint": answer_set.step}
 
 
 def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ _PARTS = {
     "reward": lambda suite, name: {"reward": suite.reward},
     "reference": lambda suite, name: {"reference": suite.reference},
     "generate": _generate,
-    "score": lambda suite, name: {"score": suite.score, **_checkpoint(name)},
+    "score": lambda suite, name: {"score": suite.score, **_checkpoint(AnswerSet.parse(name or ""))},
     "best_of_n": _best_of_n,
     "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
@@ -159,42 +159,46 @@ def policies(suite: Suite) -> list[str]:
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
 
 
-def answers(suite: Suite) -> list[str]:
-    """Every set of answers that is generated and scored: the policies' own, then what the suite asks for besides."""
-    found = policies(suite)
-    for name, variant in suite.generate.variants.items():
-        found += [f"{policy}@{name}" for policy in variant.policies or policies(suite)]
-    found += [f"{run.name}@step{step}" for run in suite.runs for step in run.preference.kept_steps]
-    found += [f"sft@{POOL}"] if suite.generate.best_of else []
+def answers(suite: Suite) -> list[AnswerSet]:
+    """Return every set of answers that is generated and scored; each policy's own come first."""
+    of_policies = [AnswerSet(policy) for policy in policies(suite)]
+    of_variants = [
+        AnswerSet(policy, name)
+        for name, variant in suite.generate.variants.items()
+        for policy in variant.policies or policies(suite)
+    ]
+    of_checkpoints = [AnswerSet(run.name, step=step) for run in suite.runs for step in run.preference.kept_steps]
+    pool = [AnswerSet("sft", POOL)] if suite.generate.best_of else []
     held_against = suite.judge.against == CHOSEN
-    others = [name for name in suite.generate.variants if held_against and suite.generate.prompts_of(name) == "ood"]
-    chosen = [CHOSEN] if suite.generate.chosen or held_against else []
-    return [*found, *chosen, *(f"{CHOSEN}@{name}" for name in others)]
+    chosen = [AnswerSet(CHOSEN)] if suite.generate.chosen or held_against else []
+    if held_against:  # prompts of another distribution need their own references
+        chosen += [AnswerSet(CHOSEN, name) for name, one in suite.generate.variants.items() if one.prompts == "ood"]
+    return [*of_policies, *of_variants, *of_checkpoints, *pool, *chosen]
 
 
-def prompts_of(suite: Suite, name: str) -> str:
-    """Which prompts a set of answers answers: `test`, or `ood` for those of another input distribution."""
-    return suite.generate.prompts_of(variant_of(name))
+def prompts_of(suite: Suite, answer_set: AnswerSet) -> str:
+    """Return which prompts are answered: `test`, or `ood` for those of another input distribution."""
+    return suite.generate.prompts_of(answer_set.variant)
 
 
-def prompts_folder(suite: Suite, name: str) -> str:
-    """The stage folder that holds the prompts of a set of answers, with their best responses."""
-    return "prepare/ood" if prompts_of(suite, name) == "ood" else "prepare/comparisons"
+def prompts_folder(suite: Suite, answer_set: AnswerSet) -> str:
+    """Return the stage folder that holds the prompts, with their best responses."""
+    return "prepare/ood" if prompts_of(suite, answer_set) == "ood" else "prepare/comparisons"
 
 
-def against(suite: Suite, name: str) -> str | None:
-    """The answers that a set of answers is judged against: the chosen responses, or SFT's, drawn alike where there are
-    such. None for what others are judged against, and for the pool, whose win rates are Best-of-N's.
+def against(suite: Suite, answer_set: AnswerSet) -> AnswerSet | None:
+    """Return the answers that a set is judged against: the chosen responses, or SFT's, sampled in the same way if any.
+
+    None for SFT's and the chosen responses themselves, and for the pool, whose win rates are those of Best-of-N.
     """
-    if name == f"sft@{POOL}":
+    if answer_set == AnswerSet("sft", POOL) or answer_set.is_chosen:
         return None
     if suite.judge.against == CHOSEN:
-        other = f"@{variant_of(name)}" if prompts_of(suite, name) == "ood" else ""
-        return None if policy_of(name) == CHOSEN else CHOSEN + other
-    if policy_of(name) in ("sft", CHOSEN):
+        return AnswerSet(CHOSEN, answer_set.variant if prompts_of(suite, answer_set) == "ood" else "")
+    if answer_set.policy == "sft":
         return None
-    alike = f"sft@{variant_of(name)}"
-    return alike if alike in answers(suite) else "sft"
+    same = AnswerSet("sft", answer_set.variant)
+    return same if same in answers(suite) else AnswerSet("sft")
 
 
 def folder_of(suite: Suite, policy: str) -> str:
@@ -204,9 +208,9 @@ def folder_of(suite: Suite, policy: str) -> str:
     return "sft" if policy == "sft" else f"preference/{policy}"
 
 
-def answering_folder(suite: Suite, name: str) -> str | None:
-    """The stage folder of the policy that gives a set of answers; None for answers that are nobody's."""
-    return None if policy_of(name) == CHOSEN else folder_of(suite, policy_of(name))
+def answering_folder(suite: Suite, answer_set: AnswerSet) -> str | None:
+    """Return the stage folder of the policy that gives these answers; None for the chosen responses."""
+    return None if answer_set.is_chosen else folder_of(suite, answer_set.policy)
 
 
 def tokenizer_folder(suite: Suite) -> str | None:

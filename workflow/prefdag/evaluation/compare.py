@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import Summary, difference, of_seeds
 from prefdag.evaluation.scores import Scores, matched, read_answers, read_scores
@@ -146,7 +147,7 @@ def _seeds(one: Side) -> str | None:
 
 def _told(folder: Path) -> dict[str, Any]:
     """The configs of what made a set of answers, by what it did, as far as the manifests are there."""
-    results, policy = folder.parent.parent, folder.name.partition("@")[0]
+    results, policy = folder.parent.parent, AnswerSet.parse(folder.name).policy
     training = {"sft": ["sft"], "base": ["pretrain", "fetch/model"]}.get(policy, [f"preference/{policy}"])
     places = {"training": training, "generate": [f"generate/{folder.name}"], "score": [f"score/{folder.name}"]}
     found = {}

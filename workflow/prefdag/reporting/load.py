@@ -36,8 +36,8 @@ class SuiteResults:
     pool: pd.DataFrame | None
 
     @property
-    def beside(self) -> pd.DataFrame:
-        """The answers that are no policy's own at its setting of sampling."""
+    def further_answers(self) -> pd.DataFrame:
+        """The rows of `answers` that `runs` does not have: of variants and checkpoints, and the chosen responses."""
         return self.answers[(self.answers["variant"] != "") | (self.answers["run"] == CHOSEN)]
 
     @property

@@ -1,12 +1,12 @@
 """The report's tables: one row a policy, one row a setting that ran with several seeds, and who is compared."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from prefdag.config.answer_sets import CHOSEN, POOL, policy_of, step_of, variant_of
+from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.errors import UserError
 
@@ -146,7 +146,7 @@ def _middle(runs: pd.DataFrame) -> str:
     return str(runs["run"][betas == middle].iloc[0])
 
 
-DRAWN = ("temperature", "top_p", "max_new_tokens")
+SAMPLING = ("temperature", "top_p", "max_new_tokens")
 
 
 def answers_table(
@@ -156,69 +156,79 @@ def answers_table(
     wins: Mapping[str, Mapping[str, Any]],
     steps: Mapping[str, int],
 ) -> pd.DataFrame:
-    """One row a scored set of answers, in the suite's order, policies' own first.
+    """Tabulate the scored sets of answers, one per row, in the suite's order: the policies' own answers come first.
 
-    answers: name, prompts (`test` or `ood`) and, unless nobody drew them, temperature, top_p, max_new_tokens. runs:
-    `tables.runs_table`. summaries, wins: score/ and judge/summary.json by name. steps: optimizer steps of each run as
-    a whole. Columns: answers, run (whose they are), variant, prompts, step (None for base and variants of it, 0 for
-    SFT's own), how they were drawn, the columns of runs.csv, method, group, label, display of the run.
+    Args:
+        answers: `name`, `prompts` (`test` or `ood`) and, if a policy sampled them, `SAMPLING` of each set.
+        runs: `runs_table`.
+        summaries, wins: score/summary.json and judge/summary.json by name.
+        steps: optimizer steps of each run's whole training.
+
+    Returns:
+        Columns answers, run, variant, prompts, step (0 for SFT, None for base and for variants), `SAMPLING`, the
+        metrics of runs.csv, and method, group, label, display of the run.
     """
     policies = runs.set_index("run")[["method", "group", "label", "display"]].to_dict("index")
-    nobody = {"method": CHOSEN, "group": CHOSEN, "label": "", "display": "chosen responses"}
+    chosen = {"method": CHOSEN, "group": CHOSEN, "label": "", "display": "chosen responses"}
     rows = []
-    for told in answers:
-        name = told["name"]
+    for entry in answers:
+        name = entry["name"]
         if name not in summaries:
             continue
-        run = policy_of(name)
-        held = "sft" if run == "sft" and variant_of(name) != POOL else name
+        one = AnswerSet.parse(name)
+        last_step = None if one.suffix else {"sft": 0, **steps}.get(one.policy)
         rows.append(
             {
                 "answers": name,
-                "run": run,
-                "variant": variant_of(name),
-                "prompts": told.get("prompts", "test"),
-                "step": step_of(name) or (None if variant_of(name) else {"sft": 0, **steps}.get(run)),
-                **{key: told.get(key) for key in DRAWN},
+                "run": one.policy,
+                "variant": one.suffix,
+                "prompts": entry.get("prompts", "test"),
+                "step": one.step or last_step,
+                **{key: entry.get(key) for key in SAMPLING},
                 **metric_columns(summaries[name]),
-                **win_columns(wins.get(name), held),
-                **policies.get(run, nobody),
+                **win_columns(wins.get(name), name if one.is_pool else one.policy),
+                **policies.get(one.policy, chosen),
             }
         )
-    return pd.DataFrame(rows).astype({"step": "Int64", **dict.fromkeys(DRAWN, "Float64")})
+    return pd.DataFrame(rows).astype({"step": "Int64", **dict.fromkeys(SAMPLING, "Float64")})
 
 
 def checkpoints(table: pd.DataFrame) -> pd.DataFrame:
-    """The answers of weights kept on the way."""
-    return table[table["variant"].map(lambda name: step_of(f"@{name}") is not None)]
+    """Return the answers of checkpoints."""
+    return table[_is_checkpoint(table)]
 
 
-def elsewhere(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a policy and a setting of sampling that answered prompts of another input distribution and was judged.
+def _is_checkpoint(table: pd.DataFrame) -> pd.Series:
+    return table["answers"].map(lambda name: AnswerSet.parse(name).step is not None).astype(bool)
 
-    Columns: display, temperature, top_p, and of `ood` and of `test` (the suite's own prompts, nan where nothing was
-    drawn alike there) `<prompts>_mean`, `_low` and `_high` of the win rate.
+
+def ood_win_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per policy and sampling setting that answered prompts of another distribution and was judged.
+
+    Columns: display, temperature, top_p, and `ood_mean`, `_low` and `_high` of the win rate there, `test_mean`, `_low`
+    and `_high` of the same setting on the suite's test prompts (nan if it did not answer them).
     """
-    keys = ["run", "display", *DRAWN]
-    held = ["win_rate", "win_low", "win_high"]
+    keys = ["run", "display", *SAMPLING]
+    win_rate = ["win_rate", "win_low", "win_high"]
     judged = table[table["win_low"].notna() & (table["variant"] != POOL)]
-    judged = judged[judged["answers"].map(step_of).isna()]
+    judged = judged[~_is_checkpoint(judged)]
     sides = {
         name: judged[judged["prompts"] == name]
-        .drop_duplicates(keys)[keys + held]
+        .drop_duplicates(keys)[keys + win_rate]
         .set_axis(keys + [f"{name}_{end}" for end in ("mean", "low", "high")], axis=1)
         for name in ("ood", "test")
     }
     return sides["ood"].merge(sides["test"], on=keys, how="left")
 
 
-def alike(table: pd.DataFrame) -> pd.DataFrame:
-    """Policies' own answers and the variants that differ from them in nothing but temperature, seed or number."""
-    own = table[table["variant"] == ""].set_index("run")
-    kept = []
-    for row in table.to_dict("records"):
-        drawn = row["run"] in own.index and row["variant"] != POOL and step_of(row["answers"]) is None
-        kept.append(
-            drawn and row["prompts"] == "test" and all(row[key] == own.at[row["run"], key] for key in DRAWN[1:])
-        )
-    return table[kept]
+def temperature_variants(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the policies' answers, and those of variants that differ in temperature, seed or number at most."""
+    defaults = table[table["variant"] == ""].set_index("run")
+
+    def comparable(row: Mapping[Hashable, Any]) -> bool:
+        one = AnswerSet.parse(row["answers"])
+        if one.policy not in defaults.index or one.is_pool or one.step is not None or row["prompts"] != "test":
+            return False
+        return all(row[key] == defaults.at[one.policy, key] for key in SAMPLING[1:])
+
+    return table[[comparable(row) for row in table.to_dict("records")]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.config.answer_sets import policy_of, weights_of
+from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
 from prefdag.data.detokenize import prompt_and_response
@@ -66,7 +66,9 @@ def _sampled(
     """The policy's responses in the order of (prompt, sample); a prompt's number names its noise."""
     weights, settings = weights_of(policy, job.checkpoint), job.generate
     device = set_up(settings.threads)
-    workspace.log_model_input("policy", policy_of(workspace.name or "policy"), str(weights.relative_to(policy.parent)))
+    workspace.log_model_input(
+        "policy", AnswerSet.parse(workspace.name or "policy").policy, str(weights.relative_to(policy.parent))
+    )
     reach = max(map(len, prompts), default=0) + settings.max_new_tokens
     check_window(weights, reach, "prompts and generate.max_new_tokens")
     if settings.backend == "vllm":

@@ -120,7 +120,7 @@ def run(
     of_answers, about_answers = answers_report(found)
     images = _write_figures(workspace, drawn | of_rewards | of_answers)
     _write(workspace, "runs.csv", runs_csv(runs).to_csv(index=False, lineterminator="\n"))
-    if len(found.beside):
+    if len(found.further_answers):
         _write(workspace, "answers.csv", found.answers.drop(columns="group").to_csv(index=False, lineterminator="\n"))
     more = {"sections": [SECTION], **told, **about_answers}
     samples = _samples(generations, tables, runs, ["base", *shown], job.report.samples)

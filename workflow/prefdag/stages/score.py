@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdag.config.answer_sets import policy_of, weights_of
+from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.score import Score
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
@@ -62,7 +62,7 @@ def run(
     weights = weights_of(policy, job.checkpoint) if policy is not None else None
     if policy is not None and weights is not None:
         workspace.log_model_input(
-            "policy", policy_of(workspace.name or "policy"), str(weights.relative_to(policy.parent))
+            "policy", AnswerSet.parse(workspace.name or "policy").policy, str(weights.relative_to(policy.parent))
         )
     if classifier is not None:
         workspace.log_model_input("classifier", "classifier")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, method_styles, new_figure, use_style
 from prefdag.reporting.figures.training import setting_colours, settings_legend
-from prefdag.reporting.tables import BEFORE_ALIGNMENT, alike, checkpoints, elsewhere
+from prefdag.reporting.tables import BEFORE_ALIGNMENT, checkpoints, ood_win_rates, temperature_variants
 
 TOGETHER = 7  # policies that one panel can hold
 ACROSS = 3  # panels in a row
@@ -21,7 +21,7 @@ def by_temperature(answers: pd.DataFrame, label: str) -> Figure | None:
 
     answers: `answers_table.answers_table`; label: what the win rate is of. None unless a policy has two temperatures.
     """
-    drawn = alike(answers)
+    drawn = temperature_variants(answers)
     drawn = drawn[drawn["win_rate"].notna() & drawn["temperature"].notna()]
     # SFT against itself is a half at any temperature, which is no finding.
     drawn = drawn.groupby("run", sort=False).filter(
@@ -53,7 +53,7 @@ def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
 
     None for a suite without such answers.
     """
-    table = elsewhere(answers)
+    table = ood_win_rates(answers)
     if table.empty:
         return None
     with use_style():

@@ -8,7 +8,7 @@ from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, 
 from prefdag.reporting.load import SuiteResults
 from prefdag.reporting.rows import answers_row, best_of_n_rows, elsewhere_row
 from prefdag.reporting.sections.judges import agreements, rates, win_label
-from prefdag.reporting.tables import elsewhere
+from prefdag.reporting.tables import ood_win_rates
 
 
 def answers_report(found: SuiteResults) -> tuple[dict[str, Figure | None], dict[str, Any]]:
@@ -23,8 +23,8 @@ def answers_report(found: SuiteResults) -> tuple[dict[str, Figure | None], dict[
     content = {
         "judged_by": found.judging.get("judge", "reward"),
         "held_against": found.judging.get("held_against", "sft"),
-        "answers": [answers_row(row) for row in found.beside.to_dict("records")],
-        "elsewhere": [elsewhere_row(row) for row in elsewhere(found.answers).to_dict("records")],
+        "answers": [answers_row(row) for row in found.further_answers.to_dict("records")],
+        "elsewhere": [elsewhere_row(row) for row in ood_win_rates(found.answers).to_dict("records")],
         "best_of_n": best_of_n_rows(found.pool),
         "rates": rates(found.wins, displays),
         "agreements": agreements([path for name, path in found.verdicts.items() if name in found.tables]),
