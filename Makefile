@@ -18,7 +18,8 @@ test: $(STAMP)  ## all tests
 lint: $(STAMP)  ## style and types
 	ruff check .
 	ruff format --check .
-	mypy workflow/prefdag
+	mypy workflow/prefdag benchmarks
+	PYTHONPATH=workflow:. lint-imports --no-logo
 
 bench: $(STAMP)  ## speed and memory against TRL, every cell (hours); writes docs/benchmarks.md's table
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

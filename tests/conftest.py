@@ -107,6 +107,12 @@ def run_snakemake(folder: Path, arguments: list[str], variables: dict[str, str])
         return subprocess.CompletedProcess(arguments, code, *(path.read_text(errors="replace") for path in (out, err)))
 
 
+def tracked_files() -> list[Path]:
+    """Return the files that git tracks and that exist."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
 def checkout(folder: Path) -> Project:
     """What a clone would hold, in a new folder, with the miniature suite beside the shipped ones."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
