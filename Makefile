@@ -30,7 +30,7 @@ benchshort: $(STAMP)  ## the same on one cell, within ten minutes
 	$(VENV)/bin/python -m benchmarks
 
 faults: $(STAMP)  ## every fault at every stage, three times (half an hour); writes docs/faults.md's table
-	python tests/faults.py --times 3
+	python tests/faults/faults.py --times 3
 
 ui: $(STAMP)  ## browse the runs in MLflow
 	prefdag ui

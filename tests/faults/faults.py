@@ -1,6 +1,6 @@
 """Faults of machines, disks and people at every stage: what each one ends in.
 
-    python tests/faults.py --times 3     # every fault at every stage, and the table docs/faults.md
+    python tests/faults/faults.py --times 3     # every fault at every stage, and the table docs/faults.md
 
 A trial disturbs one stage in a copy of a small finished world. It passes if the stage then comes to the manifest of an
 undisturbed run, byte for byte, or says in one sentence which file is wrong and what to do, and comes to that manifest
@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: conftest finds the rest
 
 import slurm_faults
 from fault_bench import (

@@ -21,7 +21,8 @@ from test_tracking import content, dead_pid, write_by_hand, write_dpo, write_sft
 
 from faulty_proxy import FaultyProxy, once_each
 from prefdag.errors import UserError
-from prefdag.tracking.sync import QUIET, Writer
+from prefdag.tracking.environment import MLFLOW_VARIABLES
+from prefdag.tracking.sync import Writer
 
 FAR = "20260101T00000{}000Z"
 
@@ -31,7 +32,7 @@ def impatient() -> Iterator[None]:
     """Requests are tried again at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prefdag.tracking.sync._PAUSES", (0.05,) * 60)
-        for name, value in {**QUIET, "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}.items():
+        for name, value in {**MLFLOW_VARIABLES, "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}.items():
             patch.setenv(name, value)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
@@ -98,7 +99,7 @@ def serve(backend: str, folder: Path) -> tuple[subprocess.Popen, str]:
     command += ["--artifacts-destination", (folder / "artifacts").as_uri(), "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **QUIET}, cwd=folder, start_new_session=True
+            command, stdout=log, stderr=log, env={**os.environ, **MLFLOW_VARIABLES}, cwd=folder, start_new_session=True
         )
     deadline = time.monotonic() + 120
     while True:

@@ -1,6 +1,6 @@
 """A Slurm cluster of our own on this machine: its daemons, keys, ports and nodes, all in one temporary folder.
 
-    python tests/slurm_cluster.py snakemake --profile slurm     # any command, on two nodes with a GPU each
+    python tests/helpers/slurm_cluster.py snakemake --profile slurm     # any command, on two nodes with a GPU each
 
 Nothing of the system's own Slurm is read or changed: every program finds this cluster by SLURM_CONF. GPUs are
 pretended, a device file each; Slurm counts them and sets CUDA_VISIBLE_DEVICES as it does for real ones.
@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script: conftest finds the rest
 
 from conftest import environment
 

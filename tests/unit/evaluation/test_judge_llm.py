@@ -383,8 +383,8 @@ def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
     """Three processes append 200 answers of 10 kB each to the same file: every line is whole."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom prefdag.judging.cache import Answers\n"
-        "with Answers(Path(sys.argv[1])) as answers:\n"
+        "import sys\nfrom pathlib import Path\nfrom prefdag.evaluation.judge.cache import AnswerCache\n"
+        "with AnswerCache(Path(sys.argv[1])) as answers:\n"
         "    for n in range(200): answers.add(f'{sys.argv[2]}-{n}', 'm', sys.argv[2] * 10_000)\n"
     )
     inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}

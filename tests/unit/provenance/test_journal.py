@@ -90,12 +90,14 @@ def test_only_tracking_imports_mlflow():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            importers |= {path.name for name in names if name.split(".")[0] == "mlflow"}
-    assert importers == {"tracking.py"}
+            importers |= {str(path.relative_to(PACKAGE)) for name in names if name.split(".")[0] == "mlflow"}
+    assert importers == {"tracking/mlflow_client.py"}
 
 
 def test_journal_imports_neither_mlflow_nor_torch():
-    ask = "import sys, prefdag.journal, prefdag.writer; print({'mlflow', 'torch'} & sys.modules.keys())"
+    ask = (
+        "import sys, prefdag.provenance.journal, prefdag.tracking.sync; print({'mlflow', 'torch'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", ask], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

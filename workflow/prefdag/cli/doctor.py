@@ -23,7 +23,7 @@ from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import devices
 from prefdag.errors import UserError
 from prefdag.provenance.sources import PACKAGE
-from prefdag.tracking.sync import tracking_uri
+from prefdag.tracking.environment import tracking_uri
 
 PROJECT = PACKAGE.parents[1] / "pyproject.toml"
 SHARED = re.compile(r"nfs\d?|cifs|smb\d?|lustre|gpfs|beegfs|ceph|glusterfs|afs|9p|fuse\.\w+")

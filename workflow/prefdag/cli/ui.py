@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from prefdag.errors import UserError
-from prefdag.tracking.sync import QUIET, tracking_uri
+from prefdag.tracking.environment import MLFLOW_VARIABLES, tracking_uri
 
 
 def main(argv: list[str]) -> int:
@@ -25,4 +25,4 @@ def main(argv: list[str]) -> int:
     command += ["--artifacts-destination", (arguments.results.resolve() / "mlartifacts").as_uri()]
     command += ["--host", "127.0.0.1", "--port", str(arguments.port)]
     print(f"http://127.0.0.1:{arguments.port}", flush=True)
-    os.execve(sys.executable, command, QUIET | dict(os.environ))
+    os.execve(sys.executable, command, MLFLOW_VARIABLES | dict(os.environ))

@@ -32,6 +32,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXTERNAL
 
 from prefdag.provenance.manifest import sha256_of
+from prefdag.tracking.environment import no_retries
 from prefdag.tracking.links import describe_experiment, describe_run
 from prefdag.tracking.records import (
     DIGEST,
@@ -47,7 +48,6 @@ from prefdag.tracking.records import (
     stored_run,
     successors,
 )
-from prefdag.tracking.sync import no_retries
 
 # The most of each that one request may hold. MLflow takes 1,000 metrics, but sent again it can tell those of weights
 # that it has from those that it lacks among the first hundred only.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import Manifest, weights_digest
+from prefdag.tracking.environment import no_retries
 from prefdag.tracking.records import StoredModel, newest
-from prefdag.tracking.sync import no_retries
 
 if TYPE_CHECKING:
     from prefdag.tracking.mlflow_client import Experiment

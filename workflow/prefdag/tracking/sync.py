@@ -15,45 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 from prefdag.errors import UserError
 from prefdag.provenance.journal import process_is_gone, redact
 from prefdag.provenance.manifest import Manifest
+from prefdag.tracking.environment import MLFLOW_VARIABLES, tracking_uri
 from prefdag.tracking.links import write_page
 from prefdag.tracking.records import Record, successors
 
 if TYPE_CHECKING:
     from prefdag.tracking.mlflow_client import Experiment
 
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-}
-"""Set before MLflow is imported: nobody is told of our runs, and a server that is down is noticed soon, but not before
-it has waited its own 20 s for a database that is locked."""
-
 T = TypeVar("T")
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
-
-
-def tracking_uri(results: Path) -> str:
-    """Where runs go: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
-
-
-@contextmanager
-def no_retries() -> Iterator[None]:
-    """MLflow repeats a request whose answer got lost: not one that would make a second run or model."""
-    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 class Writer:
@@ -185,7 +155,7 @@ class Writer:
 
     def _open(self) -> "Experiment":
         if self._experiment is None:
-            for name, value in QUIET.items():
+            for name, value in MLFLOW_VARIABLES.items():
                 os.environ.setdefault(name, value)
             from prefdag.tracking.mlflow_client import (
                 Experiment,  # seconds of MLflow: not before there is something to write
