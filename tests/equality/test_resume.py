@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from artifacts import cache_of
 from comparisons import comparisons, stored, tiny
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
@@ -64,8 +65,6 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def reference(store: Store, tmp_path: Path) -> ReferenceCache:
-    from test_reference_cache import cache_of
-
     return cache_of(tmp_path / "reference", tiny(dtype=torch.float32), store)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_packing import TOLERANCE, logprob_distance, of_loss, reward_distance
 
 import registry
 from comparisons import ARCHITECTURES, comparisons, tiny, tiny_scorer
+from padded_path import TOLERANCE, logprob_distance, of_loss, reward_distance
 from prefdag.models.naive import float64_norms, naive_logprobs
 from prefdag.models.packing import Segments, pack
 from registry import drawn_for, named

@@ -121,3 +121,15 @@ def naive_rewards(model: PreTrainedModel, found: Sequence[Comparison]) -> Tensor
         states = model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     last = states[torch.arange(len(tokens)), mask.sum(1) - 1]
     return model.score(last).view(len(found), -1)
+
+
+def naive_values(models: Sequence[PreTrainedModel], found: Sequence[Comparison]) -> Tensor:
+    """[B, K, H]: each head alone on each response alone."""
+    columns = []
+    for model in models:
+        rows = model.score.weight.data
+        for row in rows:
+            model.score.weight.data = row[None]
+            columns.append(naive_rewards(model, found))
+        model.score.weight.data = rows
+    return torch.stack(columns, -1)

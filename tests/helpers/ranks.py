@@ -127,27 +127,27 @@ class Trial:
 @contextmanager
 def watched_gradients(seen: list[Tensor]) -> Iterator[None]:
     """Note the whole gradient of every step as one row, before it is clipped."""
-    clipped = loop.clipped
+    clipped = loop.clip_gradients
 
     def watching(parameters: Sequence[Any], most: float) -> float:
         parts = [fsdp.full_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
         seen.append(torch.cat([part.flatten() for part in parts]).clone())
         return clipped(parameters, most)
 
-    with patch.object(loop, "clipped", watching):
+    with patch.object(loop, "clip_gradients", watching):
         yield
 
 
 @contextmanager
 def broken(twin: bool) -> Iterator[None]:
     """Where `twin`, gradients are averaged over the ranks, as DDP does."""
-    right = fsdp.add_up
+    right = fsdp.all_reduce_sum
 
     def mean(tensor: Tensor) -> None:
         right(tensor)
         tensor /= ranks.num_ranks()
 
-    with patch.object(fsdp, "add_up", mean if twin else right):
+    with patch.object(fsdp, "all_reduce_sum", mean if twin else right):
         yield
 
 

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_reference_cache import cache_of, read_manifest
 
+from artifacts import cache_of
 from comparisons import comparisons, stored, tiny
 from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import iter_packed, num_tokens
+from prefdag.provenance.manifest import read_manifest
 from prefdag.training.reference_cache import ReferenceCache
 
 

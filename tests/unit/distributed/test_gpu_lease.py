@@ -18,8 +18,9 @@ from prefdag.errors import UserError
 from prefdag.runtime.warm_start import VARIABLE as WARM
 
 # The package as it is but for the stages: one that runs a model (says the import), one that does not.
-REAL = ("__init__.py", "__main__.py", "appending.py", "errors.py", "journal.py", "launch.py", "lease.py", "ranks.py")
-REAL += ("running.py", "sources.py", "system_errors.py", "together.py", "warm.py")
+REAL = ("__init__", "__main__", "errors", "os_errors", "cli/__init__", "cli/main", "provenance/__init__")
+REAL += ("provenance/journal", "provenance/sources", "distributed/__init__", "distributed/gpu_lease")
+REAL += ("distributed/launch", "distributed/ranks", "runtime/__init__", "runtime/warm_start")
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -70,19 +71,19 @@ class Machine:
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
-    (folder / "prefdag/stages").mkdir(parents=True)
-    for name in REAL:
-        (folder / "prefdag" / name).write_text((ROOT / "workflow/prefdag" / name).read_text())
-    for name, text in {"stage.py": STAGE, "models.py": "", "stages/__init__.py": "", "stages/rows.py": ""}.items():
-        (folder / "prefdag" / name).write_text(text)
-    (folder / "prefdag/stages/model.py").write_text("import prefdag.models\n")
+    made = {"runtime/stage": STAGE, "models/__init__": "", "models/loading": "", "stages/__init__": ""}
+    made |= {"stages/rows": "", "stages/model": "import prefdag.models.loading\n"}
+    for name in (*REAL, *made):
+        path = folder / f"prefdag/{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made[name] if name in made else (ROOT / f"workflow/prefdag/{name}.py").read_text())
     return folder
 
 
 @pytest.fixture(scope="module")
 def server(package: Path) -> Iterator[Path]:
     """The process that local jobs are forked from, with nothing to import."""
-    code = "import sys; from pathlib import Path; from prefdag import warm; warm.IMPORTS = (); "
+    code = "import sys; from pathlib import Path; from prefdag.runtime import warm_start as warm; warm.IMPORTS = (); "
     code += "warm.serve(Path(sys.argv[1]), int(sys.argv[2]))"
     socket = package / "socket"
     command = [sys.executable, "-c", code, str(socket), str(os.getpid())]

@@ -14,12 +14,12 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
-from test_config import suite as suite_of
-from test_reference_cache import manifest_of
 
+from artifacts import manifest_of
 from comparisons import comparisons, stored, tiny
-from conftest import ROOT, environment
+from conftest import MINI, ROOT, environment
 from prefdag.cli.main import main
 from prefdag.config.jobs import resources_of, threads_of
 from prefdag.config.sft import SFT
@@ -193,7 +193,7 @@ def test_processes_that_do_not_agree_are_refused(settings: dict[str, Any], sente
 def test_what_a_training_asks_of_a_cluster(settings: dict[str, Any], gpu: int, tasks: int, others: Any) -> None:
     """A row's own number of processes; threads are those of a machine's processes together."""
     rows = [{"name": "a", "method": "dpo", "threads": 3, **settings}, {"name": "b", "method": "dpo"}]
-    found = resolve(suite_of(runs=rows), "tests")
+    found = resolve({**yaml.safe_load(MINI), "runs": rows}, "tests")
     assert isinstance(found, Suite)
     assert resources_of(found, "preference", "a") == {"gpu": gpu, "nodes": tasks, "tasks": tasks, **others}
     assert threads_of(found, "preference", "a") == 3 * gpu // tasks

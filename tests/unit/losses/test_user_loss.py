@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import yaml
 from pydantic import Field
 from test_losses import pair
-from test_reference_cache import cache_of
 from torch import Tensor
 
+from artifacts import cache_of
 from comparisons import comparisons, stored, tiny
 from conftest import MINI, ROOT
 from conftest import OWN_LOSS as DPO

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_packing import of_tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from comparisons import EOS, Values, comparisons, distance, measured, tiny
+from padded_path import of_tokens
 from prefdag.config.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.models.generation import sample

@@ -1,13 +1,11 @@
 """The segment path equals the padded, full-softmax path: values, losses and every gradient, in float64."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from comparisons import (
     ARCHITECTURES,
@@ -16,87 +14,23 @@ from comparisons import (
     comparisons,
     distance,
     measured,
-    naive_rewards,
     stored,
     tiny,
     tiny_scorer,
-    weights,
 )
+from padded_path import PACKINGS, TOLERANCE, logprob_distance, of_loss, reward_distance
 from prefdag.data.token_store import Comparison
-from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms, naive_logprobs
-from prefdag.models.packing import Segments, iter_packed, num_tokens, pack
-from prefdag.rewards.model import RewardModel
+from prefdag.models.packing import iter_packed, num_tokens, pack
 from prefdag.training.supervised_task import mean_nll, supervised_task
 from registry import ROWS, drawn_for, named
-
-TOLERANCE = 1e-9
-Rows = list[list[int]] | None
-PACKINGS: dict[str, Rows] = {
-    "a row each": None,
-    "one row": [[0, 1, 2, 3, 4, 5]],
-    "shuffled": [[0, 3], [5, 1, 2], [4]],
-    "ends first": [[5, 4, 3, 2, 1, 0]],
-}
 
 
 @pytest.fixture(autouse=True)
 def _float64_norms():
     with float64_norms():
         yield
-
-
-def of_tokens(found: LogProbs) -> Values:
-    """Per-token values, sums, and a loss that weighs every token differently."""
-    return {"tokens": found.tokens, "total": found.total, "loss": (found.tokens * weights(len(found.tokens))).sum()}
-
-
-def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
-    """The loss of the log-probs, its other inputs being given."""
-    given, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
-    given = given.with_(reference=reference, collision=reference.tokens, divergence=each_token)
-
-    def values(found: LogProbs) -> Values:
-        each = given.with_(found).loss(**row)
-        return {"each": each, "loss": each.sum()}
-
-    return values
-
-
-def on_every_case(test: Callable[..., None]) -> Callable[..., None]:
-    """The test for every architecture, 1 to 3 responses and every packing."""
-    for names, values, ids in (
-        ("rows", PACKINGS.values(), PACKINGS),
-        ("num_responses", (1, 2, 3), None),
-        ("architecture", ARCHITECTURES, None),
-    ):
-        test = pytest.mark.parametrize(names, values, ids=ids)(test)
-    return test
-
-
-def logprob_distance(
-    model: PreTrainedModel,
-    found: Sequence[Comparison],
-    segments: Segments,
-    values: Callable[[LogProbs], Values] = of_tokens,
-) -> float:
-    """How far the segment path is from the padded path, gradients included. The broken twins are put through it too."""
-    fast = measured(model, lambda: values(logprobs(model, segments)))
-    slow = measured(model, lambda: values(naive_logprobs(model, found)))
-    return distance(fast, slow)
-
-
-def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segments: Segments) -> float:
-    """The same for the score head and the Bradley-Terry loss."""
-
-    def of(scores: Tensor) -> Values:
-        each = bradley_terry(scores)
-        return {"scores": scores, "each": each, "loss": each.sum()}
-
-    fast = measured(model, lambda: of(RewardModel((model,))(segments)))
-    slow = measured(model, lambda: of(naive_rewards(model, found)))
-    return distance(fast, slow)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

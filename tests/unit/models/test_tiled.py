@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from test_packing import TOLERANCE, Rows, logprob_distance, on_every_case
 
 from comparisons import comparisons, tiny
+from padded_path import TOLERANCE, Rows, logprob_distance, on_every_case
 from prefdag.data.token_store import Comparison
 from prefdag.models.attention import interface
-from prefdag.models.attention import tiled_lowering as tiled_attention
+from prefdag.models.attention import tiled as tiled_attention
 from prefdag.models.attention.interface import masked_lowering, tiled_lowering
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import Segments, pack

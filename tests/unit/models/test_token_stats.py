@@ -7,7 +7,7 @@ import torch
 
 from comparisons import VOCABULARY, Values, comparisons, distance, measured, tiny, weights
 from loss_family import distributions
-from prefdag.models.loading import logprobs as head
+from prefdag.models import logprobs as head
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import pack
 from prefdag.models.token_stats import PER_TOKEN, TokenStats, token_stats

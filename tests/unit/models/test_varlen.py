@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_packing import TOLERANCE, Rows, logprob_distance, on_every_case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from comparisons import comparisons, tiny
+from padded_path import TOLERANCE, Rows, logprob_distance, on_every_case
 from prefdag.errors import UserError
 from prefdag.models.attention import interface, varlen
 from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash, sequences
@@ -60,7 +60,7 @@ def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pyt
     """At the top left, so that a second response sees its prompt's first tokens alone."""
 
     def top_left(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
-        sizes = [starts.diff().tolist() for starts in (varlen.query_starts, varlen.key_starts)]
+        sizes = [starts.diff().tolist() for starts in (apart.query_starts, apart.key_starts)]
         sequences = zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True)
         found = []
         for parts in sequences:

@@ -1,6 +1,5 @@
 """Reward models: heads, ensembles, normalisation, what is kept on disk; and the implicit reward."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_reference_cache import manifest_of
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from comparisons import comparisons, naive_rewards, tiny
-from prefdag.data.token_store import Comparison
+from artifacts import run_of
+from comparisons import comparisons, naive_rewards, naive_values, tiny
 from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, load_scorer
 from prefdag.models.naive import naive_logprobs
@@ -58,18 +56,6 @@ def test_loaded_parameters_begin_where_torch_would_begin_them(policy: Path) -> N
     for length in range(0, 64, 8):
         save_file(weights, path, {"format": "pt", "note": "x" * length})
         assert not [name for name, one in load_policy(policy, CPU).named_parameters() if one.data_ptr() % 64]
-
-
-def naive_values(models: Sequence[PreTrainedModel], found: Sequence[Comparison]) -> Tensor:
-    """[B, K, H]: each head alone on each response alone."""
-    columns = []
-    for model in models:
-        rows = model.score.weight.data
-        for row in rows:
-            model.score.weight.data = row[None]
-            columns.append(naive_rewards(model, found))
-        model.score.weight.data = rows
-    return torch.stack(columns, -1)
 
 
 def near(found: Tensor, expected: Tensor) -> bool:
@@ -177,19 +163,6 @@ def test_a_folder_without_its_head_is_no_reward_model(policy: Path, tmp_path: Pa
     (whole / "scoring.json").write_text(Scoring(seeds=(0, 5)).canonical())
     with pytest.raises(UserError, match=r"whole/seeds/5: no model can be loaded"):
         load_reward_model(whole, CPU)
-
-
-def run_of(folder: Path, method: str, inputs: dict[str, str], **options: float) -> Path:
-    """The manifest of an aligned policy: every weight of the SFT policy moved a little."""
-    model = tiny(dtype=torch.float32)
-    for parameter in model.parameters():
-        parameter.data *= 1.05
-    model.save_pretrained(folder / "model")
-    manifest = manifest_of(folder)
-    content = {**manifest.content, "inputs": inputs, "config": {"objective": {"method": method, **options}}}
-    del content["seal"]  # of what it said before
-    manifest.path.write_text(json.dumps(content))
-    return manifest.path
 
 
 @torch.no_grad()

@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_reference_cache import manifest_of
-from test_rewards import naive_values, run_of
 from torch import Tensor
 
-from comparisons import comparisons, stored, tiny
+from artifacts import manifest_of, run_of
+from comparisons import comparisons, naive_values, stored, tiny
 from prefdag.cli.main import main
 from prefdag.data.token_store import Comparison, Store, StoreWriter
 from prefdag.models.loading import load_policy

@@ -111,8 +111,8 @@ def test_the_order_of_a_step_does_not_matter(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*WHOLE, "dpo", "wpo"])
 def test_how_often_the_policy_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each micro-batch; twice where the step's comparisons meet and it takes more than one."""
-    one, passes, right = aligned(name, tmp_path), [], module.read
-    monkeypatch.setattr(module, "read", lambda *given: passes.append(1) or right(*given))
+    one, passes, right = aligned(name, tmp_path), [], module.token_stats
+    monkeypatch.setattr(module, "token_stats", lambda *given: passes.append(1) or right(*given))
     for budget in (1, ONE_PASS):
         passes.clear()
         taken(one, ORDERS[0], budget, STATE.get(name, {}))

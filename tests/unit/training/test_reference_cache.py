@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from artifacts import BUDGET, cache_of, manifest_of
 from comparisons import comparisons, stored, tiny
 from prefdag.config.objectives import objective
 from prefdag.config.training import Training
@@ -16,25 +17,12 @@ from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import iter_packed, pack
-from prefdag.provenance.manifest import Manifest, describe, read_manifest
+from prefdag.provenance.manifest import Manifest, read_manifest
 from prefdag.training.loop import Step, train
 from prefdag.training.preference_task import PreferenceTask
-from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, write_cache
+from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key
 
 CPU = torch.device("cpu")
-BUDGET = 60
-
-
-def manifest_of(folder: Path, facts: object = None) -> Manifest:
-    """A manifest of what a folder holds, as a stage would leave it."""
-    (folder / "manifest.json").write_bytes(describe(folder, "tests", {}, "code", {}, facts))
-    return read_manifest(folder / "manifest.json")
-
-
-def cache_of(folder: Path, model: PreTrainedModel, store: Store) -> ReferenceCache:
-    folder.mkdir()
-    write_cache(model, store, folder / "train.npy", BUDGET)
-    return ReferenceCache(manifest_of(folder), "train", store)
 
 
 @pytest.fixture

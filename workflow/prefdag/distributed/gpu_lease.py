@@ -29,7 +29,7 @@ def take_gpus(stage: str, number: int = 1) -> None:
     To be called before torch looks for devices. Raises `UserError` for a device that cannot be locked, and where there
     are fewer than asked for, but some.
     """
-    if PACKAGE / "models.py" not in sources(stage):
+    if PACKAGE / "models/loading.py" not in sources(stage):
         return
     found = devices(os.environ)
     if found and len(found) < number:
