@@ -1,4 +1,4 @@
-"""The arms of a cell, each a command of its own that prints one JSON line."""
+"""The arms of a cell, each a separate command that prints one JSON line."""
 
 import json
 import os
@@ -38,8 +38,8 @@ class Cell:
 class Arm:
     """Who runs: prefdag, a rung of its ladder, or TRL.
 
-    per_device: TRL's pairs in a micro-batch; keeping: with glibc told to keep freed pages; tokens: of a forward of
-    prefdag's, 0 for the device's own.
+    per_device: TRL's pairs in a micro-batch; keeping: whether glibc keeps freed pages; tokens: of one forward pass of
+    prefdag, 0 for the device's default.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Arm:
 
 
 def run(arm: Arm, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> dict[str, Any]:
-    """What the arm printed, with the machine's own speed and stolen time beside it.
+    """Run one arm; return what it printed, the machine's speed and its stolen time.
 
     Raises `UserError` where the arm fails or prints no result; the sentence carries its last line.
     """

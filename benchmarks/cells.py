@@ -29,7 +29,7 @@ def interleaved(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dic
     """One record for each run of an arm, A B C A B C, its losses among them."""
     for turn in range(length.rounds):
         for arm in arms:
-            found = run(arm, cell, length.pairs_per_step, length.steps, length.threads)
+            result = run(arm, cell, length.pairs_per_step, length.steps, length.threads)
             yield {
                 "shape": cell.shape,
                 "profile": cell.profile,
@@ -38,13 +38,13 @@ def interleaved(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dic
                 "round": turn,
                 "per_device": arm.per_device or None,
                 "keeping": arm.keeping,
-                "pairs_per_s": found["pairs_per_s"],
-                "device": found["device"].partition(":")[0],
-                "memory_added_mb": found["peak_cuda_mb"] or found["peak_rss_mb"] - found["start_rss_mb"],
-                "gemm_gflops": found["gemm_gflops"],
-                "stolen": found["stolen"],
-                "losses": found["losses"],
-                "grad_norms": found["grad_norms"],
+                "pairs_per_s": result["pairs_per_s"],
+                "device": result["device"].partition(":")[0],
+                "memory_added_mb": result["peak_cuda_mb"] or result["peak_rss_mb"] - result["start_rss_mb"],
+                "gemm_gflops": result["gemm_gflops"],
+                "stolen": result["stolen"],
+                "losses": result["losses"],
+                "grad_norms": result["grad_norms"],
             }
 
 
@@ -64,9 +64,9 @@ def disagreement(runs: pd.DataFrame) -> pd.DataFrame:
     first = runs[runs["round"] == 0].set_index("arm")
     ours = first.loc[OURS]
     rows = []
-    for arm, own in first.iterrows():
-        differences = [a - b for a, b in zip(own["losses"], ours["losses"], strict=False)]
-        norms = [abs(a / b - 1) for a, b in zip(own["grad_norms"], ours["grad_norms"], strict=False)]
+    for arm, row in first.iterrows():
+        differences = [a - b for a, b in zip(row["losses"], ours["losses"], strict=False)]
+        norms = [abs(a / b - 1) for a, b in zip(row["grad_norms"], ours["grad_norms"], strict=False)]
         if differences:
             rows.append((arm, max(map(abs, differences)), statistics.fmean(differences), max(norms, default=0.0)))
     columns = ["arm", "largest_difference", "signed_difference", "norm_difference"]

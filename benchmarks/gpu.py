@@ -54,8 +54,8 @@ def main() -> int:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 half((arguments.shape,) if arguments.shape else HALF).to_csv(arguments.out / "half.csv", index=False)
                 continue
-            own = {"shapes": [arguments.shape]} if arguments.shape else {}
-            settings = Benchmark.model_validate({**PARTS[name], **own})
+            overrides = {"shapes": [arguments.shape]} if arguments.shape else {}
+            settings = Benchmark.model_validate({**PARTS[name], **overrides})
             with tempfile.TemporaryDirectory() as cells:
                 runs = measure_cells(settings, Path(cells))
             folder.mkdir(parents=True, exist_ok=True)

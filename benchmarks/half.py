@@ -1,4 +1,4 @@
-"""What half precision costs: errors against float64, beside those of padded rows in the same precision."""
+"""Errors of half precision against float64, and those of padded rows in the same precision."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -40,6 +40,6 @@ def _found(model: PreTrainedModel, compute: Callable[[], LogProbs], half: bool) 
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=half):
         values = compute().tokens
     (values * torch.linspace(-1, 1, len(values), device=values.device).to(values)).sum().backward()
-    found = [values.detach(), torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])]
+    result = [values.detach(), torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])]
     model.zero_grad()
-    return found
+    return result

@@ -97,14 +97,14 @@ def _padded(model: PreTrainedModel, comparisons: Sequence[Comparison], everywher
     """Log-probs from rows of one prompt and one response each, by transformers' own attention."""
     tokens, attention, counted = padded_rows(comparisons)
     out = model.base_model(input_ids=tokens, attention_mask=attention if mask else None, use_cache=False)
-    states, kept = out.last_hidden_state[:, :-1], counted[:, 1:]
+    states, is_counted = out.last_hidden_state[:, :-1], counted[:, 1:]
     if everywhere:
         logits = head_of(model)(states)
-        found = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)[kept]
+        values = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)[is_counted]
     else:
-        found = token_logprobs(states[kept], tokens[:, 1:][kept], head_of(model), WHOLE)
-    owner = torch.arange(len(tokens))[:, None].expand_as(kept)[kept]
-    return LogProbs(found, owner, (len(comparisons), 2))
+        values = token_logprobs(states[is_counted], tokens[:, 1:][is_counted], head_of(model), WHOLE)
+    owner = torch.arange(len(tokens))[:, None].expand_as(is_counted)[is_counted]
+    return LogProbs(values, owner, (len(comparisons), 2))
 
 
 def _chunked(model: PreTrainedModel, segments: Segments) -> LogProbs:

@@ -1,4 +1,4 @@
-"""A whole benchmark: every cell measured once, whatever stops it in between, and its tables and figure written."""
+"""Measure every cell once, across interruptions, and write the tables and the figure."""
 
 import importlib.metadata
 import itertools
@@ -32,8 +32,8 @@ def measure_cells(settings: Benchmark, folder: Path) -> pd.DataFrame:
     if settings.trl:
         _check_peer()
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "cells.jsonl"
-    cells = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    cells_file = folder / "cells.jsonl"
+    cells = [json.loads(line) for line in cells_file.read_text().splitlines()] if cells_file.exists() else []
     done = [name for name, _ in cells]
     for cell in _cells(settings, folder, done):
         records = []
@@ -42,26 +42,26 @@ def measure_cells(settings: Benchmark, folder: Path) -> pd.DataFrame:
             speed = f"{record['pairs_per_s']:.2f} pairs/s"
             print(f"benchmark: {cell.name}, {record['arm']}, round {record['round'] + 1}: {speed}", flush=True)
         cells.append((cell.name, records))
-        (partial := kept.with_suffix(".part")).write_text("".join(json.dumps(each) + "\n" for each in cells))
-        partial.replace(kept)
+        (partial := cells_file.with_suffix(".part")).write_text("".join(json.dumps(each) + "\n" for each in cells))
+        partial.replace(cells_file)
     runs = pd.DataFrame([record for _, records in cells for record in records])
     return with_work(runs, settings.steps * settings.pairs_per_step)
 
 
 def write_results(runs: pd.DataFrame, settings: Benchmark, output: Path) -> pd.DataFrame:
     """Write runs.csv, losses.csv, ratios.csv, benchmarks.md and figures/speedups.png; returns the ratios."""
-    found = ratios(runs)
+    ratio_table = ratios(runs)
     runs.drop(columns=["losses", "grad_norms"]).to_csv(output / "runs.csv", index=False)
     _losses(runs).to_csv(output / "losses.csv", index=False)
-    found.to_csv(output / "ratios.csv", index=False)
+    ratio_table.to_csv(output / "ratios.csv", index=False)
     versions = {name: _version(name) for name in ("torch", "transformers", "trl")}
-    page = as_markdown(found, runs, settings, {**versions, "python": platform.python_version()})
+    page = as_markdown(ratio_table, runs, settings, {**versions, "python": platform.python_version()})
     (output / "benchmarks.md").write_text(page)
     (output / "figures").mkdir(parents=True, exist_ok=True)
-    png, svg = save_figure(speedups(found))
+    png, svg = save_figure(speedups(ratio_table))
     (output / "figures" / "speedups.png").write_bytes(png)
     (output / "figures" / "speedups.svg").write_bytes(svg)
-    return found
+    return ratio_table
 
 
 def _check_peer() -> None:

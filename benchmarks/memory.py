@@ -18,9 +18,9 @@ class Phase:
         self.start_mb = 0.0
 
     def begin(self) -> None:
-        """Give back what was freed and is kept, forget the high-water mark, and note what stands.
+        """Return freed pages to the system, reset the high-water mark, and note the memory in use.
 
-        Whatever an earlier phase used would else count as standing, and be used for nothing.
+        Otherwise pages that an earlier phase freed would count as in use, and steps could reuse them unseen.
         """
         try:
             ctypes.CDLL(None).malloc_trim(0)

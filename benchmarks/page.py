@@ -25,23 +25,23 @@ PRECISION = {"cpu": "float32 on CPU", "cuda": "bf16 autocast over float32 weight
 PRODUCT = {"cpu": "a float32 product of 1024 x 1024", "cuda": "a bf16 product of 8192 x 8192"}
 
 
-def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
+def as_markdown(ratio_table: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, versions: Mapping[str, str]) -> str:
     """Every cell, every arm: prefdag's speed over it, lowest to highest round, memory, and whether the losses agree.
 
     runs: as `with_work` gives them, so that it says how near prefdag is to the machine's own speed, and of DPO how much
     arithmetic TRL, tuned and with the patched head, does for what prefdag could not do with less.
     """
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    versions_text = ", ".join(f"{name} {version}" for name, version in versions.items())
     device = runs["device"].iloc[0]
     lines = [
         f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
-        f"{settings.threads} threads, {PRECISION[device]}; {said}; {PRODUCT[device]} at "
+        f"{settings.threads} threads, {PRECISION[device]}; {versions_text}; {PRODUCT[device]} at "
         f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
         "",
         "| shape | lengths | task | against | speed-up (rounds) | memory | losses apart: most, mean | norms apart |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in found.to_dict("records"):
+    for row in ratio_table.to_dict("records"):
         agreement = ["no losses", ""]
         if not np.isnan(row.get("largest_difference", np.nan)):
             void = "" if row["agrees"] else " **void**"
@@ -53,16 +53,16 @@ def as_markdown(found: pd.DataFrame, runs: pd.DataFrame, settings: Benchmark, ve
     lines += ["", f"| cell | {OURS}: pairs/s | tokens/s | of the product's speed | arithmetic of TRL's arms |"]
     lines.append("|---|---|---|---|---|")
     for names, part in runs.groupby(["shape", "profile", "task"], sort=False):
-        own, work = part[part["arm"] == OURS], part.groupby("arm", sort=False)["arithmetic"].first().dropna()
-        rates = f"{own['pairs_per_s'].median():.2f} | {own['useful_tokens_per_s'].median():,.0f}"
+        ours, work = part[part["arm"] == OURS], part.groupby("arm", sort=False)["arithmetic"].first().dropna()
+        rates = f"{ours['pairs_per_s'].median():.2f} | {ours['useful_tokens_per_s'].median():,.0f}"
         padded = ", ".join(f"{value:.1f}" for value in work)
-        share = f"{own['of_product_speed'].median():.0%}"
+        share = f"{ours['of_product_speed'].median():.0%}"
         if device == "cuda":
-            share += f", MFU {own['mfu'].median():.0%} of an H100"
+            share += f", MFU {ours['mfu'].median():.0%} of an H100"
         lines.append(f"| {', '.join(names)} | {rates} | {share} | {padded} |")
     lines += ["", "| task | against | cells | speed-up, geometric mean | lowest | memory, geometric mean | highest |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for (task, arm), part in found.groupby(["task", "arm"], sort=False):
+    for (task, arm), part in ratio_table.groupby(["task", "arm"], sort=False):
         faster, smaller = (float(np.exp(np.log(part[name]).mean())) for name in ("speedup", "memory"))
         figures = f"{len(part)} | {faster:.1f} | {part['speedup'].min():.1f}"
         figures += f" | {smaller:.2f} | {part['memory'].max():.2f}"
@@ -75,18 +75,18 @@ def _range(values: pd.Series, digits: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def speedups(found: pd.DataFrame) -> Figure:
+def speedups(ratio_table: pd.DataFrame) -> Figure:
     """prefdag's pairs per second over each arm's, a row a cell; bars are lowest to highest round.
 
     What is void, as the losses differ, is hollow.
     """
-    cells = list(dict.fromkeys(zip(found["shape"], found["profile"], found["task"], strict=True)))
-    arms = list(dict.fromkeys(found["arm"]))
+    cells = list(dict.fromkeys(zip(ratio_table["shape"], ratio_table["profile"], ratio_table["task"], strict=True)))
+    arms = list(dict.fromkeys(ratio_table["arm"]))
     with use_style():
         figure = new_figure(7.2, 1.2 + (0.5 if len(cells) <= 12 else 0.25) * len(cells))
         axes = figure.add_subplot()
         for number, arm in enumerate(arms):
-            part = found[found["arm"] == arm]
+            part = ratio_table[ratio_table["arm"] == arm]
             keys = zip(part["shape"], part["profile"], part["task"], strict=True)
             height = np.array([cells.index(key) for key in keys]) + 0.6 * ((number + 0.5) / len(arms) - 0.5)
             low, high = part["speedup"] - part["lowest"], part["highest"] - part["speedup"]

@@ -1,6 +1,6 @@
 """Time and memory of `prepare` on made-up pairs with HH lengths: python -m benchmarks.prepare TOKENIZER 8000 40000
 
-Each size runs in a process of its own. Memory is the proportional set size of the job and its workers together, read
+Each size runs in a separate process. Memory is the proportional set size of the job and its workers together, read
 four times a second; a shared page counts once.
 """
 
@@ -68,14 +68,14 @@ def measured(tokenizer: Path, num: int, folder: Path) -> Point:
 
 def _tree(process: int) -> list[int]:
     """A process and everything that it started."""
-    found = [process]
-    for parent in found:
+    processes = [process]
+    for parent in processes:
         try:
             started = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         except OSError:
             continue
-        found += map(int, started)
-    return found
+        processes += map(int, started)
+    return processes
 
 
 def _megabytes(process: int) -> float:

@@ -1,4 +1,4 @@
-"""Sampling against transformers' `generate` and prefdag's own code before: python -m benchmarks.sampling MODEL
+"""Sampling against transformers' `generate` and an earlier form of prefdag: python -m benchmarks.sampling MODEL
 
 MODEL is a folder with config.json and weights, or `llama` for a random one of 8 layers of 512. Prompts of unequal
 lengths are cut from text that the model writes. Each round runs every arm once, in turn, one thread, CPU time; greedy
@@ -25,8 +25,10 @@ Ids = list[list[int]]
 
 
 def ours(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int) -> Ids:
-    found = sorted(sample(model, prompts, range(len(prompts)), settings, eos), key=lambda one: (one.prompt, one.sample))
-    return [one.ids for one in found]
+    samples = sorted(
+        sample(model, prompts, range(len(prompts)), settings, eos), key=lambda one: (one.prompt, one.sample)
+    )
+    return [one.ids for one in samples]
 
 
 def former(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int) -> Ids:
@@ -34,14 +36,14 @@ def former(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int) -
     model.set_attn_implementation("sdpa")
     wanted = [(index, number) for index in range(len(prompts)) for number in range(settings.num_samples)]
     wanted.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
-    found: dict[tuple[int, int], list[int]] = {}
+    samples: dict[tuple[int, int], list[int]] = {}
     for begin in range(0, len(wanted), settings.batch_size):
         batch = wanted[begin : begin + settings.batch_size]
         noise = np.stack(
             [generator(settings.seed, "sampling", *pair).random(settings.max_new_tokens) for pair in batch]
         )
-        found |= zip(batch, _former_batch(model, [prompts[index] for index, _ in batch], noise, settings, eos))
-    return [found[pair] for pair in sorted(found)]
+        samples |= zip(batch, _former_batch(model, [prompts[index] for index, _ in batch], noise, settings, eos))
+    return [samples[pair] for pair in sorted(samples)]
 
 
 @torch.no_grad()
@@ -81,13 +83,13 @@ def generate(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int)
     options: dict[str, Any] = {"max_new_tokens": settings.max_new_tokens, "eos_token_id": eos, "pad_token_id": eos}
     drawing = {"do_sample": True, "temperature": settings.temperature, "top_k": 0, "top_p": settings.top_p}
     options |= drawing if settings.temperature else {"do_sample": False}
-    found: dict[tuple[int, int], list[int]] = {}
+    samples: dict[tuple[int, int], list[int]] = {}
     for begin in range(0, len(wanted), settings.batch_size):
         batch = wanted[begin : begin + settings.batch_size]
         tokens, mask = padded([prompts[index] for index, _ in batch])
         written = written_by(tokens, attention_mask=mask, **options)[:, tokens.shape[1] :].tolist()
-        found |= zip(batch, [row[: row.index(eos) + 1] if eos in row else row for row in written])
-    return [found[pair] for pair in sorted(found)]
+        samples |= zip(batch, [row[: row.index(eos) + 1] if eos in row else row for row in written])
+    return [samples[pair] for pair in sorted(samples)]
 
 
 def padded(prompts: Ids) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +126,7 @@ def measured(model: PreTrainedModel, prompts: Ids, settings: Sampling, eos: int,
     assert ids["prefdag"] == ids["former"], "not what the former code drew"
     assert settings.temperature or ids["prefdag"] == ids["generate"], "not what generate writes"
     ratios = [
-        _range([other / own for other, own in zip(seconds[name], seconds["prefdag"], strict=True)])
+        _range([other / ours for other, ours in zip(seconds[name], seconds["prefdag"], strict=True)])
         for name in ("generate", "former")
     ]
     about = f"{len(prompts)} x {settings.num_samples} x {settings.max_new_tokens}, batches of {settings.batch_size}"
@@ -145,22 +147,24 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--longest", type=int, default=64, help="tokens of the longest prompt")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     device = set_up(1)
-    if given.model == "llama":
+    if arguments.model == "llama":
         shape = Architectural(architecture="llama", hidden_size=512, layers=8, heads=8, context=2048)
         model = build(shape, 4000, 0, 1, seed=0)
     else:
-        model = load_policy(Path(given.model), device)
+        model = load_policy(Path(arguments.model), device)
     bos, eos = int(model.config.bos_token_id), int(model.config.eos_token_id)
-    prompts = cut_prompts(model, given.prompts, given.longest, bos)
+    prompts = cut_prompts(model, arguments.prompts, arguments.longest, bos)
     print(
         "| prompts x samples x tokens | | prefdag, s | generate / prefdag | former / prefdag |\n|---|---|---|---|---|"
     )
-    for size in given.batch:
-        for num, temperature in ((given.samples, 1.0), (1, 0.0), (given.samples, 0.0)):
-            settings = Sampling(num_samples=num, temperature=temperature, max_new_tokens=given.tokens, batch_size=size)
-            print(measured(model, prompts, settings, eos, given.rounds), flush=True)
+    for size in arguments.batch:
+        for num, temperature in ((arguments.samples, 1.0), (1, 0.0), (arguments.samples, 0.0)):
+            settings = Sampling(
+                num_samples=num, temperature=temperature, max_new_tokens=arguments.tokens, batch_size=size
+            )
+            print(measured(model, prompts, settings, eos, arguments.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def vocabulary(shape: str) -> int:
 
 
 def write_model(shape: str, folder: Path) -> Path:
-    """A model of a shape, its weights drawn from a fixed seed; returns its folder."""
+    """Write a model of a shape with weights from a fixed seed; return its folder."""
     kind, sizes = SHAPES[shape]
     torch.manual_seed(named_seed(0, "benchmark", shape))
     config = AutoConfig.for_model(
@@ -132,13 +132,13 @@ PROFILES: dict[str, Callable[[int], NDArray[np.int64]]] = {
 def _log_normal(name: str, num: int, prompt: tuple[float, float], chosen: tuple[float, float]) -> NDArray[np.int64]:
     """Lengths of prompt, chosen and rejected: [num, 3]; each given as (median, deviation of the logarithm)."""
     draw = generator(0, "benchmark", name)
-    found: list[NDArray[np.int64]] = []
-    while len(found) < num:
+    batches: list[NDArray[np.int64]] = []
+    while len(batches) < num:
         medians = np.log([prompt[0], chosen[0], 0.93 * chosen[0]])
         lengths = np.exp(draw.normal(medians, [prompt[1], chosen[1], chosen[1]])).astype(np.int64).clip(8)
         if lengths.sum() <= LONGEST:
-            found.append(lengths)
-    return np.stack(found)
+            batches.append(lengths)
+    return np.stack(batches)
 
 
 def write_ids(profile: str, vocab_size: int, num: int, path: Path) -> Path:

@@ -67,5 +67,5 @@ if __name__ == "__main__":
     )
     print("| " + " | ".join(names) + " |")
     print("|---|---|---|---|---|---|---|---|")
-    for given in sys.argv[1:]:
-        print(main(int(given)), flush=True)
+    for number in sys.argv[1:]:
+        print(main(int(number)), flush=True)

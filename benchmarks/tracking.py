@@ -1,8 +1,8 @@
-"""Tracking: the writer over journals beside stages that log into MLflow themselves, a call for each step.
+"""Compare the writer over journals with stages that log to MLflow directly, one call per step.
 
 PYTHONPATH=workflow python -m benchmarks.tracking --runs 200 --points 50 --rounds 3
 
-Every arm is a process of its own with an empty SQLite database; arms take turns. CPU seconds (other work on the machine
+Every arm is a separate process with an empty SQLite database; arms take turns. CPU seconds (other work on the machine
 hardly touches them), wall seconds, and the process's peak memory.
 """
 
@@ -79,8 +79,8 @@ def measured(arm: str, folder: Path, template: Path, options: argparse.Namespace
     command += ["--runs", str(options.runs), "--points", str(options.points)]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.pop("MLFLOW_TRACKING_URI")
-    said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(said.splitlines()[-1])
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def main() -> None:
@@ -94,16 +94,16 @@ def main() -> None:
     if options.arm:
         one(options.arm, options.root, options.runs, options.points)
         return
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     with tempfile.TemporaryDirectory() as name:
         folder, template = Path(name), Path(name, "empty.db")
         empty = f"from mlflow.tracking import MlflowClient; MlflowClient('sqlite:///{template}').search_experiments()"
         subprocess.run([sys.executable, "-c", empty], check=True)
         for _ in range(options.rounds):
             for arm in ARMS:
-                found[arm].append(measured(arm, folder, template, options))
+                results[arm].append(measured(arm, folder, template, options))
     print("| runs x steps | | CPU, s | wall, s | peak memory, MB |\n|---|---|---|---|---|")
-    for arm, rounds in found.items():
+    for arm, rounds in results.items():
         cells = (_cell([one[key] for one in rounds]) for key in ("cpu", "wall", "memory"))
         print(f"| {options.runs} x {options.points:,} | {arm} | {' | '.join(cells)} |")
 

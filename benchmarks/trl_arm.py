@@ -85,15 +85,15 @@ def in_order(kind: type) -> type:
             phase = Phase()
             phase.begin()
             began = now()
-            found = super()._precompute_ref_logps(*arguments, **options)
+            result = super()._precompute_ref_logps(*arguments, **options)
             self.reference_seconds = now() - began
             self.reference_start_mb, self.reference_peak_mb = phase.start_mb, phase.peak_mb
-            return found
+            return result
 
     return Trainer
 
 
-def widen(module: torch.nn.Module, given: Any, out: Any) -> None:
+def widen(module: torch.nn.Module, inputs: Any, out: Any) -> None:
     """A forward hook: the log-probs go on in float64, to be summed."""
     if getattr(out, "log_probs", None) is not None:
         out.log_probs = out.log_probs.double()
@@ -138,10 +138,10 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     num, fast, cuda = arguments.pairs_per_step, arguments.arm != "defaults", torch.cuda.is_available()
     rows = [json.loads(line) for line in arguments.ids.read_text().splitlines()]
     steps = min(arguments.steps, len(rows) // num)
-    own = {}
+    dpo_options = {}
     if config is trl.DPOConfig:
         precomputed = fast or arguments.task == "reference"
-        own = {"beta": arguments.beta, "precompute_ref_log_probs": precomputed}
+        dpo_options = {"beta": arguments.beta, "precompute_ref_log_probs": precomputed}
     settings = config(
         output_dir=folder,
         per_device_train_batch_size=arguments.per_device,
@@ -159,7 +159,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        **own,
+        **dpo_options,
     )
     clock = Clock()
     head = {"num_labels": 1} if arguments.task == "reward" else {}

@@ -18,7 +18,7 @@ Lengths = NDArray[Any]
 
 
 def tokens_of_pair(profile: str, task: str, num: int) -> float:
-    """2 P + C + R, of SFT P + C, on average over the first `num` pairs: the same whoever computes a prompt twice."""
+    """2 P + C + R (SFT: P + C), averaged over the first `num` pairs; equal for arms that compute a prompt twice."""
     prompt, chosen, rejected = PROFILES[profile](num).T
     tokens = prompt + chosen if task == "sft" else 2 * prompt + chosen + rejected
     return float(tokens.mean())
@@ -50,8 +50,8 @@ def _forward(shape: str, tokens: Lengths, read: Lengths, seen: Lengths) -> float
     width, inner, layers = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
     keys = sizes.get("num_key_value_heads", sizes["num_attention_heads"]) / sizes["num_attention_heads"]
     block = (2 + 2 * keys) * width**2 + (2 if kind == "gpt_neox" else 3) * width * inner
-    found = 2 * layers * block * tokens + 2 * width * sizes["vocab_size"] * read + 4 * layers * width * seen
-    return float(found.mean())
+    flops = 2 * layers * block * tokens + 2 * width * sizes["vocab_size"] * read + 4 * layers * width * seen
+    return float(flops.mean())
 
 
 def with_work(runs: pd.DataFrame, num: int) -> pd.DataFrame:

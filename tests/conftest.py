@@ -64,7 +64,7 @@ OWN_METHOD = "my_losses.py:my_dpo"
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the repository in a folder of its own."""
+    """A copy of the repository in a separate folder."""
 
     folder: Path
 
@@ -72,19 +72,21 @@ class Project:
         self, *arguments: str, suite: str = "configs/mini.yaml", **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run Snakemake at the copy's root, as a user would, on one suite; MLflow only if PREFDAG_TRACK says so."""
-        given = [*arguments, *(["--configfile", suite] if suite else [])]
-        return run_snakemake(self.folder, given, {**environment(), "PREFDAG_TRACK": "later", **variables})
+        options = [*arguments, *(["--configfile", suite] if suite else [])]
+        return run_snakemake(self.folder, options, {**environment(), "PREFDAG_TRACK": "later", **variables})
 
     def edit(self, path: str, old: str, new: str) -> None:
-        """Replace `old`, which must stand there once, by `new`."""
+        """Replace `old`, which must occur exactly once, by `new`."""
         text = (self.folder / path).read_text()
-        assert text.count(old) == 1, f"{path}: {old!r} stands {text.count(old)} times"
+        assert text.count(old) == 1, f"{path}: {old!r} occurs {text.count(old)} times"
         (self.folder / path).write_text(text.replace(old, new))
 
 
 def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "MLFLOW"))}
-    return {**kept, "OMP_NUM_THREADS": "1"}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "MLFLOW"))
+    }
+    return {**variables, "OMP_NUM_THREADS": "1"}
 
 
 @cache
@@ -114,7 +116,7 @@ def tracked_files() -> list[Path]:
 
 
 def checkout(folder: Path) -> Project:
-    """What a clone would hold, in a new folder, with the miniature suite beside the shipped ones."""
+    """Copy what a clone holds to a new folder, and add the miniature suite."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
@@ -147,8 +149,8 @@ def variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The miniature suite, really run to its end, once for all workers. Read only: take `copy` to change something."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with (shared / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         project = Project(shared / "finished" / "prefdag")
@@ -168,8 +170,8 @@ def copy(finished: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a loss of the user's own in it."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working directory that holds a user's loss."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_losses.py").write_text(OWN_LOSS)
     return tmp_path

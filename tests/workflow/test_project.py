@@ -20,7 +20,7 @@ def test_conda_and_pip_have_the_same_pins():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert conda[-1]["pip"] == pinned
     assert all("==" in pin for pin in pinned)
-    assert pinned[0].startswith("torch=="), "torch comes before whatever depends on it"
+    assert pinned[0].startswith("torch=="), "torch comes before the packages that depend on it"
 
 
 def test_every_stage_has_one_word():
@@ -52,7 +52,7 @@ def readme_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", readme_commands())
 def test_the_readmes_commands_run(command: str, tmp_path: Path):
-    """Snakemake's as dry runs in a clean checkout, verbatim; the others as they stand."""
+    """Run Snakemake commands as dry runs in a clean checkout, the others verbatim."""
     project = checkout(tmp_path / "clone")
     dry = command if " -n" in command or not command.startswith("snakemake") else f"{command} -n"
     bin_first = {**environment(), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}

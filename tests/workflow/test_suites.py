@@ -59,8 +59,8 @@ def test_what_is_expected_is_of_a_run(name: str) -> None:
 
 def words() -> PreTrainedTokenizerFast:
     """Few words, so that a model of random weights soon comes to an end."""
-    found = {word: number for number, word in enumerate(["<b>", "<e>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(found, unk_token="film"))
+    vocabulary = {word: number for number, word in enumerate(["<b>", "<e>", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="film"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>")
 
@@ -78,8 +78,8 @@ def zephyr() -> PreTrainedTokenizerFast:
 
 
 def review(split: str, number: int) -> Row:
-    said = [WORDS[(number + place * (1 + number % 3)) % len(WORDS)] for place in range(12)]
-    return {"text": " ".join(said), "label": number % 2}
+    words = [WORDS[(number + place * (1 + number % 3)) % len(WORDS)] for place in range(12)]
+    return {"text": " ".join(words), "label": number % 2}
 
 
 def post(split: str, number: int) -> Row:
@@ -93,11 +93,12 @@ def question(split: str, number: int) -> Row:
 
 
 def talk(split: str, number: int) -> Row:
-    asked = {"role": "user", "content": f"{split} {number}?"}
+    question = {"role": "user", "content": f"{split} {number}?"}
     sides = {
-        side: [asked, {"role": "assistant", "content": text}] for side, text in (("chosen", "Yes"), ("rejected", "No"))
+        side: [question, {"role": "assistant", "content": text}]
+        for side, text in (("chosen", "Yes"), ("rejected", "No"))
     }
-    return {"prompt": asked["content"], **sides}
+    return {"prompt": question["content"], **sides}
 
 
 def dialogue(split: str, number: int) -> Row:
@@ -213,11 +214,11 @@ def walk(suite: Suite, results: Path) -> list[str]:
         cache = {"reference": "reference/comparisons"} if jobs.reads_reference(suite, run) else {}
         stage(f"preference/{run}", run, **both, **cache)
     policies = ["base", "sft", *runs]
-    given: Row = {"reference": "sft", "implicit": [], "reward": reward, "classifier": classifier}
+    inputs: Row = {"reference": "sft", "implicit": [], "reward": reward, "classifier": classifier}
     for policy in policies:
         at = jobs.folder_of(suite, policy)
         stage(f"generate/{policy}", policy=at, comparisons="prepare/comparisons")
-        stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, **given)
+        stage(f"score/{policy}", generations=f"generate/{policy}", policy=at, **inputs)
     for policy in ("base", *runs):
         stage(f"judge/{policy}", scores=f"score/{policy}", against="score/sft")
     others = [one for one in jobs.answers(suite) if jobs.prompts_of(suite, one) == "ood"]
@@ -227,7 +228,7 @@ def walk(suite: Suite, results: Path) -> list[str]:
         name, at = str(one), jobs.answering_folder(suite, one)
         who = {"policy": at} if at else {"tokenizer": base}
         stage(f"generate/{name}", name, comparisons="prepare/ood", **who)
-        stage(f"score/{name}", name, generations=f"generate/{name}", policy=at, **given)
+        stage(f"score/{name}", name, generations=f"generate/{name}", policy=at, **inputs)
         if held := jobs.against(suite, one):
             stage(f"judge/{name}", name, scores=f"score/{name}", against=f"score/{held}")
     stage(
@@ -267,8 +268,8 @@ def _check_classified(suite: Suite, results: Path, policies: list[str]) -> None:
         wanted = scorer([row["prompt"] + row["response"] for row in rows])
         assert np.abs(table["classifier"] - wanted).max() < 1e-6
         assert (table["reward"] == table["classifier"]).all() and table["repetition"].between(0, 1).all()
-    asked = json.loads((results / "pairs/summary.json").read_text())["train"]["prompts"]
-    assert asked == (suite.pairs.max_prompts or asked)
+    question = json.loads((results / "pairs/summary.json").read_text())["train"]["prompts"]
+    assert question == (suite.pairs.max_prompts or question)
     pairs = list(read_rows(results / "pairs/train.jsonl"))
     for row in pairs:
         assert np.abs(scorer([row["prompt"] + response for response in row["responses"]]) - row["scores"]).max() < 1e-6

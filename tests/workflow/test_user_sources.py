@@ -21,9 +21,9 @@ BESIDE = DPO.replace("from prefdag.logprobs import margin", "from own_margins im
 MARGINS = "def margin(values):\n    return values[:, 0] - values[:, 1]\n"
 
 
-def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: Path):
+def test_modules_beside_the_file_are_counted_and_imported(workdir: Path, tmp_path: Path):
     """The lecture's 0.5544; a module beside the file that is not imported is not counted, nor one of the package's."""
-    folder = here / "losses of mine"
+    folder = workdir / "losses of mine"
     folder.mkdir()
     (folder / "my_losses.py").write_text(BESIDE)
     (folder / "own_margins.py").write_text(MARGINS)
@@ -35,45 +35,45 @@ def test_modules_beside_the_file_are_counted_and_imported(here: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("folder", [".", "configs"])
-def test_what_is_not_counted_cannot_be_imported(folder: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_counted_cannot_be_imported(folder: str, workdir: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither beside the file by a name made at run time, nor in the working directory, where `python -m` looks."""
-    monkeypatch.syspath_prepend(str(here))
-    (here / "configs").mkdir()
-    (here / folder / "uncounted.py").write_text("")
+    monkeypatch.syspath_prepend(str(workdir))
+    (workdir / "configs").mkdir()
+    (workdir / folder / "uncounted.py").write_text("")
     text = "__import__('un' + 'counted')" if folder == "configs" else "import uncounted"
-    (here / "configs/my_losses.py").write_text(f"{text}\n{DPO}")
+    (workdir / "configs/my_losses.py").write_text(f"{text}\n{DPO}")
     with pytest.raises(UserError, match=r"importing it raised ModuleNotFoundError: No module named 'uncounted'"):
         loss_of(objective({"method": f"configs/{METHOD}"}, "tests", "row"))
 
 
-def test_a_file_counts_what_it_imports_from_the_package(here: Path):
-    (here / "my_losses.py").write_text(DPO + "from prefdag import detokenize\n")
+def test_a_file_counts_what_it_imports_from_the_package(workdir: Path):
+    (workdir / "my_losses.py").write_text(DPO + "from prefdag import detokenize\n")
     counted = set(sources("preference", [Path("my_losses.py")])) - set(sources("preference"))
     assert {path.name for path in counted} == {"my_losses.py", "detokenize.py"}
 
 
-def test_the_code_digest_is_what_the_files_say(here: Path):
-    (here / "my_losses.py").write_text(BESIDE)
-    (here / "own_margins.py").write_text(MARGINS)
+def test_the_code_digest_is_what_the_files_say(workdir: Path):
+    (workdir / "my_losses.py").write_text(BESIDE)
+    (workdir / "own_margins.py").write_text(MARGINS)
 
     def digest() -> str:
         return code_digest("preference", [Path("my_losses.py")])
 
     before = digest()
-    (here / "my_losses.py").write_text("# a comment\n" + BESIDE.replace("Rafailov et al.", "Rafailov and others"))
+    (workdir / "my_losses.py").write_text("# a comment\n" + BESIDE.replace("Rafailov et al.", "Rafailov and others"))
     assert digest() == before
-    (here / "own_margins.py").write_text(MARGINS.replace("-", "+"))
+    (workdir / "own_margins.py").write_text(MARGINS.replace("-", "+"))
     assert digest() != before
-    (here / "own_margins.py").write_text(MARGINS)
-    (here / "my_losses.py").write_text(BESIDE.replace("return -", "return 2 * -"))
+    (workdir / "own_margins.py").write_text(MARGINS)
+    (workdir / "my_losses.py").write_text(BESIDE.replace("return -", "return 2 * -"))
     assert digest() != before
     assert code_digest("preference") == code_digest("preference", []) != before
 
 
-def test_an_edit_of_the_byte_code_kind_is_seen(here: Path):
+def test_an_edit_of_the_byte_code_kind_is_seen(workdir: Path):
     """Same second, same size: Python's own cache would not notice; D = 3, beta 1 and then 2."""
     for beta, expected in ((1, 0.048587), (2, 0.002476)):
-        (here / "my_losses.py").write_text(DPO.replace("logsigmoid(beta", f"logsigmoid({beta}"))
+        (workdir / "my_losses.py").write_text(DPO.replace("logsigmoid(beta", f"logsigmoid({beta}"))
         found = loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))
         assert found.item() == pytest.approx(expected, abs=1e-6)
 
@@ -98,7 +98,7 @@ def test_a_plan_does_not_say_where_the_project_lies(tmp_path: Path, monkeypatch:
     assert json.loads(configs[0])["objective"] == {"method": "configs/my_losses.py:my_dpo", "beta": 0.1}
 
 
-def test_the_path_is_taken_from_the_file_that_states_the_row(here: Path):
+def test_the_path_is_taken_from_the_file_that_states_the_row(workdir: Path):
     """Whether that suite is extended by another or has another merged over it; and a grid's rows have plain names."""
     suite_in(Path("configs"), f"grid:\n  - {{method: {METHOD}, beta: [1, 2]}}\n")
     Path("configs/local").mkdir()

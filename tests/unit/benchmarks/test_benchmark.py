@@ -58,7 +58,7 @@ def test_every_rung_computes_the_same(model_folder: Path):
     step = [
         Comparison(*(draw.integers(2, 300, draw.integers(1, 60)) for _ in range(1)), _responses(draw)) for _ in range(6)
     ]
-    found = {}
+    result = {}
     for name, rung in RUNGS.items():
         model = load_policy(model_folder, torch.device("cpu"))
         if name in ("naive", "sorted", "completion"):
@@ -67,9 +67,9 @@ def test_every_rung_computes_the_same(model_folder: Path):
         with torch.no_grad():
             for taken, policy in rung(model, step, 256):
                 totals[taken] = policy.total
-        found[name] = totals
-    for name, totals in found.items():
-        torch.testing.assert_close(totals, found["naive"], rtol=2e-6, atol=2e-4, msg=name)
+        result[name] = totals
+    for name, totals in result.items():
+        torch.testing.assert_close(totals, result["naive"], rtol=2e-6, atol=2e-4, msg=name)
 
 
 def _responses(draw: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -81,11 +81,11 @@ def test_rungs_train_alike(model_folder: Path, tmp_path: Path, capsys: pytest.Ca
     ids = write_ids("hh", 300, 6, tmp_path / "ids.jsonl")
     losses, norms = {}, {}
     for rung in ("completion", ""):
-        own = ["--rung", rung] if rung else []
-        argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "3", *own]
+        rung_option = ["--rung", rung] if rung else []
+        argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "3", *rung_option]
         assert micro.main([*argv, "--learning-rate", "1e-4"]) == 0
-        said = json.loads(capsys.readouterr().out)
-        losses[rung], norms[rung] = said["losses"], said["grad_norms"]
+        output = json.loads(capsys.readouterr().out)
+        losses[rung], norms[rung] = output["losses"], output["grad_norms"]
     assert losses["completion"] == pytest.approx(losses[""], abs=1e-5)
     assert norms["completion"] == pytest.approx(norms[""], rel=1e-3) and len(norms[""]) == 3
     assert losses[""][0] == pytest.approx(np.log(2), abs=1e-6)
@@ -109,8 +109,8 @@ def test_the_least_work_is_what_torch_counts(
     assert tokens_of_pair("one", task, 2) == (8 if task == "sft" else 15)
     for read in (5, 16):  # padded: two rows of 8, each token seeing those before it
         products = counted_products(model, [(5, 3), (5, 3)], read)
-        found = padded_flops_of_pair(shape, "one", 2, responses_only=read == 5)
-        assert found == 3 * (products + 8 * width * 2 * 36)
+        result = padded_flops_of_pair(shape, "one", 2, responses_only=read == 5)
+        assert result == 3 * (products + 8 * width * 2 * 36)
 
 
 def counted_products(model: PreTrainedModel, lengths: Sequence[Sequence[int]], read: int) -> int:
@@ -168,10 +168,10 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_a_speed_up_over_other_losses_is_void():
-    found = ratios(runs(prefdag=[2.0, 2.0], off=[1.0, 1.0]))
-    assert not found.iloc[0]["agrees"]
-    assert found.iloc[0]["largest_difference"] == pytest.approx(0.01)
-    assert "**void**" in as_markdown(found, runs(prefdag=[2.0], off=[1.0]), Benchmark(), {})
+    result = ratios(runs(prefdag=[2.0, 2.0], off=[1.0, 1.0]))
+    assert not result.iloc[0]["agrees"]
+    assert result.iloc[0]["largest_difference"] == pytest.approx(0.01)
+    assert "**void**" in as_markdown(result, runs(prefdag=[2.0], off=[1.0]), Benchmark(), {})
     assert not ratios(runs(prefdag=[2.0, 2.0], steep=[1.0, 1.0])).iloc[0]["agrees"], "gradients half a percent apart"
     half = runs(prefdag=[2.0, 2.0], off=[1.0, 1.0]).assign(device="cuda")
     half["losses"] = [[0.6931, 0.7001], [0.6931, 0.7], [0.6931, 0.7], [0.6931, 0.7]]
@@ -179,13 +179,13 @@ def test_a_speed_up_over_other_losses_is_void():
 
 
 def test_the_table_and_the_figure_name_every_cell():
-    given = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
-    given.loc[given["arm"] == "naive", "arithmetic"] = 1.5
-    page = as_markdown(ratios(given), given, Benchmark(), {"torch": "2.13.0"})
+    table = runs(prefdag=[24.0, 20.0], naive=[6.0, 4.0], completion=[8.0, 8.0])
+    table.loc[table["arm"] == "naive", "arithmetic"] = 1.5
+    page = as_markdown(ratios(table), table, Benchmark(), {"torch": "2.13.0"})
     assert "| small | hh | dpo | padded, all logits | 4.5 (4.0 to 5.0) | 0.25 | 0.0e+00, +0.0e+00 | 0.0e+00 |" in page
     assert "| dpo | padded, all logits | 1 | 4.5 | 4.5 | 0.25 | 0.25 |" in page
     assert "| small, hh, dpo | 22.00 | 1,500 | 80% | 1.5 |" in page
-    axes = speedups(ratios(given)).axes[0]
+    axes = speedups(ratios(table)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["small, hh, dpo"]
 
 
@@ -276,13 +276,13 @@ def test_the_gpus_form_needs_little() -> None:
         "wordcloud",
         "jinja2",
     )
-    said = f"""
+    output = f"""
 import sys
 for name in {absent}:
     sys.modules[name] = None
 import benchmarks.gpu, benchmarks.micro
 """
-    done = subprocess.run([sys.executable, "-c", said], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", output], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
 
 

@@ -69,19 +69,19 @@ def same(one: tuple[list[float], Tensor], other: tuple[list[float], Tensor]) -> 
     return one[0] == other[0] and torch.equal(one[1], other[1])
 
 
-def test_an_own_dpo_trains_to_the_bits_of_the_packages(here: Path, store: Store, reference: ReferenceCache):
+def test_an_own_dpo_trains_to_the_bits_of_the_packages(workdir: Path, store: Store, reference: ReferenceCache):
     expected = trained({"method": "dpo", "beta": 0.3}, store, reference)
     assert same(trained({"method": METHOD, "beta": 0.3}, store, reference), expected)
     assert not same(trained({"method": METHOD, "beta": 0.31}, store, reference), expected)
 
 
 def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
-    here: Path, store: Store, reference: ReferenceCache, monkeypatch: pytest.MonkeyPatch
+    workdir: Path, store: Store, reference: ReferenceCache, monkeypatch: pytest.MonkeyPatch
 ):
     """The README's blocks as they stand: its own file and row, its function and entry of the package."""
     own_file, function, entry = blocks("python")
     (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
-    (here / "my_losses.py").write_text(own_file)
+    (workdir / "my_losses.py").write_text(own_file)
     suite = resolve(merge(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
     assert [run.name for run in suite.runs] == [f"dpo-offset0.5-seed{seed}" for seed in (0, 1, 2)]
     names: dict[str, Any] = {"LogProbs": LogProbs, "Tensor": Tensor, "F": F, "margin": margin, "Literal": Literal}
@@ -97,25 +97,25 @@ def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
 
 
 def test_the_command_aligns_by_an_own_loss(
-    plain_suite: Path, here: Path, store: Store, capsys: pytest.CaptureFixture[str]
+    plain_suite: Path, workdir: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ):
     """`prefdag preference`: the weights of `dpo`, no path of this machine in the manifest, exit code 2 for mistakes."""
-    shutil.copytree(plain_suite, here / "suite")
-    command = test_mistakes.align(here / "suite")
+    shutil.copytree(plain_suite, workdir / "suite")
+    command = test_mistakes.align(workdir / "suite")
     assert main(command) == 0
-    by_the_package = read_manifest(here / "suite/preference/x/manifest.json").content
+    by_the_package = read_manifest(workdir / "suite/preference/x/manifest.json").content
     own = [argument.replace('"method": "dpo"', f'"method": "{METHOD}"') for argument in command]
     assert main(own) == 0
-    by_the_user = read_manifest(here / "suite/preference/x/manifest.json").content
+    by_the_user = read_manifest(workdir / "suite/preference/x/manifest.json").content
     assert by_the_user["files"] == by_the_package["files"] and by_the_user["facts"] == by_the_package["facts"]
     assert by_the_user["config"]["objective"] == {"method": METHOD, "beta": 0.1}
     assert by_the_user["code"] == code_digest("preference", [Path("my_losses.py")]) != by_the_package["code"]
-    assert str(here) not in json.dumps(by_the_user)
-    (here / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
+    assert str(workdir) not in json.dumps(by_the_user)
+    (workdir / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
     sentence = test_mistakes.said(capsys, *own)
     raised = "my_dpo raised NameError: name 'G' is not defined"
     assert sentence == f"prefdag: my_losses.py: {raised} (line 7); mend the function and rerun"
-    assert not (here / "suite/preference/x/manifest.json").exists()
+    assert not (workdir / "suite/preference/x/manifest.json").exists()
 
 
 SIGNATURE = "policy, reference, beta: float = 0.1"
@@ -203,18 +203,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_a_sentence_before_any_job(mistake: str, here: Path):
+def test_a_mistake_is_a_sentence_before_any_job(mistake: str, workdir: Path):
     old, new, row, sentence = MISTAKES[mistake]
     assert old in DPO
-    (here / "my_losses.py").write_text(DPO.replace(old, new, 1) if old else DPO)
+    (workdir / "my_losses.py").write_text(DPO.replace(old, new, 1) if old else DPO)
     with pytest.raises(UserError) as found:
         resolve(merge(yaml.safe_load(MINI), {"runs": [{**ROW, **row}]}), "suite.yaml")
     assert str(found.value).startswith(sentence) and "\n" not in str(found.value)
 
 
-def test_what_a_signature_says(here: Path):
+def test_what_a_signature_says(workdir: Path):
     """Inputs by name, options with their types and defaults, what is stated below; and planning runs nothing."""
-    (here / "own.py").write_text(
+    (workdir / "own.py").write_text(
         "raise SystemExit('this file was run')\n"
         "def f(policy, /, scores, *, labels, a: int | None = None, b: Literal['x', 'y'], c=-0.5, d: bool = False):\n"
         "    return a\n"
@@ -229,13 +229,13 @@ def test_what_a_signature_says(here: Path):
     assert (own.reads, own.responses, own.scope) == ({"reference"}, "two", "comparison")
 
 
-def test_inputs_and_options_are_passed_by_name(here: Path):
+def test_inputs_and_options_are_passed_by_name(workdir: Path):
     """S_w - S_l = 5, scores 3 and 1, scale 0.5: 5 + 0.5 * 2 = 6; twice the reference's margin of 2 beside it: 10."""
     text = (
         "def f(policy, reference, *, scale: float, scores):\n    margin = lambda values: values[:, 0] - values[:, 1]\n"
     )
     text += "    return margin(policy.total + scale * scores + 2 * reference.total)\n"
-    (here / "own.py").write_text(text)
+    (workdir / "own.py").write_text(text)
     loss = load_user_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
     given = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
     assert loss(pair(-10, -15), **given).item() == 10
@@ -248,14 +248,14 @@ my_dpo.scope = "step"
 """
 
 
-def test_a_loss_with_a_state(here: Path):
+def test_a_loss_with_a_state(workdir: Path):
     """It may read every input; one that reads `state` returns (values, next state), and is of the whole step."""
-    (here / "my_losses.py").write_text(COUNTING)
+    (workdir / "my_losses.py").write_text(COUNTING)
     entry = objective({"method": METHOD}, "suite.yaml", "row")
     assert entry.reads == {"state"}
     values, after = loss_of(entry)(pair(-10, -15), state={"seen": 2})
     assert values.tolist() == [-10] and after == {"seen": 3}
-    (here / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
+    (workdir / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
     with pytest.raises(
         UserError, match='reads `state`, which is carried from step to step; write my_dpo.scope = "step"'
     ):
@@ -265,12 +265,12 @@ def test_a_loss_with_a_state(here: Path):
 @pytest.mark.parametrize(
     "returned", ["policy.total[:, 0]", "(policy.total[:, 0], 1)", '(policy.total[:, 0], {"a": "b"})']
 )
-def test_what_a_loss_with_a_state_may_not_return(returned: str, here: Path):
-    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", COUNTING))
+def test_what_a_loss_with_a_state_may_not_return(returned: str, workdir: Path):
+    (workdir / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", COUNTING))
     loss = loss_of(objective({"method": METHOD}, "tests", "row"))
     with pytest.raises(UserError, match=r"must return \(values, state\), the state a dict of numbers by name"):
         loss(pair(-10, -15), state={})
-    (here / "my_losses.py").write_text(re.sub("return .*", "return policy.total, {}", COUNTING))
+    (workdir / "my_losses.py").write_text(re.sub("return .*", "return policy.total, {}", COUNTING))
     loss = loss_of(objective({"method": METHOD}, "tests", "row"))
     with pytest.raises(UserError, match=r"returned float64 values of shape \[1, 2\]; expected one"):
         loss(pair(-10, -15), state={})
@@ -291,21 +291,21 @@ RETURNED = {
 
 
 @pytest.mark.parametrize("returned", RETURNED)
-def test_what_a_function_may_not_return(returned: str, here: Path):
-    (here / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", DPO))
+def test_what_a_function_may_not_return(returned: str, workdir: Path):
+    (workdir / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", DPO))
     loss = loss_of(objective({"method": METHOD}, "tests", "row"))
     with pytest.raises(UserError) as found:
         loss(pair(-10, -15), reference=pair(-12, -14))
     assert str(found.value).startswith(f"my_losses.py: my_dpo {RETURNED[returned]}")
 
 
-def test_a_file_that_cannot_be_imported_and_a_signal_in_it(here: Path):
-    (here / "my_losses.py").write_text(DPO.replace("\nimport", "\nimport nowhere\nimport", 1))
+def test_a_file_that_cannot_be_imported_and_a_signal_in_it(workdir: Path):
+    (workdir / "my_losses.py").write_text(DPO.replace("\nimport", "\nimport nowhere\nimport", 1))
     with pytest.raises(UserError) as found:
         loss_of(objective({"method": METHOD}, "tests", "row"))
     raised = "ModuleNotFoundError: No module named 'nowhere' (line 2)"
     assert str(found.value) == f"my_losses.py: importing it raised {raised}; mend the file and rerun"
-    (here / "my_losses.py").write_text(
+    (workdir / "my_losses.py").write_text(
         re.sub("return .*", "from prefdag.errors import Stopped; raise Stopped('SIGTERM')", DPO)
     )
     with pytest.raises(Stopped):
