@@ -66,7 +66,7 @@ def test_no_token_comes_into_a_log_or_a_journal(tmp_path, monkeypatch, capsys, e
     canary, password = "hf_" + "c4N4rY" * 5, "hunter2-canary"
     told = f"401 for {canary} at https://me:{password}@hub/x, Authorization: Bearer {password}"
 
-    def fail(stage, module, argv):
+    def fail(stage, *job):
         journal = open_journal(tmp_path / "suite", stage)
         journal.start(
             config={"data": {"hub_token": canary}, "source": f"https://me:{password}@hub/x"}, inputs={}, code=""
@@ -74,9 +74,9 @@ def test_no_token_comes_into_a_log_or_a_journal(tmp_path, monkeypatch, capsys, e
         journal.end(status="failed", error=told, seconds=1.0, peak_memory_mb=1.0)
         raise error(told)
 
-    monkeypatch.setattr("prefdag.runtime.stage.command", fail)
+    monkeypatch.setattr("prefdag.runtime.stage.run_stage", fail)
     monkeypatch.delenv("PREFDAG_WARM", raising=False)
-    assert main(["fetch"]) == (2 if error is UserError else 1)
+    assert main(["fetch", "--config", "{}", "--output", "x"]) == (2 if error is UserError else 1)
     said = capsys.readouterr()
     (journal,) = (tmp_path / "suite/.journal").glob("*.jsonl")
     for text in (said.out, said.err, journal.read_text()):

@@ -1,19 +1,21 @@
-"""`prefdag costs results/<suite>`: what each job cost, as costs.csv and costs.html beside the stages' folders."""
+"""Write time, memory and tokens of each finished job to costs.csv and costs.html."""
 
 import argparse
 import csv
-from pathlib import Path
 
+from prefdag.cli.commands import options
 from prefdag.errors import UserError
 from prefdag.reporting.costs import COLUMNS, by_stage, costs
 from prefdag.reporting.page import render_page
 
 
-def main(argv: list[str]) -> int:
-    """Write time, memory and tokens of every finished job. They are no stage's output: equal runs differ in them."""
-    parser = argparse.ArgumentParser(prog="prefdag costs", description=main.__doc__)
-    parser.add_argument("results", type=Path, help="results/<suite>")
-    results = parser.parse_args(argv).results
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options(parser, "results")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write both files. They are no stage's output, because equal runs differ in them."""
+    results = arguments.results
     rows = costs(results)
     if not rows:
         raise UserError(f"{results}: no journal of a finished job there; run the suite first")

@@ -1,4 +1,4 @@
-"""What may go wrong with a machine or cluster before a suite does: each look is one function, each finding one line."""
+"""Check a machine or cluster before a run, and print what to do about each problem."""
 
 import argparse
 import importlib.metadata
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from prefdag.cli.commands import COMMON
 from prefdag.cli.plan import disk
 from prefdag.config.data import HUB
 from prefdag.config.hub_lock import Repository, read_lock, repositories
@@ -260,11 +261,13 @@ def _existing(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.exists())
 
 
-def main(argv: list[str]) -> int:
-    """Print what is found; exit code 1 if anything is an error."""
-    parser = argparse.ArgumentParser(prog="prefdag doctor", description=main.__doc__)
-    parser.add_argument("suite", nargs="*", default=["configs/quickstart.yaml"], help="as for prefdag show")
-    suite = read_suite(parser.parse_args(argv).suite)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", nargs="*", default=["configs/quickstart.yaml"], help=COMMON["suite"]["help"])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print every finding; return 1 if one of them is an error."""
+    suite = read_suite(arguments.suite)
     failed = False
     for one in findings(suite, Path("results")):
         failed |= one.level == "error"

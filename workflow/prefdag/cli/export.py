@@ -1,4 +1,4 @@
-"""A policy as a folder of its own: weights that `from_pretrained` loads, and a model card made of the manifests."""
+"""Copy a policy to a folder that `from_pretrained` loads, with a model card."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from prefdag.cli.commands import options
 from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.objectives import objective
 from prefdag.errors import UserError
@@ -179,21 +180,22 @@ def _template() -> jinja2.Template:
     return environment.get_template("card.md.jinja")
 
 
-def main(argv: list[str]) -> int:
-    """Write the folder; nothing goes to the Hub unless `--push` says where. Raises `UserError`."""
-    parser = argparse.ArgumentParser(prog="prefdag export", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run's name, <run>@step<N> for a kept checkpoint, or sft")
-    parser.add_argument("--results", type=Path, help="results/<suite>; left out: the one that has the run")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="the new folder (exports/<suite>/<run>)")
+    options(parser, "--results")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exports/<suite>/<run>)")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
-    parser.add_argument("--public", action="store_true", help="a pushed repository that is new is public")
-    given = parser.parse_args(argv)
-    if given.public and not given.push:
-        raise UserError("--public: says nothing without --push OWNER/NAME")
-    manifest = manifest_of(given.run, given.results)
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder, and upload it to the Hub only if `--push` names a repository."""
+    if arguments.public and not arguments.push:
+        raise UserError("--public: has no effect without --push OWNER/NAME; add it")
+    manifest = manifest_of(arguments.run, arguments.results)
     suite = suite_folder(manifest).resolve().name
-    target = export(manifest, given.run, given.to or Path("exports") / suite / given.run)
+    target = export(manifest, arguments.run, arguments.to or Path("exports") / suite / arguments.run)
     print(f"{target}: load it with AutoModelForCausalLM.from_pretrained({str(target)!r})")
-    if given.push:
-        print(f"pushed to {push(target, given.push, given.public)}")
+    if arguments.push:
+        print(f"pushed to {push(target, arguments.push, arguments.public)}")
     return 0

@@ -1,23 +1,26 @@
-"""`prefdag lock SUITE [MORE ...]`: commit and file hashes of every Hub repository that a suite names, in its lock."""
+"""Write the commit and file hashes of a suite's Hub repositories to its lock file."""
 
 import argparse
 from pathlib import Path
 
+from prefdag.cli.commands import options
 from prefdag.config.hub_lock import read_lock, repositories, unlocked, write_lock
 from prefdag.config.suite import read_ordinary_suite
 from prefdag.data.sources.hub import resolve
 
 
-def main(argv: list[str]) -> int:
-    """Write what the lock does not state yet; an entry that stands there is never changed."""
-    parser = argparse.ArgumentParser(prog="prefdag lock", description=main.__doc__)
-    parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
-    suite = read_ordinary_suite(parser.parse_args(argv).suite)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options(parser, "suite")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Add the missing entries. An existing entry never changes."""
+    suite = read_ordinary_suite(arguments.suite)
     path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier)
     missing = unlocked(path, wanted)
-    found = {repository.key: resolve(repository) for repository in missing}
-    if found:
-        write_lock(path, {**read_lock(path), **found})
+    entries = {repository.key: resolve(repository) for repository in missing}
+    if entries:
+        write_lock(path, {**read_lock(path), **entries})
     for repository in wanted:
         commit = read_lock(path)[repository.key]["commit"]
         print(f"{path}: {repository.key} is {commit}{' (new)' if repository in missing else ''}")

@@ -1,13 +1,18 @@
-"""The `prefdag` command: a stage (`prefdag sft ...`) or a tool (`prefdag show configs/hh.yaml`)."""
+"""The `prefdag` command: parse its words and run a stage or a tool."""
 
+import argparse
 import gc
+import logging
 import signal
 import sys
 import traceback
-from importlib import import_module, util
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from prefdag.cli.commands import overview, parser_of, stages
+from prefdag.cli.console import show_diagnostics
 from prefdag.distributed.gpu_lease import take_gpus
 from prefdag.distributed.launch import launch
 from prefdag.distributed.ranks import is_rank, silence_other_ranks
@@ -17,60 +22,64 @@ from prefdag.provenance.journal import redact
 from prefdag.runtime.warm_start import run_warm
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `prefdag` command: a stage, or a tool."""
-    argv = sys.argv[1:] if argv is None else argv
-    name = argv[0] if argv else "help"
-    if name in ("help", "--help", "-h"):
-        return _list_commands()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for a user's mistake, 1 for any other failure."""
+    words = sys.argv[1:] if argv is None else argv
+    logger = show_diagnostics(logging.INFO)
     try:
-        if name.isidentifier() and util.find_spec(f"prefdag.stages.{name}"):
-            if (code := run_warm(argv)) is not None:
-                return code
-            if (code := launch(argv)) is not None:
-                return code
-            if not is_rank():
-                take_gpus(name)
-            with as_sentences(name, Path.cwd()):
-                stage = _imported(f"prefdag.stages.{name}")
-                return int(import_module("prefdag.runtime.stage").command(name, stage, argv[1:]))
-        if name.isidentifier() and util.find_spec(f"prefdag.cli.{name}"):
-            return int(import_module(f"prefdag.cli.{name}").main(argv[1:]))
-        raise UserError(f"{name!r} is neither a stage nor a tool; `prefdag help` lists them")
+        parser = overview()
+        asked = parser.parse_args(words)
+        if asked.version:
+            from importlib.metadata import version  # 70 ms, which no other command needs
+
+            print(f"prefdag {version('prefdag')}")
+        elif asked.command in (None, "help"):
+            parser.print_help()
+        else:
+            options = words[: len(words) - len(asked.words) - 1]  # before the command: as good as behind it
+            return _run(asked.command, [*options, *asked.words], logger)
+        return 0
     except UserError as mistake:
         silence_other_ranks()
-        print(f"prefdag: {redact(str(mistake))}", file=sys.stderr)
+        logger.error(mistake, exc_info=logger.isEnabledFor(logging.DEBUG))
         return 2
     except Stopped as stop:
         silence_other_ranks()
-        print(
-            f"prefdag: stopped by {stop}; the next run continues from what was saved of it",
-            file=sys.stderr,
-        )
+        logger.error("stopped by %s; the next run continues from its saved state", stop)
         return 128 + getattr(signal, str(stop), 15)
-    except Exception:  # a log is read by more people than may know a token
+    except Exception:  # redacted: more people read a log than may know a token
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
 
 
-def _imported(name: str) -> ModuleType:
-    """Import a stage with the garbage collector asleep: it finds nothing in there, and takes a tenth of the time."""
+def _run(name: str, words: Sequence[str], logger: logging.Logger) -> int:
+    """Parse a command's words and run it."""
+    arguments = parser_of(name).parse_args(words)
+    logger.setLevel(arguments.level)
+    if name in stages():
+        return _run_stage(name, words, arguments)
+    return int(import_module(f"prefdag.cli.{name}").run(arguments))
+
+
+def _run_stage(name: str, words: Sequence[str], arguments: argparse.Namespace) -> int:
+    """Run a stage in a fork of the warm server, in several processes, or in this one."""
+    for elsewhere in (run_warm, launch):
+        if (code := elsewhere([name, *words])) is not None:
+            return code
+    if not is_rank():
+        take_gpus(name)
+    paths = {key: value for key, value in vars(arguments).items() if key not in ("config", "output", "level")}
+    with as_sentences(name, Path.cwd()):
+        stage = _import_quickly(f"prefdag.stages.{name}")
+        import_module("prefdag.runtime.stage").run_stage(name, stage, arguments.config, paths, arguments.output)
+    return 0
+
+
+def _import_quickly(name: str) -> ModuleType:
+    """Import a module with the garbage collector off: it would find nothing and take a tenth of the time."""
     gc.disable()
     try:
         return import_module(name)
     finally:
         gc.freeze()
         gc.enable()
-
-
-PACKAGE = Path(__file__).parent.parent
-
-
-def _list_commands() -> int:
-    """Print the first line of every command's docstring."""
-    for kind in ("stages", "cli"):
-        print(f"{kind}:")
-        for path in sorted((PACKAGE / kind).glob("[a-z]*.py")):
-            first = path.read_text(encoding="utf-8").splitlines()[0].strip('"')
-            print(f"  {path.stem:12} {first}")
-    return 0

@@ -1,4 +1,4 @@
-"""`prefdag objectives`: every loss of the registry as Markdown, the page docs/objectives.md."""
+"""Print a Markdown page of every loss (docs/objectives.md)."""
 
 import argparse
 import inspect
@@ -62,9 +62,11 @@ SCOPES = {"comparison": "a comparison", "step": "a whole step"}
 NAMES = {float: "a number", int: "a whole number", str: "text", bool: "`true` or `false`"}
 
 
-def main(argv: list[str]) -> int:
-    """Print the page."""
-    argparse.ArgumentParser(prog="prefdag objectives", description=main.__doc__).parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare nothing: the page has one form."""
+
+
+def run(arguments: argparse.Namespace) -> int:
     print(page(), end="")
     return 0
 

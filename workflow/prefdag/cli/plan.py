@@ -1,4 +1,4 @@
-"""GPU hours and memory of a suite, from counts of tokens and parameters: arithmetic, not a measurement.
+"""Estimate the GPU hours and memory of a suite: arithmetic on its size, not a measurement.
 
 A token costs 2 N FLOPs forward and 6 N forward and backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), N the
 parameters. Sampling reads every weight once a step, for all responses drawn at a time. Training keeps float32 weights,
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefdag.cli.commands import options
 from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
@@ -107,14 +108,16 @@ def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
     return (steps * step + 2 * size.parameters * drawn * size.prompt_tokens / FLOPS) / HOUR
 
 
-def main(argv: list[str]) -> int:
-    """Print a line per stage and their sum. Tokens are the audit's where the suite's data is prepared.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options(parser, "suite")
 
-    Where models judge, first how many requests they take, and how many remain of those whose answers are there.
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line per stage and their sum, after the number of requests to each judge.
+
+    Tokens are those that the audit counted, if the suite's data is prepared.
     """
-    parser = argparse.ArgumentParser(prog="prefdag plan", description=main.__doc__)
-    parser.add_argument("suite", nargs="+", help="configs/<suite>.yaml, and files merged over it")
-    suite = read_ordinary_suite(parser.parse_args(argv).suite)
+    suite = read_ordinary_suite(arguments.suite)
     for judge in suite.judge.models:
         print(requests(suite, judge, Path("results") / suite.name))
     size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")

@@ -1,4 +1,4 @@
-"""`prefdag runs results/<suite>`: the table of runs, where the report lies, and how to open MLflow."""
+"""Print the table of runs, the path of the report, and how to open MLflow."""
 
 import argparse
 import csv
@@ -9,14 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from prefdag.cli.commands import options
 from prefdag.errors import UserError
 
 
-def main(argv: list[str]) -> int:
-    """Print report/runs.csv as a table."""
-    parser = argparse.ArgumentParser(prog="prefdag runs", description=main.__doc__)
-    parser.add_argument("results", type=Path, help="results/<suite>")
-    results = parser.parse_args(argv).results
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options(parser, "results")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    results = arguments.results
     path = results / "report" / "runs.csv"
     if not path.is_file():
         raise UserError(f"{path}: not there yet; run the suite first")
@@ -35,9 +37,9 @@ def main(argv: list[str]) -> int:
 
 
 def _against(results: Path) -> str:
-    """What the win rates are over, as the judgements say."""
-    told: dict[str, str] = next((json.loads(path.read_text()) for path in results.glob("judge/*/summary.json")), {})
-    return {"chosen": "chosen"}.get(told.get("held_against", ""), "SFT")
+    """Return what the judgements compare a run with."""
+    path = next(results.glob("judge/*/summary.json"), None)
+    return "chosen" if path and json.loads(path.read_text()).get("held_against") == "chosen" else "SFT"
 
 
 def _cells(row: dict[str, str]) -> list[str]:

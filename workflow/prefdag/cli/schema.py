@@ -1,4 +1,4 @@
-"""`prefdag schema`: the JSON schema of suites, for editors; `--table` writes every key and every loss as Markdown."""
+"""Print the JSON schema of suites, for editors, or a table of their keys (configs/README.md)."""
 
 import argparse
 import json
@@ -33,11 +33,14 @@ the method's options and `flips`, the fraction of labels turned round, and an en
 """
 
 
-def main(argv: list[str]) -> int:
-    """Print the schema of a suite."""
-    parser = argparse.ArgumentParser(prog="prefdag schema", description=main.__doc__)
-    parser.add_argument("--table", action="store_true", help="as Markdown tables instead of JSON schema")
-    if parser.parse_args(argv).table:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table", action="store_true", help="print Markdown tables of every key and every loss instead"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.table:
         print(table(), end="")
     else:
         print(json.dumps(TypeAdapter(Suite | ExactSuite).json_schema(), indent=1))

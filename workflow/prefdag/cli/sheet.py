@@ -1,8 +1,12 @@
-"""`prefdag sheet A B FILE.csv`: answers of two policies, side by side and without their names, for people to judge."""
+"""Write a sheet on which people judge the answers of two policies, blind and in random order.
+
+Fill its column `preferred` with a, b or tie, and name the file in the suite's judges: `{people: FILE.csv}`.
+"""
 
 import argparse
 from pathlib import Path
 
+from prefdag.cli.commands import options
 from prefdag.errors import UserError
 from prefdag.evaluation.compare import sides
 from prefdag.evaluation.judge.run import Pair, pairs_of
@@ -11,32 +15,31 @@ from prefdag.evaluation.scores import matched, read_scores
 from prefdag.seeds import generator
 
 
-def main(argv: list[str]) -> int:
-    """Draw pairs of answers of A and B to the same prompts, in random order and on random sides, and write the sheet.
-
-    Fill its column `preferred` (a, b or tie) and name the file in the suite's judges: `{people: FILE.csv}`.
-    """
-    parser = argparse.ArgumentParser(prog="prefdag sheet", description=main.__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a set of answers, or a row with seeds")
-    parser.add_argument("b", help="what it is held against in the suite: sft, or chosen")
-    parser.add_argument("file", type=Path, help="the sheet, a .csv that is not there yet")
-    parser.add_argument("--pairs", type=int, default=100, help="how many are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--results", type=Path, help="results/<suite>; left out: the one that has both")
-    given = parser.parse_args(argv)
-    if given.file.suffix != ".csv" or given.pairs < 1:
-        raise UserError(f"prefdag sheet: expected a file that ends in .csv and at least one pair, got {given.file}")
-    ours, theirs = sides((given.a, given.b), given.results)
+    parser.add_argument("b", help="what the suite compares A with: sft, or chosen")
+    parser.add_argument("file", type=Path, help="the sheet, a new .csv file")
+    parser.add_argument("--pairs", type=int, default=100, help="how many pairs to sample (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
+    options(parser, "--results")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sample pairs of answers, put them on random sides, and write the sheet."""
+    file = arguments.file
+    if file.suffix != ".csv" or arguments.pairs < 1:
+        raise UserError(f"prefdag sheet: expected a file that ends in .csv and at least one pair, got {file}")
+    ours, theirs = sides((arguments.a, arguments.b), arguments.results)
     pairs = [pair for a in ours.folders for b in theirs.folders for pair in _pairs(a, b)]
-    draw = generator(given.seed, "sheet")
-    drawn = [pairs[index] for index in draw.permutation(len(pairs))[: given.pairs]]
-    write_sheet(given.file, drawn, (draw.random(len(drawn)) < 0.5).tolist())
-    print(f"{given.file}: {len(drawn)} of {len(pairs)} pairs")
+    random = generator(arguments.seed, "sheet")
+    sampled = [pairs[index] for index in random.permutation(len(pairs))[: arguments.pairs]]
+    write_sheet(file, sampled, (random.random(len(sampled)) < 0.5).tolist())
+    print(f"{file}: {len(sampled)} of {len(pairs)} pairs")
     return 0
 
 
 def _pairs(ours: Path, theirs: Path) -> list[Pair]:
-    """The answers of two folders of scores, prompt by prompt; the texts lie beside them, in `generate`."""
+    """Pair the answers of two folders of scores by prompt; their texts are in the suite's `generate` folders."""
     ours_scores, their_scores = read_scores(ours), read_scores(theirs)
     rows = matched(ours_scores, their_scores, more=theirs.name.startswith("chosen"))
     keys = [(ours_scores.keys[row], their_scores.keys[other]) for row, other in rows]

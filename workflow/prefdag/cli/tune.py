@@ -1,4 +1,4 @@
-"""`prefdag tune SUITE [MORE ...]`: which `tokens_per_batch` is fastest here, on the suite's weights and comparisons.
+"""Measure which `tokens_per_batch` is fastest on this machine, on a suite's own data.
 
 How a step is packed changes the low bits of its sums, so a training never chooses by itself: an exact rerun takes the
 number that the suite states, and its manifest has it. This command measures what to state, for a device and a model.
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from prefdag.cli.commands import options
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
@@ -28,23 +29,26 @@ NEAR = 0.97  # of the fastest: as fast, for all that a short measurement tells
 STEPS = 6
 
 
-def main(argv: list[str]) -> int:
-    """Time some steps of DPO at each budget, a process each, in turn; print pairs per second, memory and the choice."""
-    parser = argparse.ArgumentParser(prog="prefdag tune", description=main.__doc__)
-    parser.add_argument("suite", nargs="+", help="the suite's file, and files merged over it")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options(parser, "suite")
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="padded tokens of a micro-batch")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args(argv)
-    suite = read_ordinary_suite(given.suite)
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each budget (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Time some steps of DPO at each budget, a process each, in turn; print pairs per second, memory and the choice."""
+    suite = read_ordinary_suite(arguments.suite)
     num = suite.preference.batch_size
     with tempfile.TemporaryDirectory() as folder:
         ids = Path(folder) / "ids.jsonl"
         results = Path("results") / suite.name
         _write_ids(results / "prepare/comparisons/train", ids, num * STEPS)
-        budgets = sorted(set(given.budgets))
-        turns = [budget for _ in range(given.rounds) for budget in budgets]
+        budgets = sorted(set(arguments.budgets))
+        turns = [budget for _ in range(arguments.rounds) for budget in budgets]
         found: dict[int, list[dict[str, Any]]] = {budget: [] for budget in budgets}
-        for budget in track(turns, f"{len(budgets)} budgets, {given.rounds} rounds", disable=not sys.stderr.isatty()):
+        for budget in track(
+            turns, f"{len(budgets)} budgets, {arguments.rounds} rounds", disable=not sys.stderr.isatty()
+        ):
             found[budget].append(_timed(suite, results / "sft/model", ids, budget))
     _show(found)
     print(f"preference: {{tokens_per_batch: {chosen(found)}}}")

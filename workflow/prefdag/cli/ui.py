@@ -1,4 +1,4 @@
-"""`prefdag ui`: browse all runs in MLflow's own pages, on this machine only."""
+"""Browse all runs in MLflow, on this machine only."""
 
 import argparse
 import os
@@ -9,12 +9,13 @@ from prefdag.errors import UserError
 from prefdag.tracking.environment import MLFLOW_VARIABLES, tracking_uri
 
 
-def main(argv: list[str]) -> int:
-    """Becomes the MLflow server; returns never. Raises `UserError` when there is nothing to show yet."""
-    parser = argparse.ArgumentParser(prog="prefdag ui", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of all suites (results)")
     parser.add_argument("--port", type=int, default=5000)
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replace this process with the MLflow server. Raises `UserError` when there are no runs to show."""
     uri = tracking_uri(arguments.results)
     if uri.startswith(("http:", "https:")):
         raise UserError(f"MLFLOW_TRACKING_URI is a server: open {uri} in a browser")

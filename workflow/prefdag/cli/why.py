@@ -1,4 +1,4 @@
-"""Why Snakemake would run a job: its dry run says which jobs, its records of the last run what each was made from."""
+"""Explain why Snakemake would run each job: what is missing, or what changed from what to what."""
 
 import argparse
 import ast
@@ -144,14 +144,13 @@ def _git(*arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def main(argv: list[str]) -> int:
-    """Ask Snakemake for a dry run, and print every job with what changed since its outputs were made."""
-    parser = argparse.ArgumentParser(prog="prefdag why", description=main.__doc__)
-    parser.add_argument(
-        "target", nargs="*", help="files to make, as for snakemake; the whole suite where none is named"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="*", help="files to make, as for snakemake (default: the whole suite)")
     parser.add_argument("--configfile", nargs="+", default=[], help="as for snakemake")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask Snakemake for a dry run, and print every job with what changed since its outputs were made."""
     configfile = ["--configfile", *arguments.configfile] if arguments.configfile else []
     command = [sys.executable, "-m", "snakemake", *arguments.target, "--dry-run", "--printshellcmds", "--quiet", "host"]
     done = subprocess.run([*command, *configfile], capture_output=True, text=True)

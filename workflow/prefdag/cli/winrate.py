@@ -1,4 +1,4 @@
-"""`prefdag winrate FILE [MORE ...]`: win rates of verdicts, with error, length and order; who agrees with whom."""
+"""Print win rates of files of verdicts, with error, length, order and agreement of judges."""
 
 import argparse
 import itertools
@@ -6,33 +6,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefdag.cli.commands import options
 from prefdag.evaluation.verdicts import read_verdicts
 from prefdag.evaluation.win_rates import agreement, described
 
 RATES = ("win_rate", "low", "high", "standard_error", "prefers_first", "agreement", "agreement_low", "agreement_high")
 
 
-def main(argv: list[str]) -> int:
-    """Print JSON; rates in percent, as leaderboards have them. Several judges or files also get their agreement."""
-    parser = argparse.ArgumentParser(prog="prefdag winrate", description=main.__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="+", type=Path, help="AlpacaEval annotations, a judged csv, or verdicts.csv")
-    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of the prompts behind each interval")
-    given = parser.parse_args(argv)
-    judges = [(path, judged) for path in given.file for judged in read_verdicts(path)]
-    about = {"seed": "winrate", "bootstrap": given.bootstrap}
+    options(parser, "--bootstrap")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print JSON; rates in percent, as leaderboards have them. Several judges also get their agreement."""
+    judges = [(path, judged) for path in arguments.file for judged in read_verdicts(path)]
+    settings = {"seed": "winrate", "bootstrap": arguments.bootstrap}
     rates = [
-        {"file": str(path), "judge": judged.judge, "unit": "percent", **described(judged, **about)}
+        {"file": str(path), "judge": judged.judge, "unit": "percent", **described(judged, **settings)}
         for path, judged in judges
     ]
     pairs = itertools.combinations([judged for _, judged in judges], 2)
-    agreements = [found for one, other in pairs if (found := agreement(one, other, **about))["n"]]
-    found = rates[0] if len(rates) == 1 else {"judges": rates, "agreement": agreements}
-    print(json.dumps(percent(found), indent=1))
+    agreements = [result for one, other in pairs if (result := agreement(one, other, **settings))["n"]]
+    content = rates[0] if len(rates) == 1 else {"judges": rates, "agreement": agreements}
+    print(json.dumps(percent(content), indent=1))
     return 0
 
 
 def percent(value: Any, key: str = "") -> Any:
-    """Every rate in `value`, at any depth, times 100."""
+    """Multiply every rate in `value` by 100, at any depth."""
     if isinstance(value, dict):
         return {name: percent(inner, name) for name, inner in value.items()}
     if isinstance(value, list):

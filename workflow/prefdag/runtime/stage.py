@@ -1,13 +1,11 @@
-"""What every stage has in common: its command line, its workspace, its journal and its manifest.
+"""What every stage has in common: its workspace, its journal and its manifest.
 
 A stage is a module of `prefdag.stages` with a `Job` (the shape of `--config`) and a function
 `run(job, here, *, <input>: Path, ...)`; each input is the path of a manifest. The command line is read off that
 signature, so a stage states what it depends on exactly once.
 """
 
-import argparse
 import hashlib
-import inspect
 import json
 import re
 import resource
@@ -15,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,33 +84,17 @@ class Workspace:
         return manifest
 
 
-def command(stage: str, module: ModuleType, argv: list[str]) -> int:
-    """Run one stage from its command line; returns the exit code."""
-    arguments = _parser(stage, module.run).parse_args(argv)
-    job = module.Job.parse_json(arguments.config, f"{stage} --config")
-    paths = {name: value for name, value in vars(arguments).items() if name not in ("config", "output")}
-    _execute(stage, module.run, job, paths, arguments.output)
-    return 0
+def run_stage(stage: str, module: ModuleType, config: str, paths: Mapping[str, Any], output: Path) -> None:
+    """Run one stage.
 
-
-def _parser(stage: str, run: Callable[..., Any]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"prefdag {stage}", description=inspect.getdoc(run))
-    parser.add_argument("--config", required=True, help="JSON of the config keys that this stage reads")
-    parser.add_argument("--output", required=True, type=Path, help=f"results/<suite>/{stage}/[<name>/]{MANIFEST}")
-    hints = typing.get_type_hints(run)
-    for name, parameter in inspect.signature(run).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            many = typing.get_origin(hints[name]) is list
-            optional = parameter.default is not parameter.empty
-            parser.add_argument(
-                f"--{name}",
-                type=Path,
-                required=not optional and not many,
-                default=[] if many else None,
-                **({"nargs": "*"} if many else {}),
-                help="path of a manifest" + (", one or more" if many else ""),
-            )
-    return parser
+    Args:
+        stage: its name.
+        module: its module, with `Job` and `run`.
+        config: JSON of the keys that `Job` states.
+        paths: manifests by the names of `run`'s arguments: one, a list, or None.
+        output: the manifest to write, results/<suite>/<stage>/[<name>/]manifest.json.
+    """
+    _execute(stage, module.run, module.Job.parse_json(config, f"{stage} --config"), paths, output)
 
 
 def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[str, Any], output: Path) -> None:
