@@ -8,8 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+import yaml
+
+from conftest import MINI
+from prefdag.cli.main import main
+from prefdag.config.loading import merge
+
+DATA = {"source": "hub:some/pairs", "train": "data/train.jsonl.gz", "test": "data/test-*.jsonl", "world": None}
+SUITE = {"data": DATA, "prepare": {"adapter": "pairs"}, "pairs": None, "score": {"reward": "trained"}}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 API = re.compile(r"/api/(?P<kind>datasets|models)/(?P<name>[\w.-]+/[\w.-]+)(?:/revision/(?P<revision>[\w.%-]+))?")
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[\w.-]+/[\w.-]+)/resolve/(?P<revision>[\w.-]+)/(?P<file>.+)")
@@ -58,6 +69,35 @@ def serving(repositories: dict[tuple[str, str], Repository]) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, folder: Path) -> None:
+    """Point this process's Hub client at `address`, with its cache and token in `folder`."""
+    from huggingface_hub import constants
+
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": False,
+        "HF_TOKEN_PATH": str(folder / "token"),
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def write_suite(folder: Path, **changes: Any) -> Path:
+    """Write the miniature suite on rows from the Hub, with `changes` merged over it."""
+    path = folder / "configs/mini.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(merge(merge(yaml.safe_load(MINI), SUITE), changes)))
+    return path
+
+
+def lock(folder: Path, **changes: Any) -> int:
+    """Run `prefdag lock` on that suite and return its exit code."""
+    return main(["lock", str(write_suite(folder, **changes))])
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -10,6 +10,7 @@ from torch import Tensor
 from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.losses.registry import loss_of
 from prefdag.models.logprobs import LogProbs
+from prefdag.testing.fixtures import of_sums
 
 # Every loss, and every branch of those that have some; options that float32 cannot hold.
 ROWS: list[dict[str, Any]] = [
@@ -166,3 +167,10 @@ def drawn(
 def drawn_for(row: dict[str, Any], **settings: Any) -> Given:
     """The same, with as many responses as the row's loss takes."""
     return drawn({"one": 1, "two": 2, "many": 3}[entry_of_row(row).responses], **settings)
+
+
+def pair(chosen: float, rejected: float, num_chosen: int = 2, num_rejected: int = 4) -> LogProbs:
+    """One pair with these summed log-probs, in float64, with a gradient for every token."""
+    sums = torch.tensor([[chosen, rejected]], dtype=torch.float64)
+    logprobs = of_sums(sums, torch.tensor([[num_chosen, num_rejected]]))
+    return replace(logprobs, tokens=logprobs.tokens.requires_grad_())

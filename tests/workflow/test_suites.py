@@ -13,11 +13,11 @@ import pyarrow.parquet
 import pytest
 import torch
 import yaml
-from test_prompt_templates import LLAMA3, QWEN2, ZEPHYR, chat
 from test_run import planned
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from chat_templates import LLAMA3, QWEN2, ZEPHYR, chat
 from conftest import ROOT, checkout
 from prefdag.cli.main import main
 from prefdag.config import jobs

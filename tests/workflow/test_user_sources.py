@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from test_losses import pair
 
 from conftest import MINI, checkout
 from conftest import OWN_LOSS as DPO
@@ -16,8 +15,9 @@ from prefdag.config.suite import Suite, read_suite
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
 from prefdag.provenance.sources import code_digest, sources
+from registry import pair
 
-BESIDE = DPO.replace("from prefdag.logprobs import margin", "from own_margins import margin")
+BESIDE = DPO.replace("from prefdag.models.logprobs import margin", "from own_margins import margin")
 MARGINS = "def margin(values):\n    return values[:, 0] - values[:, 1]\n"
 
 
@@ -47,7 +47,7 @@ def test_what_is_not_counted_cannot_be_imported(folder: str, workdir: Path, monk
 
 
 def test_a_file_counts_what_it_imports_from_the_package(workdir: Path):
-    (workdir / "my_losses.py").write_text(DPO + "from prefdag import detokenize\n")
+    (workdir / "my_losses.py").write_text(DPO + "from prefdag.data import detokenize\n")
     counted = set(sources("preference", [Path("my_losses.py")])) - set(sources("preference"))
     assert {path.name for path in counted} == {"my_losses.py", "detokenize.py"}
 

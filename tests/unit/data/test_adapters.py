@@ -227,7 +227,7 @@ def test_an_adapter_in_a_file_of_ones_own(own: Path, monkeypatch: pytest.MonkeyP
     ("name", "sentence"),
     [
         ("duels.py:broken", "duels.py: broken raised KeyError: 'nothing' (line 11) on the row {'duel': 'd0'"),
-        ("duels.py:returns", "duels.py: returns must return a TextComparison (prefdag.adapters.text), got dict"),
+        ("duels.py:returns", "returns must return a prefdag.data.adapters.records.TextComparison, got dict"),
         ("duels.py:absent", "prepare.adapter: duels.py holds no function absent; correct its name"),
         ("none.py:absent", "none.py: no such file; its path is taken from the suite's"),
     ],

@@ -10,54 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from conftest import MINI, ROOT, environment
-from hub_server import COMMIT, Hub, Repository, git_sha1, serving
+from conftest import ROOT, environment
+from hub_server import COMMIT, DATA, Hub, Repository, git_sha1, lock, serving, use_hub, write_suite
 from prefdag.cli.main import main
-from prefdag.config.loading import merge
 from prefdag.data.rows import read_rows
 from prefdag.data.sources.hub import matches
 
 ROWS = b"".join(json.dumps({"prompt": f"p{n}", "chosen": "a", "rejected": "b"}).encode() + b"\n" for n in range(5000))
 PACKED = gzip.compress(ROWS, mtime=0)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
-DATA = {"source": "hub:some/pairs", "train": "data/train.jsonl.gz", "test": "data/test-*.jsonl", "world": None}
-SUITE = {"data": DATA, "prepare": {"adapter": "pairs"}, "pairs": None, "score": {"reward": "trained"}}
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}", "big.bin": b"no"}
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A dataset and a model; the client of this process talks to them, into a cache of its own, and never sleeps."""
-    from huggingface_hub import constants
-
     data = {"README.md": b"about", "data/train.jsonl.gz": PACKED, "data/test-0.jsonl": ROWS[:600].rpartition(b"\n")[0]}
     repositories = {
         ("dataset", "some/pairs"): Repository(data, frozenset({"data/train.jsonl.gz"})),
         ("model", "some/model"): Repository(dict(MODEL), frozenset({"model.safetensors", "big.bin"})),
     }
-    with serving(repositories) as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.address)
-        template = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serving(repositories) as server:
+        use_hub(monkeypatch, server.address, tmp_path)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
-        yield found
-
-
-def suite_file(folder: Path, **changes: Any) -> Path:
-    path = folder / "configs/mini.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(merge(merge(yaml.safe_load(MINI), SUITE), changes)))
-    return path
-
-
-def lock(folder: Path, **changes: Any) -> int:
-    return main(["lock", str(suite_file(folder, **changes))])
+        yield server
 
 
 def fetch(folder: Path, **what: Any) -> int:
@@ -200,14 +177,8 @@ def test_a_repository_may_hold_what_is_no_data(
 
 
 def test_without_a_network(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
-    from huggingface_hub import constants
-
     assert lock(tmp_path) == 0
-    nobody = "http://127.0.0.1:9"
-    monkeypatch.setattr(constants, "ENDPOINT", nobody)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{nobody}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    )
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)
     assert fetch(tmp_path, data=DATA) == 2
     assert "hub:some/pairs: the Hub cannot be reached" in capsys.readouterr().err
     (tmp_path / "configs/mini.lock.json").unlink()
@@ -219,7 +190,7 @@ def test_as_a_user_would_with_hf_endpoint(hub: Hub, tmp_path: Path):
     """Two commands in processes of their own, nothing patched."""
     inside = {**environment(), "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
     inside = {**inside, "PYTHONPATH": str(ROOT / "workflow"), "HF_HUB_OFFLINE": "0"}
-    where = {"lock": os.path.relpath(suite_file(tmp_path), tmp_path)}
+    where = {"lock": os.path.relpath(write_suite(tmp_path), tmp_path)}
     config = json.dumps({"data": DATA, "lock": "configs/mini.lock.json"})
     for command in (["lock", where["lock"]], ["fetch", "--config", config, "--output", "out/fetch/data/manifest.json"]):
         done = subprocess.run(

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
+from chat_templates import CHATML, LLAMA3, MISTRAL, QWEN2, ZEPHYR, chat
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
 from prefdag.data.prompt_templates import dialogue, template_of
@@ -14,32 +15,6 @@ from prefdag.data.tokenization import encode_prompts, encoded, end_of_turn, is_e
 from prefdag.errors import UserError
 from preparing import ABSENT, PREPARE, SHARED, audit, byte_tokenizer, fetch, prepare, write_rows
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-QWEN2 = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
-    "<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{% for m in messages %}{% if loop.first %}<b>{% endif %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-ZEPHYR = (
-    "{% for m in messages %}\n{% if m.role == 'user' %}\n{{ '<|user|>\n' + m.content + eos_token }}\n"
-    "{% elif m.role == 'system' %}\n{{ '<|system|>\n' + m.content + eos_token }}\n"
-    "{% elif m.role == 'assistant' %}\n{{ '<|assistant|>\n' + m.content + eos_token }}\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-)
 TALK: Prompt = (("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?"))
 # Template, its end-of-turn, special tokens; the prompt and the counted text of the reply "So." to TALK, as text.
 STYLES: dict[str, tuple[str, str, list[str], str, str]] = {
@@ -69,12 +44,6 @@ STYLES: dict[str, tuple[str, str, list[str], str, str]] = {
     ),
     "mistral": (MISTRAL, "eos", [], "<b>[INST] Hi [/INST] Yes?<e>[INST] Why? [/INST]", " So.<e>"),
 }
-
-
-def chat(source: str, special: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = byte_tokenizer(*special)
-    tokenizer.chat_template = source
-    return tokenizer
 
 
 def section(**changes: Any) -> Prepare:

@@ -1,7 +1,6 @@
 """A golden value for every loss of the registry: arithmetic that a reader can redo, on four small examples."""
 
 import math
-from dataclasses import replace
 from math import exp, log
 from typing import Any
 
@@ -13,20 +12,14 @@ from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.errors import UserError
 from prefdag.losses.batchwise import selected
 from prefdag.losses.registry import loss_of
-from prefdag.models.logprobs import LogProbs, logprobs, margin
+from prefdag.models.logprobs import logprobs, margin
 from prefdag.models.packing import pack
 from prefdag.testing.fixtures import of_lists, of_sums
-from registry import Given, named
+from registry import Given, named, pair
 
 
 def double(values: Any) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def pair(chosen: float, rejected: float, num_chosen: int = 2, num_rejected: int = 4) -> LogProbs:
-    """One pair by its sums, the chosen response of two tokens and the rejected one of four."""
-    found = of_sums(double([[chosen, rejected]]), torch.tensor([[num_chosen, num_rejected]]))
-    return replace(found, tokens=found.tokens.requires_grad_())
 
 
 CHOSEN, REJECTED = [double([-4, -6])], [double([-1, -2, -4, -8])]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import Field
-from test_losses import pair
 from torch import Tensor
 
 from artifacts import cache_of
@@ -37,6 +36,7 @@ from prefdag.schema import Positive
 from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import ReferenceCache
+from registry import pair
 
 plain_suite = test_mistakes.prepared  # a tiny suite by plain commands, up to the reference cache
 

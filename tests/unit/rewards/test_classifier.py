@@ -11,11 +11,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from test_hub import lock
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import MINI
-from hub_server import COMMIT, Hub, Repository, serving
+from hub_server import COMMIT, Hub, Repository, lock, serving, use_hub
 from prefdag.cli.main import main
 from prefdag.config.classifier import Classifier
 from prefdag.config.loading import merge
@@ -194,17 +193,11 @@ def test_a_label_or_weights_that_are_not_there(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture
 def classifiers_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
     folder = tiny_roberta(tmp_path / "raw", WORDS)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with serving({("model", "some/classifier"): Repository(files, frozenset({"model.safetensors"}))}) as found:
-        template = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for name, value in {"ENDPOINT": found.address, "HUGGINGFACE_CO_URL_TEMPLATE": template}.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield found
+    with serving({("model", "some/classifier"): Repository(files, frozenset({"model.safetensors"}))}) as server:
+        use_hub(monkeypatch, server.address, tmp_path)
+        yield server
 
 
 def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path):

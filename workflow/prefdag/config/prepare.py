@@ -73,7 +73,7 @@ class Prepare(Section):
             raise ValueError("expected `eos`, `none`, or the text of one special token, got an empty text")
         return name
 
-    def adapter_files(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         """Files of the user's own that the section names; a job counts them as its code."""
         adapter = adapter_files(self.adapter)
         return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter

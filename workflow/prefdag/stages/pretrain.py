@@ -34,7 +34,7 @@ class Job(Section):
     scratch: Architectural
     pretrain: Pretrain
 
-    def adapter_files(self) -> tuple[Path, ...]:
+    def user_files(self) -> tuple[Path, ...]:
         return adapter_files(self.adapter)
 
 

@@ -30,7 +30,8 @@ def load_user_adapter(name: str) -> Callable[[Row], TextComparison]:
             ) from error
         if not isinstance(found, TextComparison):
             raise UserError(
-                f"{path}: {function} must return a TextComparison (prefdag.adapters.text), got {type(found).__name__}"
+                f"{path}: {function} must return a prefdag.data.adapters.records.TextComparison, "
+                f"got {type(found).__name__}"
             )
         return found
 
