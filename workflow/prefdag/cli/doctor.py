@@ -18,6 +18,7 @@ from prefdag.cli.commands import COMMON
 from prefdag.cli.plan import disk
 from prefdag.config.data import HUB
 from prefdag.config.hub_lock import Repository, read_lock, repositories
+from prefdag.config.model import MODEL_FILES
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.data.sources.hub import matches
@@ -171,8 +172,6 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
 
 
 def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -> list[str]:
-    from prefdag.stages.fetch import MODEL_FILES
-
     patterns: list[str] = list(MODEL_FILES)
     if repository.kind == "dataset":
         named = [one for one in (*suite.data.sources, suite.data) if one.source == HUB + repository.name]

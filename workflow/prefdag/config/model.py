@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from prefdag.schema import Count, Section
 
+# Files of a tokenizer and of a model, among those of a folder or a Hub repository.
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
+
 Architecture = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
-from prefdag.config.model import Origin
+from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin
 from prefdag.data.mixture import interleave_rows, rows_of_split
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
 from prefdag.data.sources.resolve import SourceFiles, folder_of, rows_of
@@ -21,8 +21,6 @@ from prefdag.schema import Section
 from prefdag.seeds import named_seed
 
 DRAWN_PER_HELD_OUT = 20  # most reviews begin like one of those before
-TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 
 class Job(Section):
