@@ -17,7 +17,7 @@ from prefdag.cli.main import main
 from prefdag.config.objectives import objective
 from prefdag.data.token_store import Store
 from prefdag.provenance.manifest import describe, read_manifest
-from prefdag.reporting.figures.training import logratios, training
+from prefdag.reporting.figures.curves import logratios, training
 from prefdag.reporting.league import league
 from prefdag.stages.pairs import write_pairs, write_rankings
 

@@ -15,7 +15,7 @@ from prefdag.evaluation.calibration import (
     prompt_weights,
     spearman,
 )
-from prefdag.reporting.figures.calibration import reward_length_figure
+from prefdag.reporting.figures.reliability import reward_length_figure
 from prefdag.seeds import generator
 
 

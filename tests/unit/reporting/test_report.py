@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from prefdag.errors import UserError
-from prefdag.reporting.figures.calibration import differences_figure
+from prefdag.reporting.figures.curves import logratios, smoothed
+from prefdag.reporting.figures.reliability import differences_figure
 from prefdag.reporting.figures.rewards import implicit_rewards
 from prefdag.reporting.figures.style import method_styles
-from prefdag.reporting.figures.training import logratios, smoothed
 from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
 from synthetic_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
 

@@ -8,9 +8,9 @@ import pytest
 
 from prefdag.config.report import Expected
 from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, over_training
-from prefdag.reporting.figures.training import PROBED, displacement, wilson
+from prefdag.reporting.figures.curves import PROBED, displacement, wilson
 from prefdag.reporting.sections.judges import agreements, rates
-from prefdag.reporting.seeds import average_seeds, by_prompt, gains, published_rows, seeds_table
+from prefdag.reporting.seeds import average_seeds, gains, means_by_prompt, published_rows, seeds_table
 from prefdag.reporting.tables import answers_table, checkpoints, ood_win_rates, runs_table, temperature_variants
 from prefdag.training import preference_metrics
 from synthetic_results import METRICS, SOME, made, write_further, write_results
@@ -149,9 +149,9 @@ def test_the_headline_judge_is_the_first(tmp_path: Path):
     rows = [(0, 0, "reward", 1), (1, 0, "reward", 0.5), (0, 0, "length", 0), (1, 0, "length", 0)]
     pd.DataFrame(rows, columns=["prompt_id", "sample", "judge", "verdict"]).to_csv(tmp_path / "verdicts.csv")
     table = pd.DataFrame({"prompt_id": [0, 0, 1], "sample": [0, 1, 0], "reward": [1.0, 2.0, 4.0]})
-    means = by_prompt(table, tmp_path / "verdicts.csv")
+    means = means_by_prompt(table, tmp_path / "verdicts.csv")
     assert list(means["win_rate"]) == [1.0, 0.5] and list(means["reward"]) == [1.5, 4.0]
-    assert "win_rate" not in by_prompt(table, None)
+    assert "win_rate" not in means_by_prompt(table, None)
 
 
 def test_judges_agree_over_all_answers(tmp_path: Path):

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    content = render_page({}, "costs.html.jinja", suite=results.resolve().name, jobs=rows, stages=by_stage(rows))
+    content = render_page({}, {}, "costs.html.jinja", suite=results.resolve().name, jobs=rows, stages=by_stage(rows))
     (results / "costs.html").write_text(content, encoding="utf-8")
     print(f"costs:   {results / 'costs.html'}")
     return 0

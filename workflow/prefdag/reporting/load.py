@@ -1,39 +1,79 @@
-"""What the report reads of the other stages, once, as its figures and tables need it."""
+"""Read what the other stages of a suite wrote, once, for every figure, table and section of the report."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.answer_sets import CHOSEN
+from prefdag.config.report import Report
+from prefdag.data.detokenize import prompt_and_response
+from prefdag.data.token_store import Store
+from prefdag.data.tokenization import load_tokenizer
+from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
+from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.rows import accuracies_of
-from prefdag.reporting.seeds import GAIN, by_prompt, gains
-from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, runs_table
+from prefdag.reporting.seeds import GAIN, gains, means_by_prompt
+from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, compared, runs_table
+
+MAX_TEXTS = 1000  # training comparisons whose texts are mapped and counted
+MANY_METHODS = 12  # more do not fit in one panel
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Manifests of the jobs that the report reads. `policy` is SFT's, whose tokenizer decodes the comparisons."""
+
+    scores: Sequence[Path]
+    judges: Sequence[Path]
+    generations: Sequence[Path]
+    preferences: Sequence[Path]
+    comparisons: Path
+    reward: Path | None = None
+    best_of_n: Path | None = None
+    policy: Path | None = None
 
 
 @dataclass(frozen=True)
 class SuiteResults:
-    """One suite's results.
+    """The results of one suite.
 
-    runs: a row a policy (`tables.runs_table`, and its gain on SFT); answers: a row every scored set of answers
-    (`answers_table`). By policy: tables (scores.csv), means (by prompt), curves; scores: the manifests of the policies'
-    own. By answers: wins (judge/summary.json), verdicts (paths). accuracies: held-out evaluations of rewards by name.
-    pool: best_of_n.csv.
+    Attributes:
+        runs: a row per policy (`tables.runs_table`), with its gain over SFT.
+        answers: a row per scored set of answers (`tables.answers_table`).
+        shown: the policies that are shown side by side: `sft`, then the compared runs.
+        tables: scores.csv of each policy. means: the same by prompt.
+        curves: curves.csv of each run.
+        wins: judge/summary.json of each set of answers. verdicts: the paths of their verdicts.csv.
+        accuracies: held-out evaluation of each reward, by its name on the page.
+        league: `league.league`, None unless the suite asks for it.
+        pool: best_of_n.csv, None without Best-of-N.
     """
 
+    settings: Report
+    inputs: Inputs
     runs: pd.DataFrame
     answers: pd.DataFrame
-    scores: list[Path]
+    shown: list[str]
     tables: dict[str, pd.DataFrame]
     means: dict[str, pd.DataFrame]
     curves: dict[str, pd.DataFrame]
     wins: dict[str, dict[str, Any]]
     verdicts: dict[str, Path]
     accuracies: dict[str, Any]
+    league: pd.DataFrame | None
     pool: pd.DataFrame | None
+
+    @property
+    def display(self) -> dict[str, str]:
+        """The name of each policy on figures and in tables."""
+        return dict(zip(self.runs["run"], self.runs["display"], strict=True))
 
     @property
     def further_answers(self) -> pd.DataFrame:
@@ -42,44 +82,125 @@ class SuiteResults:
 
     @property
     def judging(self) -> Mapping[str, Any]:
-        """Any summary of the stage `judge`: all name the same headline judge and the same other side."""
+        """A summary of the stage `judge`: all name the same headline judge and the same opponent."""
         return next(iter(self.wins.values()), {})
+
+    @property
+    def has_many_methods(self) -> bool:
+        return bool(self.runs["method"].nunique() > MANY_METHODS)
+
+    @property
+    def reward_labels(self) -> dict[str, str]:
+        """Label of each reward's column in scores.csv: the headline, and the reward model if that is another one."""
+        sft = self.tables["sft"]
+        other = "trained" in sft and not sft["trained"].equals(sft["reward"])
+        return {"reward": self.settings.reward_label, **({"trained": "reward model"} if other else {})}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return load_tokenizer(self.inputs.policy.parent / "model") if self.inputs.policy is not None else None
+
+    @cached_property
+    def held_out_pairs(self) -> dict[str, pd.DataFrame]:
+        """Held-out pairs by the name of the reward that scored them: the reward model, then implicit rewards."""
+        pairs = {}
+        if (table := self.reward_table("held_out.csv")) is not None:
+            pairs = {f"{when} training": pairs_of(table, when) for when in ("before", "after")}
+        for path in _of_policies(self.inputs.scores, self.tables):
+            if (path.parent / "held_out.csv").is_file():
+                table = pd.read_csv(path.parent / "held_out.csv")
+                pairs[f"implicit, {self.display[path.parent.name]}"] = pairs_of(table, "implicit")
+        return {name: table for name, table in pairs.items() if len(table)}
+
+    @cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        return {name: calibration(pairs, seed=name) for name, pairs in self.held_out_pairs.items()}
+
+    @cached_property
+    def training_texts(self) -> tuple[list[str], list[str], np.ndarray] | None:
+        """Best and last responses of training comparisons, and their prompts' numbers; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        store = self.store("train")
+        rows = evenly_spaced(len(store), MAX_TEXTS)
+        responses = [texts for _, texts in self.decode("train", rows)]
+        prompts = np.asarray(store.prompts)[rows]
+        return [ordered[0] for ordered in responses], [ordered[-1] for ordered in responses], prompts
+
+    def reward_table(self, name: str) -> pd.DataFrame | None:
+        """Read a table of the stage `reward`, None if it wrote none of that name."""
+        path = self.inputs.reward.parent / name if self.inputs.reward is not None else None
+        return pd.read_csv(path) if path is not None and path.is_file() else None
+
+    def store(self, split: str) -> Store:
+        return Store.open(self.inputs.comparisons.parent / split)
+
+    def decode(self, split: str, rows: Sequence[int]) -> Iterator[tuple[str, list[str]]]:
+        """Yield the prompt and the responses, best first, of some comparisons as text. Needs `tokenizer`."""
+        assert self.tokenizer is not None
+        store = self.store(split)
+        for row in rows:
+            one = store[row]
+            texts = [prompt_and_response(self.tokenizer, one.prompt.tolist(), ids.tolist()) for ids in one.responses]
+            yield texts[0][0], [response for _, response in texts]
 
 
 def load_results(
-    rows: Sequence[Mapping[str, Any]],
+    settings: Report,
+    runs: Sequence[Mapping[str, Any]],
     answers: Sequence[Mapping[str, Any]],
-    *,
-    scores: Sequence[Path],
-    judges: Sequence[Path],
-    preferences: Sequence[Path],
-    reward: Path | None,
-    best_of_n: Path | None,
+    inputs: Inputs,
+    journals: Path | None = None,
 ) -> SuiteResults:
-    """Read everything. rows, answers: as the config has them; the rest are manifests."""
-    summaries, wins = _summaries(scores), _summaries(judges)
-    own = [path for path in scores if path.parent.name in (*BEFORE_ALIGNMENT, *(row["name"] for row in rows))]
-    tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in own}
+    """Read the results of a suite.
+
+    Args:
+        settings: the suite's section `report`.
+        runs: name, method, seed and objective of each run.
+        answers: the sets of answers, as `tables.answers_table` takes them.
+        inputs: the manifests.
+        journals: the folder of journals, for the step times of the league; None leaves them out.
+    """
+    summaries, wins = _summaries(inputs.scores), _summaries(inputs.judges)
+    scores = _of_policies(inputs.scores, (*BEFORE_ALIGNMENT, *(run["name"] for run in runs)))
+    tables = {path.parent.name: pd.read_csv(path.parent / "scores.csv") for path in scores}
     sizes = {name: (table["prompt_id"].nunique(), len(table)) for name, table in tables.items()}
-    verdicts = {path.parent.name: path.parent / "verdicts.csv" for path in judges}
-    means = {name: by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
-    runs = runs_table(rows, summaries, wins, sizes)
-    runs = runs.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
-    curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in preferences}
+    verdicts = {path.parent.name: path.parent / "verdicts.csv" for path in inputs.judges}
+    means = {name: means_by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
+    table = runs_table(runs, summaries, wins, sizes)
+    table = table.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
+    curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in inputs.preferences}
     steps = {name: int(curve["step"].iloc[-1]) for name, curve in curves.items()}
+    ranking = None
+    if settings.matched_kl and curves:
+        seconds = seconds_per_step(journals) if journals is not None else None
+        ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds)
     return SuiteResults(
-        runs=runs,
-        answers=answers_table(answers, runs, summaries, wins, steps),
-        scores=own,
+        settings=settings,
+        inputs=inputs,
+        runs=table,
+        answers=answers_table(answers, table, summaries, wins, steps),
+        shown=["sft", *compared(table, settings.compare)],
         tables=tables,
         means=means,
         curves=curves,
         wins=wins,
         verdicts=verdicts,
-        accuracies=accuracies_of(reward, own, runs),
-        pool=pd.read_csv(best_of_n.parent / "best_of_n.csv") if best_of_n else None,
+        accuracies=accuracies_of(inputs.reward, scores, table),
+        league=ranking,
+        pool=pd.read_csv(inputs.best_of_n.parent / "best_of_n.csv") if inputs.best_of_n else None,
     )
+
+
+def _of_policies(manifests: Sequence[Path], policies: Container[str]) -> list[Path]:
+    """Select the jobs of the policies' own answers."""
+    return [path for path in manifests if path.parent.name in policies]
 
 
 def _summaries(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return {path.parent.name: json.loads((path.parent / "summary.json").read_text()) for path in manifests}
+
+
+def evenly_spaced(num: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers 0 to `num` - 1, evenly spaced."""
+    return np.unique(np.linspace(0, num - 1, min(num, most)).astype(int)).tolist() if num else []

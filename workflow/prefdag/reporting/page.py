@@ -13,8 +13,17 @@ import jinja2
 TEMPLATE = "page.html.jinja"
 
 
-def render_page(figures: Mapping[str, bytes], template: str = TEMPLATE, **content: Any) -> str:
-    """Fill a template. figures: name -> PNG bytes; everything that is no markup of ours is escaped."""
+def render_page(
+    catalogue: Mapping[str, Any], images: Mapping[str, bytes], template: str = TEMPLATE, **content: Any
+) -> str:
+    """Render a page. All content is escaped but the figures' captions.
+
+    Args:
+        catalogue: figures by name (`figures.catalogue.Catalogue`).
+        images: PNGs by name, of the figures to show.
+        template: name of a template.
+        content: what the template shows.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -22,8 +31,14 @@ def render_page(figures: Mapping[str, bytes], template: str = TEMPLATE, **conten
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    images = {name: base64.b64encode(image).decode() for name, image in figures.items()}
-    return environment.get_template(template).render(figures=images, packages=packages(), **content) + "\n"
+    figures = [
+        {**vars(entry), "image": base64.b64encode(images[name]).decode()}
+        for name, entry in catalogue.items()
+        if name in images
+    ]
+    sections = {figure["section"] for figure in figures}
+    page = environment.get_template(template)
+    return page.render(figures=figures, shown_sections=sections, packages=packages(), **content) + "\n"
 
 
 PROJECT = Path(__file__).parents[3] / "pyproject.toml"

@@ -30,8 +30,8 @@ def answers_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**about, **_measures(known)}
 
 
-def elsewhere_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the table of another input distribution: win rates in percent, None where nothing was drawn alike."""
+def ood_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of the table of prompts of another distribution: win rates in percent, None if not measured."""
     known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
     sides = {
         side: percent({end: known[f"{side}_{end}"] for end in ("mean", "low", "high")}) for side in ("test", "ood")

@@ -19,7 +19,7 @@ BOOTSTRAP = 1000
 GAIN = ["reward_gain", "reward_gain_low", "reward_gain_high"]
 
 
-def by_prompt(table: pd.DataFrame, verdicts: Path | None) -> pd.DataFrame:
+def means_by_prompt(table: pd.DataFrame, verdicts: Path | None) -> pd.DataFrame:
     """Means over each prompt's samples, [G] rows: the columns of scores.csv, and win_rate by the headline judge.
 
     verdicts: verdicts.csv, whose first judge is the headline; without one (SFT against itself) there is no win_rate.
@@ -59,7 +59,7 @@ def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: st
 
 
 def seeds_table(runs: pd.DataFrame, means: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """A row a setting that ran with several seeds. runs: `tables.runs_table`; means: run -> `by_prompt`."""
+    """A row a setting that ran with several seeds. runs: `tables.runs_table`; means: run -> `means_by_prompt`."""
     rows = []
     for _, members in runs.groupby("group", sort=False):
         if len(members) > 1:

@@ -9,6 +9,7 @@ import pandas as pd
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.errors import UserError
+from prefdag.evaluation.calibration import Calibration
 
 BEFORE_ALIGNMENT = ("base", "sft")
 FIRST_COLUMNS = (
@@ -122,6 +123,11 @@ def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of runs.csv: those that people look for first, then every interval."""
     rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
     return frame[[*FIRST_COLUMNS, *rest]]
+
+
+def calibration_csv(calibrations: Mapping[str, Calibration]) -> pd.DataFrame:
+    """Return calibration.csv: a row per bin of each reward."""
+    return pd.concat([one.bins.assign(reward=name) for name, one in calibrations.items()], ignore_index=True)
 
 
 def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:

@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from prefdag.reporting.figures.curves import setting_colours, settings_legend
 from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, method_styles, new_figure, use_style
-from prefdag.reporting.figures.training import setting_colours, settings_legend
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, checkpoints, ood_win_rates, temperature_variants
 
 TOGETHER = 7  # policies that one panel can hold

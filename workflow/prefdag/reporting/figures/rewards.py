@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prefdag.reporting.figures.curves import draw_batches
 from prefdag.reporting.figures.style import BLUE, GREY, INK, VERMILLION, new_figure, use_style
-from prefdag.reporting.figures.training import draw_batches
 
 SIDES = {"chosen": ("better response", BLUE), "rejected": ("worse response", VERMILLION)}
 

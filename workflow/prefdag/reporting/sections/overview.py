@@ -1,0 +1,79 @@
+"""The page's tables of runs, seeds, published results, the league and rewards, and its samples."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefdag.config.report import Expected
+from prefdag.reporting.load import SuiteResults, evenly_spaced
+from prefdag.reporting.rows import configs_of, evaluation_rows, league_rows, percent, run_row
+from prefdag.reporting.seeds import published_rows, seeds_table
+
+
+def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, Any]:
+    """Return what the page shows of every suite. expected: published results to compare with."""
+    runs = results.runs
+    return {
+        "rows": [run_row(row) for row in runs.to_dict("records")],
+        "configs": configs_of(results.inputs.preferences),
+        "seeds": [{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, results.means)],
+        "published": published_rows(expected, runs, results.means, results.accuracies),
+        "curves": bool(results.curves),
+        "league": league_rows(results.league, results.settings.matched_kl),
+        "matched_kl": results.settings.matched_kl,
+        "evaluation": evaluation_rows(results.accuracies),
+        "reward_model": results.inputs.reward is not None,
+        "num_prompts": _range(runs["num_prompts"]),
+        "num_generations": _range(runs["num_generations"]),
+        "calibrations": results.calibrations,
+        "pairs": sample_pairs(results),
+        "samples": sample_generations(results),
+    }
+
+
+def _range(counts: pd.Series) -> str:
+    return str(counts.min()) if counts.nunique() == 1 else f"{counts.min()} to {counts.max()}"
+
+
+def sample_generations(results: SuiteResults) -> list[dict[str, Any]]:
+    """Return the first generation of each shown policy for evenly spaced test prompts, with its reward."""
+    folders = {path.parent.name: path.parent for path in results.inputs.generations}
+    prompts = np.unique(results.tables["sft"]["prompt_id"])
+    selected = prompts[evenly_spaced(len(prompts), results.settings.samples)]
+    samples: dict[int, dict[str, Any]] = {
+        prompt: {"prompt_id": int(prompt), "prompt": "", "answers": []} for prompt in selected.tolist()
+    }
+    for policy in ("base", *results.shown):
+        if policy not in folders:
+            continue
+        rewards = results.tables[policy].set_index(["prompt_id", "sample"])["reward"]
+        with (folders[policy] / "generations.jsonl").open(encoding="utf-8") as stream:
+            for row in map(json.loads, stream):
+                if row["sample"] == 0 and row["prompt_id"] in samples:
+                    sample = samples[row["prompt_id"]]
+                    sample["prompt"] = row["prompt"]
+                    reward = float(rewards[row["prompt_id"], 0])
+                    answer = {"policy": results.display[policy], "response": row["response"], "ended": row["ended"]}
+                    sample["answers"].append({**answer, "reward": reward})
+    return list(samples.values())
+
+
+def sample_pairs(results: SuiteResults) -> list[dict[str, Any]]:
+    """Return evenly spaced held-out comparisons: best and last response, scored before and after reward training."""
+    table = results.reward_table("held_out.csv")
+    if results.tokenizer is None or table is None:
+        return []
+    store = results.store("test")
+    assert len(table) == len(store), "held_out.csv has a line for every held-out comparison"
+    scores = {when: table.filter(regex=f"^{when}_").to_numpy() for when in ("before", "after")}
+    rows, pairs = evenly_spaced(len(store), results.settings.samples), []
+    for row, (prompt, responses) in zip(rows, results.decode("test", rows), strict=True):
+        sides = [
+            {"who": who, "text": responses[rank], **{when: float(scores[when][row, rank]) for when in scores}}
+            for who, rank in (("chosen", 0), ("rejected", -1))
+        ]
+        pairs.append({"row": int(store.rows[row]), "prompt": prompt, "sides": sides})
+    return pairs
