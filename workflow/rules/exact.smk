@@ -32,7 +32,7 @@ rule report:
         manifest=manifest("report"),
         page=report(f"{RESULTS}/report/index.html", category="Report"),
         points=report(f"{RESULTS}/report/points.csv", category="Tables"),
-        figures=report(expand(f"{RESULTS}/report/figures/{{figure}}.png", figure=("exact", "gaps")), category="Figures"),
+        figures=report(directory(f"{RESULTS}/report/figures"), patterns=["{figure}.png"], category="Figures"),
     params:
         config=config_of("report"),
     log:

@@ -5,9 +5,6 @@ INPUTS   scores and judgements of every set of answers, generations of every pol
 OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, calibration.csv, figures/
 """
 
-FIGURES = ("frontier", "lengths", "length_correlation", *(("logratios", "training", "gains") if SUITE.runs else ()))
-FIGURES += ("reward_training", "calibration") if SUITE.reward else ()
-
 
 def manifests(stage, policies):
     return [manifest(f"{stage}/{policy}") for policy in policies]
@@ -29,7 +26,7 @@ rule report:
         manifest=manifest("report"),
         page=report(f"{RESULTS}/report/index.html", category="Report"),
         runs=report(f"{RESULTS}/report/runs.csv", category="Tables"),
-        figures=report(expand(f"{RESULTS}/report/figures/{{figure}}.png", figure=FIGURES), category="Figures"),
+        figures=report(directory(f"{RESULTS}/report/figures"), patterns=["{figure}.png"], category="Figures"),
     params:
         config=config_of("report"),
         reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
