@@ -27,9 +27,9 @@ from prefdag.data.token_store import Comparison, Store, StoreWriter
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
 from prefdag.losses.reward_model import bradley_terry
-from prefdag.models.loading import autocast, load_policy, load_scorer, set_up
+from prefdag.models.loading import load_policy, load_scorer, set_up
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import to_device
+from prefdag.models.ops.device import autocast, to_device
 from prefdag.models.packing import Segments, iter_packed, pack, step_members
 from prefdag.rewards.model import RewardModel, initial_heads
 from prefdag.training.loop import Losses, Task, Trainable, train

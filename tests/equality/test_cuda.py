@@ -27,15 +27,14 @@ from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash
 from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs, logprobs, token_logprobs
 from prefdag.models.ops import linear_logprob
-from prefdag.models.ops.linear_logprob import target_logprobs
-from prefdag.models.ops.sparse_grad import sparse_embedding
+from prefdag.models.ops.vocabulary import in_place_gradients, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan, pack
 from prefdag.rewards.model import Scoring
 from prefdag.stages import reward
 from prefdag.training import loop, metrics
 from prefdag.training.loop import Batch, Losses, Task
-from prefdag.training.metrics import Sums
 from prefdag.training.preference_metrics import preference_metrics
+from prefdag.training.records import Sums
 from prefdag.training.supervised_task import supervised_task
 
 HALF = torch.bfloat16
@@ -178,7 +177,7 @@ def stepped(given: WithoutData, model: Any, losses: Callable[..., Losses]) -> li
     """A step of two micro-batches as the loop accumulates it; the gradients."""
     packings = [pack(comparisons(4, 2, seed=seed), [[0, 1], [2, 3]]) for seed in range(2)]
     batches = [(list(range(4)), given.segments(segments)) for segments in packings]
-    with given.mode, sparse_embedding():
+    with given.mode, in_place_gradients():
         outcome = Task(losses, len).accumulate(Batch(0, list(range(8)), lambda: iter(batches)), {})
     assert outcome.loss == 0
     return [parameter.grad for parameter in model.parameters()]

@@ -16,9 +16,10 @@ from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper, stop_requested
-from prefdag.training.loop import Step, Task, train
+from prefdag.training.loop import Task, train
 from prefdag.training.preference_metrics import displacement
 from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.records import Step
 from prefdag.training.reference_cache import ReferenceCache, write_cache
 
 STEPS = 12

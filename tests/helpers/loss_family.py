@@ -19,7 +19,8 @@ from prefdag.models.naive import naive_logprobs, padded_rows, transformers_atten
 from prefdag.models.packing import Segments, micro_batches, pack
 from prefdag.seeds import generator
 from prefdag.training.loop import Batch, MicroBatch
-from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
+from prefdag.training.mismatched import MismatchedRatios
+from prefdag.training.preference_task import PreferenceTask
 
 NUM = 13  # comparisons of a store
 SEED = 5

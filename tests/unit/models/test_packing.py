@@ -108,7 +108,7 @@ def test_a_response_depends_on_its_prompt_and_itself_alone(
         inputs.append(embedding(ids).detach().requires_grad_())
         return inputs[-1]
 
-    monkeypatch.setattr("prefdag.models.logprobs.embedded", as_leaf)
+    monkeypatch.setattr("prefdag.models.logprobs.embed", as_leaf)
     total = logprobs(model, segments).total
     flat = torch.arange(segments.tokens.numel()).view(segments.tokens.shape)
     for b in range(4):

@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 from comparisons import SHAPES, comparisons, tiny
 from prefdag.models.logprobs import logprobs
 from prefdag.models.ops.recompute import GB, blocks_of, recompute_blocks
-from prefdag.models.ops.sparse_grad import sparse_embedding
+from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import pack
 
 
 def trained(model: PreTrainedModel, budget_gb: float | None) -> tuple[list[Tensor], list[int]]:
     """Gradients over two micro-batches, and the bytes that each forward pass had kept for its backward pass."""
     kept: list[int] = []
-    with sparse_embedding(), recompute_blocks(model, budget_gb):
+    with in_place_gradients(), recompute_blocks(model, budget_gb):
         for part in (slice(0, 4), slice(4, 6)):
             sizes: dict[int, int] = {}
 

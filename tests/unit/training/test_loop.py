@@ -20,8 +20,9 @@ from prefdag.models.logprobs import logprobs
 from prefdag.models.naive import float64_norms
 from prefdag.models.packing import micro_batches, pack, step_members
 from prefdag.training.checkpoint import Checkpoint
-from prefdag.training.loop import Step, Task, train
+from prefdag.training.loop import Task, train
 from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.records import Step
 from prefdag.training.supervised_task import supervised_task
 
 BUDGETS = [1, 60, 10_000]  # a comparison at a time, a few, all of a step together

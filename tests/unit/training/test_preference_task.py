@@ -18,14 +18,17 @@ from prefdag.config.training import Training
 from prefdag.data.views import Unpaired, view_of
 from prefdag.errors import UserError
 from prefdag.losses.registry import LOSSES
-from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms
+from prefdag.models.ops.device import autocast
 from prefdag.models.packing import micro_batches, pack, step_members
+from prefdag.training import gradient_caching
 from prefdag.training import preference_task as module
 from prefdag.training.checkpoint import Checkpoint
-from prefdag.training.loop import Step, train
-from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
+from prefdag.training.loop import train
+from prefdag.training.mismatched import MismatchedRatios
+from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.records import Step
 
 WHOLE = ["aot", "aot_unpaired", "bco", "beta_dpo", "cpo", "kto", "orpo per_token", "rpo per_token"]
 ORDERS = [[8, 2, 11, 5, 0, 9, 4], [0, 2, 4, 5, 8, 9, 11], [11, 0, 9, 2, 8, 4, 5]]
@@ -53,7 +56,7 @@ def taken(alignment: PreferenceTask, ids: list[int], budget: int, state: dict[st
 
 
 def test_the_losses_of_whole_steps_are_known(tmp_path: Path) -> None:
-    found = [name for name in ROWS if PreferenceTask(objective(ROWS[name], "t", name), None, None).of_whole_steps]
+    found = [name for name in ROWS if PreferenceTask(objective(ROWS[name], "t", name), None, None).needs_whole_step]
     assert sorted(found) == WHOLE
 
 
@@ -72,7 +75,7 @@ def test_a_step_seen_in_parts_is_the_step_seen_at_once(name: str, order: int, tm
 def test_parts_that_do_not_meet_are_caught(name: str, tmp_path: Path) -> None:
     """The broken twin: each micro-batch is taken for the step."""
     right, twin, state = aligned(name, tmp_path), aligned(name, tmp_path), STATE.get(name, {})
-    twin.__dict__["of_whole_steps"] = False
+    twin.__dict__["needs_whole_step"] = False
     found = {key: value for key, value in taken(right, ORDERS[0], 35, state).items() if "state" not in key}
     broken = {key: value for key, value in taken(twin, ORDERS[0], 35, {}).items() if "state" not in key}
     assert distance(broken, found) > 1e-4
@@ -95,7 +98,7 @@ def test_an_own_loss_of_whole_steps_that_reads_everything(tmp_path: Path, monkey
     expected = taken(one, ORDERS[0], ONE_PASS, {})
     for budget in BUDGETS:
         assert distance(taken(one, ORDERS[0], budget, {}), expected) < 1e-12
-    monkeypatch.setattr(module, "_differentiable", lambda found: [found.policy.tokens])
+    monkeypatch.setattr(gradient_caching, "_differentiable", lambda stats: [stats.policy.tokens])
     assert distance(taken(one, ORDERS[0], BUDGETS[0], {}), expected) > 1e-4
 
 

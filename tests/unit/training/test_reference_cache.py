@@ -18,8 +18,9 @@ from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import iter_packed, pack
 from prefdag.provenance.manifest import Manifest, read_manifest
-from prefdag.training.loop import Step, train
+from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.records import Step
 from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key
 
 CPU = torch.device("cpu")

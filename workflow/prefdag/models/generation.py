@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from prefdag.config.sampling import Sampling
 from prefdag.data.parallel import with_progress
 from prefdag.models.kv_cache import KVCache, cached_attention
-from prefdag.models.loading import autocast
-from prefdag.models.logprobs import at_least_float32
+from prefdag.models.ops.device import at_least_float32, autocast
 from prefdag.seeds import generator
 
 LEAVING = 3 / 4  # ended rows leave the batch when no more than this share goes on: measured, 1/2 and 7/8 are slower

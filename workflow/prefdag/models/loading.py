@@ -48,11 +48,6 @@ def set_up(threads: int) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 on CUDA over float32 master weights; nothing elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
 def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
     """A causal language model with float32 weights and attention over segments.
 

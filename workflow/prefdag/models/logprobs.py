@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prefdag.models.attention.interface import NAME
-from prefdag.models.ops.linear_logprob import target_logprobs
-from prefdag.models.ops.sparse_grad import embedded
+from prefdag.models.ops.device import at_least_float32
+from prefdag.models.ops.vocabulary import embed, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan
 
 CHUNK_BYTES = 64 << 20
@@ -80,7 +80,7 @@ def hidden_states(model: PreTrainedModel, segments: Segments, places: TokenPlan)
     assert type(embedding) is nn.Embedding
     with _last_layer_at(model, places.different):
         out = model.base_model(
-            inputs_embeds=embedded(embedding, segments.tokens),
+            inputs_embeds=embed(embedding, segments.tokens),
             position_ids=segments.positions,
             segments=segments,
             use_cache=False,
@@ -136,10 +136,6 @@ def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     head = model.get_output_embeddings()
     assert head is not None
     return lambda states: at_least_float32(head(states))
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def token_logprobs(

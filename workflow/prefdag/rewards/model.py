@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import bootstrap_interval
-from prefdag.models.loading import autocast, load_policy, load_scorer
+from prefdag.models.loading import load_policy, load_scorer
 from prefdag.models.logprobs import hidden_states, logprobs
+from prefdag.models.ops.device import autocast
 from prefdag.models.packing import Segments, iter_packed
 from prefdag.provenance.manifest import Manifest
 from prefdag.schema import NonNegative, Section

@@ -18,9 +18,10 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper
 from prefdag.training.loop import total_steps, train
+from prefdag.training.mismatched import MismatchedRatios
 from prefdag.training.preference_metrics import displacement
-from prefdag.training.preference_task import MismatchedRatios, PreferenceTask
-from prefdag.training.recorder import record_steps
+from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.records import record_steps
 from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance
 
 

@@ -35,8 +35,8 @@ from prefdag.rewards.model import (
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
-from prefdag.training.loop import Losses, Step, Task, total_steps, train
-from prefdag.training.recorder import record_steps
+from prefdag.training.loop import Losses, Task, total_steps, train
+from prefdag.training.records import Step, record_steps
 
 CENTRING = {"pair_sum": pair_sum, "each": each}
 

@@ -14,8 +14,9 @@ from prefdag.config.score import Score
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise
-from prefdag.models.loading import autocast, load_policy, set_up
+from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import divergence
+from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.ground_truth import ground_truth

@@ -10,7 +10,7 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import total_steps, train
-from prefdag.training.recorder import record_steps
+from prefdag.training.records import record_steps
 from prefdag.training.supervised_task import mean_nll, supervised_task
 
 

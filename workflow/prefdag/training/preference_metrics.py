@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefdag.data.token_store import Store
-from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
+from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 
 PROBED = 48  # held-out comparisons that are watched during training

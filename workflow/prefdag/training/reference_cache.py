@@ -17,9 +17,8 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Comparisons
 from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME, lowering
-from prefdag.models.loading import autocast
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import to_device
+from prefdag.models.ops.device import autocast, to_device
 from prefdag.models.packing import Segments, iter_packed, pack
 from prefdag.provenance.manifest import Manifest
 

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from prefdag.data.token_store import Store
-from prefdag.models.loading import autocast
 from prefdag.models.logprobs import logprobs
+from prefdag.models.ops.device import autocast
 from prefdag.models.packing import Segments, iter_packed
 from prefdag.training.loop import Losses, Task
 

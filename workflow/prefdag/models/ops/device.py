@@ -1,18 +1,28 @@
-"""Tensors on their way to a device, while the process goes on."""
+"""Where tensors are computed, and in which precision."""
 
 import torch
 from torch import Tensor
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context of bf16 over float32 master weights on CUDA; elsewhere it changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def precision(tensor: Tensor) -> torch.dtype:
+    """Return autocast's dtype if autocast is enabled for the tensor's device, else the tensor's dtype."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Return half-precision values as float32, others as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`: CUDA's later work waits for it, the process does not."""
+    """Copy a CPU tensor to `device`; on CUDA asynchronously, from pinned memory."""
     if device.type == "cuda":
         assert tensor.device.type == "cpu"
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def precision(given: Tensor) -> torch.dtype:
-    """That of autocast where it is on for the tensor's device, else the tensor's own."""
-    device = given.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else given.dtype
