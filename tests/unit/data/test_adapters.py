@@ -8,6 +8,7 @@ import yaml
 
 from conftest import MINI, ROOT
 from prefdag.config.adapters import ADAPTERS as NAMES
+from prefdag.config.adapters import AdapterInfo, declared_adapters
 from prefdag.config.data import Data
 from prefdag.config.loading import merge
 from prefdag.config.suite import resolve
@@ -129,7 +130,7 @@ def test_a_row_of_each_shape(adapter: str, row: dict[str, Any], expected: TextCo
 
 
 def test_every_adapter_is_named_tested_and_in_the_readme():
-    assert tuple(ADAPTERS) == NAMES
+    assert list(ADAPTERS) == list(NAMES)
     assert {adapter for adapter, *_ in ROWS} | {"hh", "imdb"} == set(NAMES)
     readme = (ROOT / "README.md").read_text()
     for name in NAMES:
@@ -186,8 +187,9 @@ def test_imdb_prompts_are_of_2_to_8_words_and_nothing_is_lost():
     assert {len(str(one.prompt).split()) for one in found} == {2, 3, 4, 5, 6, 7, 8}
 
 
-OWN = """
-from prefdag.data.adapters.records import TextComparison, Unusable
+RANKED_RUN = [{"name": "r", "method": "nca_k", "dataset": "rankings"}]
+USER_ADAPTER = """
+from prefdag.data.adapters.records import TextComparison, Unusable, adapter
 from words import POLITE
 
 def duels(row):
@@ -204,23 +206,36 @@ def returns(row):
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def user_folder(tmp_path: Path) -> Path:
     (tmp_path / "words.py").write_text("POLITE = True\n")
-    (tmp_path / "duels.py").write_text(OWN)
+    (tmp_path / "duels.py").write_text(USER_ADAPTER)
     rows = [{"duel": f"d{n}", "fighters": ["a", "b"], "winner": "nobody" if n == 2 else "a"} for n in range(4)]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}) == 0
     return tmp_path
 
 
-def test_an_adapter_in_a_file_of_ones_own(own: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_adapter_in_a_file_of_ones_own(user_folder: Path, monkeypatch: pytest.MonkeyPatch):
     """Named from the suite's file, known to jobs from the working directory, and it can import what lies beside it."""
-    monkeypatch.chdir(own)
+    monkeypatch.chdir(user_folder)
     suite = merge(yaml.safe_load(MINI), {"prepare": {"adapter": "duels.py:duels"}})
-    section = resolve(suite, str(own / "suites/x.yaml")).prepare
+    section = resolve(suite, str(user_folder / "suites/x.yaml")).prepare
     assert (section.adapter, section.user_files()) == ("suites/duels.py:duels", (Path("suites/duels.py"),))
-    code, folder = prepare(own, adapter="duels.py:duels")
+    code, folder = prepare(user_folder, adapter="duels.py:duels")
     assert code == 0
     assert (audit(folder)["used"], audit(folder)["dropped"]) == (3, {"no winner": {"count": 1, "rows": [2]}})
+
+
+def test_a_users_adapter_may_declare_what_its_rows_hold(user_folder: Path):
+    """With the decorator it is checked against a run as a built-in one is; without, nothing is known before it runs."""
+    path = user_folder / "duels.py"
+    changes = {"data": {"source": "rows.jsonl", "world": None}, "pairs": None, "score": {"reward": "trained"}}
+    changes |= {"prepare": {"adapter": "duels.py:duels"}, "runs": RANKED_RUN}
+    suite = merge(yaml.safe_load(MINI), changes)
+    assert resolve(suite, str(user_folder / "x.yaml")).runs[0].dataset == "rankings"
+    path.write_text(USER_ADAPTER.replace("def duels", "@adapter()\ndef duels"))
+    with pytest.raises(UserError, match="runs.r.dataset: rows of the adapter `.*duels.py:duels` hold two responses"):
+        resolve(suite, str(user_folder / "x.yaml"))
+    assert declared_adapters(path) == {"duels": AdapterInfo(ranked=False, scored=False)}
 
 
 @pytest.mark.parametrize(
@@ -233,10 +248,10 @@ def test_an_adapter_in_a_file_of_ones_own(own: Path, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_an_own_adapters_mistake_is_a_sentence(
-    own: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    user_folder: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.chdir(own)
-    assert prepare(own, adapter=name)[0] == 2
+    monkeypatch.chdir(user_folder)
+    assert prepare(user_folder, adapter=name)[0] == 2
     assert sentence in capsys.readouterr().err
 
 

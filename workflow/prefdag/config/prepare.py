@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from prefdag.config.adapters import ADAPTERS, OWN, adapter_files
+from prefdag.config.adapters import ADAPTERS, USER_ADAPTER, adapter_files
 from prefdag.schema import Count, Fraction, Section, Seed
 
 TEMPLATES = ("continuation", "plain", "tldr", "chat")
@@ -51,7 +51,7 @@ class Prepare(Section):
     @field_validator("adapter")
     @classmethod
     def _known_adapter(cls, name: str) -> str:
-        if name not in ADAPTERS and not OWN.fullmatch(name):
+        if name not in ADAPTERS and not USER_ADAPTER.fullmatch(name):
             known = ", ".join(ADAPTERS)
             raise ValueError(
                 f"expected one of {known}, or <file>.py:<function> relative to the suite's file, got {name!r}"
@@ -84,7 +84,7 @@ def with_relative_paths(values: Any, suite: str) -> Any:
     if not isinstance(values, dict):
         return values
     found = dict(values)
-    for key, form in (("adapter", OWN), ("template", JINJA)):
+    for key, form in (("adapter", USER_ADAPTER), ("template", JINJA)):
         if isinstance(name := found.get(key), str) and form.fullmatch(name):
             found[key] = os.path.relpath(Path(suite).parent / name)
     return found

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prefdag.config.adapters import RANKED, SCORED, is_user_adapter
+from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.exact import Exact, Sweep
@@ -118,24 +118,24 @@ class Suite(Section):
         method, entry = run.objective.method, run.objective
         if run.dataset == "rankings" and entry.responses == "two":
             return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
-        if run.dataset == "rankings" and (adapter := self._adapter_outside(RANKED)):
+        if run.dataset == "rankings" and (adapter := self._adapter_without("ranked")):
             return (
                 f"dataset: rows of the adapter `{adapter}` hold two responses; sample rankings by the section `pairs`, "
                 f"or give rows of more responses to one of the adapters {', '.join(RANKED)}"
             )
-        if "scores" in entry.reads and (adapter := self._adapter_outside(SCORED)):
+        if "scores" in entry.reads and (adapter := self._adapter_without("scored")):
             return (
                 f"method: {method} reads scores, and rows of the adapter `{adapter}` have none; sample and score "
                 f"responses by the section `pairs`, or give rows with scores to one of the adapters {', '.join(SCORED)}"
             )
         return None
 
-    def _adapter_outside(self, known: tuple[str, ...]) -> str | None:
-        """An adapter of the suite's comparisons that is neither among `known` nor the user's own, if there is one."""
+    def _adapter_without(self, kind: Literal["ranked", "scored"]) -> str | None:
+        """Return an adapter of the suite's comparisons whose rows are not `ranked` or `scored`, if there is one."""
         if self.pairs is not None:
             return None
-        stated = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
-        return next((adapter for adapter in stated if adapter not in known and not is_user_adapter(adapter)), None)
+        adapters = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
+        return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
 
     def _check_implicit(self, name: str) -> None:
         """beta times a log-ratio to the reference needs a beta and a reference."""

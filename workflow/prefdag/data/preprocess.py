@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.records import TextComparison, Unusable
-from prefdag.data.adapters.registry import adapter_of, as_text
+from prefdag.data.adapters.records import TextComparison, Unusable, as_text
+from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.dedup import TRAITS, bands, digest, signatures
 from prefdag.data.prompt_templates import assistant_turns, template_of
 from prefdag.data.rows import decoded

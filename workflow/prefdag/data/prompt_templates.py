@@ -15,8 +15,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.records import Prompt, Turn, Unusable
-from prefdag.data.adapters.registry import as_text
+from prefdag.data.adapters.records import Prompt, Turn, Unusable, as_text
 from prefdag.errors import UserError
 
 TURN = re.compile(r"\n\n(Human|Assistant):")

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.records import Prompt
-from prefdag.data.adapters.registry import as_text, has_prompts, iter_prompts
+from prefdag.data.adapters.records import Prompt, as_text
+from prefdag.data.adapters.registry import has_prompts, iter_prompts
 from prefdag.data.detokenize import prompt_and_response
 from prefdag.data.tokenization import encode_prompts, ending, load_tokenizer
 from prefdag.models.generation import sample

@@ -1,27 +1,43 @@
-"""What an adapter returns, and the checks that all of them share."""
+"""What an adapter returns, its decorator, and the checks that adapters share."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prefdag.data.rows import Row
 
 Turn = tuple[str, str]  # role (system, user or assistant), content
-Prompt = str | tuple[Turn, ...]  # text that is its own transcript, or turns that a template writes
-ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "model": "assistant"}  # names of other formats
+Prompt = str | tuple[Turn, ...]  # text that is used as it is, or turns for a template
+ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "model": "assistant"}  # other formats' names
+
+
+Adapter = Callable[[Row], "TextComparison"]
+
+
+def adapter(*, ranked: bool = False, scored: bool = False) -> Callable[[Adapter], Adapter]:
+    """Declare a function as an adapter. The arguments are read from the text of the file and must be literals.
+
+    Args:
+        ranked: whether a row may hold more than two responses, with scores.
+        scored: whether a row may hold scores; implied by `ranked`.
+    """
+    return lambda function: function
 
 
 class Unusable(Exception):
-    """A row that cannot be used; the argument is the reason as the audit counts it."""
+    """A row that cannot be used; the argument is the reason, under which the audit counts the row."""
 
 
 @dataclass(frozen=True)
 class TextComparison:
     """One prompt and its responses, best first, as text.
 
-    scores: in the order of the responses, where the data has them; of a labelled example, 1 (good) or 0 (bad).
-    position: where the best response stood in the row, from 0, where a label and no column's name says which it is.
+    Attributes:
+        prompt: text, or the turns of a dialogue.
+        responses: the responses, best first.
+        scores: one score per response, if the data has them; of a labelled example, 1 (good) or 0 (bad).
+        position: index of the best response in the row, if a label, and not a column's name, says which is best.
     """
 
     prompt: Prompt
@@ -31,7 +47,7 @@ class TextComparison:
 
 
 def text(row: Row, *keys: str) -> str:
-    """The text under the first of `keys` that the row has."""
+    """Return the text under the first of `keys` that the row has."""
     key = next((key for key in keys if key in row), None)
     if key is None:
         raise Unusable(f"no field `{'` or `'.join(keys)}`")
@@ -40,9 +56,17 @@ def text(row: Row, *keys: str) -> str:
     return row[key]
 
 
+def texts(row: Row, key: str) -> list[str]:
+    """Return the list of texts under `key`."""
+    values = row.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise Unusable(f"{key} are not text")
+    return values
+
+
 def turns(value: Any, key: str) -> tuple[Turn, ...]:
-    """Messages (`role` and `content`, or ShareGPT's `from` and `value`) as turns."""
-    found = []
+    """Return messages (`role` and `content`, or ShareGPT's `from` and `value`) as turns."""
+    parsed = []
     for message in value:
         role, content = (
             (message.get(new, message.get(old)) for new, old in (("role", "from"), ("content", "value")))
@@ -51,12 +75,25 @@ def turns(value: Any, key: str) -> tuple[Turn, ...]:
         )
         if not isinstance(role, str) or not isinstance(content, str):
             raise Unusable(f"`{key}` holds a message without role or text")
-        found.append((ROLES.get(role, role), content))
-    return tuple(found)
+        parsed.append((ROLES.get(role, role), content))
+    return tuple(parsed)
 
 
-def usable(*responses: str) -> tuple[str, ...]:
-    """The responses, checked: every one says something, no two say the same."""
+def prompt_of(row: Row) -> Prompt:
+    """Return `prompt`, given as text or as messages."""
+    return turns(row["prompt"], "prompt") if isinstance(row.get("prompt"), list) else text(row, "prompt")
+
+
+def as_text(prompt: Prompt) -> str:
+    """Return a prompt as text; turns become a transcript in the format of HH's dialogues."""
+    if isinstance(prompt, str):
+        return prompt
+    names = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
+    return "".join(names.get(role, f"\n\n{role}: ") + content for role, content in prompt) + "\n\nAssistant:"
+
+
+def check_responses(*responses: str) -> tuple[str, ...]:
+    """Return the responses. Raises `Unusable` if one is empty or two are equal."""
     names = ("chosen", "rejected") if len(responses) == 2 else ("response",) * len(responses)
     for name, response in zip(names, responses, strict=True):
         if not response.strip():
@@ -67,30 +104,37 @@ def usable(*responses: str) -> tuple[str, ...]:
 
 
 def labelled_pair(prompt: Prompt, responses: Sequence[str], best: Any, first: int) -> TextComparison:
-    """Two responses of which a label names the better: `best` is `first` for the first one, `first + 1` for the second.
+    """Order two responses by a label that names the better one.
 
-    Where they are numbered from 1, 0 and 3 are ties. Booleans are no labels: `true` would pass for 1.
+    Args:
+        prompt: the prompt of both responses.
+        responses: the two responses in the order of the row.
+        best: the label, `first` or `first + 1`; text of digits counts as a number.
+        first: number of the first response. If it is 1, the labels 0 and 3 are ties.
+
+    Raises:
+        Unusable: for a tie and for any other label. Booleans are no labels: `true` would pass for 1.
     """
     label = int(best) if isinstance(best, str) and best.strip().isdecimal() else best
     if isinstance(label, bool) or label not in (first, first + 1):
         raise Unusable("tie" if first == 1 and label in (0, 3) and not isinstance(label, bool) else f"label {best!r}")
     position = int(label) - first
-    return TextComparison(prompt, usable(responses[position], responses[1 - position]), position=position)
+    return TextComparison(prompt, check_responses(responses[position], responses[1 - position]), position=position)
 
 
 def ranked_best_first(prompt: Prompt, responses: Sequence[str], scores: Sequence[float]) -> TextComparison:
-    """Responses sorted by score, the higher the better; equals keep their order."""
+    """Sort responses by score, higher is better; equal scores keep their order. Raises `Unusable` if all are equal."""
     if len(responses) != len(scores) or len(responses) < 2:
         raise Unusable("not two or more responses with a score each")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])
     if scores[order[0]] == scores[order[-1]]:
         raise Unusable("tie")
     ordered = tuple(float(scores[index]) for index in order)
-    return TextComparison(prompt, usable(*(responses[index] for index in order)), ordered, position=order[0])
+    return TextComparison(prompt, check_responses(*(responses[index] for index in order)), ordered, position=order[0])
 
 
 def numbers(values: Any, key: str) -> list[float]:
-    """A list of finite numbers. Booleans, text and null are none."""
+    """Return a list of finite numbers. Raises `Unusable` for booleans, text and null."""
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise Unusable(f"`{key}` is not a list of numbers")
     if not all(map(math.isfinite, values)):

@@ -1,0 +1,235 @@
+"""The package's adapters: one function for each shape of row.
+
+An adapter takes a row and returns a `TextComparison`, or raises `Unusable` with the reason that the audit counts.
+`prefdag.config.adapters` reads their names and decorators from this text.
+"""
+
+import hashlib
+import re
+from dataclasses import replace
+from typing import Any
+
+from prefdag.data.adapters.records import (
+    Prompt,
+    TextComparison,
+    Turn,
+    Unusable,
+    adapter,
+    check_responses,
+    labelled_pair,
+    numbers,
+    prompt_of,
+    ranked_best_first,
+    text,
+    texts,
+    turns,
+)
+from prefdag.data.rows import Row
+
+ASSISTANT = "\n\nAssistant:"
+LABELS = {True: 1.0, False: 0.0, "good": 1.0, "bad": 0.0, "true": 1.0, "false": 0.0}  # 1 and 0 equal True and False
+
+
+@adapter()
+def world(row: Row) -> TextComparison:
+    """Read the embedded world's reviews: `prompt`, and `continuation` with its leading space."""
+    return TextComparison(text(row, "prompt"), (text(row, "continuation"),))
+
+
+@adapter()
+def hh(row: Row) -> TextComparison:
+    """Read Anthropic HH: `chosen` and `rejected` are whole dialogues that differ after their last "Assistant:"."""
+    chosen, rejected = (text(row, side).rpartition(ASSISTANT) for side in ("chosen", "rejected"))
+    if not chosen[1] or not rejected[1]:
+        raise Unusable("no assistant turn")
+    if chosen[0] != rejected[0]:
+        raise Unusable("prompts differ")
+    return TextComparison(chosen[0] + ASSISTANT, check_responses(chosen[2], rejected[2]))
+
+
+@adapter(ranked=True)
+def pairs(row: Row) -> TextComparison:
+    """Read `prompt`, `chosen` and `rejected`, as text or messages; or `prompt` and `responses`, best first.
+
+    Without `prompt`, the prompt is what `chosen` and `rejected` have in common.
+    """
+    if "responses" in row:
+        return _best_first(row)
+    sides = [row.get("chosen"), row.get("rejected")]
+    if all(isinstance(side, list) for side in sides):
+        return _pair_of_dialogues(row.get("prompt"), turns(sides[0], "chosen"), turns(sides[1], "rejected"))
+    chosen, rejected = text(row, "chosen"), text(row, "rejected")
+    if "prompt" in row:
+        return TextComparison(prompt_of(row), check_responses(chosen, rejected))
+    prompt = _shared_beginning(chosen, rejected)
+    return TextComparison(prompt, check_responses(chosen[len(prompt) :], rejected[len(prompt) :]))
+
+
+def _best_first(row: Row) -> TextComparison:
+    responses = texts(row, "responses")
+    scores = tuple(numbers(row["scores"], "scores")) if row.get("scores") is not None else None
+    if scores is not None and len(scores) != len(responses):
+        raise Unusable("not one score for each response")
+    return TextComparison(prompt_of(row), check_responses(*responses), scores)
+
+
+def _pair_of_dialogues(prompt: Any, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> TextComparison:
+    """Take the turns before the last as the prompt. A prompt in messages may precede them or be among them."""
+    before = turns(prompt, "prompt") if isinstance(prompt, list) else ()
+    if chosen[: len(before)] != before or rejected[: len(before)] != before:
+        chosen, rejected = before + chosen, before + rejected
+    if len(chosen) < 2 and isinstance(prompt, str):
+        chosen, rejected = (("user", prompt), *chosen), (("user", prompt), *rejected)
+    if not chosen or not rejected or chosen[-1][0] != "assistant" or rejected[-1][0] != "assistant":
+        raise Unusable("the last turn is not the assistant's")
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("prompts differ")
+    if len(chosen) < 2:
+        raise Unusable("no prompt")
+    return TextComparison(chosen[:-1], check_responses(chosen[-1][1], rejected[-1][1]))
+
+
+def _shared_beginning(chosen: str, rejected: str) -> str:
+    """Return the common beginning of two texts, up to the end of a word; its space belongs to the response."""
+    end = next((at for at, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+    while end and not chosen[end : end + 1].isspace():
+        end -= 1
+    if not end:
+        raise Unusable("no common prompt")
+    return chosen[:end]
+
+
+@adapter(ranked=True)
+def ranked(row: Row) -> TextComparison:
+    """Read `prompt` and `responses` in any order, with `scores` (higher is better) or `ranks` (1 is best)."""
+    responses = texts(row, "responses")
+    if "scores" in row:
+        scores = numbers(row["scores"], "scores")
+    else:
+        scores = [-rank for rank in numbers(row.get("ranks"), "ranks")]
+    return ranked_best_first(prompt_of(row), responses, scores)
+
+
+@adapter()
+def labelled(row: Row) -> TextComparison:
+    """Read `prompt`, `response` (or `completion`) and `label`: true, 1 or "good"; or false, 0 or "bad"."""
+    label = row.get("label")
+    if not isinstance(label, bool | int | str) or label not in LABELS:
+        raise Unusable(f"label {label!r}")
+    response = check_responses(text(row, "response", "completion"))
+    return TextComparison(prompt_of(row), response, scores=(LABELS[label],))
+
+
+@adapter()
+def demonstrations(row: Row) -> TextComparison:
+    """Read `messages` that end with the assistant's turn; `prompt` and `response` (or `completion`); or Alpaca's."""
+    if "messages" in row or "conversations" in row:
+        key = "messages" if "messages" in row else "conversations"
+        messages = turns(row[key] if isinstance(row[key], list) else (), key)
+        if len(messages) < 2 or messages[-1][0] != "assistant":
+            raise Unusable("the last turn is not the assistant's")
+        return TextComparison(messages[:-1], check_responses(messages[-1][1]))
+    if "instruction" in row:
+        prompt = "\n\n".join(part for part in (text(row, "instruction"), row.get("input")) if part)
+        return TextComparison(prompt, check_responses(text(row, "output", "response")))
+    return TextComparison(prompt_of(row), check_responses(text(row, "response", "completion")))
+
+
+@adapter()
+def tldr(row: Row) -> TextComparison:
+    """Read Reddit TL;DR: a post with two summaries, one judged better; or a post with one summary.
+
+    Supported are OpenAI's comparisons (`info`, `summaries`, `choice`), judged files (`query`, `postprocessed_response`
+    against `reference_responses`, `preferred` "ours" or "reference"), and posts with a `summary` or a `completion`.
+    """
+    post = row["info"] if isinstance(row.get("info"), dict) else row
+    prompt = text(row, "query", "prompt") if "query" in row or "prompt" in row else _reddit_post(post)
+    if "summaries" in row:
+        summaries = [text(summary, "text") for summary in row["summaries"]]
+        return labelled_pair(prompt, summaries, row.get("choice"), first=0)
+    if "postprocessed_response" not in row:
+        return TextComparison(prompt, check_responses(text(row, "summary", "completion")))
+    if not row.get("preferred"):
+        raise Unusable("not judged")
+    label = {"ours": 0, "reference": 1}.get(row["preferred"], row["preferred"])
+    responses = [text(row, "postprocessed_response"), text(row, "reference_responses")]
+    return labelled_pair(prompt, responses, label, first=0)
+
+
+def _reddit_post(row: Row) -> str:
+    title, body = text(row, "title"), text(row, "post")
+    return f"SUBREDDIT: r/{text(row, 'subreddit').removeprefix('r/')}\n\nTITLE: {title}\n\nPOST: {body}"
+
+
+@adapter()
+def imdb(row: Row) -> TextComparison:
+    """Read film reviews: the first 2 to 8 words of `text` are the prompt; the rest, with its space, is the response.
+
+    The number of words comes from the review's sha256, so it does not depend on the order of rows.
+    """
+    review = text(row, "text")
+    words = 2 + hashlib.sha256(review.encode("utf-8", "surrogatepass")).digest()[0] % 7
+    begin = re.match(rf"\s*(?:\S+\s+){{{words - 1}}}\S+(?=\s)", review)
+    if begin is None:
+        raise Unusable(f"not more than {words} words")
+    return TextComparison(begin[0], check_responses(review[begin.end() :]))
+
+
+@adapter()
+def align_anything(row: Row) -> TextComparison:
+    """Read PKU align-anything, text to text: `overall_response` (1 or 2) names the better response."""
+    responses = [text(row, "response_1"), text(row, "response_2")]
+    return labelled_pair(text(row, "question"), responses, row.get("overall_response"), first=1)
+
+
+@adapter()
+def saferlhf_better(row: Row) -> TextComparison:
+    """Read PKU-SafeRLHF by its label of helpfulness: `better_response_id` is 0 or 1."""
+    return _saferlhf(row, "better_response_id")
+
+
+@adapter()
+def saferlhf_safer(row: Row) -> TextComparison:
+    """Read PKU-SafeRLHF by its label of harmlessness: `safer_response_id` is 0 or 1."""
+    return _saferlhf(row, "safer_response_id")
+
+
+def _saferlhf(row: Row, label: str) -> TextComparison:
+    responses = [text(row, "response_0"), text(row, "response_1")]
+    return labelled_pair(text(row, "prompt"), responses, row.get(label), first=0)
+
+
+@adapter(ranked=True)
+def ultrafeedback(row: Row) -> TextComparison:
+    """Read UltraFeedback: `instruction` and `completions`, each with its `response` and `overall_score`."""
+    return _ranked_objects(row, text(row, "instruction", "prompt"), "completions", "response", "overall_score")
+
+
+@adapter(scored=True)
+def shp(row: Row) -> TextComparison:
+    """Read Stanford Human Preferences: `labels` is 1 where `human_ref_A` is preferred, 0 where `human_ref_B` is."""
+    responses = [text(row, "human_ref_A"), text(row, "human_ref_B")]
+    best = {1: 0, 0: 1}.get(row["labels"]) if type(row.get("labels")) is int else row.get("labels")
+    pair = labelled_pair(text(row, "history"), responses, best, first=0)
+    if "score_A" not in row or "score_B" not in row:
+        return pair
+    votes = numbers([row["score_A"], row["score_B"]], "score_A and score_B")
+    return replace(pair, scores=tuple(votes if pair.position == 0 else votes[::-1]))
+
+
+@adapter(ranked=True)
+def stack_exchange(row: Row) -> TextComparison:
+    """Read Stack Exchange: `question`, `answers` (`text`, `pm_score`); or `response_j`, preferred to `response_k`."""
+    question = text(row, "question")
+    if "response_j" in row:
+        return labelled_pair(question, [text(row, "response_j"), text(row, "response_k")], 0, first=0)
+    return _ranked_objects(row, question, "answers", "text", "pm_score")
+
+
+def _ranked_objects(row: Row, prompt: Prompt, key: str, response: str, score: str) -> TextComparison:
+    """Rank the objects in the list `row[key]`, each with its text under `response` and its number under `score`."""
+    entries: Any = row.get(key)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise Unusable(f"`{key}` is not a list of objects")
+    scores = numbers([entry.get(score) for entry in entries], score)
+    return ranked_best_first(prompt, [text(entry, response) for entry in entries], scores)
