@@ -29,7 +29,7 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
         assert name is not None
         run = suite.run(name)
         return _canonical({"preference": run.preference, "objective": run.objective})
-    return _canonical(_PARTS[stage](suite, name))
+    return _canonical(_PARTS[stage](suite, name) if stage in _PARTS else {stage: getattr(suite, stage)})
 
 
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
     return {"best_of_n": BestOfN(selected_by=score.reward, seed=score.seed, bootstrap=score.bootstrap)}
 
 
-_PARTS = {
+_PARTS = {  # of the stages that read more, or less, than the section of their name
     "fetch": _fetch,
     "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
     "pretrain": lambda suite, name: {
@@ -96,19 +96,14 @@ _PARTS = {
         "scratch": suite.model.scratch,
         "pretrain": suite.pretrain,
     },
-    "classifier": lambda suite, name: {"classifier": suite.classifier},
-    "sft": lambda suite, name: {"sft": suite.sft},
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
-    "reward": lambda suite, name: {"reward": suite.reward},
-    "reference": lambda suite, name: {"reference": suite.reference},
     "generate": _generate,
     "score": lambda suite, name: {"score": suite.score, **_checkpoint(AnswerSet.parse(name or ""))},
     "best_of_n": _best_of_n,
-    "judge": lambda suite, name: {"judge": suite.judge},
     "report": _report,
 }
 
-_EXACT_PARTS = {
+_EXACT_PARTS = {  # of the stages that read more, or less, than the section of their name
     "exact": lambda suite, name: {"exact": suite.exact, "run": suite.run(name)},
     "report": lambda suite, name: {"report": Report(), "suite": suite.name, "runs": [], "left_out": LEFT_OUT},
 }

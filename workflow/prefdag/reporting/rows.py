@@ -13,14 +13,15 @@ from prefdag.reporting.tables import title
 METRICS = ("reward", "kl", "length", "distinct2", "trained")
 
 
-def run_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One line of the page's table of runs."""
+def run_row(row: Mapping[str, Any], further_metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a line of the page's table of runs. further_metrics: columns beside those that every suite has."""
     known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
+    further = {name: _mean(known, name) for name in further_metrics}
     about = {"run": row["run"], "method": f"{title(row['method'])} {row['label']}".strip(), "seed": known["seed"]}
     gain = {key: known[f"reward_gain{end}"] for key, end in (("mean", ""), ("low", "_low"), ("high", "_high"))}
     if row["run"] == "sft":
         gain["mean"] = 0.0  # against itself, so without interval
-    return {**about, **_measures(known), "gain": gain}
+    return {**about, **_measures(known), "gain": gain, "further": further}
 
 
 def answers_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,12 +41,13 @@ def ood_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measures(known: Mapping[str, Any]) -> dict[str, Any]:
-    entries = {
-        metric: {"mean": known[metric], "low": known[f"{metric}_low"], "high": known[f"{metric}_high"]}
-        for metric in METRICS
-    }
+    entries = {metric: _mean(known, metric) for metric in METRICS}
     wins = percent({"mean": known["win_rate"], "low": known["win_low"], "high": known["win_high"]})
     return {**entries, "win_rate": wins}
+
+
+def _mean(known: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {"mean": known[name], "low": known[f"{name}_low"], "high": known[f"{name}_high"]}
 
 
 def best_of_n_rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -99,8 +101,6 @@ def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[
     for row in table.to_dict("records") if table is not None else ():
         known = {key: None if pd.isna(value) else value for key, value in row.items()}
         names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "best_kl", "length_drift"]
-        cells = {
-            name: {"mean": known[name], "low": known[f"{name}_low"], "high": known[f"{name}_high"]} for name in names
-        }
+        cells = {name: _mean(known, name) for name in names}
         rows.append({**known, **cells, "method": title(row["method"])})
     return rows

@@ -17,6 +17,7 @@ FIRST_COLUMNS = (
     + ["win_rate", "win_low", "win_high", "objective", "k1", "k3", "distinct1", "distinct2", "trained", "untrained"]
     + ["num_prompts", "num_generations"]
 )
+CSV_ONLY = ("ended", "repetition", "vader", "classifier")  # in scores.csv and summary.json, not in the report's tables
 METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
 BEFORE_TITLES = {"base": "base", "sft": "SFT"}
 SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
@@ -67,10 +68,13 @@ def runs_table(
 
 
 def metric_columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite does not measure."""
+    """Return reward, reward_low, reward_high, reward_se, kl, ... of one policy; None for what the suite lacks.
+
+    summary: summary.json of the stage `score`. Implicit rewards and metrics that `METRICS` does not name come last.
+    """
     columns: dict[str, float | None] = {}
-    implicit = [name for name in summary if name.startswith("implicit_")]
-    for metric in (*METRICS, *implicit):
+    further = [name for name in summary if name not in (*METRICS, *CSV_ONLY)]
+    for metric in (*METRICS, *further):
         entry = summary.get(metric) or {}
         columns[metric] = entry.get("mean")
         columns |= {f"{metric}_{key}": entry.get(key) for key in ("low", "high", "se")}

@@ -20,9 +20,8 @@ from prefdag.reporting.figures.style import save_figure
 from prefdag.reporting.figures.suite import FIGURES
 from prefdag.reporting.load import Inputs, SuiteResults, load_results
 from prefdag.reporting.page import render_page
-from prefdag.reporting.sections.answers import answers_content
 from prefdag.reporting.sections.exact import EXACT_FIGURES, TEMPLATE, exact_content, load_exact
-from prefdag.reporting.sections.overview import overview
+from prefdag.reporting.sections.overview import answers_content, overview
 from prefdag.reporting.tables import calibration_csv, runs_csv
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section

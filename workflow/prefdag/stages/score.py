@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
 
 Columns = dict[str, list[float]]
+Answer = Mapping[str, Any]
+Metric = Callable[[Answer], float]
+METRICS: dict[str, Metric] = {}
 SHOWN = 100  # prompts in samples.csv
 
 
@@ -88,7 +91,7 @@ def run(
     columns = {"reward": columns[settings.reward], **columns}
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
-    columns |= _of_texts(rows)
+    columns |= {name: [function(row) for row in rows] for name, function in METRICS.items()}
     _write(workspace.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
@@ -174,25 +177,52 @@ def divergences(
     return {name: values.tolist() for name, values in zip(("kl", "k1", "k3"), found, strict=True)}
 
 
-def _of_texts(rows: Sequence[dict[str, Any]]) -> Columns:
-    """What the tokens alone tell: length, whether the end-of-turn came, how much is said twice."""
-    return {
-        "length": [float(len(row["ids"])) for row in rows],
-        "ended": [float(row["ended"]) for row in rows],
-        **{f"distinct{n}": [distinct(row["ids"], n) for row in rows] for n in (1, 2)},
-        "repetition": [repetition(row["ids"]) for row in rows],
-    }
+def metric(function: Metric) -> Metric:
+    """Register a function of one answer, a line of generations.jsonl, as a column of scores.csv under its name."""
+    METRICS[function.__name__] = function
+    return function
+
+
+@metric
+def length(answer: Answer) -> float:
+    """Return the number of counted tokens."""
+    return float(len(answer["ids"]))
+
+
+@metric
+def ended(answer: Answer) -> float:
+    """Return 1 if the policy ended its turn, 0 if the answer was cut at the token limit."""
+    return float(answer["ended"])
+
+
+@metric
+def distinct1(answer: Answer) -> float:
+    """Return the share of distinct tokens."""
+    return distinct(answer["ids"], 1)
+
+
+@metric
+def distinct2(answer: Answer) -> float:
+    """Return the share of distinct pairs of adjacent tokens."""
+    return distinct(answer["ids"], 2)
+
+
+@metric
+def repetition(answer: Answer) -> float:
+    """Return 1 - the share of distinct 4-grams of tokens; 0 if there are none.
+
+    Reference: Welleck et al. 2020, seq-rep-4.
+    """
+    return 1 - distinct(answer["ids"], 4)
 
 
 def distinct(ids: Sequence[int], n: int) -> float:
-    """Distinct n-grams of tokens as a share of all (Li et al. 2016, distinct-n); 1 where there are none."""
+    """Return the number of distinct n-grams of tokens as a share of all; 1 if there are none.
+
+    Reference: Li et al. 2016, distinct-n.
+    """
     grams = [tuple(ids[begin : begin + n]) for begin in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def repetition(ids: Sequence[int]) -> float:
-    """1 - distinct 4-grams of tokens as a share of all (Welleck et al. 2020, seq-rep-4); 0 where there are none."""
-    return 1 - distinct(ids, 4)
 
 
 def _write_samples(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:

@@ -9,15 +9,29 @@ import pandas as pd
 
 from prefdag.config.report import Expected
 from prefdag.reporting.load import SuiteResults, evenly_spaced
-from prefdag.reporting.rows import configs_of, evaluation_rows, league_rows, percent, run_row
+from prefdag.reporting.rows import (
+    answers_row,
+    best_of_n_rows,
+    configs_of,
+    evaluation_rows,
+    league_rows,
+    ood_row,
+    percent,
+    run_row,
+)
+from prefdag.reporting.sections.judges import agreements, rates
 from prefdag.reporting.seeds import published_rows, seeds_table
+from prefdag.reporting.tables import METRICS, ood_win_rates
 
 
 def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, Any]:
     """Return what the page shows of every suite. expected: published results to compare with."""
     runs = results.runs
+    measured = [str(name) for name in runs.columns if f"{name}_se" in runs.columns]
+    further = [name for name in measured if name not in METRICS and not name.startswith("implicit_")]
     return {
-        "rows": [run_row(row) for row in runs.to_dict("records")],
+        "rows": [run_row(row, further) for row in runs.to_dict("records")],
+        "further_metrics": further,
         "configs": configs_of(results.inputs.preferences),
         "seeds": [{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, results.means)],
         "published": published_rows(expected, runs, results.means, results.accuracies),
@@ -31,6 +45,19 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
         "calibrations": results.calibrations,
         "pairs": sample_pairs(results),
         "samples": sample_generations(results),
+    }
+
+
+def answers_content(results: SuiteResults) -> dict[str, Any]:
+    """Return what the page shows of variants, checkpoints, Best-of-N and judges."""
+    return {
+        "judged_by": results.judging.get("judge", "reward"),
+        "held_against": results.judging.get("held_against", "sft"),
+        "answers": [answers_row(row) for row in results.further_answers.to_dict("records")],
+        "other_prompts": [ood_row(row) for row in ood_win_rates(results.answers).to_dict("records")],
+        "best_of_n": best_of_n_rows(results.pool),
+        "rates": rates(results.wins, results.display),
+        "agreements": agreements([path for name, path in results.verdicts.items() if name in results.tables]),
     }
 
 
