@@ -22,11 +22,11 @@ from comparisons import ARCHITECTURES, comparisons, stored, tiny, tiny_scorer
 from loss_family import ROWS, aligned, batch_of
 from prefdag.config.reward import Reward
 from prefdag.losses.registry import LOSSES
-from prefdag.models.attention import interface, varlen
-from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash
+from prefdag.models.attention import interface
 from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs, logprobs, token_logprobs
-from prefdag.models.ops import linear_logprob
+from prefdag.models.ops import linear_logprob, varlen
+from prefdag.models.ops.varlen import Gather, VarlenLayout, attend_flash
 from prefdag.models.ops.vocabulary import in_place_gradients, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan, pack
 from prefdag.rewards.model import Scoring
@@ -123,18 +123,18 @@ def on_cuda(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 def test_segments_take_along_what_would_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
-    _ = segments.apart, segments.predicting, segments.ending  # numpy and `unique` work on data alone
+    _ = segments.varlen_layout, segments.predicting, segments.ending  # numpy and `unique` work on data alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         moved = segments.to(torch.device("cuda", 0))
-    assert {"apart", "predicting", "ending"} <= moved.__dict__.keys()
-    of_apart = moved.apart
+    assert {"varlen_layout", "predicting", "ending"} <= moved.__dict__.keys()
+    layout = moved.varlen_layout
     parts = [getattr(moved, field.name) for field in fields(Segments)]
     parts += [
         *moved.predicting,
         *moved.ending,
-        *(part for taken in (of_apart.queries, of_apart.keys) for part in (taken.places, taken.copies)),
+        *(part for taken in (layout.queries, layout.keys) for part in (taken.places, taken.copies)),
     ]
-    assert {part.device.type for part in (*parts, of_apart.query_starts, of_apart.key_starts)} == {"cuda"}
+    assert {part.device.type for part in (*parts, layout.query_starts, layout.key_starts)} == {"cuda"}
 
 
 class WithoutData:
@@ -154,10 +154,10 @@ class WithoutData:
 
     def segments(self, segments: Segments) -> Segments:
         found = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
-        of_apart = segments.apart
-        taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (of_apart.queries, of_apart.keys))
-        starts = self.tensor(of_apart.query_starts), self.tensor(of_apart.key_starts)
-        found.__dict__["apart"] = VarlenLayout(*taken, *starts, of_apart.longest)
+        layout = segments.varlen_layout
+        taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (layout.queries, layout.keys))
+        starts = self.tensor(layout.query_starts), self.tensor(layout.key_starts)
+        found.__dict__["varlen_layout"] = VarlenLayout(*taken, *starts, layout.longest)
         for name in ("predicting", "ending"):
             found.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))
         return found
@@ -166,7 +166,7 @@ class WithoutData:
 @pytest.fixture
 def without_data(monkeypatch: pytest.MonkeyPatch, apart_in_half: None) -> WithoutData:
     """The loop fetches what it found at the end of a step, once; here that is the end."""
-    monkeypatch.setattr(varlen, "one_by_one", by_flash)
+    monkeypatch.setattr(varlen, "attend_loop", attend_flash)
     monkeypatch.setattr(loop, "autocast", lambda device: torch.autocast(device.type, HALF))
     for module in (loop, metrics):
         monkeypatch.setattr(module, "fetched", lambda values: [0.0] * len(values))

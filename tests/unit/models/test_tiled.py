@@ -23,7 +23,7 @@ Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Segments, float | None
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row is in tiles, of 3 queries."""
     monkeypatch.delenv(interface.VARIABLE, raising=False)
-    monkeypatch.setattr(tiled_attention, "LEAST", 0)
+    monkeypatch.setattr(tiled_attention, "MIN_LENGTH", 0)
     monkeypatch.setattr(tiled_attention, "TILE", 3)
     monkeypatch.setattr(interface, "masked_lowering", None)
 
@@ -74,7 +74,7 @@ def tiles_of(
 ) -> torch.Tensor:
     """Always in tiles, as in long rows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_attention, "LEAST", 0)
+        patch.setattr(tiled_attention, "MIN_LENGTH", 0)
         return tiled_lowering(query, key, value, segments, scale)
 
 
@@ -107,10 +107,10 @@ def test_where_it_pays(monkeypatch: pytest.MonkeyPatch):
     assert tiled_attention.is_faster(query, segments)
     # [P | A]: tiles of 64 over 64, 128, 192 keys and 8 over 200; [B]: 64 over 164, 36 over 200.
     size = 4 * 4 * (64 * (64 + 128 + 192) + 8 * 200 + 64 * 164 + 36 * 200)
-    monkeypatch.setattr(tiled_attention, "MOST", size)
+    monkeypatch.setattr(tiled_attention, "MAX_BYTES", size)
     assert tiled_attention.is_faster(query, segments)
-    monkeypatch.setattr(tiled_attention, "MOST", size - 1)
+    monkeypatch.setattr(tiled_attention, "MAX_BYTES", size - 1)
     assert not tiled_attention.is_faster(query, segments)
     monkeypatch.undo()
-    monkeypatch.setattr(tiled_attention, "LEAST", 301)
+    monkeypatch.setattr(tiled_attention, "MIN_LENGTH", 301)
     assert not tiled_attention.is_faster(query, segments)

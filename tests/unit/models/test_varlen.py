@@ -10,9 +10,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from comparisons import comparisons, tiny
 from padded_path import TOLERANCE, Rows, logprob_distance, on_every_case
 from prefdag.errors import UserError
-from prefdag.models.attention import interface, varlen
-from prefdag.models.attention.varlen import Gather, VarlenLayout, by_flash, sequences
+from prefdag.models.attention import interface
 from prefdag.models.naive import float64_norms
+from prefdag.models.ops import varlen
+from prefdag.models.ops.varlen import Gather, VarlenLayout, attend_flash, sequences
 from prefdag.models.packing import pack
 
 
@@ -72,7 +73,7 @@ def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pyt
             found.append(out[0].transpose(0, 1))
         return torch.cat(found)
 
-    monkeypatch.setattr(varlen, "one_by_one", top_left)
+    monkeypatch.setattr(varlen, "attend_loop", top_left)
     pairs = comparisons(4, 2)
     with pytest.raises(UserError, match="is off by .* set PREFDAG_ATTENTION=masked"):
         logprob_distance(tiny("llama"), pairs, pack(pairs))
@@ -91,11 +92,11 @@ def test_what_the_comparison_keeps_is_not_counted(monkeypatch: pytest.MonkeyPatc
 def test_the_kernels_arguments_fit_it(heads: int) -> None:
     """Called on bf16 tensors without data: shapes of the output and of gradients, heads grouped or not."""
     segments = pack(comparisons(4, 2))
-    found = segments.apart
+    found = segments.varlen_layout
     with FakeTensorMode(allow_non_fake_inputs=True):
         sizes = ((len(found.queries.places), 4), (len(found.keys.places), heads), (len(found.keys.places), heads))
         given = [torch.empty(*size, 16, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
-        out = by_flash(*given, found, 0.25)
+        out = attend_flash(*given, found, 0.25)
         assert out.shape == given[0].shape and out.dtype == torch.bfloat16
         gradients = torch.autograd.grad(out.sum(), given)
         assert [gradient.shape for gradient in gradients] == [part.shape for part in given]
@@ -109,5 +110,5 @@ def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(interface.VARIABLE, "masked")
     assert {interface.lowering(cuda, torch.bfloat16), interface.lowering(cpu, torch.float32)} == {"masked"}
     monkeypatch.setenv(interface.VARIABLE, "flash")
-    with pytest.raises(UserError, match="PREFDAG_ATTENTION: expected masked or nothing, got 'flash'"):
+    with pytest.raises(UserError, match="PREFDAG_ATTENTION: expected `masked` or nothing, got 'flash'"):
         interface.lowering(cuda, torch.bfloat16)

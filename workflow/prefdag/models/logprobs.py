@@ -1,6 +1,9 @@
 """Log-probs of responses: from hidden states to per-token values, totals and counts.
 
-Only response positions reach the output head, in chunks sized by bytes, with the log-sum-exp in float32 or better.
+Only response positions reach the output head, in chunks sized by bytes, with the log-sum-exp in float32 or wider: all
+positions' logits would be a very large tensor, R x L x V.
+
+Shapes: B comparisons of K responses; T response tokens; D hidden size; V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,14 +21,17 @@ from prefdag.models.ops.device import at_least_float32
 from prefdag.models.ops.vocabulary import embed, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 64 << 20  # float32 logits in memory at a time
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """Log-probs of B x K responses.
+    """Log-probs of B x K responses, in nats.
 
-    tokens [T]: one value per response token, in nats; owner [T]: its response as b * K + k; shape: (B, K).
+    Attributes:
+        tokens: [T], the log-prob of each response token.
+        owner: [T], the response of each token as b * K + k; a response's tokens are contiguous and in order.
+        shape: (B, K).
     """
 
     tokens: Tensor
@@ -34,51 +40,52 @@ class LogProbs:
 
     @property
     def total(self) -> Tensor:
-        """Summed log-prob of each response: [B, K]."""
+        """Return the log-prob of each response, summed over its tokens: [B, K]."""
         return self.summed(self.tokens)
 
     @property
     def count(self) -> Tensor:
-        """Counted tokens of each response, as floats: [B, K]."""
+        """Return the number of tokens of each response, as floats: [B, K]."""
         return self.summed(torch.ones_like(self.tokens))
 
     @property
     def position(self) -> Tensor:
-        """Place of every token in its response, from 0: [T]. The tokens of a response are contiguous and in order."""
+        """Return each token's index in its response, from 0: [T]."""
         starts = torch.searchsorted(self.owner, self.owner)
         return torch.arange(len(self.owner), device=self.owner.device) - starts
 
     @property
     def mean(self) -> Tensor:
-        """Average log-prob of each response's tokens: [B, K]."""
+        """Return the log-prob of each response, averaged over its tokens: [B, K]."""
         return self.total / self.count
 
     def __sub__(self, other: Self) -> Self:
-        """Log-ratios. Subtracted per token: float32 sums near -3,700 are 2.4e-4 apart, their differences are not."""
+        """Return log-ratios."""
+        # Subtract tokens, not totals: neighbouring float32 numbers near a total of -3,700 are 2.4e-4 apart.
         assert self.shape == other.shape and self.tokens.shape == other.tokens.shape
         return type(self)(self.tokens - other.tokens, self.owner, self.shape)
 
     def summed(self, values: Tensor) -> Tensor:
-        """Sums over each response's tokens of values [T]: [B, K]."""
+        """Sum values [T] over each response's tokens: [B, K]."""
         total = values.new_zeros(self.shape[0] * self.shape[1])
         return total.index_add(0, self.owner, values).view(self.shape)
 
 
 def margin(values: Tensor) -> Tensor:
-    """Chosen minus rejected: [B, 2] -> [B]."""
+    """Return chosen minus rejected: [B, 2] -> [B]."""
     return values[:, 0] - values[:, 1]
 
 
-def hidden_states(model: PreTrainedModel, segments: Segments, places: TokenPlan) -> Tensor:
-    """Last hidden states, after the final norm, of each reader of `places`: [T, D].
+def hidden_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -> Tensor:
+    """Return the last hidden states, after the final norm, that the readers of `plan` read: [T, D].
 
-    In the last layer whatever works token by token, its MLP and the final norm, sees those places alone.
+    In the last layer, what works token by token (its MLP and the final norm) runs at these positions alone.
     """
-    # Any other attention would ignore the segments without a word and let everything in a row see everything before it.
+    # Any other attention would silently ignore `segments`: every token would see all earlier ones in its row.
     assert model.config._attn_implementation == NAME
     embedding = model.get_input_embeddings()
     assert type(embedding) is nn.Embedding
-    with _last_layer_at(model, places.different):
+    with _last_layer_at(model, plan.places):
         out = model.base_model(
             inputs_embeds=embed(embedding, segments.tokens),
             position_ids=segments.positions,
@@ -86,35 +93,36 @@ def hidden_states(model: PreTrainedModel, segments: Segments, places: TokenPlan)
             use_cache=False,
         )
     states = out.last_hidden_state.flatten(0, 1)
-    is_whole = len(states) != len(places.different)  # GPT-2's keep the ids' shape
-    return states.index_select(0, places.different[places.reader] if is_whole else places.reader)
+    is_full = len(states) != len(plan.places)  # GPT-2 returns states of the ids' shape
+    return states.index_select(0, plan.places[plan.reader] if is_full else plan.reader)
 
 
 @contextmanager
 def _last_layer_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
-    """While inside, the last layer's MLP and all that follows it see the different, ascending `places` [T] alone."""
+    """While active, the last layer's MLP and everything after it run at `places` alone: ascending, different, [U]."""
 
-    def picked(states: Tensor) -> Tensor:
+    def select(states: Tensor) -> Tensor:
         return states.flatten(0, 1).index_select(0, places)
 
-    def spread(mlp: nn.Module, given: tuple[Tensor], out: Tensor) -> Tensor:
-        whole = out.new_zeros(shape[0] * shape[1], out.shape[-1])
-        return whole.index_copy(0, places, out).view(*shape, -1)
+    def before_mlp(mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        shape[:] = args[0].shape[:2]
+        return (select(args[0]),)
 
-    def before(mlp: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
-        shape[:] = given[0].shape[:2]
-        return (picked(given[0]),)
+    def after_mlp(mlp: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        # The residual connection needs the shape [R, L, D]; the other positions are dropped after it.
+        full = out.new_zeros(shape[0] * shape[1], out.shape[-1])
+        return full.index_copy(0, places, out).view(*shape, -1)
 
     shape = [0, 0]
     base: Any = model.base_model
     is_gpt2 = hasattr(base, "h")
     last = (base.h if is_gpt2 else base.layers)[-1]
     hooks = [
-        last.mlp.register_forward_pre_hook(before),
-        last.mlp.register_forward_hook(spread),
+        last.mlp.register_forward_pre_hook(before_mlp),
+        last.mlp.register_forward_hook(after_mlp),
     ]
-    if not is_gpt2:  # GPT-2 brings its states back to the ids' shape
-        hooks.append(last.register_forward_hook(lambda layer, given, out: picked(out)[None]))
+    if not is_gpt2:  # GPT-2 reshapes its states to the ids' shape at the end, which needs all positions
+        hooks.append(last.register_forward_hook(lambda layer, args, out: select(out)[None]))
     try:
         yield
     finally:
@@ -123,7 +131,7 @@ def _last_layer_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
 
 
 def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
-    """Log-prob of every response token under a causal language model, from one forward pass."""
+    """Return the log-prob of every response token under a causal language model, from one forward pass."""
     states = hidden_states(model, segments, segments.predicting)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
@@ -132,7 +140,7 @@ def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
 
 
 def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The output head: hidden states [..., D] to logits [..., V], in float32 or better."""
+    """Return the output head as a function: hidden states [..., D] -> logits [..., V] in float32 or wider."""
     head = model.get_output_embeddings()
     assert head is not None
     return lambda states: at_least_float32(head(states))
@@ -141,9 +149,9 @@ def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 def token_logprobs(
     states: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], chunk_bytes: int = CHUNK_BYTES
 ) -> Tensor:
-    """log p(target | state): states [T, D], target [T] -> [T].
+    """Return log p(target | state) in nats: states [T, D], target [T] -> [T].
 
-    When more than one chunk is needed, each one's logits are recomputed in the backward pass rather than kept.
+    If there is more than one chunk, each one's logits are recomputed in the backward pass instead of saved.
     """
 
     def of_chunk(states: Tensor, target: Tensor) -> Tensor:
@@ -158,7 +166,7 @@ def token_logprobs(
 
 
 def chunks(num: int, width: int, chunk_bytes: int) -> Iterator[slice]:
-    """Slices of `num` positions whose float32 logits of `width` entries fit in `chunk_bytes`."""
+    """Yield slices of `num` positions whose float32 logits of `width` entries fit in `chunk_bytes`."""
     size = max(1, chunk_bytes // (4 * width))
     for begin in range(0, num, size):
         yield slice(begin, begin + size)
@@ -166,7 +174,7 @@ def chunks(num: int, width: int, chunk_bytes: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per-token log-probs of a policy and the reference on the policy's samples, and their full KL: each [T], nats."""
+    """Per-token log-probs of policy and reference, and KL(policy || reference) at each token: each [T], in nats."""
 
     policy: Tensor
     reference: Tensor
@@ -175,15 +183,15 @@ class Divergence:
 
 @torch.no_grad()
 def divergence(policy: PreTrainedModel, reference: PreTrainedModel, segments: Segments) -> Divergence:
-    """KL(policy || reference) over the whole vocabulary at each response token, beside both log-probs."""
+    """Compute KL(policy || reference) over the whole vocabulary, and both log-probs, at each response token."""
     states = [hidden_states(model, segments, segments.predicting) for model in (policy, reference)]
     heads = [head_of(policy), head_of(reference)]
     width = heads[0](states[0][:1]).shape[-1]
-    found: list[list[Tensor]] = [[], [], []]
+    columns: list[list[Tensor]] = [[], [], []]
     for part in chunks(len(segments.target), 2 * width, CHUNK_BYTES):
         p, q = (head(state[part]).log_softmax(-1) for head, state in zip(heads, states, strict=True))
         target = segments.target[part][:, None]
         values = (p.gather(-1, target).squeeze(-1), q.gather(-1, target).squeeze(-1), (p.exp() * (p - q)).sum(-1))
-        for column, value in zip(found, values, strict=True):
+        for column, value in zip(columns, values, strict=True):
             column.append(value)
-    return Divergence(*map(torch.cat, found))
+    return Divergence(*map(torch.cat, columns))

@@ -1,7 +1,7 @@
 """Comparisons packed as segments: [P | R1 | ... | RK], the prompt once.
 
-Each response attends to its prompt and to itself, never to a sibling or to another comparison; its positions
-continue from the prompt's. The hidden state of the prompt's last token predicts the first token of every response.
+Each response attends to its prompt and to itself, never to a sibling or to another comparison; its positions continue
+from the prompt's. The hidden state of the prompt's last token predicts the first token of every response.
 
 Shapes: B comparisons of K responses in R rows of L tokens; T response tokens in all.
 """
@@ -19,19 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefdag.data.token_store import Comparison, Indexed
-from prefdag.models.attention import varlen
+from prefdag.models.ops import varlen
 from prefdag.models.ops.device import to_device
 from prefdag.seeds import generator
 
 PADDING = -1
-BLOCK = 1024  # comparisons that are sorted by length together
+BLOCK = 1024  # comparisons sorted by length together, outside training
 
 
 class TokenPlan(NamedTuple):
-    """Flat places (row * L + column) of hidden states that are read: different [U], ascending; of each reader [T] which
-    of these it reads."""
+    """Hidden states to read, each computed once.
 
-    different: Tensor
+    places [U]: the different flat positions (row * L + column), ascending; reader [T]: of each reader the index in
+    `places` that it reads.
+    """
+
+    places: Tensor
     reader: Tensor
 
     @classmethod
@@ -43,10 +46,16 @@ class TokenPlan(NamedTuple):
 class Segments:
     """A micro-batch of comparisons, ready for one forward pass.
 
-    tokens, positions: [R, L]; comparison [R, L]: which comparison, PADDING for none; response [R, L]: 0 for the prompt,
-    k for the k-th response. For each response token: predictor [T], the flat position (row * L + column) of the
-    hidden state that predicts it; target [T]; owner [T], its response as b * K + k. last [B, K]: flat position of the
-    last token of each response. Response tokens stand in the order of the comparisons given, whatever the packing.
+    Response tokens are ordered by comparison, as passed to `pack`; packing does not change the order.
+
+    Attributes:
+        tokens, positions: [R, L].
+        comparison: [R, L], the index of each token's comparison, PADDING for none.
+        response: [R, L], 0 for the prompt, k for the k-th response.
+        predictor: [T], flat position (row * L + column) of the hidden state that predicts each response token.
+        target: [T], each response token.
+        owner: [T], the response of each response token as b * K + k.
+        last: [B, K], flat position of each response's last token.
     """
 
     tokens: Tensor
@@ -65,39 +74,39 @@ class Segments:
 
     @cached_property
     def mask(self) -> Tensor:
-        """[R, 1, L, L] bool: may the token of a row's line look at that of its column?"""
+        """Return which tokens each token may see: [R, 1, L (query), L (key)] bool."""
         length = self.tokens.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
-        same = self.comparison[:, :, None] == self.comparison[:, None, :]
+        same_comparison = self.comparison[:, :, None] == self.comparison[:, None, :]
         of_prompt = self.response[:, None, :] == 0
-        own = self.response[:, :, None] == self.response[:, None, :]
-        return (same & causal & (of_prompt | own))[:, None]
+        same_response = self.response[:, :, None] == self.response[:, None, :]
+        return (same_comparison & causal & (of_prompt | same_response))[:, None]
 
     @cached_property
     def sequences(self) -> list[varlen.Sequence]:
-        """The same attention as sequences, a response each."""
+        """Return the same attention as one sequence per response."""
         return varlen.sequences(self.comparison.cpu().numpy(), self.response.cpu().numpy())
 
     @cached_property
-    def apart(self) -> varlen.VarlenLayout:
-        """Where the sequences' queries and keys are taken from."""
+    def varlen_layout(self) -> varlen.VarlenLayout:
+        """Return the sequences as a varlen kernel takes them."""
         return varlen.VarlenLayout.of(self.sequences, self.tokens.numel()).to(self.tokens.device)
 
     @cached_property
     def predicting(self) -> TokenPlan:
-        """The hidden states that predict a response token, and of each such token [T] which one does."""
+        """Return the hidden states that predict response tokens; the readers are the response tokens [T]."""
         return TokenPlan.of(self.predictor)
 
     @cached_property
     def ending(self) -> TokenPlan:
-        """The hidden states of the responses' last tokens, and of each response [B * K] which one it is."""
+        """Return the hidden states of the responses' last tokens; the readers are the responses [B * K]."""
         return TokenPlan.of(self.last.flatten())
 
     def to(self, device: torch.device) -> Self:
-        """On another device, with what CUDA would else have to be waited for to find out."""
+        """Copy to a device. On CUDA, also compute what would otherwise make the process wait for the GPU later."""
         moved = type(self)(**{name: to_device(getattr(self, name), device) for name in self.__dataclass_fields__})
         if device.type == "cuda":
-            moved.__dict__["apart"] = self.apart.to(device)
+            moved.__dict__["varlen_layout"] = self.varlen_layout.to(device)
             for name in ("predicting", "ending"):
                 moved.__dict__[name] = TokenPlan(*(to_device(part, device) for part in getattr(self, name)))
         return moved
@@ -106,8 +115,9 @@ class Segments:
 def pack(comparisons: Sequence[Comparison], rows: Sequence[Sequence[int]] | None = None) -> Segments:
     """Pack comparisons into padded rows.
 
-    rows: which comparisons (as places in `comparisons`) share each row; by default each has a row of its own.
-    Every comparison must have the same K.
+    Args:
+        comparisons: all of the same K.
+        rows: of each row the comparisons in it, as indices; by default each comparison has its own row.
     """
     rows = [[index] for index in range(len(comparisons))] if rows is None else rows
     assert sorted(index for row in rows for index in row) == list(range(len(comparisons)))
@@ -120,21 +130,22 @@ def pack(comparisons: Sequence[Comparison], rows: Sequence[Sequence[int]] | None
         column = 0
         for index in row:
             end = column + lengths[index]
-            grid[:, number, column:end] = _written(comparisons[index], index)
+            grid[:, number, column:end] = _fill(comparisons[index], index)
             start[index] = number * width + column
             column = end
-    reads = [_reads(c, index, int(start[index])) for index, c in enumerate(comparisons)]
-    predictor, target, owner = (np.concatenate([read[part] for read in reads]) for part in range(3))
-    last = np.stack([read[3] for read in reads])
+    parts = [_response_tokens(c, index, int(start[index])) for index, c in enumerate(comparisons)]
+    predictor, target, owner = (np.concatenate([part[number] for part in parts]) for number in range(3))
+    last = np.stack([part[3] for part in parts])
     return Segments(*map(torch.from_numpy, [*grid, predictor, target, owner, last]))
 
 
 def num_tokens(comparison: Comparison) -> int:
+    """Return the tokens of a packed comparison: the prompt once and every response."""
     return len(comparison.prompt) + sum(map(len, comparison.responses))
 
 
 def iter_packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
-    """Every comparison once, in micro-batches, a block at a time so that planning stays linear."""
+    """Yield every comparison once, as (indices, micro-batch); sort a block at a time, so that planning stays linear."""
     for begin in range(0, len(comparisons), BLOCK):
         block = [comparisons[index] for index in range(begin, min(begin + BLOCK, len(comparisons)))]
         lengths = np.array([num_tokens(c) for c in block])
@@ -142,8 +153,8 @@ def iter_packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[l
             yield [begin + index for index in ids], pack([block[index] for index in ids], rows)
 
 
-def _written(comparison: Comparison, index: int) -> np.ndarray:
-    """Tokens, positions, comparison and response number of one comparison's tokens: [4, length]."""
+def _fill(comparison: Comparison, index: int) -> np.ndarray:
+    """Return tokens, positions, comparison and response number of one comparison's tokens: [4, length]."""
     prompt = len(comparison.prompt)
     sizes = [len(response) for response in comparison.responses]
     positions = np.concatenate([np.arange(prompt), *(prompt + np.arange(size) for size in sizes)])
@@ -152,8 +163,10 @@ def _written(comparison: Comparison, index: int) -> np.ndarray:
     return np.stack([tokens, positions, np.full_like(positions, index), response])
 
 
-def _reads(comparison: Comparison, index: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Predictor, target and owner of one comparison's response tokens, and the last token of each response."""
+def _response_tokens(
+    comparison: Comparison, index: int, start: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return predictor, target and owner of a comparison's response tokens [T], and its responses' last tokens [K]."""
     num_responses = len(comparison.responses)
     branch = start + len(comparison.prompt) - 1  # the prompt's last token predicts every response's first
     predictors, lasts, at = [], [], branch + 1
@@ -166,22 +179,20 @@ def _reads(comparison: Comparison, index: int, start: int) -> tuple[np.ndarray, 
 
 
 def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a training."""
+    """Return the number of optimizer steps of a training."""
     # Rounded first: 0.07 epochs of 100 steps are 7.000000000000001.
     steps = math.ceil(round(epochs * math.ceil(num_comparisons / batch_size), 9))
     return steps if max_steps is None else min(steps, max_steps)
 
 
 def step_members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """The comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
+    """Return the comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
     per_epoch = math.ceil(num_comparisons / batch_size)
     epoch, place = divmod(step, per_epoch)
     return _order(epoch, num_comparisons, seed)[place * batch_size : (place + 1) * batch_size]
 
 
-@functools.lru_cache(
-    maxsize=2
-)  # drawn once an epoch: 30 ms for 1.6 million comparisons, not 30 ms at each of its steps
+@functools.lru_cache(maxsize=2)  # once an epoch, not once a step: 30 ms for 1.6 million comparisons
 def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
     order = generator(seed, "order", epoch).permutation(num_comparisons)
     order.setflags(write=False)
@@ -189,7 +200,7 @@ def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
 
 
 def deal(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list[list[int]]:
-    """The comparisons of a step, dealt out: the longest first, each to the process with the fewest tokens so far."""
+    """Share out a step's comparisons: the longest first, each to the process with the fewest tokens so far."""
     shares: list[list[int]] = [[] for _ in range(processes)]
     tokens = [0] * processes
     for index in sorted(ids, key=lambda index: (-lengths[index], index)):
@@ -202,17 +213,22 @@ def deal(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list
 def micro_batches(
     ids: Sequence[int], lengths: NDArray[np.int64], tokens_per_batch: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Pack `ids` into micro-batches of at most `tokens_per_batch` padded tokens, longest first.
+    """Plan micro-batches of at most `tokens_per_batch` padded tokens, the longest comparisons first.
 
-    lengths: tokens of every comparison of the store. Yields (ids of the micro-batch, rows as places in those ids). A
-    comparison longer than the budget has a micro-batch of its own.
+    Args:
+        ids: the comparisons to plan.
+        lengths: tokens of every comparison of the store.
+        tokens_per_batch: rows times the longest row. A longer comparison has a micro-batch to itself.
+
+    Yields:
+        The micro-batch's ids, and its rows as indices into these ids.
     """
     waiting = sorted((int(index) for index in ids), key=lambda index: (-lengths[index], index))
     while waiting:
         width = int(lengths[waiting[0]])
         free = [width] * max(1, tokens_per_batch // width)
         rows: list[list[int]] = [[] for _ in free]
-        taken: list[int] = []
+        members: list[int] = []
         left: list[int] = []
         for index in waiting:
             length = int(lengths[index])
@@ -221,7 +237,7 @@ def micro_batches(
                 left.append(index)
                 continue
             free[row] -= length
-            rows[row].append(len(taken))
-            taken.append(index)
-        yield taken, [row for row in rows if row]
+            rows[row].append(len(members))
+            members.append(index)
+        yield members, [row for row in rows if row]
         waiting = left

@@ -1,6 +1,8 @@
 """Attention over segments, registered with transformers so that a Hub architecture needs no patching.
 
 `model(..., segments=...)` reaches this function through the keyword arguments of every attention layer.
+
+Shapes: R rows of L tokens; H heads of D, keys and values in H / groups heads.
 """
 
 import os
@@ -15,8 +17,8 @@ from transformers import AttentionInterface
 
 from prefdag.errors import UserError
 from prefdag.models.attention.tiled import attend_tiled, is_faster
-from prefdag.models.attention.varlen import attend_varlen
 from prefdag.models.ops.device import precision
+from prefdag.models.ops.varlen import attend_varlen
 from prefdag.models.packing import Segments
 
 NAME = "prefdag_segments"
@@ -37,9 +39,18 @@ def segment_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query [R, H, L, D] over key and value [R, H / groups, L, D] under the segments' mask.
+    """Attend under the segments' mask; the signature is that of transformers' attention functions.
 
-    Dropout is off throughout prefdag, so the rate that a model's config states is not read.
+    Dropout is off everywhere in prefdag, so the config's dropout rate is ignored.
+
+    Args:
+        query: [R, H, L, D].
+        key, value: [R, H / groups, L, D].
+        segments: which token may see which.
+        scaling: factor on the scores; None: D^-0.5.
+
+    Returns:
+        The output [R, L, H, D], and None for the attention weights.
     """
     dtype = precision(query)
     match lowering(query.device, dtype):
@@ -47,34 +58,35 @@ def segment_attention(
             return tiled_lowering(query, key, value, segments, scaling), None
         case "masked":
             return masked_lowering(query, key, value, segments, scaling), None
-    query, key, value = (part.to(dtype) for part in (query, key, value))  # autocast knows the masked form alone
+    query, key, value = (part.to(dtype) for part in (query, key, value))  # autocast does not cast a varlen kernel's
     check(query, key, value, segments, scaling)
     return varlen_lowering(query, key, value, segments, scaling), None
 
 
 def lowering(device: torch.device, dtype: torch.dtype) -> str:
-    """How attention is computed there: "apart" in half precision on CUDA, "tiled" on a CPU in others (long rows), else
-    "masked".
+    """Return how attention is computed.
 
-    PREFDAG_ATTENTION=masked has it masked everywhere. Raises `UserError` for another value.
+    "apart" (a sequence per response, by a varlen kernel) for half precision on CUDA, "tiled" (on long rows) for other
+    types on a CPU, else "masked". PREFDAG_ATTENTION=masked forces "masked". The names are part of the reference cache's
+    key. Raises `UserError` for another value of the variable.
     """
-    asked = os.environ.get(VARIABLE, "")
-    if asked not in ("", "masked"):
-        raise UserError(f"{VARIABLE}: expected masked or nothing, got {asked!r}")
-    ways = {("cpu", False): "tiled", ("cuda", True): "apart"}
-    return "masked" if asked else ways.get((device.type, dtype in HALVES), "masked")
+    setting = os.environ.get(VARIABLE, "")
+    if setting not in ("", "masked"):
+        raise UserError(f"{VARIABLE}: expected `masked` or nothing, got {setting!r}")
+    lowerings = {("cpu", False): "tiled", ("cuda", True): "apart"}
+    return "masked" if setting else lowerings.get((device.type, dtype in HALVES), "masked")
 
 
 def tiled_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
-    """Tiles of queries over what each may see, where that pays, else `masked_lowering`: [R, L, H, D]."""
+    """Attend in tiles if that is faster, else under a mask: [R, L, H, D]."""
     if not is_faster(query, segments):
         return masked_lowering(query, key, value, segments, scale)
-    key, value = _for_all(query.shape[1], key, value)
+    key, value = _repeat_groups(query.shape[1], key, value)
     return attend_tiled(query, key, value, segments.sequences, scale)
 
 
-def _for_all(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of grouped heads [R, H / groups, L, D], once for each head: [R, H, L, D]."""
+def _repeat_groups(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat grouped keys and values once per query head: [R, H / groups, L, D] -> [R, H, L, D]."""
     groups = heads // key.shape[1]
     if groups == 1:
         return key, value
@@ -82,36 +94,38 @@ def _for_all(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def masked_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
-    """Rows under a boolean mask: [R, L, H, D]."""
-    key, value = _for_all(query.shape[1], key, value)
+    """Attend under a boolean mask of R x L x L: [R, L, H, D]."""
+    key, value = _repeat_groups(query.shape[1], key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask, scale=scale)
     return out.transpose(1, 2).contiguous()
 
 
 def varlen_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
-    """Every response apart, without a mask: [R, L, H, D]."""
-    return attend_varlen(query, key, value, segments.apart, scale)
+    """Attend within sequences, without a mask: [R, L, H, D]."""
+    return attend_varlen(query, key, value, segments.varlen_layout, scale)
 
 
 _checked: set[tuple[object, ...]] = set()
 
 
 def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> None:
-    """Compare `varlen_lowering` with `masked_lowering`, once per process, device, type and shape of heads.
+    """Compare `varlen_lowering` with `masked_lowering`, once per process, device, dtype and shape of heads.
 
-    Of the outputs and all three gradients, the error against float32 may be four times that of `masked_lowering` in
-    the type given: parts of a prompt's gradient are rounded before they are added. Raises `UserError` where it is more:
-    a kernel may have its causal diagonal elsewhere.
+    The output and the three gradients may each be off from float32 by four times as much as `masked_lowering` in the
+    same dtype: a kernel rounds parts of a prompt's gradient before they are summed.
+
+    Raises:
+        UserError: if the error is larger. A kernel may, for instance, put its causal diagonal at the top left.
     """
     kind = (query.device, query.dtype, *query.shape[1::2], key.shape[1])
     if kind in _checked:
         return
-    given = [part.detach() for part in (query, key, value)]
-    truth = _followed(masked_lowering, [part.float() for part in given], segments, scale)
-    plain, fast = (_followed(way, given, segments, scale) for way in (masked_lowering, varlen_lowering))
-    for name, true, one, other in zip(("output", "query", "key", "value"), truth, plain, fast, strict=True):
+    inputs = [part.detach() for part in (query, key, value)]
+    exact = _run(masked_lowering, [part.float() for part in inputs], segments, scale)
+    plain, fast = (_run(function, inputs, segments, scale) for function in (masked_lowering, varlen_lowering))
+    for name, true, one, other in zip(("output", "query", "key", "value"), exact, plain, fast, strict=True):
         error, allowed = (other - true).norm().item(), 4 * (one - true).norm().item() + 1e-6 * true.norm().item()
-        if not error <= allowed:
+        if not error <= allowed:  # NaN is refused too
             raise UserError(
                 f"attention: torch {torch.__version__}'s kernel for sequences is off by {error:.2g} in the {name}'s "
                 f"{'values' if name == 'output' else 'gradient'} ({allowed:.2g} allowed); set {VARIABLE}=masked"
@@ -119,29 +133,29 @@ def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
     _checked.add(kind)
 
 
-def _followed(way: Lowering, given: list[Tensor], segments: Segments, scale: float | None) -> list[Tensor]:
-    """The output at real tokens and the gradients of a weighted sum of it, in float32.
-
-    What is kept on the way is nobody's to count (`recompute`).
-    """
-    unseen = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-    with torch.enable_grad(), torch.autocast(given[0].device.type, enabled=False), unseen:
-        query, key, value = leaves = [part.clone().requires_grad_() for part in given]
-        out = way(query, key, value, segments, scale).float()[segments.comparison >= 0]
+def _run(attend: Lowering, inputs: list[Tensor], segments: Segments, scale: float | None) -> list[Tensor]:
+    """Return the output at real tokens and the gradients of a weighted sum of it, in float32."""
+    # Hooks of our own hide these tensors from `recompute`, which counts what the training saves.
+    hidden = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False), hidden:
+        query, key, value = leaves = [part.clone().requires_grad_() for part in inputs]
+        out = attend(query, key, value, segments, scale).float()[segments.comparison >= 0]
         weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
         gradients = torch.autograd.grad((out * weights).sum(), leaves)
     return [out.detach(), *(gradient.float() for gradient in gradients)]
 
 
 def check_supported(model_type: str, where: str) -> None:
-    """Refuse, by name, architectures whose masks depend on more than causality.
+    """Refuse architectures that are not tested to equal the padded path.
 
-    Raises `UserError` for a model type that has not been proved equal to the padded path. A sliding window is not
-    part of our mask: `check_window` keeps comparisons shorter.
+    A sliding window is not part of the segments' mask; `check_window` keeps comparisons shorter than it.
+
+    Raises:
+        UserError: naming `where` and the supported architectures.
     """
     if model_type not in SUPPORTED:
         raise UserError(f"{where}: architecture {model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
 
 
+# No mask function is registered, so transformers builds no mask: ours comes with the segments.
 AttentionInterface.register(NAME, segment_attention)
-# No mask is registered, and so none is asked for: ours comes with the segments.
