@@ -1,0 +1,87 @@
+"""MkDocs hooks: write the reference pages from the code, and bring in the Markdown files of the repository's root."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "workflow/prefdag"
+# The rooms whose functions a user's own loss, adapter or analysis calls; stages and commands have pages of their own.
+API_ROOMS = ("losses", "models", "data", "rewards", "evaluation", "training", "theory", "config", "provenance")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages: suite keys, command line, Python API, contributing, changelog."""
+    sys.path[:0] = [str(ROOT / "workflow"), str(ROOT)]
+    pages = {
+        "reference/suite.md": _suite_keys(),
+        "reference/cli.md": _command_line(),
+        "reference/api.md": _api_index(),
+        **{f"reference/api/{room}.md": _api_room(room) for room in API_ROOMS},
+        "contributing.md": _root_page("CONTRIBUTING.md"),
+        "changelog.md": _root_page("CHANGELOG.md"),
+    }
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def _suite_keys() -> str:
+    """Return the page of `prefdag schema --table`."""
+    from prefdag.cli.schema import table
+
+    return table().replace("`docs/objectives.md`", "[Losses](../objectives.md)")
+
+
+def _command_line() -> str:
+    """Return the help text of the command and of every subcommand."""
+    os.environ["COLUMNS"] = "100"
+    names = [path.stem for room in ("stages", "cli") for path in sorted((PACKAGE / room).glob("[a-z]*.py"))]
+    parts = ["# Command line\n", "Generated from the commands' own `--help`.\n", "```text", _help([]), "```\n"]
+    for name in names:
+        if text := _help([name]):
+            parts += [f"## prefdag {name}\n", "```text", text, "```\n"]
+    return "\n".join(parts)
+
+
+def _help(command: list[str]) -> str:
+    """Return what `prefdag <command> --help` prints, or nothing where there is no such command."""
+    from prefdag.cli.main import main
+
+    out = io.StringIO()
+    code: object = 1
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = main([*command, "--help"])
+        except SystemExit as done:
+            code = done.code
+    return "" if code else out.getvalue().rstrip()
+
+
+def _modules(room: str) -> list[str]:
+    """Return the dotted names of a room's modules."""
+    paths = sorted(path for path in (PACKAGE / room).rglob("[a-z]*.py"))
+    return [".".join(path.with_suffix("").relative_to(PACKAGE.parent).parts) for path in paths]
+
+
+def _api_index() -> str:
+    lines = ["# Python API\n", "Generated from the docstrings. Every room of the package has a page.\n"]
+    for room in API_ROOMS:
+        modules = ", ".join(f"`{name.removeprefix(f'prefdag.{room}.')}`" for name in _modules(room))
+        lines.append(f"- [prefdag.{room}](api/{room}.md): {modules}")
+    return "\n".join(lines) + "\n"
+
+
+def _api_room(room: str) -> str:
+    return "\n".join([f"# prefdag.{room}\n", *(f"::: {module}\n" for module in _modules(room))])
+
+
+def _root_page(name: str) -> str:
+    """Return a Markdown file of the repository's root with its links into docs/ made relative to docs/."""
+    return re.sub(r"\]\(docs/", "](", (ROOT / name).read_text(encoding="utf-8"))
