@@ -46,9 +46,9 @@ def test_names() -> None:
     assert weights_of(Path("a/manifest.json"), 20) == Path("a/checkpoints/20")
 
 
-def test_the_readmes_example_resolves() -> None:
+def test_the_documented_example_resolves() -> None:
     """With its 7 checkpoints of 400 steps, 50 apart."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs/howto/evaluation.md").read_text()
     example = yaml.safe_load(re.search(r"```yaml\n(generate:.*?)```", text, re.S)[1])
     found = answers(suite(**example))
     assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(found)

@@ -42,8 +42,8 @@ plain_suite = test_mistakes.prepared  # a tiny suite by plain commands, up to th
 
 
 def blocks(language: str) -> list[str]:
-    """The README's code blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    """Return the code blocks of one language in the tutorial on a new loss."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/tutorials/new-loss.md").read_text(), re.S)
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_an_own_dpo_trains_to_the_bits_of_the_packages(workdir: Path, store: Sto
     assert not same(trained({"method": METHOD, "beta": 0.31}, store, reference), expected)
 
 
-def test_the_readmes_loss_added_both_ways_trains_to_the_same_bits(
+def test_the_tutorials_loss_added_both_ways_trains_to_the_same_bits(
     workdir: Path, store: Store, reference: ReferenceCache, monkeypatch: pytest.MonkeyPatch
 ):
-    """The README's blocks as they stand: its own file and row, its function and entry of the package."""
+    """The tutorial's blocks, verbatim: its own file and row, its function and entry of the package."""
     own_file, function, entry = blocks("python")
     (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
     (workdir / "my_losses.py").write_text(own_file)
