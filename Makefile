@@ -7,7 +7,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Without byte code every start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: reproduce test bench benchshort faults lint ui clean
+.PHONY: help reproduce test docs bench benchshort faults lint ui clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 reproduce: $(STAMP)  ## install, run the embedded suite, print the table of runs
 	snakemake
@@ -20,6 +23,9 @@ lint: $(STAMP)  ## style and types
 	ruff format --check .
 	mypy workflow/prefdag benchmarks
 	PYTHONPATH=workflow:. lint-imports --no-logo
+
+docs: $(STAMP)  ## the documentation site, in site/
+	mkdocs build --strict
 
 bench: $(STAMP)  ## speed and memory against TRL, every cell (hours); writes docs/benchmarks.md's table
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'

@@ -6,7 +6,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 import yaml
 
 from conftest import ROOT, checkout, environment, tracked_files
@@ -28,38 +27,6 @@ def test_every_stage_has_one_word():
     stages = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")}
     assert stages == {path.stem for path in (ROOT / "workflow/rules").glob("*.smk")} - {"common", "beside", "targets"}
     assert stages - {"fetch"} <= {path.stem for path in (PACKAGE / "config").glob("*.py")}
-
-
-def test_the_readmes_make_targets_exist():
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
-    named = re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text())
-    assert {"reproduce", "test", "ui"} <= set(named) <= set(targets)
-
-
-def test_the_readmes_paths_exist():
-    named = re.findall(r"`((?:configs|docs|tests|profiles|workflow)/[\w./-]+)`", (ROOT / "README.md").read_text())
-    assert named
-    for path in named:
-        assert (ROOT / path).exists(), path
-    for figure in re.findall(r"!\[.*?\]\((\S+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / figure).is_file(), figure
-
-
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("make")]
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_the_readmes_commands_run(command: str, tmp_path: Path):
-    """Run Snakemake commands as dry runs in a clean checkout, the others verbatim."""
-    project = checkout(tmp_path / "clone")
-    dry = command if " -n" in command or not command.startswith("snakemake") else f"{command} -n"
-    bin_first = {**environment(), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    bin_first["PYTHONPATH"] = str(project.folder / "workflow")
-    dry = re.sub(r"^prefdag", "python -m prefdag", dry)
-    done = subprocess.run(dry, shell=True, cwd=project.folder, env=bin_first, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_a_mistake_in_a_suite_is_one_sentence(tmp_path: Path):

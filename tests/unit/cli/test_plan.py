@@ -62,5 +62,6 @@ def test_a_suite_without_a_size_is_a_sentence(capsys: pytest.CaptureFixture[str]
 def test_the_documented_table_is_what_plan_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(ROOT / f"configs/{name}.yaml")]) == 0
     _, hours, gigabytes = capsys.readouterr().out.splitlines()[-1].split()
-    row = next(line for line in (ROOT / "docs/tutorials/reproduce.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    lines = (ROOT / "docs/tutorials/reproduce.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{name}` |"))
     assert row.endswith(f"| {float(hours):.0f} | {gigabytes} |")
