@@ -1,7 +1,5 @@
 """MkDocs hooks: write the reference pages from the code, and bring in the Markdown files of the repository's root."""
 
-import contextlib
-import io
 import os
 import re
 import sys
@@ -40,28 +38,15 @@ def _suite_keys() -> str:
 
 
 def _command_line() -> str:
-    """Return the help text of the command and of every subcommand."""
+    """Return the help of the command, and of every stage and tool."""
+    from prefdag.cli.commands import TOOLS, overview, parser_of, stages
+
     os.environ["COLUMNS"] = "100"
-    names = [path.stem for room in ("stages", "cli") for path in sorted((PACKAGE / room).glob("[a-z]*.py"))]
-    parts = ["# Command line\n", "Generated from the commands' own `--help`.\n", "```text", _help([]), "```\n"]
-    for name in names:
-        if text := _help([name]):
-            parts += [f"## prefdag {name}\n", "```text", text, "```\n"]
+    parts = ["# Command line\n", "Generated from `prefdag --help` and `prefdag COMMAND --help`.\n"]
+    parts += ["```text", overview().format_help().rstrip(), "```\n"]
+    for name in (*stages(), *(tool for group in TOOLS.values() for tool in group)):
+        parts += [f"## prefdag {name}\n", "```text", parser_of(name).format_help().rstrip(), "```\n"]
     return "\n".join(parts)
-
-
-def _help(command: list[str]) -> str:
-    """Return what `prefdag <command> --help` prints, or nothing where there is no such command."""
-    from prefdag.cli.main import main
-
-    out = io.StringIO()
-    code: object = 1
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            code = main([*command, "--help"])
-        except SystemExit as done:
-            code = done.code
-    return "" if code else out.getvalue().rstrip()
 
 
 def _modules(room: str) -> list[str]:
