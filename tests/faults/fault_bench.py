@@ -32,7 +32,7 @@ from prefdag.runtime import warm_start
 for stage in ("pretrain", "sft", "reward", "preference", "generate", "judge", "score", "reference", "pairs", "prepare"):
     import_module(f"prefdag.stages.{{stage}}")
 checkpoint.Checkpoint.__init__.__defaults__ = ({SECONDS_BETWEEN_STATES},)
-warm_start.serve(Path(sys.argv[1]), int(sys.argv[2]))
+warm_start.serve(Path(sys.argv[1]), int(sys.argv[2]), "prefdag.cli.main:main")
 """
 R = "results/small"
 STEPS = 60

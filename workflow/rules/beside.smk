@@ -28,11 +28,12 @@ def start_writer():
 
 
 def start_warm():
-    """Local jobs fork from one process that has imported torch (prefdag.warm); cluster jobs start cold."""
+    """Local jobs fork from one process that has imported torch; cluster jobs start cold."""
     if workflow.non_local_exec or not hasattr(os, "pidfd_open"):
         return None
     quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return beside("warm.log", sys.executable, "-m", "prefdag.runtime.warm_start", WARM, str(os.getpid()), **quiet)
+    server = [sys.executable, "-m", "prefdag.runtime.warm_start", WARM, str(os.getpid()), "prefdag.cli.main:main"]
+    return beside("warm.log", *server, **quiet)
 
 
 def finish(writer, warm, succeeded):

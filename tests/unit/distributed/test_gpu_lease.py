@@ -18,21 +18,29 @@ from prefdag.errors import UserError
 from prefdag.runtime.warm_start import VARIABLE as WARM
 
 # The package as it is but for the stages: one that runs a model (says the import), one that does not.
-REAL = ("__init__", "__main__", "errors", "os_errors", "cli/__init__", "cli/main", "provenance/__init__")
-REAL += ("provenance/journal", "provenance/sources", "distributed/__init__", "distributed/gpu_lease")
+REAL = ("__init__", "__main__", "errors", "os_errors", "provenance/__init__")
+REAL += (
+    "cli/__init__",
+    "cli/commands",
+    "cli/console",
+    "cli/main",
+    "provenance/journal",
+    "provenance/sources",
+    "distributed/__init__",
+    "distributed/gpu_lease",
+)
 REAL += ("distributed/launch", "distributed/ranks", "runtime/__init__", "runtime/warm_start")
+RUN = "def run(job, workspace): ...\n"
 STAGE = """
 import os, sys, time
 from pathlib import Path
 
-def command(name, stage, arguments):
-    mark, seconds = Path(arguments[0]), float(arguments[1])
+def run_stage(name, stage, config, paths, mark):
     began = time.time()
     mark.write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')} {os.getpid()}")
-    time.sleep(seconds)
+    time.sleep(float(config))
     with open(mark.parent / "ended", "a") as stream:
         print(os.environ.get('CUDA_VISIBLE_DEVICES'), began, time.time(), file=stream)
-    return 0
 """
 
 
@@ -46,7 +54,16 @@ class Machine:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, name: str, seconds: float = 600, stage: str = "model") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "prefdag", stage, str(self.folder / name), str(seconds)]
+        command = [
+            sys.executable,
+            "-m",
+            "prefdag",
+            stage,
+            "--config",
+            str(seconds),
+            "--output",
+            str(self.folder / name),
+        ]
         job = subprocess.Popen(command, env=self.variables, stderr=subprocess.PIPE, text=True)
         self.started.append(job)
         return job
@@ -72,7 +89,7 @@ class Machine:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     made = {"runtime/stage": STAGE, "models/__init__": "", "models/loading": "", "stages/__init__": ""}
-    made |= {"stages/rows": "", "stages/model": "import prefdag.models.loading\n"}
+    made |= {"stages/rows": RUN, "stages/model": f"import prefdag.models.loading\n{RUN}"}
     for name in (*REAL, *made):
         path = folder / f"prefdag/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +101,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(package: Path) -> Iterator[Path]:
     """The process that local jobs are forked from, with nothing to import."""
     code = "import sys; from pathlib import Path; from prefdag.runtime import warm_start as warm; warm.IMPORTS = (); "
-    code += "warm.serve(Path(sys.argv[1]), int(sys.argv[2]))"
+    code += "warm.serve(Path(sys.argv[1]), int(sys.argv[2]), 'prefdag.cli.main:main')"
     socket = package / "socket"
     command = [sys.executable, "-c", code, str(socket), str(os.getpid())]
     process = subprocess.Popen(command, env={**environment(), "PYTHONPATH": str(package)})

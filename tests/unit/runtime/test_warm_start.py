@@ -31,20 +31,17 @@ def main(arguments):
             open(arguments[1], "w").write(str(os.getpid()))
             time.sleep(600)
 """
-CLIENT = "import sys; from prefdag.warm import run_warm; sys.exit(run_warm(sys.argv[1:]))"
+CLIENT = "import sys; from prefdag.runtime.warm_start import run_warm; sys.exit(run_warm(sys.argv[1:]))"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A server beside a stand-in for the package's `__main__`, and the environment of its clients."""
+    """Start a server of jobs that run `main` of another module, and return the environment of its clients."""
     folder = tmp_path_factory.mktemp("warm")
-    package = folder / "prefdag"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(STAGE)
-    (package / "warm.py").write_text((ROOT / "workflow/prefdag/warm.py").read_text())
-    variables = {**environment(), "PYTHONPATH": str(folder)}
+    (folder / "stand_in.py").write_text(STAGE)
+    variables = {**environment(), "PYTHONPATH": f"{folder}:{ROOT / 'workflow'}"}
     command = [sys.executable, "-m", "prefdag.runtime.warm_start", str(folder / "socket"), str(os.getpid())]
+    command.append("stand_in:main")
     process = subprocess.Popen(command, env=variables)
     while not (folder / "socket").exists():
         assert process.poll() is None

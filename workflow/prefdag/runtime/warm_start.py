@@ -39,10 +39,14 @@ def import_all() -> None:
         import_module(name)
 
 
-def serve(path: Path, parent: int, load: Callable[[], None] = import_all) -> None:
+def serve(path: Path, parent: int, entry: str, load: Callable[[], None] = import_all) -> None:
     """Fork a job for each client that connects to the socket at `path`, until the process `parent` is gone.
 
-    load: what all jobs are to find done. It must start no thread.
+    Args:
+        path: the socket to listen on.
+        parent: the process to outlive by at most `PATIENCE` seconds.
+        entry: `module:function`, called with a job's arguments after the fork; it returns the exit code.
+        load: does once what all jobs share. It must start no thread, because threads do not survive a fork.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -65,7 +69,7 @@ def serve(path: Path, parent: int, load: Callable[[], None] = import_all) -> Non
                 continue
             if os.fork() == 0:
                 listener.close()
-                _attend(client, server)
+                _attend(client, server, entry)
                 os._exit(0)
             client.close()
     path.unlink(missing_ok=True)
@@ -79,7 +83,7 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def _attend(client: socket.socket, server: int) -> None:
+def _attend(client: socket.socket, server: int, entry: str) -> None:
     """Fork the job, relay the client's signals to it, and send back how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     client.settimeout(None)
@@ -87,7 +91,7 @@ def _attend(client: socket.socket, server: int) -> None:
     job = os.fork()
     if job == 0:
         client.close()
-        _become(request, files, server)
+        _become(request, files, server, entry)
     for file in files:
         os.close(file)
     watch = os.pidfd_open(job)
@@ -104,7 +108,7 @@ def _attend(client: socket.socket, server: int) -> None:
             os.kill(job, number)
 
 
-def _become(request: dict[str, object], files: Sequence[int], server: int) -> None:
+def _become(request: dict[str, object], files: Sequence[int], server: int, entry: str) -> None:
     """Turn this fork into the client's job: its files, folder, environment and arguments."""
     code = 1
     try:
@@ -117,7 +121,8 @@ def _become(request: dict[str, object], files: Sequence[int], server: int) -> No
         os.environ[SERVER] = str(server)
         sys.argv = ["prefdag", *request["arguments"]]  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = import_module("prefdag.cli.main").main(sys.argv[1:])
+        module, _, function = entry.partition(":")
+        code = getattr(import_module(module), function)(sys.argv[1:])
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1
     except BaseException:
@@ -166,4 +171,4 @@ def _received(client: socket.socket) -> tuple[dict[str, object], Sequence[int]]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]), entry=sys.argv[3])
