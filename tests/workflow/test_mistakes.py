@@ -175,7 +175,7 @@ def test_weights_that_are_not_the_manifests(prepared: Path, tmp_path: Path, caps
     path = tmp_path / "suite/pretrain/model/model.safetensors"
     build(SCRATCH, 300, 0, 1, seed=1).save_pretrained(path.parent)
     sentence = said(capsys, *align(tmp_path / "suite"))
-    assert f"{path}: its bytes are not those that manifest.json states" in sentence
+    assert f"{path}: does not have the sha256 in manifest.json" in sentence
     assert f"delete {tmp_path}/suite/pretrain/manifest.json and rerun" in sentence
 
 
@@ -196,7 +196,7 @@ def test_a_corrupted_cache(prepared: Path, tmp_path: Path, capsys: pytest.Captur
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 0x40  # the exponent of the last token's log-prob
     path.write_bytes(bytes(raw))
-    assert f"{path}: its bytes are not those that manifest.json states" in said(capsys, *align(tmp_path / "suite"))
+    assert f"{path}: does not have the sha256 in manifest.json" in said(capsys, *align(tmp_path / "suite"))
     stated_anew(path.parent / "manifest.json", "train.npy")
     assert "recomputed log-probs differ" in said(capsys, *align(tmp_path / "suite"))
 

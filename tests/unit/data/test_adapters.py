@@ -244,7 +244,7 @@ def test_a_users_adapter_may_declare_what_its_rows_hold(user_folder: Path):
         ("duels.py:broken", "duels.py: broken raised KeyError: 'nothing' (line 11) on the row {'duel': 'd0'"),
         ("duels.py:returns", "returns must return a prefdag.data.adapters.records.TextComparison, got dict"),
         ("duels.py:absent", "prepare.adapter: duels.py holds no function absent; correct its name"),
-        ("none.py:absent", "none.py: no such file; its path is taken from the suite's"),
+        ("none.py:absent", "none.py: no such file; paths are relative to the suite's file"),
     ],
 )
 def test_an_own_adapters_mistake_is_a_sentence(

@@ -304,7 +304,7 @@ def test_a_file_that_cannot_be_imported_and_a_signal_in_it(workdir: Path):
     with pytest.raises(UserError) as found:
         loss_of(objective({"method": METHOD}, "tests", "row"))
     raised = "ModuleNotFoundError: No module named 'nowhere' (line 2)"
-    assert str(found.value) == f"my_losses.py: importing it raised {raised}; mend the file and rerun"
+    assert str(found.value) == f"my_losses.py: importing it raised {raised}; fix the file and rerun"
     (workdir / "my_losses.py").write_text(
         re.sub("return .*", "from prefdag.errors import Stopped; raise Stopped('SIGTERM')", DPO)
     )

@@ -35,7 +35,7 @@ def test_journal_survives_nan_and_a_torn_line(tmp_path):
     events, end = read_journal(journal.path, offset)
     assert events[0]["values"] == {"loss": 2.0} and end == journal.path.stat().st_size
     journal.path.write_text("{}}\n")
-    with pytest.raises(UserError, match=r"byte 0: not a journal's line"):
+    with pytest.raises(UserError, match=r"byte 0: not a line of a journal"):
         read_journal(journal.path)
 
 

@@ -147,7 +147,7 @@ def test_a_cache_of_another_size_is_refused(cache: ReferenceCache, tmp_path: Pat
     with pytest.raises(UserError, match=r"train.npy: holds \d+ tokens, the comparisons \d+; .* rerun `reference`"):
         ReferenceCache(manifest, "train", fewer)
     cache.path.write_bytes(cache.path.read_bytes()[:-4])
-    with pytest.raises(UserError, match="missing or not the file that manifest.json states"):
+    with pytest.raises(UserError, match="missing, or not the file that manifest.json lists"):
         ReferenceCache(manifest, "train", fewer)
 
 

@@ -1,7 +1,7 @@
-"""The journal: what one job did, as it happened, one JSON object a line. Written by stages, read by the tracker.
+"""The journal of a job: one JSON object per line for each event, written by stages and read by the tracker.
 
-A stage depends on nothing but this file: no tracker need be installed, reachable or quick while it runs. Times are
-seconds since the epoch (UTC). Paths are relative to the suite's folder where they lie in it, absolute elsewhere.
+A stage writes only this file: it runs whether or not a tracker is installed, reachable or fast. Times are seconds since
+the epoch (UTC). Paths inside the suite's folder are relative to it; others are absolute.
 """
 
 import errno
@@ -25,7 +25,7 @@ Status = Literal["finished", "failed", "killed"]
 
 REDACTED = "[redacted]"
 _SECRET_KEY = re.compile(r"(^|[_.\-])(token|api[_\-]?key|password|passwd|secret|credentials?)$", re.IGNORECASE)
-# Keys of tokenizers that end like a secret's and are none.
+# Keys of tokenizers that look like a secret's: `pad_token`.
 _SPECIAL_TOKEN = re.compile(r"(bos|eos|eot|pad|unk|sep|cls|mask|start|end|turn|stop|special)_token$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
@@ -33,21 +33,32 @@ _SECRET_TEXT = re.compile(
 
 
 class Journal:
-    """Appends the events of one job to `path`; every line is on its way to the disk when its method returns.
+    """Append the events of one job to a file; a line is written when its method returns.
 
-    root: the suite's folder. Files below `<root>/.partial/<key>/` are journalled where they will lie once the job has
-    finished, in `<root>/<stage>/[<name>/]`.
+    A file below `<root>/.partial/<key>/` is recorded at its final place, `<root>/<stage>/[<name>/]`.
+
+    Args:
+        path: The journal, which must not exist yet.
+        root: The suite's folder.
+        stage: The job's stage.
+        name: The job's name, where the stage has several.
     """
 
     def __init__(self, path: Path, *, root: Path, stage: str, name: str | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.root, self.stage, self.name = path, root, stage, name
-        # O_EXCL: a journal has one writer; O_APPEND: a line lands whole, at the end, whatever else happens.
+        # O_EXCL: a journal has one writer. O_APPEND: each line is written whole, at the end of the file.
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        self._one_at_a_time = threading.Lock()  # what the job measures and what it takes come from two threads
+        self._lock = threading.Lock()  # the monitor of the machine writes from a thread of its own
 
     def start(self, *, config: Mapping[str, Any], inputs: Mapping[str, Any], code: str) -> None:
-        """The first event. inputs: name -> {"path", "sha256"} of the manifests that the job reads."""
+        """Write the first event.
+
+        Args:
+            config: The job's options.
+            inputs: Name -> {"path", "sha256"} of each manifest that the job reads.
+            code: Digest of the stage's code.
+        """
         self._write(
             "start",
             id=self.path.stem,
@@ -63,12 +74,12 @@ class Journal:
         )
 
     def metrics(self, step: int | None, values: Mapping[str, float]) -> None:
-        """Numbers at an optimizer step; step None: results of the whole job, tied to what it made or measured."""
+        """Write numbers of an optimizer step, or, where step is None, results of the whole job."""
         step = None if step is None else int(step)
         self._write("metrics", step=step, values={name: float(value) for name, value in values.items()})
 
     def system(self, number: int, values: Mapping[str, float]) -> None:
-        """The job's `number`-th sample of what it takes of its machine."""
+        """Write the `number`-th sample of the machine's use (processor, memory, GPU)."""
         self._write("system", step=number, values=dict(values))
 
     def dataset(
@@ -80,7 +91,15 @@ class Journal:
         context: Literal["training", "evaluation", "output"],
         profile: Mapping[str, Any] | None = None,
     ) -> None:
-        """A dataset that this job trains on, measures on, or makes. profile: counts worth a look."""
+        """Write a dataset that this job trains on, evaluates on, or makes.
+
+        Args:
+            name: Its name in the tracker.
+            digest: Its sha256.
+            path: Its file or folder, or an address.
+            context: What the job does with it.
+            profile: Counts to show with it.
+        """
         self._write("dataset", name=name, digest=digest, path=self._place(path), context=context, profile=profile or {})
 
     def model(
@@ -92,14 +111,22 @@ class Journal:
         role: Literal["output", "input"],
         parents: Sequence[str] = (),
     ) -> None:
-        """Weights that this job makes or reads; they stay where they are. parents: sha256 of what they grew from."""
+        """Write which weights this job makes or reads; the weights themselves are not copied.
+
+        Args:
+            name: Their name in the tracker.
+            path: Their folder.
+            sha256: Their digest.
+            role: Whether the job makes or reads them.
+            parents: Digests of the weights that they were trained from.
+        """
         place = self._place(path)
         self._write("model", name=name, path=place, sha256=sha256, role=role, parents=list(parents))
 
     def artifact(self, path: Path, as_: str) -> None:
-        """A small file for the tracker to copy, under the name `as_`; it must be complete by now.
+        """Write that the tracker should copy a small, complete file under the name `as_`.
 
-        Its sha256 goes with it, so that a later replay cannot take a rerun's file for this job's.
+        The sha256 is recorded too, so that a later replay does not take a rerun's file for this job's.
         """
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self._write("artifact", path=self._place(path), **{"as": as_}, sha256=digest)
@@ -113,31 +140,39 @@ class Journal:
         seconds: float,
         peak_memory_mb: float,
     ) -> None:
-        """The last event. manifest: sha256 of the manifest that the job published, if it came so far."""
+        """Write the last event and close the file.
+
+        Args:
+            status: How the job ended.
+            error: Its message, for a job that failed.
+            manifest: sha256 of the manifest, for a job that published one.
+            seconds: Wall time.
+            peak_memory_mb: Peak resident memory of the process.
+        """
         spent = {"seconds": seconds, "peak_memory_mb": peak_memory_mb}
         self._write("end", status=status, error=error, manifest=manifest, **spent)
         os.close(self._file)
-        self._file = -1  # a later line must not land in whatever file gets this number next
+        self._file = -1  # the number may soon belong to another file
 
     def _write(self, event: str, **fields: Any) -> None:
         line = {"event": event, "time": time.time()} | fields
-        with self._one_at_a_time:
+        with self._lock:
             append_line(self._file, (json.dumps(_plain(redact(line)), allow_nan=False) + "\n").encode())
 
     def _place(self, path: Path | str) -> str:
         if isinstance(path, str) and "://" in path:
             return path
-        whole, root = Path(path).resolve(), self.root.resolve()
-        if not whole.is_relative_to(root):
-            return str(whole)
-        inside = whole.relative_to(root)
+        absolute, root = Path(path).resolve(), self.root.resolve()
+        if not absolute.is_relative_to(root):
+            return str(absolute)
+        inside = absolute.relative_to(root)
         if inside.parts[:1] == (".partial",):
             inside = Path(self.stage, self.name or "", *inside.parts[2:])
         return inside.as_posix()
 
 
 def open_journal(root: Path, stage: str, name: str | None = None) -> Journal:
-    """The journal of a job that starts now: <root>/.journal/<stage>[-<name>]-<UTC time>-<pid>.jsonl."""
+    """Create the journal of a job that starts now: <root>/.journal/<stage>[-<name>]-<UTC time>-<pid>.jsonl."""
     now = datetime.now(UTC)
     moment = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z"
     job = f"{stage}-{name}" if name else stage
@@ -145,10 +180,15 @@ def open_journal(root: Path, stage: str, name: str | None = None) -> Journal:
 
 
 def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events from byte `offset` on, and the offset to go on from.
+    """Read the events of a journal from byte `offset` on.
 
-    A last line without its newline is still being written, or was torn by a crash: it is left for the next read.
-    Raises `UserError` naming file and byte when a complete line is not JSON.
+    A last line without a newline is still being written, or was cut off by a crash; it is left for the next read.
+
+    Returns:
+        The events, and the offset of the next read.
+
+    Raises:
+        UserError: A complete line is not JSON.
     """
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -159,7 +199,7 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
             event = json.loads(line)
         except ValueError:
             raise UserError(
-                f"{path}: byte {offset}: not a journal's line; delete the file to go on without it"
+                f"{path}: byte {offset}: not a line of a journal; delete the file to continue without it"
             ) from None
         if event["event"] in ("metrics", "system"):
             event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
@@ -169,7 +209,7 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """`value` without secrets: values of keys that name one, and texts that look like one."""
+    """Return `value` with secrets replaced: values whose key names a secret, and texts that look like one."""
     if isinstance(value, Mapping):
         return {name: redact(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -181,22 +221,22 @@ def redact(value: Any, key: str = "") -> Any:
 
 
 def process_is_gone(pid: int, since: float) -> bool:
-    """Whether the process of this machine that was `pid` at the time `since` lives no more."""
+    """Return whether the process that had the id `pid` at the time `since`, on this machine, has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = next(int(line.split()[1]) for line in _lines(Path("/proc/stat")) if line.startswith("btime"))
     except ProcessLookupError:
         return True
     except (FileNotFoundError, StopIteration):
-        return _signalless(pid)
+        return _has_no_process(pid)
     fields = stat.rpartition(")")[2].split()
     started = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    # A zombie does nothing more; one that started later only inherited the number (btime is rounded: 2 s of grace).
+    # A zombie has ended; a process that started later has reused the id (btime is rounded, so allow 2 s).
     return fields[0] in "ZX" or started > since + 2
 
 
-def _signalless(pid: int) -> bool:
-    """`process_is_gone` where there is no /proc: signal 0 reaches living processes only."""
+def _has_no_process(pid: int) -> bool:
+    """Return `process_is_gone` on a system without /proc: signal 0 reaches running processes only."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -211,7 +251,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's own types only; NaN and infinities, which JSON lacks, as "nan", "inf", "-inf"."""
+    """Convert to JSON's types; NaN and infinities, which JSON lacks, become "nan", "inf", "-inf"."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -224,22 +264,24 @@ def _plain(value: Any) -> Any:
 
 
 def _git_state() -> str | None:
-    """The commit, with "-dirty" behind it where the work tree differs; None outside a repository."""
-    ask = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the commit, with "-dirty" appended where the work tree differs; None outside a repository."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        answer = subprocess.run(ask, capture_output=True, check=False, text=True, timeout=10, cwd=Path(__file__).parent)
+        answer = subprocess.run(
+            command, capture_output=True, check=False, text=True, timeout=10, cwd=Path(__file__).parent
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
 
 
 def append_line(file: int, line: bytes) -> None:
-    """Write `line` at the end of a file opened with O_APPEND. Raises `OSError` after taking a torn end away again."""
+    """Append `line` to a file opened with O_APPEND; where that fails, remove what was written and raise `OSError`."""
     size = os.fstat(file).st_size
     rest = line
     try:
         while rest:
-            if not (written := os.write(file, rest)):  # else this would go on for ever
+            if not (written := os.write(file, rest)):  # a full disk may write nothing, for ever
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             rest = rest[written:]
     except OSError:

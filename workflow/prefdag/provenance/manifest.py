@@ -1,7 +1,7 @@
-"""Manifests: what an artifact is made of, by content, and nothing that varies between equal runs.
+"""Manifests: what an artifact was made from, by content, without anything that varies between equal runs.
 
-Whatever a job reads is held against them, byte for byte: a file that changed after its stage was finished, by an edit,
-a copy that broke off or a disk, is a sentence and never a number.
+A job checks every file that it reads against its manifest. A file that changed after its stage had finished (edited,
+copied in part, damaged on disk) ends the job with an error, never with another number.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ KEYS = {"stage", "config", "code", "inputs", "files", "facts", SEAL}
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that was read: `path` of the file, `sha256` of its bytes, its `content`."""
+    """A manifest as read: the file's `path`, the `sha256` of its bytes, and its `content`."""
 
     path: Path
     sha256: str
@@ -34,46 +34,48 @@ class Manifest:
         return self.path.parent
 
     def file(self, name: str) -> Path:
-        """A file that the manifest lists.
+        """Return the path of a listed file.
 
-        Raises `UserError` when it is missing or of another size than stated.
+        Raises:
+            UserError: The file is not listed, is missing, or has another size.
         """
         entry = self.content["files"].get(name)
         path = self.folder / name
         if entry is None:
             raise UserError(f"{self.path}: lists no file {name}; rebuild this stage by deleting the manifest")
         if not path.is_file() or path.stat().st_size != entry["size"]:
-            raise UserError(f"{path}: missing or not the file that {MANIFEST} states; delete {self.path} and rerun")
+            raise UserError(f"{path}: missing, or not the file that {MANIFEST} lists; delete {self.path} and rerun")
         return path
 
     def check(self, wanted: Callable[[str], bool]) -> None:
-        """Read every listed file whose name is `wanted` against its sha256.
+        """Compare the sha256 of every listed file whose name is `wanted` with the manifest.
 
-        Raises `UserError` naming the first that is missing or is not the file that was written.
+        Raises:
+            UserError: A file is missing or has changed; the message names the first.
         """
         for name in filter(wanted, self.content.get("files", {})):
             path = self.file(name)
             if sha256_of(path) != self.digest(name):
                 raise UserError(
-                    f"{path}: its bytes are not those that {MANIFEST} states, so it was changed or damaged since it "
-                    f"was made; delete {self.path} and rerun"
+                    f"{path}: does not have the sha256 in {MANIFEST}: it was changed or damaged after its stage had "
+                    f"finished; delete {self.path} and rerun"
                 )
 
     def check_weights(self, folder: str = "model") -> None:
-        """`check` of the weights in a folder of this stage, all its folders for "": to be called by who loads them."""
+        """Check the weights in a folder of this stage, or in all its folders for ""; call this before loading them."""
         self.check(lambda name: name.endswith(WEIGHTS) and name.startswith(f"{folder}/" if folder else ""))
 
     def check_but_weights(self) -> None:
-        """`check` of everything else, which is small beside weights."""
+        """Check all other files, which are small compared to weights."""
         self.check(lambda name: not name.endswith(WEIGHTS))
 
     def digest(self, name: str) -> str:
-        """sha256 of a listed file, as stated when it was written."""
+        """Return the sha256 of a listed file, as recorded when it was written."""
         return self.content["files"][name]["sha256"]
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises `UserError` when it is missing or broken."""
+    """Read a manifest. Raises `UserError` where it is missing, broken or edited."""
     try:
         text = path.read_bytes()
         content = json.loads(text)
@@ -87,9 +89,15 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def describe(folder: Path, stage: str, config: Any, code: str, inputs: Mapping[str, Any], facts: Any) -> bytes:
-    """The manifest of every file below `folder`, as bytes.
+    """Return the manifest of all files below `folder`, as bytes.
 
-    inputs: name -> sha256 (or list of sha256) of the manifests that were read.
+    Args:
+        folder: The stage's output.
+        stage: The stage's name.
+        config: The job's options.
+        code: Digest of the stage's code.
+        inputs: Name -> sha256 (or list of sha256) of each manifest that was read.
+        facts: Results of the stage that its readers need.
     """
     files = {
         str(path.relative_to(folder)): {"sha256": sha256_of(path), "size": path.stat().st_size}
@@ -105,16 +113,16 @@ def _written(content: Mapping[str, Any]) -> bytes:
 
 
 def _intact(content: Any, text: bytes) -> bool:
-    """Whether a manifest that bears a seal says what it said when it was written, in these very bytes."""
+    """Return whether a manifest is unchanged: its seal, where it has one, and its bytes match its content."""
     if not isinstance(content, dict) or content.keys() - KEYS:
         return False
     return SEAL not in content or (content[SEAL] == _seal(content) and text == _written(content))
 
 
 def _seal(content: Mapping[str, Any]) -> str:
-    """sha256 of what a manifest says, for the manifest itself."""
-    said = {name: value for name, value in content.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of a manifest's content, which the manifest itself holds."""
+    sealed = {name: value for name, value in content.items() if name != SEAL}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
@@ -123,9 +131,9 @@ def sha256_of(path: Path) -> str:
 
 
 def publish(made: Path, folder: Path, manifest: bytes) -> None:
-    """Move everything below `made` into `folder` by rename, the manifest last: its presence means all is there.
+    """Rename everything below `made` into `folder`, the manifest last: where it exists, all files exist.
 
-    All of it is on the disk before, so that a machine that loses power has no manifest of files that it has not.
+    The files are flushed to disk first: after a power cut there is no manifest whose files are missing.
     """
     for path in made.rglob("*"):
         fsync(path)
@@ -143,7 +151,7 @@ def publish(made: Path, folder: Path, manifest: bytes) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to its disk now."""
+    """Flush a file, or a folder's entries, to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -152,7 +160,7 @@ def fsync(path: Path) -> None:
 
 
 def weights_digest(manifest: Manifest, folder: str = "model") -> str:
-    """sha256 of a stage's weights: of the file, or of its shards' sha256 one after the other."""
+    """Return the sha256 of a stage's weights: of the file, or of its shards' digests concatenated."""
     files = sorted(name for name in manifest.content["files"] if name.endswith(".safetensors") and f"{folder}/" in name)
     return combined_digest([manifest.digest(name) for name in files])
 

@@ -1,4 +1,4 @@
-"""Python files of the user's own (losses, adapters), run: the one place where they are executed, in their jobs."""
+"""Import a user's Python files (losses, adapters); no other module executes them."""
 
 import sys
 from importlib.abc import MetaPathFinder
@@ -13,11 +13,11 @@ from prefdag.provenance.sources import user_sources
 
 
 def import_user_file(path: Path) -> ModuleType:
-    """The file as a module. Raises `UserError`, one sentence, where importing it raises."""
-    # `python -m` looks for modules in the working directory too: what lies there is not counted, so not to be found.
+    """Import a file as a module. Raises `UserError` where importing it raises."""
+    # `python -m` also searches the working directory, whose files are not among the job's sources.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path.cwd()]
-    sys.meta_path.insert(0, _Beside(path))
-    module_name = f"own_{path.stem}"  # a name of no other module, whatever the file is called
+    sys.meta_path.insert(0, _NeighbourFinder(path))
+    module_name = f"own_{path.stem}"  # no other module has this name
     spec = _spec(module_name, path)
     module = sys.modules[module_name] = module_from_spec(spec)
     assert spec.loader is not None
@@ -26,14 +26,12 @@ def import_user_file(path: Path) -> ModuleType:
     except (Stopped, UserError):
         raise
     except Exception as error:
-        raise UserError(
-            f"{path}: importing it raised {describe_error(error, path)}; mend the file and rerun"
-        ) from error
+        raise UserError(f"{path}: importing it raised {describe_error(error, path)}; fix the file and rerun") from error
     return module
 
 
-class _Beside(MetaPathFinder):
-    """Finds the modules beside the user's file that are counted among the job's sources, and nothing else there."""
+class _NeighbourFinder(MetaPathFinder):
+    """Find the modules of the user file's folder that are among the job's sources, and no others."""
 
     def __init__(self, path: Path) -> None:
         self.files = {file.stem: file for file in user_sources(path) if file != path}
@@ -43,7 +41,7 @@ class _Beside(MetaPathFinder):
 
 
 class _FromSource(SourceFileLoader):
-    """Byte code is told from stale by whole seconds and sizes; an edit of 0.1 to 0.2 must not go unseen."""
+    """Compile the source every time: a byte-code cache compares whole seconds and sizes, and would miss 0.1 -> 0.2."""
 
     def get_code(self, fullname: str) -> CodeType:
         return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True)
@@ -56,7 +54,7 @@ def _spec(name: str, path: Path) -> ModuleSpec:
 
 
 def describe_error(error: Exception, path: Path) -> str:
-    """The exception in one line, with the last line of the user's file that it went through."""
+    """Return the exception in one line, with the last line of the user's file in its traceback."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if Path(trace.tb_frame.f_code.co_filename) == path:
