@@ -118,8 +118,8 @@ def test_measurements_of_a_job_that_trains_nothing_are_the_models_it_reads(tmp_p
     journal.metrics(0, {"reward": 1.0})
     record = Record(journal.path)
     record.advance()
-    assert record.subject and record.subject["sha256"] == DPO
+    assert record.measured_weights and record.measured_weights["sha256"] == DPO
     assert [point.measured for point in record.points] == [False, True]
     journal.dataset("train", digest="a", path="x", context="training")
     record.advance()
-    assert record.subject is None
+    assert record.measured_weights is None

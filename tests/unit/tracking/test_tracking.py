@@ -225,7 +225,7 @@ def test_followed_live_equals_replayed(results, client, suite):
         while not client.get_experiment_by_name("live") and time.monotonic() < deadline:
             time.sleep(0.2)
         assert follower.poll() is None and client.get_experiment_by_name("live")  # it writes while the workflow runs
-        with pytest.raises(UserError, match=r"another writer is at work \(process \d+ of"):
+        with pytest.raises(UserError, match=r"another writer is running \(process \d+ of"):
             Writer(results / "live", patience=0.1).replay()
     finally:
         parent.kill()
@@ -255,7 +255,7 @@ def test_reruns_killed_and_foreign_jobs(results, client):
     assert status == {first: "KILLED", second: "RUNNING", killed: "KILLED", alive: "RUNNING"}
     superseded = {key: value[5].get("prefdag.superseded") for key, value in found.items()}
     assert superseded == {first: second, second: None, killed: None, alive: None}
-    assert "went without a word" in found[killed][5]["prefdag.closed"]
+    assert "ended without a last event" in found[killed][5]["prefdag.closed"]
     assert found[killed][3] == 1000000005000  # its last event's time, whenever it is replayed
 
 
@@ -287,13 +287,13 @@ def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):
         file_store.replay()
     assert file_store.follow(dead_pid(), poll=0.1) is False
     said = capsys.readouterr().err
-    assert "Traceback" not in said and said.count("failed (") == 1 and f"`prefdag track {root}` writes them" in said
+    assert "Traceback" not in said and said.count("failed (") == 1 and f"run `prefdag track {root}` once" in said
 
 
 def test_track_and_ui_say_when_there_is_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["track", str(tmp_path / "results/suite")]) == 2
-    assert "no journals there" in capsys.readouterr().err
+    assert "no journals; give the folder" in capsys.readouterr().err
     assert main(["ui", "--results", str(tmp_path)]) == 2
     assert "no runs there yet" in capsys.readouterr().err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")

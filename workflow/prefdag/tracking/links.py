@@ -1,7 +1,7 @@
-"""Addresses in MLflow's own pages, and `results/<suite>/mlflow.html`, through which the report's links go.
+"""Links into MLflow's pages, and `results/<suite>/mlflow.html`, which the report's links lead to.
 
-The report is the same file whatever database its runs are written to, and is there before them; this page is written by
-the tracker, which knows their ids, and says where they are now.
+The report is written before its runs are tracked and does not depend on the database. This page is written by the
+tracker, which knows the runs' ids, and links to each run.
 """
 
 import os
@@ -33,7 +33,7 @@ body { font: 15px/1.6 system-ui, sans-serif; max-width: 50rem; margin: 1rem auto
 </style>
 <h1>{{ suite }} in MLflow</h1>
 <p>{% if local %}These links open while <code>make ui</code> runs on this machine.{% else %}On {{ server }}.{% endif %}
-They were written with the runs; a run that was made again has a new address.</p>
+A run that is repeated gets a new address.</p>
 <ul>
 {% for question, address in questions.items() %}<li><a href="{{ address }}">{{ question }}</a></li>
 {% endfor %}</ul>
@@ -45,42 +45,59 @@ They were written with the runs; a run that was made again has a new address.</p
 
 
 def questions(experiment: str) -> dict[str, str]:
-    """What people ask first -> the runs that answer it, sorted, as an address within MLflow's pages."""
-    found = {}
+    """Map each common question to the address, within MLflow's pages, of the sorted runs that answer it."""
+    addresses = {}
     for question, (search, order) in QUESTIONS.items():
-        asked = {"searchFilter": search or f"metrics.{order} > -1e9"}
-        asked |= {"orderByKey": f"metrics.`{order}`", "orderByAsc": "false"} if order else {}
-        found[question] = _address(experiment, **asked)
-    return found
+        query = {"searchFilter": search or f"metrics.{order} > -1e9"}
+        query |= {"orderByKey": f"metrics.`{order}`", "orderByAsc": "false"} if order else {}
+        addresses[question] = _address(experiment, **query)
+    return addresses
 
 
-def _address(experiment: str, run: str | None = None, **asked: str) -> str:
-    """A run, or the experiment's runs that are asked for, in MLflow's layout for models rather than for agents."""
-    asked["workflowType"] = "machine_learning"
-    return f"#/experiments/{experiment}/runs{f'/{run}' if run else ''}?{urlencode(asked, quote_via=quote)}"
+def _address(experiment: str, run: str | None = None, **query: str) -> str:
+    """Return the address of a run, or of an experiment's runs, in MLflow's layout for models (not for agents)."""
+    query["workflowType"] = "machine_learning"
+    return f"#/experiments/{experiment}/runs{f'/{run}' if run else ''}?{urlencode(query, quote_via=quote)}"
 
 
 def describe_experiment(client: Any, experiment: str) -> None:
-    """Put the questions at the head of the experiment's page; a description of somebody's own stays."""
+    """Link the questions from the experiment's page, unless a user has written a description there."""
     if NOTE not in client.get_experiment(experiment).tags:
         lines = [f"- [{question}]({address})" for question, address in questions(experiment).items()]
         client.set_experiment_tag(experiment, NOTE, "\n".join(lines))
 
 
 def describe_run(client: Any, experiment: str, run: str, record: Record, runs: Iterable[StoredRun]) -> None:
-    """Link a run to those that made what its job read: of equal ones the last that began before it."""
+    """Link a run to the runs that made its inputs.
+
+    Of several runs that made the same manifest, the last that began before this one is linked.
+
+    Args:
+        client: MLflow's client.
+        experiment: The experiment's id.
+        run: The run's id.
+        record: The run's journal.
+        runs: All runs of the experiment.
+    """
     assert record.start
     lines = []
-    for name, told in record.start["inputs"].items():
-        made = [one for one in runs if one.closing.get("prefdag.manifest") == told["sha256"] and not one.deleted]
-        earlier = sorted((one for one in made if one.began <= record.began), key=attrgetter("began"))
+    for name, read in record.start["inputs"].items():
+        makers = [one for one in runs if one.end_tags.get("prefdag.manifest") == read["sha256"] and not one.deleted]
+        earlier = sorted((one for one in makers if one.began <= record.began), key=attrgetter("began"))
         if earlier:
             lines.append(f"- reads {name}: [{earlier[-1].name}]({_address(experiment, earlier[-1].id)})")
     client.set_tag(run, NOTE, "\n".join(lines) or "Reads the output of no other run.")
 
 
 def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -> None:
-    """Write the page beside the suite's other pages. runs: name -> MLflow's id of the newest run of that name."""
+    """Write the page of links.
+
+    Args:
+        root: The suite's folder.
+        uri: The tracking database.
+        experiment: The experiment's id.
+        runs: Name -> MLflow's id of the newest run of that name.
+    """
     local = not uri.startswith(("http:", "https:"))
     server = "http://127.0.0.1:5000" if local else re.sub("//[^/@]*@", "//", uri).rstrip("/")  # no password
     content = (
@@ -94,6 +111,6 @@ def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -
             runs={name: f"{server}/{_address(experiment, id)}" for name, id in sorted(runs.items())},
         )
     )
-    made = root / f".{PAGE}"
-    made.write_text(content, encoding="utf-8")
-    os.replace(made, root / PAGE)
+    temporary = root / f".{PAGE}"
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, root / PAGE)

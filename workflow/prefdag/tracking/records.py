@@ -1,6 +1,6 @@
-"""What a job's journal says, gathered for a tracker: its run, its numbers, its data and the weights' descent.
+"""A job's journal as a tracker needs it: the run, its metrics, its datasets and the lineage of its weights.
 
-Everything here follows from the journals alone, whatever was read when: that makes a replay equal to following live.
+Everything here follows from the journals alone, not from when they were read: a replay equals following live.
 """
 
 import json
@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,32 @@ from typing import Any
 from prefdag.provenance.journal import process_is_gone, read_journal
 
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
-CLOSING = ("prefdag.manifest", "prefdag.error", "prefdag.closed")
-DIGEST = 36  # characters of a dataset's digest that MLflow holds
-_LONGEST = 6000  # characters of a parameter or tag; trackers refuse more
+END_TAGS = ("prefdag.manifest", "prefdag.error", "prefdag.closed")
+DIGEST = 36  # the length to which MLflow limits a dataset's digest
+_MAX_LENGTH = 6000  # MLflow refuses a longer parameter or tag
 
 
 @dataclass(frozen=True)
 class Point:
-    """Numbers of one step. measured: they say something of the job's `subject`, the weights it made or measures.
+    """The numbers of one step.
 
-    held: they wait for the job's end, when its subject is known for sure.
+    Attributes:
+        time: Seconds since the epoch.
+        step: The optimizer step.
+        values: Name -> number.
+        measured: Whether they belong to the weights that the job makes or evaluates (`Record.measured_weights`).
+        final: Whether they are written only once the job has ended, when those weights are known.
     """
 
     time: float
     step: int
     values: Mapping[str, float]
     measured: bool = False
-    held: bool = False
+    final: bool = False
 
 
 class Record:
-    """One journal, read as far as it goes."""
+    """One journal, as far as it has been written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +56,7 @@ class Record:
         self._last = 0.0  # time of the last event
 
     def advance(self) -> None:
-        """Take in the lines that came since the last time. Raises `UserError` for a line that is not JSON."""
+        """Read the lines written since the last call. Raises `UserError` for a line that is not JSON."""
         events, self._offset = read_journal(self.path, self._offset)
         for event in events:
             self._last = event["time"]
@@ -70,11 +75,11 @@ class Record:
                     self.artifacts.append(event)
                 case "end":
                     self.end = event
-                    spent = {f"job.{name}": float(event[name]) for name in ("seconds", "peak_memory_mb")}
-                    self.points.append(Point(event["time"], 0, spent, held=True))
+                    usage = {f"job.{name}": float(event[name]) for name in ("seconds", "peak_memory_mb")}
+                    self.points.append(Point(event["time"], 0, usage, final=True))
 
     def close_if_gone(self) -> None:
-        """End the record as killed when its process ran on this machine and lives no more."""
+        """End the record as killed where its process ran on this machine and has ended."""
         start = self.start
         if (
             start
@@ -82,17 +87,17 @@ class Record:
             and start["host"] == socket.gethostname()
             and process_is_gone(start["pid"], start["time"])
         ):
-            self.advance()  # its last lines may have come since we looked
-            self.close_as_killed(f"process {start['pid']} of {start['host']} went without a word")
+            self.advance()  # it may have written its last lines since we read
+            self.close_as_killed(f"process {start['pid']} of {start['host']} ended without a last event")
 
-    def close_as_killed(self, why: str) -> None:
-        """End a record whose journal has no end, at its last event. A real end that still comes takes over."""
+    def close_as_killed(self, reason: str) -> None:
+        """End a record without an end event at its last event; an end event that comes later replaces this end."""
         if not self.end:
-            self.end = {"time": self._last, "status": "killed", "error": None, "manifest": None, "presumed": why}
+            self.end = {"time": self._last, "status": "killed", "error": None, "manifest": None, "presumed": reason}
 
     @property
     def run_name(self) -> str:
-        """What the run is called, and what a rerun of it is called too: "<stage>" or "<stage>/<name>"."""
+        """The run's name, which its reruns share: "<stage>" or "<stage>/<name>"."""
         assert self.start
         return "/".join(part for part in (self.start["stage"], self.start["name"]) if part)
 
@@ -102,32 +107,31 @@ class Record:
         return float(self.start["time"])
 
     @property
-    def subject(self) -> dict[str, Any] | None:
-        """The weights that measurements are about: those made here, else, where nothing is trained, the first read."""
-        made = [model for model in self.models if model["role"] == "output"]
+    def measured_weights(self) -> dict[str, Any] | None:
+        """The weights that metrics belong to: the output, or, for a job without training, the first input."""
+        outputs = [model for model in self.models if model["role"] == "output"]
         trains = any(dataset["context"] == "training" for dataset in self.datasets)
-        return made[-1] if made else (self.models[0] if self.models and not trains else None)
+        return outputs[-1] if outputs else (self.models[0] if self.models and not trains else None)
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """The dataset that measurements are taken on."""
+        """The dataset that the job evaluates on."""
         return next((dataset for dataset in reversed(self.datasets) if dataset["context"] == "evaluation"), None)
 
     @property
     def ready(self) -> list[Point]:
-        """The points that may be written: up to the first that waits for the end."""
+        """The points that may be written now: all before the first final one, or all once the job has ended."""
         if self.end:
             return self.points
-        held = next((index for index, point in enumerate(self.points) if point.held), len(self.points))
-        return self.points[:held]
+        return list(takewhile(lambda point: not point.final, self.points))
 
     def params(self) -> dict[str, str]:
-        """The config, flat: {"preference.beta": "0.1"}."""
+        """Return the config with dotted keys: {"preference.beta": "0.1"}."""
         assert self.start
         return {key[:250]: text(value) for key, value in flatten(self.start["config"]) if key}
 
     def tags(self) -> dict[str, str]:
-        """What finds and tells apart a run; known from the first event on."""
+        """Return the tags that identify a run, all known from the first event on."""
         assert self.start
         start = self.start
         tags = {"journal": start["id"], "stage": start["stage"], "name": start["name"] or "", "suite": start["suite"]}
@@ -136,22 +140,24 @@ class Record:
         tags = {f"prefdag.{name}": text(value) for name, value in tags.items()}
         return tags | ({"mlflow.source.git.commit": start["git"]} if start["git"] else {})
 
-    def closing_tags(self) -> dict[str, str]:
-        """What only the end tells."""
+    def end_tags(self) -> dict[str, str]:
+        """Return the tags that are known once the job has ended."""
         assert self.end
         values = self.end["manifest"], self.end["error"], self.end.get("presumed")
-        return {name: text(value) for name, value in zip(CLOSING, values, strict=True) if value}
+        return {name: text(value) for name, value in zip(END_TAGS, values, strict=True) if value}
 
     def _add_point(self, event: Mapping[str, Any]) -> None:
         final = event["step"] is None
         step = self._step if final else event["step"] or 0
         self._step = step
-        self.points.append(Point(event["time"], step, event["values"], final or self.subject is not None, final))
+        self.points.append(
+            Point(event["time"], step, event["values"], final or self.measured_weights is not None, final)
+        )
 
 
 @dataclass
 class StoredModel:
-    """Weights that a tracker knows. id: the tracker's own; key: (journal, name, sha256)."""
+    """Weights in the database. id: MLflow's; key: (journal, name, sha256); ready: whether MLflow lists them."""
 
     id: str
     key: tuple[str, str, str]
@@ -162,7 +168,7 @@ class StoredModel:
 
 @dataclass
 class StoredRun:
-    """What the database holds of one run."""
+    """What the database holds of one run; `inputs` and `artifacts` are None until asked for."""
 
     id: str
     name: str
@@ -172,37 +178,37 @@ class StoredRun:
     described: bool = False
     num_metrics: int = 0
     superseded: str | None = None
-    closing: dict[str, str] = field(default_factory=dict)  # tags that the job's end brought
+    end_tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     datasets: set[tuple[str, str]] = field(default_factory=set)
-    inputs: set[str] | None = None  # weights read; None: not asked for yet
-    outputs: set[str] = field(default_factory=set)
-    artifacts: dict[str, int] | None = None  # path -> bytes; None: not asked for yet
+    inputs: set[str] | None = None  # ids of weights
+    outputs: set[str] = field(default_factory=set)  # ids of weights
+    artifacts: dict[str, int] | None = None  # path -> bytes
 
     @property
     def emptiness(self) -> tuple[bool, int, int, str]:
-        """Orders runs of one journal: the fullest that nobody threw away comes first."""
+        """Sort key for runs of one journal: runs that are not deleted first, then the one that holds most."""
         return self.deleted, -self.num_metrics, -len(self.params), self.id
 
 
 def stored_run(run: Any) -> tuple[str | None, StoredRun]:
-    """The journal of an MLflow run, None for somebody else's, and what the run holds."""
+    """Return the journal of an MLflow run (None for a run that is not ours) and what the run holds."""
     tags = run.data.tags
-    kept = StoredRun(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
-    kept.deleted = run.info.lifecycle_stage != "active"
-    kept.num_metrics = int(tags.get("prefdag.num_metrics", 0))
-    kept.superseded = tags.get("prefdag.superseded")
-    kept.described = "mlflow.note.content" in tags
-    kept.closing = {name: tags[name] for name in CLOSING if name in tags}
-    kept.params = set(run.data.params)
+    stored = StoredRun(run.info.run_id, run.info.run_name, float(tags.get("prefdag.started", 0)), run.info.status)
+    stored.deleted = run.info.lifecycle_stage != "active"
+    stored.num_metrics = int(tags.get("prefdag.num_metrics", 0))
+    stored.superseded = tags.get("prefdag.superseded")
+    stored.described = "mlflow.note.content" in tags
+    stored.end_tags = {name: tags[name] for name in END_TAGS if name in tags}
+    stored.params = set(run.data.params)
     if run.inputs:
-        kept.datasets = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
-    kept.outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
-    return tags.get("prefdag.journal"), kept
+        stored.datasets = {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs}
+    stored.outputs = {one.model_id for one in run.outputs.model_outputs} if run.outputs else set()
+    return tags.get("prefdag.journal"), stored
 
 
 def stored_model(model: Any) -> StoredModel | None:
-    """An MLflow model as weights; None for somebody else's in our experiment."""
+    """Return an MLflow model as weights; None for a model that is not ours."""
     tags = dict(model.tags)
     if "prefdag.journal" not in tags:
         return None
@@ -210,43 +216,53 @@ def stored_model(model: Any) -> StoredModel | None:
     return StoredModel(model.model_id, key, float(tags["prefdag.time"]), tags, str(model.status) == "READY")
 
 
-def requests(points: Iterable[Iterable[Any]], most: int, most_tied: int) -> Iterator[tuple[list[Any], int]]:
-    """Metrics of one request each, and how many more points are whole with it.
+def requests(points: Iterable[Iterable[Any]], limit: int, linked_limit: int) -> Iterator[tuple[list[Any], int]]:
+    """Split metrics into requests.
 
-    points: the metrics of each; most_tied: how many of a request may have a `model_id`.
+    Args:
+        points: The metrics of each point.
+        limit: The number of metrics that a request may hold.
+        linked_limit: The number of them that may have a `model_id`.
+
+    Yields:
+        The metrics of a request, and the number of points that are complete with it.
     """
-    gathered: list[Any] = []
-    whole = tied = 0
+    batch: list[Any] = []
+    complete = linked = 0
     for point in points:
         for metric in point:
-            if len(gathered) == most or (metric.model_id and tied == most_tied):
-                yield gathered, whole
-                gathered, whole, tied = [], 0, 0
-            gathered.append(metric)
-            tied += bool(metric.model_id)
-        whole += 1
-    if whole:
-        yield gathered, whole
+            if len(batch) == limit or (metric.model_id and linked == linked_limit):
+                yield batch, complete
+                batch, complete, linked = [], 0, 0
+            batch.append(metric)
+            linked += bool(metric.model_id)
+        complete += 1
+    if complete:
+        yield batch, complete
 
 
 def newest(weights: Iterable[StoredModel], sha256: str, before: float) -> StoredModel | None:
-    """Of all weights with this content those made last before a time; else (clocks differ) the first made after."""
+    """Return the weights with a given content that were made last before a time.
+
+    Where clocks differ and none was, return the first made after it; None where no weights have this content.
+    """
     equal = sorted((one for one in weights if one.key[2] == sha256), key=attrgetter("time", "key"))
     earlier = [one for one in equal if one.time <= before]
     return earlier[-1] if earlier else (equal[0] if equal else None)
 
 
 def successors(jobs: Iterable[tuple[str, float, str]]) -> dict[str, str]:
-    """Which job took the place of which: journal id -> journal id of the next run of the same (stage, name).
+    """Map each rerun job's journal id to that of the next run of the same name.
 
-    jobs: (run's name, start time, journal id) of each; their order does not matter.
+    Args:
+        jobs: (run name, start time, journal id) of each job, in any order.
     """
     ordered = sorted(jobs)
     return {old[2]: new[2] for old, new in pairwise(ordered) if old[0] == new[0]}
 
 
 def flatten(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
-    """Leaves of nested mappings with dotted keys; lists stay whole."""
+    """Yield the leaves of nested mappings with dotted keys; a list is a leaf."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from flatten(inner, f"{key}.{name}" if key else str(name))
@@ -255,10 +271,10 @@ def flatten(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def allowed(key: str) -> str:
-    """A key of the characters that trackers take."""
+    """Replace the characters that MLflow does not allow in a key."""
     return re.sub(r"[^\w.\- :/]", "_", key)
 
 
 def text(value: Any) -> str:
-    """A value as a parameter: strings as they are, anything else as JSON, both cut at 6,000 characters."""
-    return (value if isinstance(value, str) else json.dumps(value))[:_LONGEST]
+    """Return a value as the text of a parameter: a string as it is, anything else as JSON, cut at 6,000 characters."""
+    return (value if isinstance(value, str) else json.dumps(value))[:_MAX_LENGTH]

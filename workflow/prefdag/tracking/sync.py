@@ -1,4 +1,4 @@
-"""Follows the journals of a suite into the tracking database, live or after the fact, one writer at a time."""
+"""Write the journals of a suite into the tracking database, live or afterwards, one writer at a time."""
 
 import fcntl
 import os
@@ -27,9 +27,12 @@ _PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
 
 
 class Writer:
-    """Writes the journals of the suite in folder `root` into the tracking database at `uri`.
+    """Write the journals of a suite into the tracking database.
 
-    patience: seconds to wait for another writer, and for MLflow once the workflow is over.
+    Args:
+        root: The suite's folder.
+        uri: The database; by default `tracking_uri` of the results folder.
+        patience: Seconds to wait for another writer, and for MLflow after the workflow's end.
     """
 
     def __init__(self, root: Path, uri: str | None = None, *, patience: float = 60.0) -> None:
@@ -37,44 +40,54 @@ class Writer:
         self.uri = uri or tracking_uri(root.resolve().parent)
         self._records: dict[str, Record] = {}
         self._experiment: Experiment | None = None
-        self._said: set[str] = set()
-        self._doubtful = False  # a request failed: it may have come true all the same
+        self._messages: set[str] = set()
+        self._uncertain = False  # a request failed, but the server may have carried it out
 
     def replay(self) -> int:
-        """Write all that the journals say and the database lacks; returns the number of journals.
+        """Write everything that the database lacks, and return the number of journals.
 
-        Raises `UserError` when there is none, when another writer is at work, or when MLflow refuses.
+        Raises:
+            UserError: There is no journal, another writer is running, or MLflow fails repeatedly.
         """
-        return self._patiently(self._write_all)
+        return self._retry(self._write_all)
 
     def register(self, manifest: Manifest, name: str, alias: str | None, upload: bool) -> str:
-        """`registering.register` once all that the journals say is written. Raises `UserError` as `replay` does."""
+        """Replay, then register a policy (see `registry.register`). Raises `UserError` as `replay` does."""
         from prefdag.tracking.registry import register
 
         def write_and_register() -> str:
             self._write_all()
             return register(self._open(), manifest, name, alias, upload)
 
-        return self._patiently(write_and_register)
+        return self._retry(write_and_register)
 
-    def _patiently(self, work: Callable[[], T]) -> T:
+    def _retry(self, work: Callable[[], T]) -> T:
         folder = self.root / ".journal"
         if not any(folder.glob("*.jsonl")):
-            raise UserError(f"{folder}: no journals there; name the folder of a suite that has run, as results/<suite>")
+            raise UserError(f"{folder}: no journals; give the folder of a suite that has run, such as results/<suite>")
         with self._alone():
             for pause in (*_PAUSES, None):
                 try:
                     return work()
                 except Exception as error:
-                    if pause is None or isinstance(error, UserError):  # a broken journal stays broken
+                    if pause is None or isinstance(
+                        error, UserError
+                    ):  # another attempt would read the same broken journal
                         raise UserError(self._complaint(error)) from None
                     time.sleep(pause)
         raise AssertionError  # the last attempt returned or raised
 
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
-        """Write while the process `parent_pid` lives and no SIGTERM comes, then once more; returns whether all is in.
+        """Write until the process `parent_pid` ends or SIGTERM comes, then once more.
 
-        MLflow's troubles are said in a sentence and tried again, ever more rarely: they never end a workflow.
+        A failure of MLflow is printed and retried, at growing intervals; it never ends a workflow.
+
+        Args:
+            parent_pid: The workflow's process.
+            poll: Seconds between two looks at the journals.
+
+        Returns:
+            Whether everything was written.
         """
         stop, began, wait = threading.Event(), time.time(), poll
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -86,29 +99,29 @@ class Writer:
                 time.sleep(wait)
                 wait *= 2
         if not done:
-            self._say(f"some runs are not in MLflow yet; `prefdag track {self.root}` writes them when it is back")
+            self._warn(f"some runs are not in MLflow yet; run `prefdag track {self.root}` once it is reachable")
         return done
 
     @property
     def shown_uri(self) -> str:
-        """The database's address without a password."""
+        """The database's address, without a password."""
         return str(redact(self.uri))
 
     def _attempt(self, last: bool = False) -> bool:
         try:
             self._write_all() if last else self._write()
         except Exception as error:
-            self._say(self._complaint(error))
+            self._warn(self._complaint(error))
             return False
         return True
 
     def _write_all(self) -> int:
-        """Write, and after any trouble look once more at what has become of requests that seemed to fail."""
+        """Write; after a failed request, read the database again and write what it still lacks."""
         number = self._write()
-        if self._doubtful:
+        if self._uncertain:
             self._experiment = None
             number = self._write()
-            self._doubtful = False
+            self._uncertain = False
         if self._experiment:
             write_page(self.root.resolve(), self.uri, self._experiment.id, self._experiment.newest_runs())
         return number
@@ -121,10 +134,11 @@ class Writer:
             redact(f"tracking to {self.shown_uri} failed ({first}); the journals in {self.root}/.journal are complete")
         )
 
-    def _say(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            print(f"prefdag: {sentence}", file=sys.stderr, flush=True)
+    def _warn(self, message: str) -> None:
+        """Print a message, once however often it comes."""
+        if message not in self._messages:
+            self._messages.add(message)
+            print(f"prefdag: {message}", file=sys.stderr, flush=True)
 
     def _write(self) -> int:
         records, broken = self._advance()
@@ -132,24 +146,24 @@ class Writer:
             try:
                 self._write_records(records)
             except Exception:
-                self._experiment, self._doubtful = None, True  # what the database holds is asked again
+                self._experiment, self._uncertain = None, True  # read the database again before the next attempt
                 raise
         if broken:
             raise broken[0]
         return len(records)
 
     def _write_records(self, records: list[Record]) -> None:
-        experiment, troubles = self._open(), []
+        experiment, errors = self._open(), []
         for record in records:
             try:
                 experiment.write(record)
-            except Exception as error:  # one journal's trouble is not its neighbours'
-                troubles.append(error)
-                if len(troubles) == 3:  # it is the database's
+            except Exception as error:  # write the other journals all the same
+                errors.append(error)
+                if len(errors) == 3:  # the database fails, not a journal
                     raise
         experiment.mark_superseded()
-        if troubles:
-            raise troubles[0]
+        if errors:
+            raise errors[0]
         for record in records:
             experiment.describe(record)
 
@@ -157,20 +171,20 @@ class Writer:
         if self._experiment is None:
             for name, value in MLFLOW_VARIABLES.items():
                 os.environ.setdefault(name, value)
-            from prefdag.tracking.mlflow_client import (
-                Experiment,  # seconds of MLflow: not before there is something to write
-            )
+            from prefdag.tracking.mlflow_client import Experiment  # importing MLflow takes seconds
 
             results = self.root.resolve().parent
-            sentence = f"{results}: another process is making the tracking database"
-            with _locked(results / ".mlflow.lock", self.patience, sentence):  # two that create its tables collide
+            # Two processes that create the tables of one database collide.
+            busy = f"{results}: another process is creating the tracking database"
+            with _locked(results / ".mlflow.lock", self.patience, busy):
                 self._experiment = Experiment(self.uri, self.root.resolve())
         return self._experiment
 
     def _advance(self) -> tuple[list[Record], list[UserError]]:
-        """All journals that have begun, oldest first, and what is wrong with the others.
+        """Read on in all journals; return those that have begun, oldest first, and the errors of broken ones.
 
-        Journals are read newest first: a job sees its parents' weights, so whoever has read its line finds theirs.
+        The newest journal is read first: a job starts after its parents' weights are recorded, so those lines are there
+        when the older journals are read afterwards.
         """
         broken: list[UserError] = []
         journals = (self.root / ".journal").glob("*.jsonl")
@@ -190,13 +204,13 @@ class Writer:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         (self.root / ".journal").mkdir(parents=True, exist_ok=True)
-        with _locked(self.root / ".journal" / ".writer.lock", self.patience, f"{self.root}: another writer is at work"):
+        with _locked(self.root / ".journal" / ".writer.lock", self.patience, f"{self.root}: another writer is running"):
             yield
 
 
 @contextmanager
-def _locked(path: Path, patience: float, sentence: str) -> Iterator[None]:
-    """Hold the lock of a file. Raises `UserError` when another process keeps it longer than `patience` seconds."""
+def _locked(path: Path, patience: float, busy: str) -> Iterator[None]:
+    """Hold a lock file. Raises `UserError`, which begins with `busy`, where another holds it for `patience` seconds."""
     deadline = time.monotonic() + patience
     with path.open("a+") as file:
         while True:
@@ -206,7 +220,7 @@ def _locked(path: Path, patience: float, sentence: str) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     file.seek(0)
-                    raise UserError(f"{sentence} (process {file.read().strip()}); wait for it, or end it") from None
+                    raise UserError(f"{busy} (process {file.read().strip()}); wait for it, or end it") from None
                 time.sleep(0.2)
         file.truncate(0)
         file.write(f"{os.getpid()} of {os.uname().nodename}")
