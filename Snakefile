@@ -1,4 +1,23 @@
-"""prefdag: offline preference alignment, from raw rows to a report. One suite at a time: configs/<suite>.yaml."""
+"""Offline preference alignment, from raw rows to a report. One suite at a time: configs/<suite>.yaml.
+
+A suite's stages, one rules file each in workflow/rules/ (`jobs.stages_of` lists those that a suite has):
+
+    fetch        Hub, files or embedded world -> raw rows, model, tokenizer, classifier
+    classifier   labelled rows                -> ground truth, P(positive)
+    pretrain     raw rows                     -> base model, trained from scratch
+    prepare      raw rows                     -> comparisons as token ids
+    sft          base model                   -> SFT policy
+    pairs        SFT policy, prompts          -> sampled and labelled comparisons
+    reward       SFT policy, comparisons      -> reward model
+    reference    SFT policy, comparisons      -> cached log-probs
+    preference   SFT policy, cache            -> aligned policy
+    generate     policy, prompts              -> generations
+    score        generations                  -> rewards, KL, lengths
+    best_of_n    scores of a pool             -> rewards of Best-of-N
+    judge        scores                       -> win rates
+    report       everything above             -> figures, tables, one HTML page
+    exact        nothing                      -> minima in an enumerable world, and their report
+"""
 
 if not workflow.overwrite_configfiles:
 
@@ -6,30 +25,13 @@ if not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/beside.smk"  # MLflow writer, warm starts
+include: "workflow/rules/services.smk"  # MLflow writer, warm-start server
 
-if jobs.is_exact(SUITE):
+for stage in jobs.stages_of(SUITE):
 
-    include: "workflow/rules/exact.smk"  # nothing             -> minima in an enumerated world
+    include: f"workflow/rules/{stage}.smk"
 
-else:
-
-    include: "workflow/rules/fetch.smk"  # hub, files or world -> raw rows, model, tokenizer
-    include: "workflow/rules/classifier.smk"  # labelled rows       -> ground truth, P(positive)
-    include: "workflow/rules/pretrain.smk"  # raw rows            -> base model (from scratch)
-    include: "workflow/rules/prepare.smk"  # raw rows            -> comparisons of token ids
-    include: "workflow/rules/sft.smk"  # base model          -> SFT policy
-    include: "workflow/rules/pairs.smk"  # SFT policy, prompts -> sampled and labelled comparisons
-    include: "workflow/rules/reward.smk"  # SFT policy, pairs   -> reward model
-    include: "workflow/rules/reference.smk"  # SFT policy, pairs   -> cached log-probs
-    include: "workflow/rules/preference.smk"  # policy, cache       -> aligned policy
-    include: "workflow/rules/generate.smk"  # policy, prompts     -> generations
-    include: "workflow/rules/score.smk"  # generations         -> rewards, KL, lengths
-    include: "workflow/rules/best_of_n.smk"  # scores of a pool    -> what Best-of-N gives
-    include: "workflow/rules/judge.smk"  # scores              -> win rates
-    include: "workflow/rules/report.smk"  # everything above    -> figures, tables, one page
-
-include: "workflow/rules/targets.smk"  # what `all` asks for beside the report
+include: "workflow/rules/targets.smk"
 
 
 rule all:

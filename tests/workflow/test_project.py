@@ -17,7 +17,7 @@ def test_conda_and_pip_have_the_same_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert conda[-1]["pip"] == pinned
+    assert conda[-1]["pip"] == [*pinned, "--editable ."], "Snakemake finds its logger plugin in the installed package"
     assert all("==" in pin for pin in pinned)
     assert pinned[0].startswith("torch=="), "torch comes before the packages that depend on it"
 
@@ -25,7 +25,7 @@ def test_conda_and_pip_have_the_same_pins():
 def test_every_stage_has_one_word():
     """Rule file, module and schema of a stage have its name."""
     stages = {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")}
-    assert stages == {path.stem for path in (ROOT / "workflow/rules").glob("*.smk")} - {"common", "beside", "targets"}
+    assert stages == {path.stem for path in (ROOT / "workflow/rules").glob("*.smk")} - {"common", "services", "targets"}
     assert stages - {"fetch"} <= {path.stem for path in (PACKAGE / "config").glob("*.py")}
 
 

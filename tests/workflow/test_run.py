@@ -23,7 +23,7 @@ AFTER_SCORES = {("report", "")}
 
 def planned(project: Project, suite: str = "configs/mini.yaml") -> set[tuple[str, str]]:
     """(rule, wildcard) of every job that a dry run would run, `all` left out."""
-    done = project.snakemake("-n", suite=suite)
+    done = project.snakemake("-n", "-p", suite=suite)
     assert done.returncode == 0, done.stdout + done.stderr
     text = done.stdout + done.stderr
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", text, re.M)
@@ -153,7 +153,7 @@ def test_further_answers_run_to_their_verdicts(copy: Project):
 
 def test_the_losses_rerun_preference_and_later(copy: Project):
     copy.edit(
-        "workflow/prefdag/losses/pairs.py",
+        "workflow/prefdag/losses/pairwise.py",
         "return -F.logsigmoid(beta * margin((policy - reference).total))",
         "return -F.logsigmoid(margin((policy - reference).total))",
     )

@@ -116,13 +116,13 @@ def test_only_its_own_run_has_the_file_among_its_inputs(tmp_path: Path):
     project.edit("configs/mini.yaml", "runs:\n", f"runs:\n  - {{name: own, method: {METHOD}}}\n")
     (project.folder / "configs/my_losses.py").write_text(BESIDE)
     (project.folder / "configs/own_margins.py").write_text(MARGINS)
-    done = project.snakemake("-n")
+    done = project.snakemake("-n", "-p")
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = re.findall(r"^rule (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.M)
     having = [about for _, about in jobs if "configs/my_losses.py" in about]
     assert len(jobs) > 20 and len(having) == 1
     assert "wildcards: run=own" in having[0] and "configs/own_margins.py" in having[0]
     project.edit("configs/my_losses.py", "reference, beta", "reference, *, gamma, beta")
-    done = project.snakemake("-n")
+    done = project.snakemake("-n", "-p")
     sentence = "configs/mini.yaml: runs.own.method: configs/my_losses.py: my_dpo: gamma needs a type"
     assert done.returncode == 2 and f"prefdag: {sentence}" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Best-of-N from the pool of SFT's samples, where a suite asks for one.
+"""Compute Best-of-N from a pool of SFT samples (suites with `generate.best_of`).
 
 INPUTS   scores of the pool
 OUTPUTS  results/<suite>/best_of_n/manifest.json, best_of_n.csv
@@ -6,7 +6,7 @@ OUTPUTS  results/<suite>/best_of_n/manifest.json, best_of_n.csv
 
 
 rule best_of_n:
-    """Reward, win rate and KL of the best of N samples, for every N up to the pool's size."""
+    """Compute reward, win rate and KL of the best of N samples, for each N up to the pool's size."""
     input:
         code=sources("best_of_n"),
         scores=manifest(f"score/sft@{jobs.POOL}"),
@@ -20,4 +20,4 @@ rule best_of_n:
         f"{RESULTS}/best_of_n/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag best_of_n --config {params.config:q} --scores {input.scores}"
-        " --output {output.manifest} 2>&1 | tee {log:q}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

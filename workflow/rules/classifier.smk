@@ -1,12 +1,12 @@
-"""Train the ground truth on labelled rows, where a suite asks for it.
+"""Train the ground-truth classifier (suites with a trained `classifier`).
 
-INPUTS   fetched rows, of them the labelled ones
+INPUTS   fetched rows with labels
 OUTPUTS  results/<suite>/classifier/manifest.json, model/, evaluation.json
 """
 
 
 rule classifier:
-    """TF-IDF and logistic regression, with accuracy and calibration on held-out texts."""
+    """Fit TF-IDF and logistic regression; measure accuracy and calibration on held-out texts."""
     input:
         code=sources("classifier"),
         data=manifest("fetch/data"),
@@ -14,11 +14,11 @@ rule classifier:
         manifest=manifest("classifier"),
         weights=f"{RESULTS}/classifier/{WEIGHTS}",
     params:
-        config=config_of("classifier") if SUITE.classifier else "",
+        config=config_of("classifier"),
     log:
         f"{RESULTS}/classifier/log.txt",
     benchmark:
         f"{RESULTS}/classifier/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag classifier --config {params.config:q} --data {input.data}"
-        " --output {output.manifest} 2>&1 | tee {log:q}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

@@ -1,4 +1,4 @@
-"""Named helpers of the rules: the suite, and where its files lie."""
+"""Define what the rules share: the suite, the paths of its files, and parameter functions."""
 
 import os
 import sys
@@ -16,52 +16,61 @@ from prefdag.provenance.sources import sources as sources_of
 ROOT = os.path.abspath(workflow.basedir)
 
 
-def checked_suite():
-    """The suite, or one sentence and exit code 2. A key written twice is only seen in the files themselves."""
+def load_suite():
+    """Return the suite that the config files describe, checked.
+
+    Raises:
+        UserError: a key is wrong or written twice (only the files themselves show that), or a user's file is missing.
+    """
     label = str((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
-    try:
-        stated = {}
-        for path in map(os.path.relpath, workflow.configfiles):
-            stated.update(dict.fromkeys(read_yaml(Path(path)), path))
-        suite = resolve(config, os.path.relpath(label), stated)
-        if not jobs.is_exact(suite):
-            # An adapter, a template or a judge's prompt that is not there is found now.
-            sources_of("prepare", (*suite.prepare.user_files(), *suite.judge.user_files()))
-        return suite
-    except UserError as mistake:
-        print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
-        os._exit(2)  # Snakemake would wrap any exception in its own report
+    origin_of_key = {}
+    for path in map(os.path.relpath, workflow.configfiles):
+        origin_of_key.update(dict.fromkeys(read_yaml(Path(path)), path))
+    suite = resolve(config, os.path.relpath(label), origin_of_key)
+    if not jobs.is_exact(suite):
+        # Read the user's adapter, template and judge prompts now, not hours later in their jobs.
+        sources_of("prepare", (*suite.prepare.user_files(), *suite.judge.user_files()))
+    return suite
 
 
-SUITE = checked_suite()
+def stop(mistake):
+    """End Snakemake with one sentence and exit code 2. Any other exception than SystemExit would print a traceback."""
+    print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+try:
+    SUITE = load_suite()
+except UserError as error:
+    stop(error)
 RESULTS = f"results/{SUITE.name}"
 WEIGHTS = "model/model.safetensors"
 
 
 def quoted(path):
-    """A path of the user's in a shell command that Snakemake formats: one word, whatever it holds."""
+    """Quote a user's path for a shell command that Snakemake formats: it stays one word with any character in it."""
     return quote(path).replace("{", "{{").replace("}", "}}")
 
 
-# The interpreter that runs Snakemake runs the jobs; only `fetch`, and `judge` where a model judges, may reach the network.
-# A signal reaches every process of a job at once: the shell waits for the stage to save and end, and `tee` for what it
-# still has to say.
+# Jobs run with the interpreter that runs Snakemake. Only `fetch`, and `judge` with a model judge, may reach the network.
+# `record FILE` writes a job's output to its log; on a cluster also to stdout, so that Slurm's log keeps every attempt.
+# A signal reaches all processes of a job at once: bash and `record` ignore it and wait for the stage to save its state.
 shell.prefix(
     f"set -euo pipefail; export PATH={quoted(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quoted(ROOT + '/workflow')}"
-    " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; "
-    "trap : INT TERM; tee() {{ trap '' INT TERM; exec tee \"$@\"; }}; "
+    " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; trap : INT TERM; "
+    f"record() {{{{ trap '' INT TERM; exec {'tee' if workflow.remote_exec else 'cat >'} \"$1\"; }}}}; "
 )
 WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "
 
 
-def sources(stage, own=()):
-    """Files that the stage's code is made of, compared by content; own: files of the user's own among them."""
-    return [os.path.relpath(path, ROOT) for path in sources_of(stage, own)]
+def sources(stage, user_files=()):
+    """List the source files of a stage, with the user's files that it runs. Snakemake compares them by content."""
+    return [os.path.relpath(path, ROOT) for path in sources_of(stage, user_files)]
 
 
 def config_of(stage, name=None):
-    """A parameter function: canonical JSON of the keys this job may read; `name` is a wildcard's name or a value."""
+    """Return a parameter function: JSON of the keys that a job may read. `name` is a wildcard's name or a value."""
     return lambda wildcards: jobs.config_of(SUITE, stage, wildcards.get(name, name) if name else None)
 
 
@@ -70,7 +79,7 @@ def threads_of(stage):
 
 
 def resources_of(stage):
-    """Resource functions of a training, by name: how many GPUs and nodes it takes is the suite's."""
+    """Return resource functions of a training stage; the suite sets the numbers of GPUs and nodes."""
     names = ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
     return {name: lambda wildcards, name=name: jobs.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
 
@@ -84,25 +93,21 @@ def answer_set(wildcards):
 
 
 def policy_manifest(wildcards):
-    """The manifest of the policy that answers; the chosen responses have none."""
+    """Return the manifest of the policy that answers; the chosen responses have none."""
     folder = jobs.answering_folder(SUITE, answer_set(wildcards))
     return [manifest(folder)] if folder else []
 
 
 def policy_weights(wildcards):
-    """Weights are tracked by their manifest; ancient keeps a touched file from starting a cascade."""
+    """Return the weights of the policy that answers, as `ancient`: the manifest tracks them, a touch reruns nothing."""
     folder = jobs.answering_folder(SUITE, answer_set(wildcards))
     if folder and answer_set(wildcards).step:
         return [ancient(f"{RESULTS}/{folder}/checkpoints")]
     return ancient_weights(folder) if folder else []
 
 
-def policy_option(wildcards, input):
-    return f"--policy {input.policy}" if input.policy else ""
-
-
-def reader_of(wildcards):
-    """The tokenizer that puts nobody's answers into text; a policy brings its own."""
+def tokenizer_of_chosen(wildcards):
+    """Return the tokenizer that decodes the chosen responses; a policy brings its own."""
     return [] if policy_manifest(wildcards) else [manifest(jobs.folder_of(SUITE, "base"))]
 
 
@@ -114,9 +119,6 @@ def classifier_manifest():
     return [manifest(folder) for folder in [jobs.classifier_folder(SUITE)] if folder]
 
 
-def classifier_option(wildcards, input):
-    return f"--classifier {input.classifier}" if input.classifier else ""
-
-
-def tokenizer_option(wildcards, input):
-    return f"--tokenizer {input.tokenizer}" if input.get("tokenizer") else ""
+def options(*names):
+    """Return a parameter function: `--name paths` for each of these inputs that the job has."""
+    return lambda wildcards, input: " ".join(f"--{name} {input.get(name)}" for name in names if input.get(name))

@@ -1,13 +1,13 @@
-"""Losses minimised over a world that can be enumerated, and the page that shows them.
+"""Minimise losses in an enumerable world and report the minima.
 
-INPUTS   nothing but the suite
+INPUTS   the suite alone
 OUTPUTS  results/<suite>/exact/<run>/manifest.json, points.csv, policies.csv, frontier.csv;
          results/<suite>/report/manifest.json, index.html, points.csv, frontier.csv, figures/
 """
 
 
 rule exact:
-    """Minimise the population version of one row's loss at each of its settings."""
+    """Minimise the population version of one run's loss at each of its settings."""
     input:
         code=lambda wildcards: sources("exact", jobs.user_files_of_run(SUITE, wildcards.run)),
     output:
@@ -20,11 +20,11 @@ rule exact:
     benchmark:
         f"{RESULTS}/exact/{{run}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag exact --config {params.config:q} --output {output.manifest} 2>&1 | tee {log:q}"
+        OFFLINE + "python -m prefdag exact --config {params.config:q} --output {output.manifest} 2>&1 | record {log:q}"
 
 
 rule report:
-    """Every method against the exact frontier, and one page that shows them."""
+    """Compare every method with the exact frontier, on one HTML page."""
     input:
         code=sources("report"),
         exact=[manifest(f"exact/{run.name}") for run in SUITE.runs],
@@ -41,4 +41,4 @@ rule report:
         f"{RESULTS}/report/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag report --config {params.config:q} --exact {input.exact} --output {output.manifest}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | record {log:q}"

@@ -1,19 +1,19 @@
 """Fetch rows, model, tokenizer and classifier.
 
-INPUTS   none of ours: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, and the files beside it;
-         the lock beside the suite, where none is there
+INPUTS   none from other stages: the Hub, local files, or the embedded world
+OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, and the fetched files;
+         the suite's lock file, if it does not exist
 """
 
 
 def lock_of(wildcards):
-    return [jobs.lock_of(SUITE, wildcards.what)] if jobs.lock_of(SUITE, wildcards.what) else []
+    return jobs.lock_of(SUITE, wildcards.what) or []
 
 
-if not os.path.exists(SUITE.lock):  # once it is there, it is the user's: nothing of ours writes or deletes it
+if not os.path.exists(SUITE.lock):  # an existing lock belongs to the user: no rule may write or delete it
 
     rule lock:
-        """What the Hub's branches are today, for the user to commit."""
+        """Record today's commits of the Hub's branches, for the user to commit."""
         output:
             SUITE.lock,
         shell:
@@ -21,7 +21,7 @@ if not os.path.exists(SUITE.lock):  # once it is there, it is the user's: nothin
 
 
 rule fetch:
-    """Fetch one thing that the suite names."""
+    """Fetch the data, the model, the tokenizer or the classifier."""
     input:
         code=sources("fetch"),
         lock=lock_of,
@@ -36,4 +36,4 @@ rule fetch:
     benchmark:
         f"{RESULTS}/fetch/{{what}}/benchmark.tsv"
     shell:
-        "python -m prefdag fetch --config {params.config:q} --output {output.manifest} 2>&1 | tee {log:q}"
+        "python -m prefdag fetch --config {params.config:q} --output {output.manifest} 2>&1 | record {log:q}"

@@ -1,29 +1,28 @@
-"""Sample from every policy, as the suite says and in its variants.
+"""Sample answers from every policy, with the suite's settings and in each variant.
 
-INPUTS   a policy or a checkpoint of one, the held-out prompts; for `chosen` the held-out comparisons alone
+INPUTS   a policy or one of its checkpoints, the held-out prompts; for `chosen` only the held-out comparisons
 OUTPUTS  results/<suite>/generate/<answers>/manifest.json, generations.jsonl
 """
 
 
 rule generate:
-    """One set of answers to the held-out prompts."""
+    """Generate one set of answers to the held-out prompts."""
     input:
         code=sources("generate"),
         policy=policy_manifest,
         weights=policy_weights,
-        tokenizer=reader_of,
+        tokenizer=tokenizer_of_chosen,
         comparisons=lambda wildcards: manifest(jobs.prompts_folder(SUITE, answer_set(wildcards))),
     output:
         manifest=f"{RESULTS}/generate/{{answers}}/manifest.json",
     params:
         config=config_of("generate", "answers"),
-        policy=policy_option,
-        tokenizer=tokenizer_option,
+        options=options("policy", "tokenizer"),
     threads: threads_of("generate")
     log:
         f"{RESULTS}/generate/{{answers}}/log.txt",
     benchmark:
         f"{RESULTS}/generate/{{answers}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag generate --config {params.config:q} {params.policy} {params.tokenizer}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | tee {log:q}"
+        OFFLINE + "python -m prefdag generate --config {params.config:q} {params.options}"
+        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"

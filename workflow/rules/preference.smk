@@ -1,7 +1,7 @@
 """Preference training.
 
-INPUTS   SFT policy, the run's comparisons or rankings, and the reference cache where the loss reads one
-OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, checkpoints/<step>/ where the run keeps some
+INPUTS   SFT policy, the run's comparisons or rankings, and the reference cache if the loss reads one
+OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, checkpoints/<step>/ if the run saves some
 """
 
 
@@ -15,7 +15,7 @@ def reference_of(wildcards):
 
 
 def code_of_run(wildcards):
-    """The stage's code, and where the loss is the user's own, its file and what that imports."""
+    """Return the stage's code and, for a user's loss, its file and what that imports."""
     return sources("preference", jobs.user_files_of_run(SUITE, wildcards.run))
 
 
@@ -33,7 +33,7 @@ rule preference:
         checkpoints=directory(f"{RESULTS}/preference/{{run}}/checkpoints"),
     params:
         config=config_of("preference", "run"),
-        reference=lambda wildcards, input: f"--reference {input.reference}" if input.reference else "",
+        options=options("reference"),
     threads: threads_of("preference")
     resources:
         **resources_of("preference"),
@@ -43,4 +43,4 @@ rule preference:
         f"{RESULTS}/preference/{{run}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag preference --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} {params.reference} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --comparisons {input.comparisons} {params.options} --output {output.manifest} 2>&1 | record {log:q}"

@@ -1,4 +1,4 @@
-"""Tokenise rows into comparisons, with an audit.
+"""Tokenize rows into comparisons, with an audit.
 
 INPUTS   fetched rows or sampled pairs, the base model's tokenizer
 OUTPUTS  results/<suite>/prepare/<dataset>/manifest.json, token stores, audit.json, audit.html, samples.html
@@ -11,12 +11,12 @@ def rows_of(wildcards):
 
 
 def demonstrations_of(wildcards):
-    """What SFT trains on: a held-out prompt may not be among it."""
+    """Return the SFT data, which no held-out prompt may occur in."""
     return [] if wildcards.dataset == "demonstrations" else [manifest("prepare/demonstrations")]
 
 
 rule prepare:
-    """One dataset as token stores."""
+    """Write one dataset as token stores."""
     input:
         code=sources("prepare", jobs.user_files_of_rows(SUITE, "prepare")),
         rows=rows_of,
@@ -26,9 +26,7 @@ rule prepare:
         manifest=f"{RESULTS}/prepare/{{dataset}}/manifest.json",
     params:
         config=config_of("prepare", "dataset"),
-        demonstrations=lambda wildcards, input: (
-            f"--demonstrations {input.demonstrations}" if input.demonstrations else ""
-        ),
+        options=options("demonstrations"),
     wildcard_constraints:
         dataset="demonstrations|comparisons|rankings|ood",
     log:
@@ -37,4 +35,4 @@ rule prepare:
         f"{RESULTS}/prepare/{{dataset}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag prepare --config {params.config:q} --rows {input.rows}"
-        " --tokenizer {input.tokenizer} {params.demonstrations} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --tokenizer {input.tokenizer} {params.options} --output {output.manifest} 2>&1 | record {log:q}"

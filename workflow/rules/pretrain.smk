@@ -1,4 +1,4 @@
-"""Train a small base model from scratch.
+"""Train a small base model from scratch (suites with `model.scratch`).
 
 INPUTS   fetched rows, and the fetched tokenizer if the suite names one
 OUTPUTS  results/<suite>/pretrain/manifest.json, model/, curves.csv
@@ -6,7 +6,7 @@ OUTPUTS  results/<suite>/pretrain/manifest.json, model/, curves.csv
 
 
 rule pretrain:
-    """Tokenizer and language model from nothing."""
+    """Train a tokenizer and a language model."""
     input:
         code=sources("pretrain", jobs.user_files_of_rows(SUITE, "pretrain")),
         data=manifest("fetch/data"),
@@ -15,9 +15,9 @@ rule pretrain:
         manifest=manifest("pretrain"),
         weights=f"{RESULTS}/pretrain/{WEIGHTS}",
     params:
-        config=config_of("pretrain") if SUITE.model.from_scratch else "",
-        tokenizer=tokenizer_option,
-    threads: threads_of("pretrain") if SUITE.pretrain else 1
+        config=config_of("pretrain"),
+        options=options("tokenizer"),
+    threads: threads_of("pretrain")
     resources:
         **resources_of("pretrain"),
     log:
@@ -25,5 +25,5 @@ rule pretrain:
     benchmark:
         f"{RESULTS}/pretrain/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag pretrain --config {params.config:q} --data {input.data} {params.tokenizer}"
-        " --output {output.manifest} 2>&1 | tee {log:q}"
+        OFFLINE + "python -m prefdag pretrain --config {params.config:q} --data {input.data} {params.options}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

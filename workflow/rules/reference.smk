@@ -1,4 +1,4 @@
-"""Cache the reference policy's log-probs.
+"""Cache the reference policy's log-probs (suites with a loss that reads them).
 
 INPUTS   SFT policy, comparisons
 OUTPUTS  results/<suite>/reference/<dataset>/manifest.json, <split>.npy
@@ -6,7 +6,7 @@ OUTPUTS  results/<suite>/reference/<dataset>/manifest.json, <split>.npy
 
 
 rule reference:
-    """Per-token log-probs of every comparison under the SFT policy, once for all losses, betas and seeds."""
+    """Compute per-token log-probs of every comparison, once for all losses, betas and seeds."""
     input:
         code=sources("reference"),
         policy=manifest("sft"),
@@ -25,4 +25,4 @@ rule reference:
         f"{RESULTS}/reference/{{dataset}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag reference --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"

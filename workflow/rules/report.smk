@@ -1,7 +1,7 @@
-"""Draw the figures and write the page.
+"""Plot the figures and write the HTML report.
 
-INPUTS   scores and judgements of every set of answers, generations of every policy, curves of every run, comparisons,
-         the SFT policy for its tokenizer, the reward model, Best-of-N
+INPUTS   scores and judgements of every set of answers, generations of every policy, curves of every run,
+         comparisons, the SFT policy (for its tokenizer), the reward model, Best-of-N
 OUTPUTS  results/<suite>/report/manifest.json, index.html, runs.csv, calibration.csv, figures/
 """
 
@@ -11,7 +11,7 @@ def manifests(stage, policies):
 
 
 rule report:
-    """Every figure and table of the suite, and one page that shows them."""
+    """Make every figure and table of the suite, and one HTML page with all of them."""
     input:
         code=sources("report"),
         scores=manifests("score", jobs.answers(SUITE)),
@@ -29,8 +29,7 @@ rule report:
         figures=report(directory(f"{RESULTS}/report/figures"), patterns=["{figure}.png"], category="Figures"),
     params:
         config=config_of("report"),
-        reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
-        best_of_n=lambda wildcards, input: f"--best_of_n {input.best_of_n}" if input.best_of_n else "",
+        options=options("reward", "best_of_n"),
     log:
         f"{RESULTS}/report/log.txt",
     benchmark:
@@ -38,4 +37,4 @@ rule report:
     shell:
         OFFLINE + "python -m prefdag report --config {params.config:q} --scores {input.scores} --judges {input.judges}"
         " --generations {input.generations} --preferences {input.preferences} --comparisons {input.comparisons}"
-        " {params.reward} {params.best_of_n} --policy {input.policy} --output {output.manifest} 2>&1 | tee {log:q}"
+        " {params.options} --policy {input.policy} --output {output.manifest} 2>&1 | record {log:q}"

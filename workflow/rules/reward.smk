@@ -1,4 +1,4 @@
-"""Train the reward model.
+"""Train the reward model (suites with `reward`).
 
 INPUTS   SFT policy, comparisons
 OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, scoring.json, head.safetensors,
@@ -7,7 +7,7 @@ OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, sc
 
 
 rule reward:
-    """Scalar heads on the SFT policy, trained on comparisons."""
+    """Train scalar heads on the SFT policy with comparisons."""
     input:
         code=sources("reward"),
         policy=manifest("sft"),
@@ -17,8 +17,8 @@ rule reward:
         manifest=manifest("reward"),
         weights=f"{RESULTS}/reward/{WEIGHTS}",
     params:
-        config=config_of("reward") if SUITE.reward else "",
-    threads: threads_of("reward") if SUITE.reward else 1
+        config=config_of("reward"),
+    threads: threads_of("reward")
     resources:
         **resources_of("reward"),
     log:
@@ -27,4 +27,4 @@ rule reward:
         f"{RESULTS}/reward/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag reward --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"

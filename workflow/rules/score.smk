@@ -1,9 +1,9 @@
 """Score every set of answers.
 
-INPUTS   generations, the policy, the SFT policy as reference, the reward model if there is one, runs with an implicit
-         reward and for those themselves the comparisons, the classifier if there is one
+INPUTS   generations, the policy, the SFT policy as reference; if the suite has them, the reward model, the classifier
+         and the runs with an implicit reward (to score one of these runs: the comparisons as well)
 OUTPUTS  results/<suite>/score/<answers>/manifest.json, scores.csv, summary.json;
-         of a run with an implicit reward evaluation.json and held_out.csv
+         evaluation.json and held_out.csv of a run with an implicit reward
 """
 
 
@@ -12,7 +12,7 @@ def held_out_of(wildcards):
 
 
 rule score:
-    """Rewards, KL to the reference, lengths and diversity of one set of answers."""
+    """Compute rewards, KL to the reference, lengths and diversity of one set of answers."""
     input:
         code=sources("score"),
         generations=f"{RESULTS}/generate/{{answers}}/manifest.json",
@@ -30,11 +30,7 @@ rule score:
         manifest=f"{RESULTS}/score/{{answers}}/manifest.json",
     params:
         config=config_of("score", "answers"),
-        policy=policy_option,
-        reward=lambda wildcards, input: f"--reward {input.reward}" if input.reward else "",
-        implicit=lambda wildcards, input: f"--implicit {input.implicit}" if input.implicit else "",
-        comparisons=lambda wildcards, input: f"--comparisons {input.comparisons}" if input.comparisons else "",
-        classifier=classifier_option,
+        options=options("policy", "reward", "implicit", "comparisons", "classifier"),
     threads: threads_of("score")
     log:
         f"{RESULTS}/score/{{answers}}/log.txt",
@@ -42,5 +38,4 @@ rule score:
         f"{RESULTS}/score/{{answers}}/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag score --config {params.config:q} --generations {input.generations}"
-        " {params.policy} --reference {input.reference} {params.reward} {params.implicit} {params.comparisons}"
-        " {params.classifier} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --reference {input.reference} {params.options} --output {output.manifest} 2>&1 | record {log:q}"

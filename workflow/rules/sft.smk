@@ -26,4 +26,4 @@ rule sft:
         f"{RESULTS}/sft/benchmark.tsv"
     shell:
         OFFLINE + "python -m prefdag sft --config {params.config:q} --base {input.base}"
-        " --demonstrations {input.demonstrations} --output {output.manifest} 2>&1 | tee {log:q}"
+        " --demonstrations {input.demonstrations} --output {output.manifest} 2>&1 | record {log:q}"

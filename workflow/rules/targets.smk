@@ -1,4 +1,4 @@
-"""What `rule all` asks for beside the report.
+"""List what `rule all` makes, in addition to the report.
 
 INPUTS   none
 OUTPUTS  none: lists of manifests
@@ -6,8 +6,10 @@ OUTPUTS  none: lists of manifests
 
 
 def below_the_report():
-    """What the report is made of. `all` asks for these too: where a rerun failed, the file that it took away would not
-    be missed as long as an old report is there."""
+    """Return the manifests that the report is made of.
+
+    `all` requires these too: otherwise an old report would hide that a failed rerun deleted one of them.
+    """
     read = [path for path in rules.report.input if path.endswith("manifest.json")]
     if jobs.is_exact(SUITE):
         return read

@@ -47,7 +47,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def planned(project: Project, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "-n", "--configfile", "configs/mini.yaml"]
+    command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "-n", "-p", "--configfile", "configs/mini.yaml"]
     inside = {**environment(), **variables}
     return subprocess.run(command, cwd=project.folder, env=inside, capture_output=True, text=True)
 

@@ -294,8 +294,8 @@ def test_a_tiny_suite_runs_to_its_page_and_then_there_is_nothing_to_do(tmp_path:
     page = (results / "report/index.html").read_text()
     assert page.count("data:image/png;base64,") == 2
     assert "beta_dpo" in page and not re.search(r"(src|href)=[\"']?https?:", page)
-    again = project.snakemake("-n", suite="configs/tiny.yaml")
+    again = project.snakemake("-n", "-p", suite="configs/tiny.yaml")
     assert "Nothing to be done" in again.stdout + again.stderr
     (project.folder / "configs/mine.py").write_text(own.replace("1 +", "1.0 +"))
-    again = project.snakemake("-n", suite="configs/tiny.yaml")
+    again = project.snakemake("-n", "-p", suite="configs/tiny.yaml")
     assert re.findall(r"wildcards: run=(\S+)", again.stdout + again.stderr) == ["mine"]

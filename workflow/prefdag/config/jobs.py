@@ -149,6 +149,29 @@ def _section(suite: Suite, stage: str, name: str | None) -> Any:
     return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
 
 
+def stages_of(suite: Suite | ExactSuite) -> list[str]:
+    """Return the stages of a suite, in the order of its DAG; the rules of the others are not included."""
+    if isinstance(suite, ExactSuite):
+        return ["exact"]
+    conditions = {
+        "fetch": True,
+        "classifier": bool(suite.classifier and suite.classifier.is_trained),
+        "pretrain": suite.model.from_scratch,
+        "prepare": True,
+        "sft": True,
+        "pairs": bool(suite.pairs),
+        "reward": bool(suite.reward),
+        "reference": any(reads_reference(suite, run.name) for run in suite.runs),
+        "preference": bool(suite.runs),
+        "generate": True,
+        "score": True,
+        "best_of_n": bool(suite.generate.best_of),
+        "judge": True,
+        "report": True,
+    }
+    return [stage for stage, condition in conditions.items() if condition]
+
+
 def policies(suite: Suite) -> list[str]:
     """Every policy that is generated from and scored."""
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]

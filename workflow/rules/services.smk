@@ -1,0 +1,87 @@
+"""Run two processes during the workflow: the MLflow writer, and the warm-start server that local jobs fork from.
+
+INPUTS   journals of the jobs
+OUTPUTS  results/mlflow.db, results/<suite>/costs.html; the server's socket while the workflow runs
+"""
+
+import signal
+import subprocess
+
+from snakemake.logging import logger
+
+TRACK = os.environ.get("PREFDAG_TRACK", "now")
+if TRACK not in ("now", "later"):
+    stop(f"PREFDAG_TRACK: expected now or later, got {TRACK!r}")
+SERVICES = []  # processes to end with the workflow
+
+
+def start(log, *command, **variables):
+    """Start a process that writes its output to `results/<suite>/.journal/<log>`."""
+    os.makedirs(f"{RESULTS}/.journal", exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/workflow", **variables}
+    with open(f"{RESULTS}/.journal/{log}", "a") as stream:
+        return subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, start_new_session=True)
+
+
+def start_writer():
+    """Copy the journals into MLflow while the workflow runs. A failure here never fails the workflow."""
+    # Low priority: the jobs come first, MLflow may lag behind.
+    python = ["nice", "-n", "10", sys.executable, "-m", "prefdag"]
+    return start("writer.log", *python, "track", RESULTS, "--follow", "--parent", str(os.getpid()))
+
+
+def start_warm():
+    """Start the server that has imported torch and forks into local jobs (prefdag.runtime.warm_start)."""
+    quiet = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    server = [sys.executable, "-m", "prefdag.runtime.warm_start", WARM, str(os.getpid()), "prefdag.cli.main:main"]
+    return start("warm.log", *server, **quiet)
+
+
+def stop_services():
+    """End the server, and wait until the writer has read every journal."""
+    for path in Path(RESULTS).glob(".warm*"):
+        path.unlink(missing_ok=True)
+    for process in SERVICES:
+        process.send_signal(signal.SIGTERM)
+    for process in SERVICES:
+        try:
+            process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            logger.warning(f"MLflow is behind; `prefdag track {RESULTS}` brings it up to date")
+
+
+def show_results():
+    """Log the table of runs, where the report is, and what to try next; `console` marks the record for the console."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}/workflow"}
+    lines = []
+    for command in ("runs", "costs") if os.path.exists(f"{RESULTS}/report/runs.csv") else ():
+        prefdag = [sys.executable, "-m", "prefdag", command, RESULTS]
+        lines += subprocess.run(prefdag, env=environment, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    if not lines:
+        lines = [f"report:  {RESULTS}/report/index.html"]
+    label = os.path.relpath((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
+    policies = [run.name for run in SUITE.runs[:1]] + ["sft"]
+    suggestions = {
+        f"prefdag compare {' '.join(policies)} --results {RESULTS}": "two policies, prompt by prompt",
+        f"prefdag why --configfile {label}": "after an edit of the suite: which jobs would run again, and why",
+        "prefdag plan configs/hh.yaml": "what a suite with a larger model would cost",
+    }
+    lines += ["", "Try next:", *(f"  {command:<55}  {purpose}" for command, purpose in suggestions.items())]
+    logger.info("\n".join(lines), extra={"console": True})
+
+
+onstart:
+    if TRACK == "now":
+        SERVICES.append(start_writer())
+    if not workflow.non_local_exec and hasattr(os, "pidfd_open"):  # cluster jobs start cold
+        SERVICES.append(start_warm())
+
+
+onsuccess:
+    stop_services()
+    if os.path.exists(f"{RESULTS}/report/index.html"):
+        show_results()
+
+
+onerror:
+    stop_services()
