@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefdag.cli.main import main
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.pairs import hh, pairs
+from prefdag.data.adapters.builtin import hh, pairs
 from prefdag.data.adapters.records import Unusable
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store

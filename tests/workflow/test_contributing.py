@@ -1,0 +1,63 @@
+"""CONTRIBUTING.md: every example, performed in a copy of the project."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Project, checkout, environment
+from preparing import write_rows
+
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"( ]+)(?: \((.+?)\))?")?\n(.*?)^```$', re.M | re.S)
+
+
+def perform(project: Project, heading: str) -> None:
+    """Follow one section of the project's CONTRIBUTING.md: apply its blocks, then run its commands at the root."""
+    section = (project.folder / "CONTRIBUTING.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert section, f"CONTRIBUTING.md has no section {heading!r}"
+    for language, path, anchor, text in BLOCK.findall(section):
+        if language == "sh":
+            run(project.folder, "set -e\n" + text)
+        elif path:
+            apply_block(project.folder / path, anchor, text)
+
+
+def apply_block(path: Path, anchor: str, text: str) -> None:
+    """Append `text` to a file, which may be new, or insert it after the one line that starts with `anchor`."""
+    before = path.read_text() if path.is_file() else ""
+    if not anchor:
+        path.write_text(f"{before}\n\n{text}" if before else text)
+        return
+    lines = [line for line in before.splitlines(keepends=True) if line.startswith(anchor)]
+    assert len(lines) == 1, f"{path}: {len(lines)} lines start with {anchor!r}"
+    path.write_text(before.replace(lines[0], lines[0] + text))
+
+
+def run(folder: Path, command: str) -> str:
+    """Run a bash command in a copy of the project, with the copy's package; return what it prints."""
+    path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
+    variables = {**environment(), "PATH": path, "PYTHONPATH": f"{folder}/workflow:{folder}"}
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return checkout(tmp_path / "clone")
+
+
+def test_add_an_adapter(project: Project):
+    """The adapter is known by its name, its tests pass, and rows of its shape become comparisons."""
+    perform(project, "Add an adapter")
+    rows = [{"prompt": f"q{n}", "response_a": "a", "response_b": "b", "winner": "model_b"} for n in range(3)]
+    write_rows(project.folder / "votes.jsonl", [*rows, {**rows[0], "winner": "tie"}])
+    code = (
+        "from pathlib import Path; from prefdag.data.adapters.registry import iter_comparisons\n"
+        "for one in iter_comparisons('arena', Path('votes.jsonl')): print(one.prompt, *one.responses)"
+    )
+    assert run(project.folder, f"python -c {shlex.quote(code)}").splitlines() == ["q0 b a", "q1 b a", "q2 b a"]
+    assert "stack-exchange, arena" in (project.folder / "configs/README.md").read_text()
