@@ -104,7 +104,7 @@ def test_two_processes_told_to_stop_leave_their_state_to_one(
     assert len(ranks) == 2
     told.process.send_signal(signal.SIGTERM)
     assert told.ended() == 128 + signal.SIGTERM
-    sentence = "prefdag: stopped by SIGTERM; the next run continues from what was saved of it"
+    sentence = "prefdag: stopped by SIGTERM; the next run continues from its saved state"
     assert told.said.read_text().count("prefdag:") == 1 and sentence in told.said.read_text()
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
     assert not (told.folder / "sft/manifest.json").exists() and not list((told.folder / ".partial").iterdir())

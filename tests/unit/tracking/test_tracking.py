@@ -1,6 +1,7 @@
 """Journals and what becomes of them in MLflow: the same content whether followed live, replayed, or replayed twice."""
 
 import json
+import logging
 import math
 import os
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import prefdag
+from prefdag.cli.console import show_diagnostics
 from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import Journal, open_journal, process_is_gone, read_journal
@@ -282,6 +284,7 @@ def test_gone():
 def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):
     root = tmp_path / "results/suite"
     write_sft(root)
+    show_diagnostics(logging.INFO)
     file_store = Writer(root, f"file://{tmp_path}/mlruns", patience=0.3)
     with pytest.raises(UserError, match="journals in .* are complete"):
         file_store.replay()

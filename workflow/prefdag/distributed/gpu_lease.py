@@ -6,10 +6,10 @@ CUDA_VISIBLE_DEVICES, or what nvidia-smi lists; where there are none, jobs share
 """
 
 import fcntl
+import logging
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from prefdag.provenance.sources import PACKAGE, sources
 VARIABLE = "PREFDAG_GPUS"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PATIENCE = 0.5  # seconds between two looks at devices that are all taken
+logger = logging.getLogger(__name__)
 
 
 def take_gpus(stage: str, number: int = 1) -> None:
@@ -77,11 +78,8 @@ def _locked(found: Sequence[str], number: int) -> list[str]:
         for file in held.values():
             os.close(file)
         if not told:
-            print(
-                f"prefdag: waiting for {'a GPU' if number == 1 else f'{number} GPUs'}, as {', '.join(found)} are taken",
-                file=sys.stderr,
-                flush=True,
-            )
+            what = "a GPU" if number == 1 else f"{number} GPUs"
+            logger.info("waiting for %s, as %s are taken", what, ", ".join(found))
             told = True
         time.sleep(PATIENCE)
 

@@ -19,6 +19,7 @@ from prefdag.distributed.ranks import is_rank, num_ranks
 from prefdag.errors import UserError
 
 RENDEZVOUS = "PREFDAG_RENDEZVOUS"  # set on every node: where the first one listens, host:port
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _torchrun(shape: Shape, argv: Sequence[str]) -> int:
             rank, failure = failed.get_first_failure()
             if failure.exitcode < 0:
                 name = signal.Signals(-failure.exitcode).name
-                print(f"prefdag: process {rank} of the job was killed by {name}", file=sys.stderr)
+                logger.error("process %d of the job was killed by %s", rank, name)
             return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     return 0
 

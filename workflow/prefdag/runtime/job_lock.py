@@ -6,9 +6,9 @@ ends with the process however that ends, and no child inherits it.
 """
 
 import fcntl
+import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from pathlib import Path
 
 FOLDER = ".running"
 PATIENCE = 0.5  # seconds between two looks at a lock that another process has
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -42,13 +43,11 @@ def _locked(file: int, path: Path) -> bool:
         except (BlockingIOError, PermissionError):
             if not waited:
                 holder = os.pread(file, 100, 0).decode(errors="replace").strip()
-                print(
-                    f"prefdag: waiting for {holder}, which makes the same output ({path})", file=sys.stderr, flush=True
-                )
+                logger.info("waiting for %s, which makes the same output (%s)", holder, path)
             waited = True
             time.sleep(PATIENCE)
         except OSError as error:
-            print(f"prefdag: {path} cannot be locked ({error.strerror}); start each job once", file=sys.stderr)
+            logger.warning("%s cannot be locked (%s); start each job once", path, error.strerror)
             return False
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

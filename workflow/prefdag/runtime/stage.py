@@ -7,11 +7,11 @@ signature, so a stage states what it depends on exactly once.
 
 import hashlib
 import json
+import logging
 import re
 import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ from prefdag.provenance.sources import code_digest
 from prefdag.runtime.job_lock import hold_job_lock
 from prefdag.runtime.monitor import ResourceMonitor
 from prefdag.schema import Section
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -119,7 +121,7 @@ def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[s
     with as_sentences(stage, root), hold_job_lock(root, _job(stage, name)) as another_did:
         # Of several processes the others are on their way already, and would wait for this one.
         if another_did and num_ranks() == 1 and _is_made(output, made_of):
-            print(f"{stage}: {output} was made meanwhile", flush=True)
+            logger.info("%s: another process has written %s meanwhile", stage, output)
             return
         for manifest in _flat(inputs):
             manifest.check_but_weights()
@@ -157,7 +159,7 @@ def _attempt(workspace: Workspace, run: Callable[[], Any], made_of: Mapping[str,
             workspace.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
         except OSError as error:  # a full disk; of a job that failed its own sentence says so
             if status == "finished":
-                print(f"prefdag: {workspace.journal.path}: its end is not written ({error.strerror})", file=sys.stderr)
+                logger.warning("%s: its end is not written (%s)", workspace.journal.path, error.strerror)
 
 
 def _job(stage: str, name: str | None) -> str:

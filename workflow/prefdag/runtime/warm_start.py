@@ -9,6 +9,7 @@ bits.
 
 import gc
 import json
+import logging
 import os
 import select
 import signal
@@ -32,6 +33,7 @@ IMPORTS = (
 )
 ENDED = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)  # which leave a job no word of its own
 PATIENCE = 1.0  # seconds between two looks at whether the workflow is still there
+logger = logging.getLogger(__name__)
 
 
 def import_all() -> None:
@@ -157,7 +159,7 @@ def ask(path: str, arguments: Sequence[str]) -> int | None:
     code = int(answer) if answer else -signal.SIGKILL
     if -code in ENDED:  # libraries in Rust and C++ abort where Python raises MemoryError
         how = f"was ended by {signal.Signals(-code).name}, perhaps for its memory"
-        print(f"prefdag: {arguments[0]}: the process that ran this job {how}; rerun, with more of it", file=sys.stderr)
+        logger.error("%s: the process that ran this job %s; rerun, with more of it", arguments[0], how)
     return code if code >= 0 else 128 - code
 
 

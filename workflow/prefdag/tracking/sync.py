@@ -1,9 +1,9 @@
 """Write the journals of a suite into the tracking database, live or afterwards, one writer at a time."""
 
 import fcntl
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefdag.tracking.mlflow_client import Experiment
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _PAUSES = (1.0, 2.0, 4.0)  # seconds between the attempts of a replay
 
 
@@ -138,7 +139,7 @@ class Writer:
         """Print a message, once however often it comes."""
         if message not in self._messages:
             self._messages.add(message)
-            print(f"prefdag: {message}", file=sys.stderr, flush=True)
+            logger.warning(message)
 
     def _write(self) -> int:
         records, broken = self._advance()
