@@ -53,7 +53,7 @@ def test_the_commands_and_make_targets_that_pages_name_exist():
     named = set(re.findall(r"^(?: {4})?prefdag (.+)", text, re.M)) | set(re.findall(r"`prefdag ([a-z_]+)", text))
     assert len(named) > 20
     for command in named:
-        name, *words = shlex.split(command.partition("[")[0])
+        name, *words = shlex.split(re.split(r"\[| > ", command)[0])
         parser = parser_of(name)
         if words:
             parser.parse_args(words)
