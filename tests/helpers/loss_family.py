@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from comparisons import comparisons, stored, tiny
 from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.data.token_store import Comparison, Store
-from prefdag.data.views import Unpaired, view_of
+from prefdag.data.views import Unpaired, objective_view
 from prefdag.losses.registry import loss_of
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import naive_logprobs, padded_rows, transformers_attention
@@ -57,7 +57,7 @@ class Live:
 def aligned(name: str, folder: Path, model: PreTrainedModel | None = None) -> PreferenceTask:
     """The loss of one row on its store, in float64; the reference is another model than the policy."""
     row, model, other = objective(ROWS[name], "tests", name), model or tiny(), tiny(seed=1)
-    view = view_of(store_of(name, folder), row)
+    view = objective_view(store_of(name, folder), row)
     mismatched = None
     if isinstance(view, Unpaired):
         mismatched = MismatchedRatios(other, view, SEED, 60)

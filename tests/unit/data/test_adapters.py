@@ -14,7 +14,7 @@ from prefdag.config.loading import merge
 from prefdag.config.suite import resolve
 from prefdag.data.adapters.records import TextComparison, Unusable
 from prefdag.data.adapters.registry import ADAPTERS, adapter_of
-from prefdag.data.mixture import shares
+from prefdag.data.mixture import rows_per_source
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
@@ -295,7 +295,7 @@ def test_shares_by_weight_repeat_no_row():
     for weights, limit, expected in (((1, 1), None, [30, 30]), ((3, 1), None, [60, 20]), ((3, 1), 20, [15, 5])):
         sources = [{"source": "a", "weight": weight} for weight in weights]
         data = Data.model_validate({"source": "mixed", "sources": sources, "max_rows": limit})
-        assert shares(data, [60, 30]) == expected
+        assert rows_per_source(data, [60, 30]) == expected
 
 
 def test_sources_are_mixed_by_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

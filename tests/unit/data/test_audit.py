@@ -12,8 +12,8 @@ import pytest
 
 from prefdag.data.adapters.records import TextComparison
 from prefdag.data.adapters.registry import ADAPTERS
-from prefdag.data.dedup import DuplicateIndex, bands, signatures
-from prefdag.data.preprocess import traits_of
+from prefdag.data.dedup import DuplicateIndex, bands, minhash
+from prefdag.data.preprocess import row_signatures
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
 from preparing import ABSENT, SHARED, UNLIMITED, audit, fetch, prepare, word_tokenizer, write_rows
@@ -55,9 +55,9 @@ def test_signatures_estimate_the_share_of_shingles_in_common():
     """Of 96 five-word shingles of 100 words, 20 words changed at the end leave 76: J = 76 / 116 = 0.655, ± 0.12."""
     words = [f"w{n}" for n in range(100)]
     texts = [" ".join(words), " ".join([*words[:80], *(f"v{n}" for n in range(20))])]
-    found = signatures(texts)
+    found = minhash(texts)
     assert abs((found[0] == found[1]).mean() - 76 / 116) < 0.12
-    assert np.array_equal(bands(found)[0], bands(signatures(texts[:1]))[0]), "a signature depends on its row alone"
+    assert np.array_equal(bands(found)[0], bands(minhash(texts[:1]))[0]), "a signature depends on its row alone"
 
 
 def test_position_bias_and_labels_that_never_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -276,7 +276,7 @@ def test_imdb(name: str, rows: int, repeated: int | None, tmp_path: Path):
         return
     comparisons: list[TextComparison] = [ADAPTERS["imdb"]({"text": text}) for text in texts]
     path = tmp_path / "traits"
-    path.write_bytes(traits_of(range(rows), comparisons, near=False).tobytes())
+    path.write_bytes(row_signatures(range(rows), comparisons, near=False).tobytes())
     found = DuplicateIndex(path).duplicates()
     assert len(found) == repeated == sum(count - 1 for count in Counter(texts).values())
     assert all(texts[row] == texts[first] for row, first in found)

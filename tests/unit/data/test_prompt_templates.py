@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 from chat_templates import CHATML, LLAMA3, MISTRAL, QWEN2, ZEPHYR, chat
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
-from prefdag.data.prompt_templates import dialogue, template_of
+from prefdag.data.prompt_templates import load_template, parse_dialogue
 from prefdag.data.token_store import Store
-from prefdag.data.tokenization import encode_prompts, encoded, end_of_turn, is_ended
+from prefdag.data.tokenization import encode_prompts, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
 from preparing import ABSENT, PREPARE, SHARED, audit, byte_tokenizer, fetch, prepare, write_rows
 
@@ -52,9 +52,9 @@ def section(**changes: Any) -> Prepare:
 
 def split(tokenizer: Any, settings: Prepare, prompt: Prompt, response: str) -> tuple[str, str]:
     """Prompt and counted response, as the tokens say."""
-    template = template_of(tokenizer, settings)
+    template = load_template(tokenizer, settings)
     text = template.response(prompt, template.prompt(prompt), response)
-    counted = is_ended(encoded(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
+    counted = end_response(encode_texts(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
     return tokenizer.decode(encode_prompts(tokenizer, [prompt], settings)[0]), tokenizer.decode(counted)
 
 
@@ -95,7 +95,7 @@ def test_a_template_with_a_system_prompt_of_its_own_must_be_told():
     """Qwen2's: as the suite states it, word for word, the rendering is the template's own."""
     tokenizer = chat(QWEN2, ["<|im_start|>", "<|im_end|>"])
     with pytest.raises(UserError, match=r"adds a system prompt of its own, 'You are a helpful assistant.'"):
-        template_of(tokenizer, section(end_of_turn="<|im_end|>"))
+        load_template(tokenizer, section(end_of_turn="<|im_end|>"))
     settings = section(end_of_turn="<|im_end|>", system="You are a helpful assistant.")
     messages = [{"role": "user", "content": "Hi"}]
     own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -108,13 +108,13 @@ def test_qwen2s_own_tokenizer_and_template():
     settings = section(system="You are a helpful assistant.")
     prompt = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
     assert split(tokenizer, settings, "Hi", "So.") == (f"{prompt}<|im_start|>assistant\n", "So.<|im_end|>")
-    assert encoded(tokenizer, ["So.<|im_end|>"])[0][-1] == tokenizer.eos_token_id
+    assert encode_texts(tokenizer, ["So.<|im_end|>"])[0][-1] == tokenizer.eos_token_id
 
 
 def test_hh_dialogues_become_turns():
     text = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
-    assert dialogue(text) == TALK
-    assert dialogue("Human: no") is None
+    assert parse_dialogue(text) == TALK
+    assert parse_dialogue("Human: no") is None
     source, end, special, prompt, _ = STYLES["chatml"]
     assert split(chat(source, special), section(end_of_turn=end), text, " So.")[0] == prompt
 
@@ -136,10 +136,10 @@ def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
     assert split(byte_tokenizer(), section(template="mine.jinja"), "Hi", "So.") == ("u:Hi<e>", "a:So.<e>")
     Path("mine.jinja").write_text("{{ messages.append(1) }}")
     with pytest.raises(Unusable, match="the template refuses it .*unsafe"):
-        template_of(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
+        load_template(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
     Path("mine.jinja").write_text("{% for")
     with pytest.raises(UserError, match="prepare.template: not a valid Jinja template"):
-        template_of(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
+        load_template(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from comparisons import distance, measured, stored, tiny
 from loss_family import NUM, ROWS, aligned, batch_of, plain_loss, store_of
 from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.config.training import Training
-from prefdag.data.views import Unpaired, view_of
+from prefdag.data.views import Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.losses.registry import LOSSES
 from prefdag.models.logprobs import LogProbs, logprobs
@@ -293,8 +293,8 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
         (single, "plackett_luce", "plackett_luce compares two responses or more, and here each prompt has 1"),
     ):
         with pytest.raises(UserError, match="(?s)store|plain|turned|single") as found:
-            view_of(store, objective(ROWS[name], "tests", name))
+            objective_view(store, objective(ROWS[name], "tests", name))
         assert sentence in str(found.value) and "\n" not in str(found.value)
-    assert view_of(turned, objective(ROWS["rebel"], "tests", "rebel")) is turned
-    assert view_of(pairs, objective(ROWS["plackett_luce"], "tests", "many")) is pairs
-    assert len(view_of(four, objective(ROWS["kto"], "tests", "one"))) == 4 * NUM
+    assert objective_view(turned, objective(ROWS["rebel"], "tests", "rebel")) is turned
+    assert objective_view(pairs, objective(ROWS["plackett_luce"], "tests", "many")) is pairs
+    assert len(objective_view(four, objective(ROWS["kto"], "tests", "one"))) == 4 * NUM

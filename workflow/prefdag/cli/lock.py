@@ -6,7 +6,7 @@ from pathlib import Path
 from prefdag.cli.commands import options
 from prefdag.config.hub_lock import read_lock, repositories, unlocked, write_lock
 from prefdag.config.suite import read_ordinary_suite
-from prefdag.data.sources.hub import resolve
+from prefdag.data.sources.hub import lock_entry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = read_ordinary_suite(arguments.suite)
     path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier)
     missing = unlocked(path, wanted)
-    entries = {repository.key: resolve(repository) for repository in missing}
+    entries = {repository.key: lock_entry(repository) for repository in missing}
     if entries:
         write_lock(path, {**read_lock(path), **entries})
     for repository in wanted:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 PERMUTATIONS, BANDS = 64, 16  # 16 bands of 4: a pair of likeness 0.8 becomes a candidate with probability 0.9998
 SHINGLE = 5  # words
 NEAR = 0.8  # estimated share of shingles in common
-TRAITS = np.dtype(
+SIGNATURE = np.dtype(
     [
         ("row", "<i8"),
         ("prompt", "<i8"),  # digest of the prompt
@@ -35,7 +35,7 @@ def digest(*texts: str) -> int:
     return int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 1
 
 
-def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+def minhash(texts: Sequence[str]) -> NDArray[np.uint32]:
     """MinHash signatures: [N, PERMUTATIONS]."""
     rows = [_shingles(text) for text in texts]
     found = MinHash.generator(rows, num_perm=PERMUTATIONS, seed=1, hashfunc=zlib.crc32)
@@ -62,7 +62,7 @@ class DuplicateIndex:
 
     def __init__(self, path: Path) -> None:
         empty = not path.is_file() or not path.stat().st_size
-        self._traits = np.zeros(0, TRAITS) if empty else np.memmap(path, TRAITS, mode="r")
+        self._traits = np.zeros(0, SIGNATURE) if empty else np.memmap(path, SIGNATURE, mode="r")
         self.rows = np.array(self._traits["row"])
         self.prompts = np.array(self._traits["prompt"])
 

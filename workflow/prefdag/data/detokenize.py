@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 
-def prompt_and_response(
+def decode_response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]
 ) -> tuple[str, str]:
     """The text of a prompt and of the response after it, special tokens left out.

@@ -14,7 +14,7 @@ from prefdag.errors import UserError
 from prefdag.seeds import generator
 
 
-def rows_of_split(source: Source, found: SourceFiles) -> Iterator[Row]:
+def iter_source_rows(source: Source, found: SourceFiles) -> Iterator[Row]:
     """The rows of a split in the order of its files, their columns under the names that the adapter reads."""
     rows = (row for file in found.files.values() for row in read_rows(file))
     adapter = {ADAPTER: source.adapter} if isinstance(source, Mixed) and source.adapter else {}
@@ -47,24 +47,24 @@ def _column(row: Row, path: str, number: int) -> Any:
     return value
 
 
-def interleave_rows(data: Data, found: list[dict[str, SourceFiles]], split: str) -> Iterator[Row]:
-    """The rows of all sources, one source after the other; of train, as many of each as `shares` says.
+def iter_mixed_rows(data: Data, found: list[dict[str, SourceFiles]], split: str) -> Iterator[Row]:
+    """The rows of all sources, one source after the other; of train, as many of each as `rows_per_source` says.
 
     Which ones is drawn without repetition, by `data.seed`; their order stays.
     """
     parts = [(source, files[split]) for source, files in zip(data.sources, found, strict=True) if split in files]
     if split != "train":
         for source, files in parts:
-            yield from rows_of_split(source, files)
+            yield from iter_source_rows(source, files)
         return
-    available = [sum(1 for _ in rows_of_split(source, files)) for source, files in parts]
-    for index, ((source, files), num) in enumerate(zip(parts, shares(data, available), strict=True)):
+    available = [sum(1 for _ in iter_source_rows(source, files)) for source, files in parts]
+    for index, ((source, files), num) in enumerate(zip(parts, rows_per_source(data, available), strict=True)):
         kept = np.zeros(available[index], bool)
         kept[generator(data.seed, "mixture", index).permutation(available[index])[:num]] = True
-        yield from (row for row, keep in zip(rows_of_split(source, files), kept, strict=True) if keep)
+        yield from (row for row, keep in zip(iter_source_rows(source, files), kept, strict=True) if keep)
 
 
-def shares(data: Data, available: list[int]) -> list[int]:
+def rows_per_source(data: Data, available: list[int]) -> list[int]:
     """How many rows of each source: its count; or its weight's share of as many as no source must repeat a row for.
 
     available: training rows of each source that has some.

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 10.0
 AHEAD = 2  # chunks under way for each worker: results wait for their turn, and so must not pile up
 
 
-def cores() -> int:
+def num_cores() -> int:
     """The cores that this job may use: what its scheduler said (OMP_NUM_THREADS), else what the system lets it have."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return int(stated) if stated.isdecimal() and int(stated) else len(os.sched_getaffinity(0))

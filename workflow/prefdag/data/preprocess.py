@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import TextComparison, Unusable, as_text
 from prefdag.data.adapters.registry import adapter_of
-from prefdag.data.dedup import TRAITS, bands, digest, signatures
-from prefdag.data.prompt_templates import assistant_turns, template_of
-from prefdag.data.rows import decoded
-from prefdag.data.tokenization import encode_written, encoded, end_of_turn, is_ended
+from prefdag.data.dedup import SIGNATURE, bands, digest, minhash
+from prefdag.data.prompt_templates import assistant_turns, load_template
+from prefdag.data.rows import decode_line
+from prefdag.data.tokenization import encode_rendered, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,19 +53,19 @@ class EncodedRow:
 
 
 @dataclass
-class Encoded:
-    """What became of a chunk. traits: one for each comparison that is kept, as `TRAITS` says."""
+class EncodedChunk:
+    """What became of a chunk. traits: one for each comparison that is kept, as `SIGNATURE` says."""
 
     size: int
     kept: list[EncodedRow] = field(default_factory=list)
     dropped: list[tuple[str, str, int]] = field(default_factory=list)  # split, reason, row
-    traits: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, TRAITS))
+    traits: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, SIGNATURE))
 
 
 Written = tuple[int, str, TextComparison, str, list[str]]  # row, split, comparison, prompt and responses as text
 
 
-class Encoder:
+class ChunkEncoder:
     """Encodes chunks, one at a time, each by itself.
 
     held_out: share of the prompts of files that belong to no split of their own, for validation and for test.
@@ -84,19 +84,19 @@ class Encoder:
         self.whole = whole
         self.prepare, self.num_responses, self.tokenizer, self.held_out = prepare, num_responses, tokenizer, held_out
         self.adapt = adapter_of(adapter)
-        self.template = template_of(tokenizer, prepare)
+        self.template = load_template(tokenizer, prepare)
         self.end = end_of_turn(tokenizer, prepare)
 
-    def __call__(self, chunk: Chunk) -> Encoded:
+    def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Raises `UserError` naming split and row for what is no row's own fault."""
-        found = Encoded(chunk.size)
+        found = EncodedChunk(chunk.size)
         written = [
             row
             for number, line in enumerate(chunk.lines, chunk.first)
             for row in self._written(chunk, number, line, found)
         ]
-        prompts = encode_written(self.tokenizer, [prompt for *_, prompt, _ in written], self.prepare)
-        flat = encoded(self.tokenizer, [text for *_, responses in written for text in responses])
+        prompts = encode_rendered(self.tokenizer, [prompt for *_, prompt, _ in written], self.prepare)
+        flat = encode_texts(self.tokenizer, [text for *_, responses in written for text in responses])
         texts = []
         for index, row in enumerate(written):
             responses = flat[index * self.num_responses : (index + 1) * self.num_responses]
@@ -104,11 +104,11 @@ class Encoder:
             if kept is not None:
                 found.kept.append(kept)
                 texts.append(row[2])
-        found.traits = traits_of([kept.row for kept in found.kept], texts)
+        found.traits = row_signatures([kept.row for kept in found.kept], texts)
         return found
 
-    def _written(self, chunk: Chunk, number: int, line: bytes, found: Encoded) -> Iterator[Written]:
-        row = decoded(line, chunk.path, number, chunk.offset)
+    def _written(self, chunk: Chunk, number: int, line: bytes, found: EncodedChunk) -> Iterator[Written]:
+        row = decode_line(line, chunk.path, number, chunk.offset)
         try:
             comparisons = self._comparisons(self.adapt(row), chunk, number)
         except Unusable as reason:
@@ -160,12 +160,14 @@ class Encoder:
             return "validation"
         return "test" if place < sum(self.held_out.values()) else "train"
 
-    def _kept(self, row: Written, prompt: list[int], responses: list[list[int]], found: Encoded) -> EncodedRow | None:
+    def _kept(
+        self, row: Written, prompt: list[int], responses: list[list[int]], found: EncodedChunk
+    ) -> EncodedRow | None:
         number, split, comparison, *_ = row
         if not all(responses):
             raise UserError(f"{split}: row {number}: a response comes to no token; remove it or change the tokenizer")
         try:
-            closed = [is_ended(ids, self.end, self.template.closes) for ids in responses]
+            closed = [end_response(ids, self.end, self.template.closes) for ids in responses]
             prompt, closed, cut = self._fitted(f"{split}: row {number}", prompt, closed)
         except Unusable as reason:
             found.dropped.append((split, str(reason), number))
@@ -209,9 +211,9 @@ def _unit_hash(seed: int, text: str) -> float:
     return int.from_bytes(found[:8], "big") / 2**64
 
 
-def traits_of(rows: Sequence[int], comparisons: Sequence[TextComparison], near: bool = True) -> NDArray[np.void]:
+def row_signatures(rows: Sequence[int], comparisons: Sequence[TextComparison], near: bool = True) -> NDArray[np.void]:
     """The traits of comparisons: [N]. near: with the signatures that near-duplicates are found by."""
-    traits = np.zeros(len(rows), TRAITS)
+    traits = np.zeros(len(rows), SIGNATURE)
     for index, comparison in enumerate(comparisons):
         prompt, responses = as_text(comparison.prompt), comparison.responses
         label = (str(comparison.scores),) if len(responses) == 1 and comparison.scores else ()
@@ -221,12 +223,12 @@ def traits_of(rows: Sequence[int], comparisons: Sequence[TextComparison], near: 
     traits["row"] = rows
     if not near or not rows:
         return traits
-    signature = signatures(["\n".join((as_text(one.prompt), *one.responses)) for one in comparisons])
+    signature = minhash(["\n".join((as_text(one.prompt), *one.responses)) for one in comparisons])
     traits["signature"], traits["bands"] = signature, bands(signature)
     return traits
 
 
-def chunks(path: Path, split: str | None, lines_at_once: int) -> Iterator[Chunk]:
+def iter_chunks(path: Path, split: str | None, lines_at_once: int) -> Iterator[Chunk]:
     """The lines of a JSONL file that `fetch` or `pairs` wrote, some at a time."""
     lines: list[bytes] = []
     first = offset = 0

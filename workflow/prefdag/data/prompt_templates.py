@@ -35,7 +35,7 @@ class Template(Protocol):
         """The text of a response after its prompt, which is `written`; with whatever the template puts behind it."""
 
 
-class Verbatim:
+class TextTemplate:
     """`continuation`, `plain` and `tldr`: prompt and response one after the other."""
 
     closes = False
@@ -58,7 +58,7 @@ class Verbatim:
         return f" {response}" if apart else response
 
 
-class Chat:
+class ChatTemplate:
     """A chat template: the tokenizer's own, or a Jinja file's text."""
 
     closes = True
@@ -84,7 +84,7 @@ class Chat:
         return whole[len(written) :]
 
     def _messages(self, prompt: Prompt) -> list[Turn]:
-        turns = list(dialogue(prompt) or [("user", str(prompt))]) if isinstance(prompt, str) else list(prompt)
+        turns = list(parse_dialogue(prompt) or [("user", str(prompt))]) if isinstance(prompt, str) else list(prompt)
         if self.system is not None and turns[0][0] != "system":
             turns = [("system", self.system), *turns]
         return turns
@@ -123,7 +123,7 @@ class Chat:
         return own if own or after else None
 
 
-def dialogue(text: str) -> tuple[Turn, ...] | None:
+def parse_dialogue(text: str) -> tuple[Turn, ...] | None:
     """The turns of a transcript as HH writes it, an open "Assistant:" at its end left out; None for other text."""
     if not TURN.match(text):
         return None
@@ -147,7 +147,7 @@ def assistant_turns(prompt: Prompt) -> list[tuple[Prompt, str]]:
     ]
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Template:
+def load_template(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Template:
     """The template that a suite names.
 
     Raises `UserError` where the tokenizer has no chat template, a Jinja file is missing, or a choice has no meaning.
@@ -155,14 +155,14 @@ def template_of(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Templat
     if prepare.template in ("continuation", "plain", "tldr"):
         if prepare.system is not None:
             raise UserError(f"prepare.system: `{prepare.template}` writes no system prompt; remove it")
-        return Verbatim(prepare.template)
+        return TextTemplate(prepare.template)
     if prepare.end_of_turn == "none":
         raise UserError(f"prepare.end_of_turn: `{prepare.template}` ends each turn with a token; name it, not `none`")
     if prepare.template == "chat":
         if not tokenizer.chat_template:
             raise UserError("prepare.template: the tokenizer brings no chat template; name a Jinja file in its place")
-        return Chat(tokenizer, None, prepare.system)
+        return ChatTemplate(tokenizer, None, prepare.system)
     path = Path(prepare.template)
     if not path.is_file():
         raise UserError(f"prepare.template: {path}: no such file; its path is taken from the suite's")
-    return Chat(tokenizer, path.read_text(encoding="utf-8"), prepare.system)
+    return ChatTemplate(tokenizer, path.read_text(encoding="utf-8"), prepare.system)

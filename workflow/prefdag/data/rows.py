@@ -87,12 +87,12 @@ def _jsonl(path: Path, stream: BinaryIO) -> Iterator[Any]:
     number = offset = 0
     for line in stream:
         if line.strip():
-            yield decoded(line, path, number, offset)
+            yield decode_line(line, path, number, offset)
             number += 1
         offset += len(line)
 
 
-def decoded(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
+def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
     """The JSON value of a line; `offset` is where it starts in the (unpacked) file. Raises `UserError`."""
     try:
         return json.loads(line)
@@ -105,7 +105,7 @@ def decoded(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
 
 
 def _json(path: Path, stream: BinaryIO) -> Iterator[Any]:
-    values = decoded(stream.read(), path)
+    values = decode_line(stream.read(), path)
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a JSON list of rows, got {_kind(values)}")
     yield from values

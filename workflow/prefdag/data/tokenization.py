@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
-from prefdag.data.prompt_templates import template_of
+from prefdag.data.prompt_templates import load_template
 from prefdag.errors import UserError
 
 
@@ -25,20 +25,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], prepare: Prepare) -> list[list[int]]:
     """Token ids of prompts as the suite's template writes them: what generation sees is what training saw."""
-    template = template_of(tokenizer, prepare)
+    template = load_template(tokenizer, prepare)
     try:
-        return encode_written(tokenizer, [template.prompt(prompt) for prompt in prompts], prepare)
+        return encode_rendered(tokenizer, [template.prompt(prompt) for prompt in prompts], prepare)
     except Unusable as reason:
         raise UserError(f"prepare.template: a prompt cannot be written: {reason}; remove it from the rows") from None
 
 
-def encode_written(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prepare: Prepare) -> list[list[int]]:
+def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prepare: Prepare) -> list[list[int]]:
     """Token ids of prompts that a template wrote, after one BOS where the suite asks for it.
 
     Raises `UserError` when there is no BOS token to give, when a text begins with one of its own, or when a prompt
     comes to no token at all (its response's first token would have nothing to be predicted from).
     """
-    ids = encoded(tokenizer, texts)
+    ids = encode_texts(tokenizer, texts)
     bos = tokenizer.bos_token_id
     if prepare.bos:
         if bos is None:
@@ -68,7 +68,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> list[in
     return [tokenizer.eos_token_id]
 
 
-def ending(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
+def stop_token(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
     """The token at which a sampled response has ended: its end-of-turn, or the tokenizer's own end where it has none.
 
     Raises `UserError` where the tokenizer has neither.
@@ -81,7 +81,7 @@ def ending(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
     return int(found)
 
 
-def is_ended(ids: list[int], end: list[int], closes: bool) -> list[int]:
+def end_response(ids: list[int], end: list[int], closes: bool) -> list[int]:
     """A response's ids with exactly one end-of-turn, the last of them.
 
     closes: the template wrote it, and perhaps more behind it, which is left out. Raises `Unusable` where the response's
@@ -98,6 +98,6 @@ def is_ended(ids: list[int], end: list[int], closes: bool) -> list[int]:
     return ids[: ids.index(end[0]) + 1]
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text and nothing of the tokenizer's own around them."""
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

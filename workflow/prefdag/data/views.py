@@ -101,7 +101,7 @@ class Mismatched:
         return partner
 
 
-def view_of(store: Store, objective: Objective) -> Store | Unpaired:
+def objective_view(store: Store, objective: Objective) -> Store | Unpaired:
     """The comparisons that an objective trains on. Raises `UserError` where the store's cannot be made such."""
     num = store.num_responses
     if objective.responses == "one":

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.answer_sets import CHOSEN
 from prefdag.config.report import Report
-from prefdag.data.detokenize import prompt_and_response
+from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
@@ -141,7 +141,7 @@ class SuiteResults:
         store = self.store(split)
         for row in rows:
             one = store[row]
-            texts = [prompt_and_response(self.tokenizer, one.prompt.tolist(), ids.tolist()) for ids in one.responses]
+            texts = [decode_response(self.tokenizer, one.prompt.tolist(), ids.tolist()) for ids in one.responses]
             yield texts[0][0], [response for _, response in texts]
 
 

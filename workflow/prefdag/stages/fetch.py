@@ -11,9 +11,9 @@ from typing import Any
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin
-from prefdag.data.mixture import interleave_rows, rows_of_split
+from prefdag.data.mixture import iter_mixed_rows, iter_source_rows
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
-from prefdag.data.sources.resolve import SourceFiles, folder_of, rows_of
+from prefdag.data.sources.resolve import SourceFiles, model_files, row_files
 from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
 from prefdag.runtime.stage import Workspace
@@ -37,15 +37,15 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         world = job.data.world if job.data.source == "world" else None
         return _world(world, workspace.output) if world is not None else _rows(job.data, workspace, job.lock)
     if job.model is not None:
-        found = folder_of(job.model, "model", job.lock, MODEL_FILES)
+        found = model_files(job.model, "model", job.lock, MODEL_FILES)
         _check_model("model", found)
         _copy(found.files, workspace.output / "model")
     elif job.tokenizer is not None:
-        found = folder_of(job.tokenizer, "tokenizer", job.lock, TOKENIZER_FILES)
+        found = model_files(job.tokenizer, "tokenizer", job.lock, TOKENIZER_FILES)
         _copy_tokenizer(job.tokenizer.source, found.files, workspace.output / "tokenizer")
     elif job.classifier is not None:
         origin = Origin(source=job.classifier.source, revision=job.classifier.revision)
-        found = folder_of(origin, "classifier", job.lock, MODEL_FILES)
+        found = model_files(origin, "classifier", job.lock, MODEL_FILES)
         _check_model("classifier", found)
         _check_classifier(job.classifier, found.files)
         _copy(found.files, workspace.output / "model")
@@ -80,13 +80,13 @@ def _rows(data: Data, workspace: Workspace, lock: str | None) -> dict[str, Any]:
     sources = data.sources or (data,)
     keys = [f"data.sources.{index}" for index in range(len(data.sources))] or ["data"]
     found = [
-        rows_of(source, key, lock, workspace.resume / str(index))
+        row_files(source, key, lock, workspace.resume / str(index))
         for index, (source, key) in enumerate(zip(sources, keys, strict=True))
     ]
     facts: dict[str, Any] = {"sources": [{split: part.facts() for split, part in parts.items()} for parts in found]}
     for split in SPLITS:
         if any(split in parts for parts in found):
-            rows = interleave_rows(data, found, split) if data.sources else rows_of_split(data, found[0][split])
+            rows = iter_mixed_rows(data, found, split) if data.sources else iter_source_rows(data, found[0][split])
             facts[split] = write_rows(workspace.output / f"{split}.jsonl", rows)
             if not facts[split]:
                 raise UserError(f"data.{split}: {data.source} holds no rows for it")

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
-from prefdag.data.detokenize import prompt_and_response
+from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Store
-from prefdag.data.tokenization import ending, load_tokenizer
+from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.errors import UserError
 from prefdag.models.generation import Sample, sample
 from prefdag.models.loading import load_policy, set_up
@@ -42,7 +42,7 @@ def run(
     workspace.log_dataset("comparisons", "test", "evaluation")
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
-    end = ending(reader, Prepare.parse(written, str(comparisons), "config.prepare"))
+    end = stop_token(reader, Prepare.parse(written, str(comparisons), "config.prepare"))
     store = Store.open(comparisons.parent / "test")
     numbers, first = np.unique(store.prompts, return_index=True)
     numbers, first = numbers[: job.generate.max_prompts], first[: job.generate.max_prompts]
@@ -88,7 +88,7 @@ def _write(
 ) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for one in found:
-            prompt, response = prompt_and_response(tokenizer, prompts[one.prompt], one.ids)
+            prompt, response = decode_response(tokenizer, prompts[one.prompt], one.ids)
             row = {"prompt_id": numbers[one.prompt], "sample": one.sample, "prompt": prompt, "response": response}
             row |= {"prompt_ids": prompts[one.prompt], "ids": one.ids, "logprobs": one.logprobs, "ended": one.ended}
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -16,8 +16,8 @@ from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, as_text
 from prefdag.data.adapters.registry import has_prompts, iter_prompts
-from prefdag.data.detokenize import prompt_and_response
-from prefdag.data.tokenization import encode_prompts, ending, load_tokenizer
+from prefdag.data.detokenize import decode_response
+from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.window import check_window
@@ -75,11 +75,11 @@ def _answers(
     keys = [named_seed(0, split, text) for text in texts]
     answers: list[dict[int, str]] = [{} for _ in texts]
     unfinished = 0
-    for drawn in sample(model, encoded, keys, job.pairs, ending(tokenizer, job.prepare), f"pairs: {split}"):
+    for drawn in sample(model, encoded, keys, job.pairs, stop_token(tokenizer, job.prepare), f"pairs: {split}"):
         if not drawn.ended:
             unfinished += 1
             continue
-        _, answers[drawn.prompt][drawn.sample] = prompt_and_response(tokenizer, encoded[drawn.prompt], drawn.ids)
+        _, answers[drawn.prompt][drawn.sample] = decode_response(tokenizer, encoded[drawn.prompt], drawn.ids)
     return [[found[number] for number in sorted(found)] for found in answers], unfinished
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.preference import Preference
 from prefdag.data.token_store import Store
-from prefdag.data.views import Unpaired, view_of
+from prefdag.data.views import Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, save, set_up
 from prefdag.provenance.manifest import read_manifest
@@ -44,7 +44,7 @@ def run(
     workspace.log_model_input("policy", "sft")
     workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
-    views = {split: view_of(store, job.objective) for split, store in stores.items() if len(store)}
+    views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
     model = load_policy(policy.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)

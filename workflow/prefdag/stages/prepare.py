@@ -14,8 +14,8 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.registry import iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
-from prefdag.data.parallel import cores, map_ordered, with_progress
-from prefdag.data.preprocess import Chunk, Encoded, Encoder, chunks
+from prefdag.data.parallel import map_ordered, num_cores, with_progress
+from prefdag.data.preprocess import Chunk, ChunkEncoder, EncodedChunk, iter_chunks
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.errors import UserError
@@ -62,7 +62,7 @@ def run(
     num_responses = {"demonstrations": 1, "ood": 1, "comparisons": 2}.get(job.dataset) or _ranked(
         adapter, files["train"]
     )
-    encoder = Encoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
+    encoder = ChunkEncoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
     scratch = workspace.resume
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -104,7 +104,7 @@ def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> 
 
 
 def _write(
-    job: Job, output: Path, scratch: Path, files: dict[str, Path], encoder: Encoder, splits: tuple[str, ...]
+    job: Job, output: Path, scratch: Path, files: dict[str, Path], encoder: ChunkEncoder, splits: tuple[str, ...]
 ) -> dict[str, SplitAudit]:
     """One pass over the rows: token stores into `output`, their traits into `scratch`; returns the counts."""
     audits = {split: SplitAudit() for split in splits}
@@ -128,15 +128,15 @@ def _write(
     return audits
 
 
-def _encoded(job: Job, files: dict[str, Path], encoder: Encoder) -> Iterator[Encoded]:
+def _encoded(job: Job, files: dict[str, Path], encoder: ChunkEncoder) -> Iterator[EncodedChunk]:
     total = sum(path.stat().st_size for path in files.values())
 
     def waiting() -> Iterator[Chunk]:
         for split, path in files.items():
             # Rows of the train file may fall to splits that have no file of their own.
-            yield from chunks(path, None if split == "train" else split, ENCODED_AT_ONCE)
+            yield from iter_chunks(path, None if split == "train" else split, ENCODED_AT_ONCE)
 
-    workers = min(cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
+    workers = min(num_cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
     found = map_ordered(encoder, waiting(), workers)
     return with_progress(found, lambda one: one.size, total, f"prepare: {job.dataset}")
 

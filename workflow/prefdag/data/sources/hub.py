@@ -19,7 +19,7 @@ from prefdag.provenance.manifest import sha256_of
 ATTEMPTS = 5
 
 
-def resolve(repository: Repository) -> dict[str, Any]:
+def lock_entry(repository: Repository) -> dict[str, Any]:
     """The lock's entry of a repository: what its revision is now. Raises `UserError` as `_sentences` does."""
     with _sentences(repository):
         about = _about(repository)

@@ -27,7 +27,7 @@ class SourceFiles:
         return {"source": self.source, **({"commit": self.commit} if self.commit else {}), "files": hashes}
 
 
-def rows_of(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, SourceFiles]:
+def row_files(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, SourceFiles]:
     """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
     named = source.named
     if ADDRESS.match(source.source):
@@ -67,7 +67,7 @@ def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str,
     }
 
 
-def folder_of(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> SourceFiles:
+def model_files(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> SourceFiles:
     """The files of a model or tokenizer, by name."""
     if origin.source.startswith(HUB):
         return _from_hub(origin.source, "model", origin.revision, lock, patterns)
