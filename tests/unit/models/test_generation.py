@@ -45,14 +45,14 @@ def drawn(
 def test_a_prompt_draws_the_same_whatever_its_batch(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, three at a time, all 12 together; among these, rows that had ended left the batch more than once."""
     compactions = []
-    take = KVCache.take
+    select = KVCache.select
 
     def counted(self: KVCache, rows: torch.Tensor) -> None:
         if len(rows) == len(set(rows.tolist())):
             compactions.append(len(rows))
-        take(self, rows)
+        select(self, rows)
 
-    monkeypatch.setattr(KVCache, "take", counted)
+    monkeypatch.setattr(KVCache, "select", counted)
     model = policy(shape)
     found = [drawn(model, batch_size=size, **ENDING) for size in (1, 3, 64)]
     assert [len(one) for one in found] == [12] * 3
@@ -134,8 +134,8 @@ def test_a_cache_that_mixes_rows_is_caught(lost: str, monkeypatch: pytest.Monkey
     if lost == "mask":
         monkeypatch.setattr(KVCache, "mask", lambda self: self._mask if self.columns == 0 else None)
     else:
-        take = KVCache.take
-        monkeypatch.setattr(KVCache, "take", lambda self, rows: take(self, rows.flip(0)))
+        select = KVCache.select
+        monkeypatch.setattr(KVCache, "select", lambda self, rows: select(self, rows.flip(0)))
     broken = drawn(policy())
     assert any(broken[place].ids != one.ids for place, one in whole.items())
 

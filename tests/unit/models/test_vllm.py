@@ -90,7 +90,7 @@ def test_greedy_samples_are_drawn_once(asked: dict[str, Any]) -> None:
 
 def test_without_vllm_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(UserError, match="generate.backend: vllm cannot be imported .*leave `backend` out"):
+    with pytest.raises(UserError, match="generate.backend: vllm cannot be imported .*remove `backend`"):
         drawn()
 
 

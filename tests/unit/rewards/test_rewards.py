@@ -161,7 +161,7 @@ def test_a_folder_without_its_head_is_no_reward_model(policy: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"scoring.json: offset has 2 numbers for 1 heads"):
         load_reward_model(whole, CPU)
     (whole / "scoring.json").write_text(Scoring(seeds=(0, 5)).canonical())
-    with pytest.raises(UserError, match=r"whole/seeds/5: no model can be loaded"):
+    with pytest.raises(UserError, match=r"whole/seeds/5: cannot load a model"):
         load_reward_model(whole, CPU)
 
 

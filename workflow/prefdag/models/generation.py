@@ -1,7 +1,7 @@
-"""Sampling responses from a policy.
+"""Sample responses from a policy.
 
-Each prompt and sample has noise of its own, drawn from a counter-based generator, so what a prompt draws does not
-depend on the prompts beside it.
+Each prompt and sample has its own noise from a counter-based generator, so a prompt's samples do not depend on which
+prompts share its batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,20 @@ from prefdag.models.kv_cache import KVCache, cached_attention
 from prefdag.models.ops.device import at_least_float32, autocast
 from prefdag.seeds import generator
 
-LEAVING = 3 / 4  # ended rows leave the batch when no more than this share goes on: measured, 1/2 and 7/8 are slower
-WHOLE = 2**60  # parts of a probability of 1
+COMPACT_BELOW = 3 / 4  # ended rows are dropped once at most this share is alive: measured, 1/2 and 7/8 are slower
+UNIT = 2**60  # integer units of a probability of 1
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response: its prompt and sample number, its token ids with the end-of-turn if it came, their log-probs.
+    """One response.
 
-    logprobs: nats, of the policy itself (temperature 1, whole vocabulary), whatever the sampling settings.
+    Attributes:
+        prompt: index of its prompt.
+        sample: its number among the prompt's samples.
+        ids: its token ids, the end-of-turn included if it was sampled.
+        logprobs: nats of each token under the policy itself (temperature 1, all tokens), not the sampling distribution.
+        ended: whether the end-of-turn was sampled.
     """
 
     prompt: int
@@ -45,34 +50,47 @@ def sample(
     eos: int,
     title: str = "sampling",
 ) -> Iterator[Sample]:
-    """Draw `num_samples` responses to each prompt (token ids); keys name each prompt's noise.
+    """Sample `num_samples` responses to each prompt.
 
-    Prompts are sorted by length and batched; samples of a batch come in the order of (prompt, sample). Greedy samples
-    of a prompt are all alike, so one is drawn. title: of the progress that is shown.
+    Prompts are sorted by length and batched. Greedy samples of a prompt are equal, so one is computed.
+
+    Args:
+        model: the policy.
+        prompts: token ids of each prompt.
+        keys: names of each prompt's noise stream.
+        settings: temperature, top_p, lengths, batch size and seed.
+        eos: the end-of-turn's id.
+        title: what to call the progress line.
+
+    Yields:
+        Samples; those of a batch in the order of (prompt, sample).
     """
     draws = settings.num_samples if settings.temperature else 1
-    wanted = [(index, number) for index in range(len(prompts)) for number in range(draws)]
-    wanted.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
-    batches = [wanted[at : at + settings.batch_size] for at in range(0, len(wanted), settings.batch_size)]
-    for batch in with_progress(batches, len, len(wanted), title):
+    jobs = [(index, number) for index in range(len(prompts)) for number in range(draws)]
+    jobs.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
+    batches = [jobs[at : at + settings.batch_size] for at in range(0, len(jobs), settings.batch_size)]
+    for batch in with_progress(batches, len, len(jobs), title):
         noise = np.stack([_noise(settings, keys[index], number) for index, number in batch])
-        asked = {index: place for place, index in enumerate(dict.fromkeys(index for index, _ in batch))}
+        rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
         with cached_attention(model):
-            decoder = _Decoder(model, [prompts[index] for index in asked])
-            decoder.take([asked[index] for index, _ in batch])
-            found = _responses(decoder, torch.from_numpy(noise), settings, eos)
-        for (index, number), (ids, values) in zip(batch, found, strict=True):
+            decoder = _Decoder(model, [prompts[index] for index in rows])
+            decoder.select([rows[index] for index, _ in batch])
+            responses = _responses(decoder, torch.from_numpy(noise), settings, eos)
+        for (index, number), (ids, values) in zip(batch, responses, strict=True):
             for copy in range(number, settings.num_samples, draws):
                 yield Sample(index, copy, ids, values, ids[-1] == eos)
 
 
 def _noise(settings: Sampling, key: int, number: int) -> np.ndarray:
-    """One uniform number per token of a response: [max_new_tokens]."""
+    """Return one uniform number per token of a response: [max_new_tokens]."""
     return generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
 
 
 class _Decoder:
-    """Rows that grow by a token at a time. logits: of each row's next token, [R, V]; prompts are encoded at once."""
+    """Rows that grow by one token at a time.
+
+    logits [R, V]: of each row's next token. positions [R, 1]: of each row's last token.
+    """
 
     logits: Tensor
     positions: Tensor
@@ -84,14 +102,14 @@ class _Decoder:
         self.key_values = KVCache(mask.bool())
         self._forward(tokens, positions)
 
-    def take(self, rows: Sequence[int] | Tensor) -> None:
-        """Keep these rows, one of them perhaps several times."""
+    def select(self, rows: Sequence[int] | Tensor) -> None:
+        """Select rows, in this order, some of them perhaps several times."""
         index = torch.as_tensor(rows, device=self.device)
-        self.key_values.take(index)
+        self.key_values.select(index)
         self.logits, self.positions = self.logits[index], self.positions[index]
 
     def append(self, tokens: Tensor) -> None:
-        """One more token [R] to every row."""
+        """Append one token to every row: [R]."""
         self._forward(tokens[:, None], self.positions + 1)
 
     def _forward(self, tokens: Tensor, positions: Tensor) -> None:
@@ -104,33 +122,33 @@ class _Decoder:
 
 
 def _responses(decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probs of one response per row of the decoder; noise is [R, max_new_tokens].
+    """Decode one response per row of the decoder, dropping rows that have ended when enough of them have.
 
-    Rows that have ended leave the batch when enough of them have.
+    Returns the ids and log-probs of each response; noise: [R, max_new_tokens].
     """
     noise = noise.to(decoder.device)
     ids = torch.zeros(noise.shape, dtype=torch.int64, device=decoder.device)
     values = torch.zeros(noise.shape, dtype=torch.float64, device=decoder.device)
-    rows = torch.arange(len(noise), device=decoder.device)  # which response each live row is
-    going = torch.ones_like(rows, dtype=torch.bool)
+    rows = torch.arange(len(noise), device=decoder.device)  # the response of each live row
+    alive = torch.ones_like(rows, dtype=torch.bool)
     for step in range(settings.max_new_tokens):
         chosen = sample_tokens(decoder.logits, noise[rows, step], settings.temperature, settings.top_p)
         logprobs = decoder.logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         ids[rows, step], values[rows, step] = chosen, logprobs.double()
-        going &= chosen != eos
-        num_going = int(going.sum())
-        if num_going == 0 or step + 1 == settings.max_new_tokens:
+        alive &= chosen != eos
+        num_alive = int(alive.sum())
+        if num_alive == 0 or step + 1 == settings.max_new_tokens:
             break
-        if num_going <= LEAVING * len(rows):
-            keep = going.nonzero().squeeze(-1)
-            decoder.take(keep)
-            rows, going, chosen = rows[keep], going[keep], chosen[keep]
+        if num_alive <= COMPACT_BELOW * len(rows):
+            index = alive.nonzero().squeeze(-1)
+            decoder.select(index)
+            rows, alive, chosen = rows[index], alive[index], chosen[index]
         decoder.append(chosen)
-    return [_until(eos, *row) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [_truncate(eos, *row) for row in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
-def _until(eos: int, ids: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """A response up to its first end-of-turn; a row goes on until it leaves the batch."""
+def _truncate(eos: int, ids: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """Cut a response after its first end-of-turn: an ended row continues until it is dropped."""
     length = ids.index(eos) + 1 if eos in ids else len(ids)
     return ids[:length], values[:length]
 
@@ -146,32 +164,40 @@ def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Draw one token per row by inverting the cumulative distribution: logits [N, V], uniform [N] in [0, 1) -> [N].
+    """Sample one token per row by inverting the cumulative distribution.
 
-    temperature 0 takes the most likely token. top_p keeps the smallest set of tokens whose probability reaches it
-    (Holtzman et al. 2020).
+    Args:
+        logits: [N, V].
+        uniform: [N], in [0, 1).
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens whose probability reaches it.
+
+    Returns:
+        Token ids, [N].
+
+    Reference: Holtzman et al. 2020 (top_p).
     """
     if temperature == 0:
         return logits.argmax(-1)
     probs = (logits.double() / temperature).softmax(-1)
     if top_p == 1:
-        return _inverted(_parts(probs), uniform)
+        return _invert_cdf(_to_units(probs), uniform)
     probs, order = torch.sort(probs, dim=-1, descending=True, stable=True)
-    parts = _parts(probs)
-    before = parts.cumsum(-1) - parts
-    kept = torch.where(before < int(top_p * WHOLE), parts, 0)
-    return order.gather(-1, _inverted(kept, uniform)[:, None]).squeeze(-1)
+    units = _to_units(probs)
+    before = units.cumsum(-1) - units
+    nucleus = torch.where(before < int(top_p * UNIT), units, 0)
+    return order.gather(-1, _invert_cdf(nucleus, uniform)[:, None]).squeeze(-1)
 
 
-def _parts(probs: Tensor) -> Tensor:
-    """Probabilities in whole parts, int64: sums of these are exact, in whatever order CUDA takes them."""
-    return (probs * WHOLE).to(torch.int64)
+def _to_units(probs: Tensor) -> Tensor:
+    """Return probabilities as int64: integer sums are exact in any order, so CUDA's parallel sums are deterministic."""
+    return (probs * UNIT).to(torch.int64)
 
 
-def _inverted(parts: Tensor, uniform: Tensor) -> Tensor:
-    """The place in each row where the cumulative sum of `parts` [N, V] passes `uniform` [N] times their total."""
-    cumulative = parts.cumsum(-1)
+def _invert_cdf(units: Tensor, uniform: Tensor) -> Tensor:
+    """Return the index in each row where the cumulative sum of units [N, V] exceeds uniform [N] times its total."""
+    cumulative = units.cumsum(-1)
     total = cumulative[:, -1:]
-    # A uniform number next to 1 may round to the total, which no place passes.
-    asked = (uniform[:, None].double() * total).to(torch.int64).minimum(total - 1)
-    return torch.searchsorted(cumulative, asked, right=True).squeeze(-1)
+    # A uniform number next to 1 may round to the total, which no index exceeds.
+    threshold = (uniform[:, None].double() * total).to(torch.int64).minimum(total - 1)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)

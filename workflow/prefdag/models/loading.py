@@ -1,4 +1,4 @@
-"""Models: built, loaded and saved; which device and precision they run in."""
+"""Build, load and save models; set up the process to run them."""
 
 import ctypes
 import shutil
@@ -35,46 +35,38 @@ transformers_logging.disable_progress_bar()
 
 
 def set_up(threads: int) -> torch.device:
-    """Fix the number of threads, ask for deterministic kernels, meet the job's other processes, and name the device.
+    """Prepare the process to run models, and return its device.
 
-    Memory that is freed stays with the process.
+    Joins the other ranks, sets the number of threads and deterministic kernels, and keeps freed memory in the process.
     """
     join()
     keep_freed_pages()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    # Else every uninitialised tensor is filled with NaN first, 2 to 6 % of a training; nothing here reads one.
+    # Deterministic mode fills new tensors with NaN, 2 to 6 % of a training; nothing here reads uninitialised memory.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
-    """A causal language model with float32 weights and attention over segments.
+    """Load a causal language model with float32 weights and attention over segments.
 
-    Raises `UserError` for an architecture that is not supported and for a folder that holds no weights.
+    Raises:
+        UserError: for an architecture that is not supported, or a folder without complete weights.
     """
-    held = _held.pop(_as_it_is(folder), None) if _held else None
-    return _load(AutoModelForCausalLM, folder, device) if held is None else nn.Module.to(held, device)
-
-
-def hold(folder: Path) -> None:
-    """Load a policy that this process's forks will ask for: each finds it loaded, once, and its own to change."""
-    _held[_as_it_is(folder)] = load_policy(folder, torch.device("cpu"))
-
-
-_held: dict[tuple[object, ...], PreTrainedModel] = {}
-
-
-def _as_it_is(folder: Path) -> tuple[object, ...]:
-    files = sorted(folder.glob("*"))
-    return folder.resolve(), *((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _load(AutoModelForCausalLM, folder, device)
 
 
 def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None) -> PreTrainedModel:
-    """The weights of a reward model under its scalar heads, the linear layer `score` without bias.
+    """Load a reward model: the scalar heads are the linear layer `score`, without bias.
 
-    new_heads: how many heads to set on a policy, which has none; their weights are yet to be drawn. Raises `UserError`
-    as `load_policy` does, and for a reward model that has lost its heads.
+    Args:
+        folder: a reward model, or a policy if `new_heads` is given.
+        device: where to put it.
+        new_heads: number of heads to add to a policy; the caller must initialise their weights.
+
+    Raises:
+        UserError: as `load_policy`, and for a reward model without heads.
     """
     if new_heads is None:
         model = _load(AutoModelForSequenceClassification, folder, device)
@@ -98,7 +90,7 @@ def _load(
         model, report = kind.from_pretrained(folder, **options)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(folder, error) from None
-    # transformers draws what a file lacks at random, and only warns.
+    # transformers initialises missing weights at random, and only warns.
     lacking = sorted(name for name in report["missing_keys"] if name != may_lack)
     if lacking:
         raise UserError(f"{folder}: its weights lack {lacking[0]} ({len(lacking)} missing); take a complete model")
@@ -109,9 +101,9 @@ def _load(
 
 
 def _align(model: nn.Module) -> None:
-    """Move parameters that begin anywhere in a mapped file to where torch's own would begin.
+    """Move parameters at unaligned addresses of a mapped file to memory aligned as torch allocates it.
 
-    On AMD processors the low bits of MKL's products by a narrow matrix, such as a reward head, depend on that.
+    On AMD processors the low bits of MKL's products by a narrow matrix, such as a reward head, depend on the alignment.
     """
     for parameter in model.parameters():
         if parameter.data_ptr() % ALIGNMENT:
@@ -119,11 +111,11 @@ def _align(model: nn.Module) -> None:
 
 
 def _not_loaded(folder: Path, error: Exception) -> Exception:
-    """What is wrong with the folder, unless it is the memory that there was no more of."""
+    """Return an error that names the folder, or the error itself if memory ran out."""
     if out_of_memory(error):
         return error
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(f"{folder}: no model can be loaded from it ({first})")
+    return UserError(f"{folder}: cannot load a model from it ({first}); give the folder of a complete model")
 
 
 def _check(config: PretrainedConfig, where: str) -> None:
@@ -134,14 +126,21 @@ def _check(config: PretrainedConfig, where: str) -> None:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Dropout is off in preference training: policy and reference must agree at the first step."""
+    """Turn off dropout: policy and reference must agree at the first step."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
 
 
 def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) -> PreTrainedModel:
-    """A model from scratch: its shape from the suite, its initial weights from the seed."""
+    """Build a model with random weights.
+
+    Args:
+        shape: architecture and sizes, from the suite.
+        vocab_size: entries of the vocabulary.
+        bos, eos: token ids for the config.
+        seed: of the initial weights.
+    """
     inner = shape.intermediate_size or 4 * shape.hidden_size
     common = {
         "vocab_size": vocab_size,
@@ -169,7 +168,7 @@ def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) 
 def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
     """Write weights (safetensors), config and the tokenizer's files, loadable by `from_pretrained`.
 
-    The first of several ranks writes; all of them must ask, as each may hold a part of the weights.
+    Every rank must call this, as each may hold a shard; the first one writes.
     """
     state = full_tensor(model.state_dict())
     if not is_first():
@@ -181,11 +180,11 @@ def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
-GROWTH = 64 << 20  # bytes that the heap grows by, at least
+GROWTH = 64 << 20  # bytes; the least by which the heap grows
 
 
 def keep_freed_pages() -> None:
-    """Have this process use freed memory again rather than give it back. Nothing changes under another C library."""
+    """Make glibc reuse freed memory instead of returning it to the system; no effect with another C library."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -1,6 +1,6 @@
-"""The plain path: one padded row per response, every position's logits, the full softmax.
+"""The padded path: one padded row per response, every position's logits, the full softmax.
 
-Slow and obvious. It is the oracle of the tests and the first rung of the benchmark's ladder; nothing else uses it.
+Slow and simple. It is the oracle of the tests and the baseline of the benchmarks; no stage uses it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from prefdag.seeds import generator
 
 
 def padded_rows(comparisons: Sequence[Comparison]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, attention mask and which positions are counted, each [B * K, L]: prompt and response, right-padded."""
+    """Return tokens, attention mask and which positions are response tokens: each [B * K, L], right-padded."""
     pairs = [(c.prompt.tolist(), response.tolist()) for c in comparisons for response in c.responses]
     width = max(len(prompt) + len(response) for prompt, response in pairs)
     tokens = torch.zeros(len(pairs), width, dtype=torch.int64)
@@ -37,22 +37,22 @@ def padded_rows(comparisons: Sequence[Comparison]) -> tuple[Tensor, Tensor, Tens
 
 
 def naive_logprobs(model: PreTrainedModel, comparisons: Sequence[Comparison]) -> LogProbs:
-    """What `prefdag.models.logprobs.logprobs` computes, from transformers' own attention on padded rows."""
+    """Compute `prefdag.models.logprobs.logprobs` by transformers' attention on padded rows."""
     device = next(model.parameters()).device
     tokens, mask, counted = (part.to(device) for part in padded_rows(comparisons))
     with transformers_attention(model):
         logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     shifted = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
     rows = torch.arange(len(tokens), device=device)[:, None].expand(-1, tokens.shape[1] - 1)
-    kept = counted[:, 1:]
-    return LogProbs(shifted[kept], rows[kept], (len(comparisons), len(comparisons[0].responses)))
+    is_response = counted[:, 1:]
+    return LogProbs(shifted[is_response], rows[is_response], (len(comparisons), len(comparisons[0].responses)))
 
 
 @torch.no_grad()
 def naive_sample(
     model: PreTrainedModel, prompt: Sequence[int], key: int, number: int, settings: Sampling, eos: int
 ) -> tuple[list[int], list[float]]:
-    """Ids and log-probs of one response that `prefdag.models.generation.sample` draws; encodes every prefix."""
+    """Return ids and log-probs of one response of `prefdag.models.generation.sample`, encoding every prefix."""
     noise = generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
     ids, values = list[int](), list[float]()
     with transformers_attention(model):
@@ -66,7 +66,7 @@ def naive_sample(
 
 @contextmanager
 def transformers_attention(model: PreTrainedModel) -> Iterator[None]:
-    """While inside, the model uses transformers' masks and SDPA's plain arithmetic."""
+    """While active, the model uses transformers' masks and SDPA's plain arithmetic."""
     before = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
@@ -78,7 +78,7 @@ def transformers_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def float64_norms() -> Iterator[None]:
-    """While inside, RMS norms keep float64: transformers' own cast to float32, which no 1e-9 survives."""
+    """While active, RMS norms stay in float64: transformers casts to float32, too coarse for a tolerance of 1e-9."""
 
     def forward(self: Any, states: Tensor) -> Tensor:
         variance = states.pow(2).mean(-1, keepdim=True)

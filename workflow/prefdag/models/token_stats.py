@@ -1,8 +1,8 @@
-"""Per-token quantities of whole distributions, beside the log-probs of one forward pass.
+"""Per-token statistics of whole distributions, from the same forward pass as the log-probs.
 
-As in `prefdag.models.logprobs` only response positions reach the output heads, in chunks sized by bytes.
+As in `prefdag.models.logprobs`, only response positions reach the output heads, in chunks sized by bytes.
 
-Shapes: T response tokens, D dimensions of a hidden state, V tokens of the vocabulary.
+Shapes: T response tokens; D hidden size; V vocabulary.
 """
 
 from collections.abc import Callable, Set
@@ -22,7 +22,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TokenStats:
-    """A policy's log-probs, and what else was asked of every response token: name -> [T]."""
+    """A policy's log-probs, and further statistics of every response token: name -> [T]."""
 
     policy: LogProbs
     extras: dict[str, Tensor]
@@ -35,22 +35,31 @@ def token_stats(
     reference: PreTrainedModel | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> TokenStats:
-    """Log-probs and the `wanted` of PER_TOKEN, from one forward pass of the policy.
+    """Compute log-probs and statistics of every response token in one forward pass of the policy.
 
-    collision: log sum_v p_v^2 under the policy, detached (Zhou et al. 2024, eq. 2). divergence: KL(reference || policy)
-    over the vocabulary in nats, with gradient through the policy (Zeng et al. 2024, eq. 7); `reference` must be given.
+    Args:
+        model: the policy.
+        segments: a micro-batch.
+        wanted: names of PER_TOKEN. collision: log sum_v p_v^2 under the policy, detached. divergence: KL(reference ||
+            policy) over the vocabulary in nats, with gradient to the policy.
+        reference: the reference policy, for the divergence.
+        chunk_bytes: memory for float32 logits.
+
+    Reference: Zhou et al. 2024, eq. 2 (collision); Zeng et al. 2024, eq. 7 (divergence).
     """
     if not wanted:
         return TokenStats(logprobs(model, segments), {})
     states = hidden_states(model, segments, segments.predicting)
-    others = None
+    reference_states = None
     if "divergence" in wanted:
         assert reference is not None
         with torch.no_grad():
-            others = hidden_states(reference, segments, segments.predicting)
+            reference_states = hidden_states(reference, segments, segments.predicting)
     names = sorted(wanted)
-    other_head = None if reference is None else head_of(reference)
-    values = _token_values(states, segments.target, head_of(model), names, others, other_head, chunk_bytes)
+    reference_head = None if reference is None else head_of(reference)
+    values = _token_values(
+        states, segments.target, head_of(model), names, reference_states, reference_head, chunk_bytes
+    )
     policy = LogProbs(values[0], segments.owner, segments.shape)
     return TokenStats(policy, dict(zip(names, values[1:], strict=True)))
 
@@ -60,35 +69,35 @@ def _token_values(
     target: Tensor,
     head: Head,
     names: list[str],
-    others: Tensor | None,
-    other_head: Head | None,
+    reference_states: Tensor | None,
+    reference_head: Head | None,
     chunk_bytes: int,
 ) -> list[Tensor]:
-    """Log-probs of `target` [T] and the quantities named, each [T], from states [T, D] and the reference's [T, D].
+    """Return log-probs of `target` [T] and the named statistics, each [T], from hidden states [T, D].
 
-    When more than one chunk is needed, each one's logits are recomputed in the backward pass rather than kept.
+    If there is more than one chunk, each one's logits are recomputed in the backward pass instead of saved.
     """
 
-    def of_chunk(states: Tensor, target: Tensor, others: Tensor | None) -> tuple[Tensor, ...]:
-        p = head(states).log_softmax(-1)
+    def of_chunk(states: Tensor, target: Tensor, reference_states: Tensor | None) -> tuple[Tensor, ...]:
+        p = head(states).log_softmax(-1)  # very large tensor: chunk x V
         values = [p.gather(-1, target[:, None]).squeeze(-1)]
         for name in names:
             if name == "collision":
                 values.append((2 * p.detach()).logsumexp(-1))
             else:
-                assert others is not None and other_head is not None
+                assert reference_states is not None and reference_head is not None
                 with torch.no_grad():
-                    q = other_head(others).log_softmax(-1)
+                    q = reference_head(reference_states).log_softmax(-1)
                 values.append((q.exp() * (q - p)).sum(-1))
         return tuple(values)
 
     width = head(states[:1].detach()).shape[-1]
     parts = list(chunks(len(target), (1 + len(names)) * width, chunk_bytes))
     recompute = len(parts) > 1 and torch.is_grad_enabled()
-    found: list[list[Tensor]] = [[] for _ in range(1 + len(names))]
+    columns: list[list[Tensor]] = [[] for _ in range(1 + len(names))]
     for part in parts:
-        given = states[part], target[part], None if others is None else others[part]
-        values = checkpoint(of_chunk, *given, use_reentrant=False) if recompute else of_chunk(*given)
-        for column, value in zip(found, values, strict=True):
+        inputs = states[part], target[part], None if reference_states is None else reference_states[part]
+        values = checkpoint(of_chunk, *inputs, use_reentrant=False) if recompute else of_chunk(*inputs)
+        for column, value in zip(columns, values, strict=True):
             column.append(value)
-    return [torch.cat(column) for column in found]
+    return [torch.cat(column) for column in columns]

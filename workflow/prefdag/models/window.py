@@ -1,4 +1,4 @@
-"""Attention windows: a model that sees only so many tokens back is exact here while no comparison is longer."""
+"""Sliding attention windows: ours is full attention, which is equal while no comparison is longer than the window."""
 
 from pathlib import Path
 
@@ -8,9 +8,15 @@ from prefdag.errors import UserError
 
 
 def check_window(model: Path, reach: int, keys: str) -> None:
-    """Raises `UserError` where prompt and response may reach further than the model's sliding window.
+    """Check that prompt and response fit in the model's sliding window, if it has one.
 
-    model: a folder with config.json; one without (a tokenizer alone) has no window. reach: tokens. keys: what to lower.
+    Args:
+        model: a folder; without config.json (a tokenizer alone) there is no window.
+        reach: the longest prompt and response, in tokens.
+        keys: the suite's keys to lower, for the message.
+
+    Raises:
+        UserError: if `reach` is larger.
     """
     if not (model / "config.json").is_file():
         return

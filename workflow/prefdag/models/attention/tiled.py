@@ -1,6 +1,6 @@
 """Attention on a CPU without a mask: a tile of queries at a time, over the keys that the tile may see.
 
-Under a mask a row of L tokens costs L x L products whatever is hidden; here a sequence costs about half its queries
+Under a mask a row of L tokens costs L x L products, hidden or not; here a sequence costs about half its queries
 times its keys. The tiles' probabilities are saved for the backward pass.
 
 Shapes: H heads of D over N = R L places of the grid of packed rows; n queries of a tile, m keys.

@@ -1,9 +1,10 @@
-"""Activations within a memory budget: blocks beyond it are recomputed in the backward pass, to the same bits.
+"""Activation checkpointing within a memory budget. Recomputed activations have the same bits.
 
-What a block keeps for its backward pass is measured once, in the first forward of a training, and taken to grow with
-the tokens of a micro-batch. A micro-batch that fits is not touched; of a larger one the earliest blocks are
-recomputed (Chen et al. 2016, Training deep nets with sublinear memory cost): the backward pass comes to them last, when
-the others' activations are gone.
+What a block saves for its backward pass is measured once, in a training's first forward pass, and assumed to be
+proportional to the tokens of a micro-batch. A micro-batch that fits in the budget is not affected; in a larger one the
+earliest blocks are recomputed, since the backward pass reaches them last, when later activations are freed.
+
+Reference: Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,64 +21,64 @@ GB = 1e9
 
 @contextmanager
 def recompute_blocks(model: nn.Module, budget_gb: float | None) -> Iterator[None]:
-    """While inside, a forward pass with gradients keeps at most about `budget_gb` of its blocks' activations.
+    """While active, a forward pass with gradients saves at most about `budget_gb` of the blocks' activations.
 
-    None: everything is kept. The last block is always kept, as its MLP sees few positions (`logprobs`).
+    None saves everything. The last block is never recomputed: its MLP runs at few positions (`logprobs`).
     """
     if budget_gb is None:
         yield
         return
     blocks = blocks_of(model)
-    kept = _Kept(budget_gb * GB, frozenset(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())))
+    budget = _Budget(budget_gb * GB, frozenset(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())))
     for number, block in enumerate(blocks[:-1]):
-        block.forward = kept.forward(block.forward, number, len(blocks))
+        block.forward = budget.wrap(block.forward, number, len(blocks))
     try:
         yield
     finally:
         for block in blocks[:-1]:
-            del block.forward  # the class's own comes back
+            del block.forward  # the class's method is visible again
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """The transformer blocks, first to last; GPT-2 calls them `h`."""
+    """Return the transformer blocks, first to last; GPT-2 calls them `h`."""
     base = model.base_model
     return list(base.h if hasattr(base, "h") else base.layers)
 
 
-class _Kept:
-    """How many blocks may keep their activations. unmeasured: data pointers of tensors that are there in any case."""
+class _Budget:
+    """Decides which blocks save their activations. unmeasured: data pointers of tensors that exist in any case."""
 
     def __init__(self, budget: float, unmeasured: frozenset[int]) -> None:
         self.budget, self.unmeasured = budget, unmeasured
-        self.per_token: float | None = None  # bytes that one block keeps for a token
+        self.per_token: float | None = None  # bytes that one block saves per token
 
-    def forward(self, whole: Callable[..., Any], number: int, num_blocks: int) -> Callable[..., Any]:
-        """A block's forward that keeps its activations where they fit beside those of all later blocks."""
+    def wrap(self, forward: Callable[..., Any], number: int, num_blocks: int) -> Callable[..., Any]:
+        """Return a block's forward that is recomputed unless its and all later blocks' activations fit."""
 
-        def within_budget(states: Tensor, *given: Any, **named: Any) -> Any:
+        def within_budget(states: Tensor, *args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
-                return whole(states, *given, **named)
+                return forward(states, *args, **kwargs)
             tokens = states.shape[0] * states.shape[1]
             if self.per_token is None:
-                with _saved(self.unmeasured) as sizes:
-                    whole(states, *given, **named)
+                with _saved_bytes(self.unmeasured) as sizes:
+                    forward(states, *args, **kwargs)
                 self.per_token = sum(sizes.values()) / tokens
             if (num_blocks - number) * self.per_token * tokens <= self.budget:
-                return whole(states, *given, **named)
-            # There is no dropout, so no state of random numbers to bring back.
-            return checkpoint(whole, states, *given, use_reentrant=False, preserve_rng_state=False, **named)
+                return forward(states, *args, **kwargs)
+            # Models have no dropout here, so there is no random state to restore.
+            return checkpoint(forward, states, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
         return within_budget
 
 
 @contextmanager
-def _saved(unmeasured: frozenset[int]) -> Iterator[dict[int, int]]:
-    """Bytes of every storage that is saved for a backward pass while inside, but for those at `unmeasured`."""
+def _saved_bytes(unmeasured: frozenset[int]) -> Iterator[dict[int, int]]:
+    """Collect the bytes of every storage saved for a backward pass while active, except those at `unmeasured`."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        # The mask is saved by every block and is there once, whatever is recomputed.
+        # Integers and masks are not counted: every block saves the same mask, which exists once in any case.
         if tensor.data_ptr() not in unmeasured and tensor.is_floating_point():
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor

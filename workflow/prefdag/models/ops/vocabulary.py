@@ -102,14 +102,14 @@ def target_logprobs(
 ) -> Tensor:
     """Return log softmax(states weight^T + bias)[target].
 
-    The gradient is exact. The chunk computed last is kept for the backward pass; earlier chunks are recomputed there.
+    The gradient is exact. The chunk computed last is saved for the backward pass; earlier chunks are recomputed there.
 
     Args:
         states: hidden states, [T, D].
         weight: the head, [V, D].
         bias: [V].
         target: token ids, [T].
-        chunk_bytes: memory for logits, whatever T; by default CHUNK_BYTES of the device.
+        chunk_bytes: memory for logits, independent of T; by default CHUNK_BYTES of the device.
 
     Returns:
         Log-probs in nats, [T], float32 or wider.
