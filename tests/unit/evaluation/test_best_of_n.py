@@ -11,7 +11,7 @@ import pytest
 
 from prefdag.config.best_of_n import BestOfN
 from prefdag.errors import UserError
-from prefdag.evaluation.best_of_n import divergence_bound, divergences, expected, sizes, win_rates, within
+from prefdag.evaluation.best_of_n import divergence_bound, divergences, expected_value, sizes, subset_cdf, win_rates
 from prefdag.evaluation.bootstrap import summarise
 from prefdag.stages import best_of_n
 from synthetic_results import touched, workspace
@@ -41,8 +41,8 @@ def test_the_expectation_is_the_mean_over_all_subsets(name: str) -> None:
     pool = POOLS[name]
     truth = TRUTH[: len(pool), : pool.shape[1]]
     for best_of in range(1, pool.shape[1] + 1):
-        assert expected(pool, pool, best_of) == pytest.approx(brute_force(pool, pool, best_of), abs=1e-12)
-        assert expected(pool, truth, best_of) == pytest.approx(brute_force(pool, truth, best_of), abs=1e-12)
+        assert expected_value(pool, pool, best_of) == pytest.approx(brute_force(pool, pool, best_of), abs=1e-12)
+        assert expected_value(pool, truth, best_of) == pytest.approx(brute_force(pool, truth, best_of), abs=1e-12)
 
 
 def won(ratings: np.ndarray, values: np.ndarray, best_of: int) -> float:
@@ -68,19 +68,21 @@ def test_the_win_rate_is_the_mean_over_all_subsets_and_all_others(name: str) -> 
 def test_by_hand() -> None:
     """Of 1, 2, 3 the pairs have the best 2, 3, 3: 8/3. Two of three beat the third twice of three times."""
     pool = np.array([[3.0, 1.0, 2.0]])
-    assert np.diff(within(3, 2)) == pytest.approx([0, 1 / 3, 2 / 3])
-    assert expected(pool, pool, 2) == pytest.approx([8 / 3]) and win_rates(pool, pool, 2) == pytest.approx([2 / 3])
-    assert expected(pool, np.array([[10.0, 20.0, 30.0]]), 3) == pytest.approx([10.0]), "what the first measures"
+    assert np.diff(subset_cdf(3, 2)) == pytest.approx([0, 1 / 3, 2 / 3])
+    assert expected_value(pool, pool, 2) == pytest.approx([8 / 3]) and win_rates(pool, pool, 2) == pytest.approx(
+        [2 / 3]
+    )
+    assert expected_value(pool, np.array([[10.0, 20.0, 30.0]]), 3) == pytest.approx([10.0]), "what the first measures"
 
 
 def test_identities() -> None:
     """N = 1 is a sample: the mean, a draw, no divergence. N = n is the best of all. Without ties, N / (N + 1)."""
     for pool in POOLS.values():
         n = pool.shape[1]
-        assert expected(pool, pool, 1) == pytest.approx(pool.mean(axis=1))
+        assert expected_value(pool, pool, 1) == pytest.approx(pool.mean(axis=1))
         assert win_rates(pool, pool, 1) == pytest.approx(0.5)
         assert divergences(pool, 1) == pytest.approx(0, abs=1e-12)
-        assert expected(pool, pool, n) == pytest.approx(pool.max(axis=1))
+        assert expected_value(pool, pool, n) == pytest.approx(pool.max(axis=1))
     for best_of in range(1, 7):
         assert win_rates(*[POOLS["continuous"]] * 2, best_of) == pytest.approx(best_of / (best_of + 1))
         assert divergences(POOLS["continuous"], best_of) == pytest.approx(divergence_bound(best_of))
@@ -91,9 +93,9 @@ def test_identities() -> None:
 def test_pools_of_a_thousand_samples_have_weights() -> None:
     """C(1000, 500) is no float; the weights are ratios, and sum to 1."""
     for best_of in (1, 2, 500, 999, 1000):
-        share = within(1000, best_of)
+        share = subset_cdf(1000, best_of)
         assert share[0] == 0 and share[-1] == 1 and (np.diff(share) >= 0).all()
-    assert within(1000, 500)[999] == 0.5, "C(999, 500) / C(1000, 500) = (1000 - 500) / 1000"
+    assert subset_cdf(1000, 500)[999] == 0.5, "C(999, 500) / C(1000, 500) = (1000 - 500) / 1000"
 
 
 def test_against_drawing() -> None:
@@ -106,11 +108,12 @@ def test_against_drawing() -> None:
     proxy = truth + random.normal(size=truth.shape)
     fresh = random.normal(size=(20_000, 4))
     seen = fresh + random.normal(size=fresh.shape)
-    drawn = np.take_along_axis(fresh, seen.argmax(axis=1)[:, None], axis=1).ravel()
-    for found, other in ((expected(truth, truth, 4), fresh.max(axis=1)), (expected(proxy, truth, 4), drawn)):
-        error = np.hypot(found.std() / np.sqrt(len(found)), other.std() / np.sqrt(len(other)))
-        assert abs(found.mean() - other.mean()) < 4 * error
-    assert expected(truth, truth, 4).mean() == pytest.approx(1.02938, abs=0.03)
+    sampled = np.take_along_axis(fresh, seen.argmax(axis=1)[:, None], axis=1).ravel()
+    estimates = expected_value(truth, truth, 4), expected_value(proxy, truth, 4)
+    for estimate, other in zip(estimates, (fresh.max(axis=1), sampled), strict=True):
+        error = np.hypot(estimate.std() / np.sqrt(len(estimate)), other.std() / np.sqrt(len(other)))
+        assert abs(estimate.mean() - other.mean()) < 4 * error
+    assert expected_value(truth, truth, 4).mean() == pytest.approx(1.02938, abs=0.03)
 
 
 def test_the_divergence_of_levels_is_the_divergence_of_the_law() -> None:
@@ -188,7 +191,7 @@ def test_the_stage_writes_a_row_for_every_n_and_selector(tmp_path: Path) -> None
     for row in rows:
         selector, measure = ({"vader": truth, "trained": proxy}[row[key]] for key in ("selected_by", "measured_by"))
         best_of = int(row["n"])
-        mean = expected(selector, measure, best_of)
+        mean = expected_value(selector, measure, best_of)
         found = summarise(
             mean, np.arange(5), seed=f"0/{row['selected_by']}/{row['measured_by']}/{best_of}", bootstrap=50
         )

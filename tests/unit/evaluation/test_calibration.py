@@ -9,10 +9,10 @@ import pytest
 from prefdag.evaluation.calibration import (
     accuracy_by_length,
     calibration,
-    is_right,
     length_bins,
     pairs_of,
-    prompt_weights,
+    ranked_correctly,
+    resample_prompts,
     spearman,
 )
 from prefdag.reporting.figures.reliability import reward_length_figure
@@ -68,7 +68,7 @@ def test_a_calibrated_reward_errs_as_by_chance_and_a_sure_one_more():
 
 def test_ties_and_one_prompt():
     """No difference predicts a half and is half right; an interval over a prompt or two is none."""
-    assert is_right([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
+    assert ranked_correctly([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
     found = calibration(pairs([0.0] * 4, prompts=[3, 3, 5, 5]), seed="test", bootstrap=10)
     assert found.error == 0 and found.bins["observed"].tolist() == [0.5]
     assert found.bins["low"].isna().all()
@@ -109,7 +109,7 @@ def test_spearmans_interval_draws_prompts_and_not_rows():
     once = spearman(left, other, np.arange(20), seed="test", bootstrap=50)
     again = spearman(np.repeat(left, 5), np.repeat(other, 5), np.repeat(np.arange(20), 5), seed="test", bootstrap=50)
     assert again == pytest.approx(once, abs=0.02)
-    assert prompt_weights(7, seed="test", bootstrap=9).sum(1).tolist() == [7.0] * 9
+    assert resample_prompts(7, seed="test", bootstrap=9).sum(1).tolist() == [7.0] * 9
 
 
 def test_responses_of_one_length_have_no_correlation_and_the_panel_says_so():

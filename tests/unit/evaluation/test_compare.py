@@ -123,7 +123,7 @@ def test_mistakes_are_sentences(suite: Path, capsys: pytest.CaptureFixture[str])
         assert len(err.splitlines()) == 1
         return err
 
-    assert "stands only on one side" in said("a", "fewer")
+    assert "is on only one side" in said("a", "fewer")
     assert "nothing: no folder with a scores.csv" in said("a", "nothing") and "there are a, b" in said("a", "nothing")
     assert "not a table of scores" in said("broken", "a")
     scored(suite.parent / "other", "a", [2, 3])
@@ -131,4 +131,4 @@ def test_mistakes_are_sentences(suite: Path, capsys: pytest.CaptureFixture[str])
     assert "a and b are in several suites" in said("a", "b")
     assert main(["compare", "a", "b", "--results", str(suite)]) == 0
     scored(suite.parent / "third", "d", [2, 3])
-    assert "a and d are not of one suite" in said("a", "d")
+    assert "a and d are not in one suite" in said("a", "d")

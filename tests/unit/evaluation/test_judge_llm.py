@@ -25,8 +25,8 @@ from prefdag.config.model import Architectural
 from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.evaluation.judge import client as endpoints
-from prefdag.evaluation.judge.cache import AnswerCache, key_of, known_answers
-from prefdag.evaluation.judge.prompts import parse_choice, render_question, template_of
+from prefdag.evaluation.judge.cache import AnswerCache, question_key, read_cached
+from prefdag.evaluation.judge.prompts import parse_choice, read_template, render_question
 from prefdag.models.loading import build, save
 from preparing import byte_tokenizer
 from synthetic_results import touched
@@ -223,7 +223,7 @@ def test_what_does_not_pass_leaves_what_was_answered(
     told = mistake(capsys, *command(folder, concurrency=1, attempts=3))
     assert "is busy or broken (HTTP 500), 3 times; what was answered is kept" in told
     assert not (folder / "judge/dpo/manifest.json").exists()
-    kept, asked = len(known_answers(folder / ".judge")), len(server.requests)
+    kept, asked = len(read_cached(folder / ".judge")), len(server.requests)
     assert (kept, asked) == (6, 6 + 3)
     server.faults, server.answer = [], lambda question: "Preferred: B"
     assert main(command(folder, concurrency=1, attempts=3)) == 0
@@ -313,7 +313,7 @@ def test_the_cap_is_kept(server: Judge, tmp_path: Path, capsys: pytest.CaptureFi
     assert not server.requests
     server.faults = [500, 500, 500]
     assert "max_requests (13) is spent" in mistake(capsys, *command(folder, max_requests=13, concurrency=1))
-    assert len(server.requests) == 13 and len(known_answers(folder / ".judge")) == 10
+    assert len(server.requests) == 13 and len(read_cached(folder / ".judge")) == 10
     assert main(command(folder, max_requests=2)) == 0  # what remains
 
 
@@ -337,7 +337,7 @@ def started(folder: Path, server: Judge, **settings: Any) -> subprocess.Popen[st
     run = [sys.executable, "-m", "prefdag", *command(folder, **settings)]
     job = subprocess.Popen(run, env=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 60
-    while len(server.requests) <= (server.hold_after or 0) or len(known_answers(folder / ".judge")) < server.answered:
+    while len(server.requests) <= (server.hold_after or 0) or len(read_cached(folder / ".judge")) < server.answered:
         assert time.monotonic() < until and job.poll() is None, job.communicate()[0] if job.poll() is not None else ""
         time.sleep(0.01)
     return job
@@ -364,7 +364,7 @@ def test_told_to_stop(server: Judge, tmp_path: Path) -> None:
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=120) == 143
     assert "the next run continues" in job.communicate()[0]
-    assert len(known_answers(folder / ".judge")) == 5
+    assert len(read_cached(folder / ".judge")) == 5
 
 
 def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
@@ -374,10 +374,10 @@ def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
         answers.add("one", "m", "A\nB")
         answers.add("two", "m", "B")
     path.write_bytes(path.read_bytes()[:-9])
-    assert known_answers(tmp_path) == {"one": "A\nB"}
+    assert read_cached(tmp_path) == {"one": "A\nB"}
     with AnswerCache(path) as answers:
         answers.add("three", "m", "tie")
-    assert known_answers(tmp_path) == {"one": "A\nB", "three": "tie"}
+    assert read_cached(tmp_path) == {"one": "A\nB", "three": "tie"}
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     run = [sys.executable, "-c", code, str(tmp_path / "dpo.jsonl")]
     writers = [subprocess.Popen([*run, name], env=inside) for name in "abc"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
-    found = known_answers(tmp_path)
+    found = read_cached(tmp_path)
     assert len(found) == 600 and all(text == key[0] * 10_000 for key, text in found.items())
 
 
@@ -421,7 +421,7 @@ def test_an_answer_is_read_by_its_last_line(answer: str) -> None:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_shipped_prompt_holds_the_pair_in_its_order(name: str) -> None:
-    text = render_question(template_of(LLM(model="m", prompt=name)), "the post", "one {B}", "other {prompt}")
+    text = render_question(read_template(LLM(model="m", prompt=name)), "the post", "one {B}", "other {prompt}")
     assert text.index("the post") < text.index("A:\none {B}\n") < text.index("B:\nother {prompt}\n")
     assert text.count("other {prompt}") == 1 and "A or B" in text
 
@@ -429,9 +429,9 @@ def test_a_shipped_prompt_holds_the_pair_in_its_order(name: str) -> None:
 def test_the_key_of_an_answer_is_all_that_it_depends_on() -> None:
     judge = LLM.model_validate(MODEL)
     changed = [judge.model_copy(update=one) for one in ({"model": "x"}, {"max_tokens": 1})]
-    keys = {key_of(one, "q") for one in (judge, *changed)} | {key_of(judge, "other")}
+    keys = {question_key(one, "q") for one in (judge, *changed)} | {question_key(judge, "other")}
     assert len(keys) == 4
-    assert key_of(judge.model_copy(update={"concurrency": 9, "name": "x"}), "q") in keys
+    assert question_key(judge.model_copy(update={"concurrency": 9, "name": "x"}), "q") in keys
 
 
 def test_a_prompt_of_ones_own_lies_beside_the_suite(

@@ -11,7 +11,7 @@ from prefdag.cli.main import main
 from prefdag.config.judge import Judge, with_relative_paths
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
-from prefdag.evaluation.judge.sheets import verdicts_of, write_sheet
+from prefdag.evaluation.judge.sheets import read_sheet, write_sheet
 
 PAIRS = [Pair("Post 0", "ours", "theirs"), Pair("Post 1", "mine\r\nof two lines", "yours")]
 
@@ -31,10 +31,10 @@ def test_a_verdict_is_found_by_its_texts_on_either_side(tmp_path: Path) -> None:
     assert "dpo" not in (tmp_path / "s.csv").read_text()
     filled(tmp_path / "s.csv", "a", "a")
     new = Pair("Post 0", "ours, changed", "theirs")
-    assert str(verdicts_of(tmp_path / "s.csv", [*PAIRS, new])) == "[1.0, 0.0, nan]"
-    assert verdicts_of(tmp_path / "s.csv", [Pair("Post 0", "theirs", "ours")]) == [0.0]
+    assert str(read_sheet(tmp_path / "s.csv", [*PAIRS, new])) == "[1.0, 0.0, nan]"
+    assert read_sheet(tmp_path / "s.csv", [Pair("Post 0", "theirs", "ours")]) == [0.0]
     filled(tmp_path / "s.csv", " Tie", "")
-    assert str(verdicts_of(tmp_path / "s.csv", PAIRS)) == "[0.5, nan]"
+    assert str(read_sheet(tmp_path / "s.csv", PAIRS)) == "[0.5, nan]"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_verdict_is_found_by_its_texts_on_either_side(tmp_path: Path) -> None:
 def test_a_sheet_that_cannot_be_meant_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(UserError, match=sentence):
-        verdicts_of(tmp_path / "s.csv", PAIRS)
+        read_sheet(tmp_path / "s.csv", PAIRS)
 
 
 def test_drawn_filled_and_judged(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prefdag.evaluation.text_stats import log_odds, telling_words, text_map, words
+from prefdag.evaluation.text_stats import distinctive_words, log_odds, text_map, words
 from prefdag.reporting.figures.texts import text_map_figure, words_figure
 
 
@@ -28,7 +28,7 @@ def test_a_rare_word_is_not_the_most_telling():
     """Said once and on one side, it has the largest plain ratio; said 30 times more often is better known."""
     chosen = ["good film"] * 60 + ["bad film"] * 30 + ["zither film"]
     rejected = ["good film"] * 30 + ["bad film"] * 60 + ["a film"]
-    found = telling_words(chosen, rejected, np.arange(91))
+    found = distinctive_words(chosen, rejected, np.arange(91))
     assert found["word"].iloc[0] == "good" and found["word"].iloc[-1] == "bad"
     good = found.iloc[0]
     assert (good["chosen"], good["rejected"]) == (60, 30) and 0 < good["low"] < good["delta"] < good["high"]
@@ -37,8 +37,8 @@ def test_a_rare_word_is_not_the_most_telling():
 def test_the_interval_draws_prompts_and_not_words():
     """Five times the same texts of the same prompts: five times the words, and intervals no narrower for it."""
     chosen, rejected = ["fine"] * 6 + ["dull"] * 4, ["fine"] * 3 + ["dull"] * 7
-    once = telling_words(chosen * 50, rejected * 50, np.tile(np.arange(10), 50))
-    more = telling_words(chosen * 250, rejected * 250, np.tile(np.arange(10), 250))
+    once = distinctive_words(chosen * 50, rejected * 50, np.tile(np.arange(10), 50))
+    more = distinctive_words(chosen * 250, rejected * 250, np.tile(np.arange(10), 250))
     widths = [(table["high"] - table["low"])[0] for table in (once, more)]
     assert widths[1] > 0.9 * widths[0]
     assert more["z"][0] > 2 * once["z"][0]

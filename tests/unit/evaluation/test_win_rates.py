@@ -52,7 +52,7 @@ def test_length_control_finds_the_rate_at_equal_lengths() -> None:
 def test_memory_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [1, 1, 0, 0, 1], [9, 8, 1, 2, 3], [1, 1, 9, 9, 4], np.arange(5)
     whole = length_controlled(*arguments, **ABOUT)
-    monkeypatch.setattr(win_rates, "WEIGHED_AT_ONCE", 5 * 7)
+    monkeypatch.setattr(win_rates, "WEIGHTS_AT_ONCE", 5 * 7)
     assert length_controlled(*arguments, **ABOUT) == whole
 
 
@@ -190,8 +190,8 @@ MISTAKES = {
     "none.json": (None, "no such file"),
     "broken.json": ("[{", "not valid JSON"),
     "object.json": ("{}", "expected rows"),
-    "empty.json": ("[]", "holds no row"),
-    "other.csv": ("a,b\n1,2\n", "no column tells the verdict"),
+    "empty.json": ("[]", "has no rows"),
+    "other.csv": ("a,b\n1,2\n", "no column holds a verdict"),
     "text.txt": ("1", "ends in .json, .jsonl or .csv"),
     "word.json": ('[{"preference": 1}, {"preference": "good"}]', "row 1: preference: expected 1 to 2"),
     "large.json": ('[{"preference": 1}, {"preference": 3}]', "row 1: preference: expected 1 to 2"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefdag.cli.commands import options
-from prefdag.evaluation.compare import Comparison, Side, compare, sides
+from prefdag.evaluation.compare import Comparison, Side, compare, find_sides
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    comparison = compare(*sides((arguments.a, arguments.b), arguments.results), bootstrap=arguments.bootstrap)
+    comparison = compare(*find_sides((arguments.a, arguments.b), arguments.results), bootstrap=arguments.bootstrap)
     if arguments.json:
         print(json.dumps(as_dict(comparison), indent=1))
     elif arguments.csv:

@@ -23,7 +23,7 @@ from prefdag.config.suite import Size, Suite, read_ordinary_suite
 from prefdag.config.training import Training
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
-from prefdag.evaluation.scores import Scores, matched, read_answers
+from prefdag.evaluation.scores import Scores, match_rows, read_answers
 
 FLOPS = 0.4 * 989e12  # one H100 (SXM, bf16 dense) at 40 % utilisation
 BANDWIDTH = 0.6 * 3.35e12  # bytes per second of its memory, at 60 %
@@ -154,7 +154,7 @@ def _prompts(suite: Suite) -> int:
 
 def _pairs(generations: Path, other: Path, suite: Suite) -> list[Pair]:
     ours, theirs = (Scores(folder, list(read_answers(folder)), {}) for folder in (generations, other))
-    rows = matched(ours, theirs, more=suite.judge.against == "chosen")
+    rows = match_rows(ours, theirs, more=suite.judge.against == "chosen")
     return pairs_of(generations, other, [(ours.keys[row], theirs.keys[place]) for row, place in rows])
 
 

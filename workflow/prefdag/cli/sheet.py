@@ -8,10 +8,10 @@ from pathlib import Path
 
 from prefdag.cli.commands import options
 from prefdag.errors import UserError
-from prefdag.evaluation.compare import sides
+from prefdag.evaluation.compare import find_sides
 from prefdag.evaluation.judge.run import Pair, pairs_of
 from prefdag.evaluation.judge.sheets import write_sheet
-from prefdag.evaluation.scores import matched, read_scores
+from prefdag.evaluation.scores import match_rows, read_scores
 from prefdag.seeds import generator
 
 
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = arguments.file
     if file.suffix != ".csv" or arguments.pairs < 1:
         raise UserError(f"prefdag sheet: expected a file that ends in .csv and at least one pair, got {file}")
-    ours, theirs = sides((arguments.a, arguments.b), arguments.results)
+    ours, theirs = find_sides((arguments.a, arguments.b), arguments.results)
     pairs = [pair for a in ours.folders for b in theirs.folders for pair in _pairs(a, b)]
     random = generator(arguments.seed, "sheet")
     sampled = [pairs[index] for index in random.permutation(len(pairs))[: arguments.pairs]]
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _pairs(ours: Path, theirs: Path) -> list[Pair]:
     """Pair the answers of two folders of scores by prompt; their texts are in the suite's `generate` folders."""
     ours_scores, their_scores = read_scores(ours), read_scores(theirs)
-    rows = matched(ours_scores, their_scores, more=theirs.name.startswith("chosen"))
+    rows = match_rows(ours_scores, their_scores, more=theirs.name.startswith("chosen"))
     keys = [(ours_scores.keys[row], their_scores.keys[other]) for row, other in rows]
     mine, others = (one.parent.parent / "generate" / one.name for one in (ours, theirs))
     return pairs_of(mine, others, keys)

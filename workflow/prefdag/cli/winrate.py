@@ -8,7 +8,7 @@ from typing import Any
 
 from prefdag.cli.commands import options
 from prefdag.evaluation.verdicts import read_verdicts
-from prefdag.evaluation.win_rates import agreement, described
+from prefdag.evaluation.win_rates import agreement, summarise_verdicts
 
 RATES = ("win_rate", "low", "high", "standard_error", "prefers_first", "agreement", "agreement_low", "agreement_high")
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     judges = [(path, judged) for path in arguments.file for judged in read_verdicts(path)]
     settings = {"seed": "winrate", "bootstrap": arguments.bootstrap}
     rates = [
-        {"file": str(path), "judge": judged.judge, "unit": "percent", **described(judged, **settings)}
+        {"file": str(path), "judge": judged.judge, "unit": "percent", **summarise_verdicts(judged, **settings)}
         for path, judged in judges
     ]
     pairs = itertools.combinations([judged for _, judged in judges], 2)

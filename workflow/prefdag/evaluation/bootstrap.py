@@ -1,7 +1,7 @@
-"""Means, win rates and proportions with their uncertainty, over prompts rather than rows.
+"""Means and win rates with standard errors and bootstrap intervals, clustered by prompt.
 
-Several generations of one prompt resemble one another, so rows are no independent draws: every
-interval here treats the prompt as the unit of sampling. Shapes: N rows, G prompts.
+Generations of one prompt resemble one another, so rows are not independent samples: every interval treats the prompt as
+the unit of sampling. Shapes: N rows, G prompts, S and T seeds.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from prefdag.errors import UserError
 from prefdag.seeds import generator
 
-RESAMPLED_AT_ONCE = 4_000_000  # prompt draws held in memory together: 32 MB of indices
+RESAMPLED_AT_ONCE = 4_000_000  # sampled prompts in memory at a time: 32 MB of indices
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class WinRate:
-    """The mean verdict over all rows, a tie a half, with its interval; a win is a verdict above a half."""
+    """The mean verdict over all rows, a tie counting half, with its interval; a win is a verdict above 0.5."""
 
     win_rate: float
     low: float
@@ -46,10 +46,14 @@ class WinRate:
 
 
 def standard_error(values, prompts) -> float:
-    """Cluster-robust standard error of the mean of `values` [N], clustered by `prompts` [N].
+    """Return the cluster-robust standard error of the mean of `values` [N], clustered by `prompts` [N].
 
-    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / N   (Cameron and Miller 2015, eq. 11, for a mean).
-    With one row a prompt it is the familiar s / sqrt(N). Raises UserError for fewer than two prompts.
+    sqrt(G/(G-1) * sum_g (sum_{i in g} (x_i - mean))^2) / N. With one row per prompt this is s / sqrt(N).
+
+    Raises:
+        UserError: There are fewer than two prompts, or a value is not finite.
+
+    Reference: Cameron and Miller 2015, eq. 11, for a mean.
     """
     values, sums, counts = _by_prompt(values, prompts)
     residuals = sums - counts * values.mean()
@@ -58,85 +62,95 @@ def standard_error(values, prompts) -> float:
 
 
 def bootstrap_interval(values, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95):
-    """Percentile interval (low, high) of the mean of `values` [N]; all rows of a drawn prompt [N] come together.
+    """Return the percentile bootstrap interval (low, high) of a mean, resampling prompts with all their rows.
 
-    `seed` names the random stream. Efron and Tibshirani 1993, ch. 13; Field and Welsh 2007 for clusters.
-    Raises UserError for fewer than two prompts, for a value that is no finite number.
+    Args:
+        values: Numbers [N].
+        prompts: The prompt of each row [N].
+        seed: Name of the random stream.
+        bootstrap: Number of resamples.
+        level: Coverage of the interval.
+
+    Raises:
+        UserError: There are fewer than two prompts, or a value is not finite.
+
+    Reference: Efron and Tibshirani 1993, ch. 13; Field and Welsh 2007, for clusters.
     """
     _, sums, counts = _by_prompt(values, prompts)
     num_prompts = len(sums)
-    draws = generator(0, "bootstrap", seed)
+    random = generator(0, "bootstrap", seed)
     chunk = max(1, RESAMPLED_AT_ONCE // num_prompts)
     means = np.empty(bootstrap)
     for start in range(0, bootstrap, chunk):
         size = min(chunk, bootstrap - start)
-        chosen = draws.integers(0, num_prompts, size=(size, num_prompts))
-        means[start : start + size] = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+        sample = random.integers(0, num_prompts, size=(size, num_prompts))
+        means[start : start + size] = sums[sample].sum(axis=1) / counts[sample].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def summarise(values, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
-    """Mean of `values` [N] with the standard error and the bootstrap interval over `prompts` [N]."""
+    """Return the mean of `values` [N], its standard error and its bootstrap interval over `prompts` [N]."""
     low, high = bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap, level=level)
     values = np.asarray(values, dtype=np.float64)
     return Summary(float(values.mean()), low, high, standard_error(values, prompts), len(values))
 
 
 def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> WinRate:
-    """Win rate of `verdicts` [N] (1 win, 0.5 tie, 0 loss, or between) with the bootstrap interval over `prompts` [N].
+    """Return the win rate of `verdicts` [N] with its bootstrap interval over `prompts` [N].
 
-    Between lie the mean of two orders that disagree in part, and preferences given as probabilities.
+    A verdict is 1 for a win, 0.5 for a tie, 0 for a loss; other values between 0 and 1 are the mean of two orders that
+    disagree in part, or a preference expressed as a probability.
     """
     verdicts = np.asarray(verdicts, dtype=np.float64)
-    assert ((verdicts >= 0) & (verdicts <= 1)).all(), "a verdict lies between 0 and 1"
-    wins, ties, losses = (int(found.sum()) for found in (verdicts > 0.5, verdicts == 0.5, verdicts < 0.5))
+    assert ((verdicts >= 0) & (verdicts <= 1)).all(), "a verdict is between 0 and 1"
+    wins, ties, losses = (int(rows.sum()) for rows in (verdicts > 0.5, verdicts == 0.5, verdicts < 0.5))
     low, high = bootstrap_interval(verdicts, prompts, seed=seed, bootstrap=bootstrap, level=level)
     error = standard_error(verdicts, prompts)
     return WinRate(float(verdicts.mean()), low, high, error, wins, ties, losses, len(verdicts))
 
 
-def difference(ours, theirs, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
-    """Mean difference of prompt means: `ours` [S, G] of S seeds, `theirs` [T, G] of T.
+def paired_difference(ours, theirs, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
+    """Return the mean difference of prompt means, `ours` [S, G] minus `theirs` [T, G], over the same prompts.
 
-    The prompts of both sides are the same and are drawn together, so what is hard for both cancels. See `of_seeds`.
+    Both sides are resampled with the same prompts, so what is hard for both cancels. See `bootstrap_seeds`.
     """
     ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    return of_seeds(ours[:, None, :] - theirs[None, :, :], seed=seed, bootstrap=bootstrap, level=level)
+    return bootstrap_seeds(ours[:, None, :] - theirs[None, :, :], seed=seed, bootstrap=bootstrap, level=level)
 
 
-def of_seeds(values, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
-    """Mean of `values` [S, T, G] with the hierarchical bootstrap: seeds of either side, and prompts, drawn anew.
+def bootstrap_seeds(values, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
+    """Return the mean of `values` [S, T, G] with a hierarchical bootstrap over the seeds of both sides and the prompts.
 
-    With one seed a side it is the bootstrap over prompts alone (`summarise`). Otherwise the interval covers what
-    another training would have given as well, as far as so few seeds show it: drawn from S, the variance between seeds
-    comes out small by (S - 1) / S. `se` is then the draws' standard deviation. `n` counts prompts.
+    With one seed per side this is the bootstrap over prompts (`summarise`). Otherwise the interval also covers the
+    variation between trainings, which it understates for few seeds: resampling S seeds shrinks the variance between
+    them by (S - 1) / S. `se` is then the standard deviation of the resampled means. `n` counts prompts.
     """
     values = np.asarray(values, dtype=np.float64)
     num_ours, num_theirs, num_prompts = values.shape
     if num_ours == num_theirs == 1:
         return summarise(values[0, 0], np.arange(num_prompts), seed=seed, bootstrap=bootstrap, level=level)
-    _by_prompt(values.mean(axis=(0, 1)), np.arange(num_prompts))  # its checks
-    draws = generator(0, "bootstrap", seed)
+    _by_prompt(values.mean(axis=(0, 1)), np.arange(num_prompts))  # for its checks
+    random = generator(0, "bootstrap", seed)
     means = np.empty(bootstrap)
     for index in range(bootstrap):
-        prompts = np.bincount(draws.integers(0, num_prompts, num_prompts), minlength=num_prompts) / num_prompts
+        prompts = np.bincount(random.integers(0, num_prompts, num_prompts), minlength=num_prompts) / num_prompts
         by_seed = values @ prompts
-        rows = draws.integers(0, num_ours, num_ours)
-        means[index] = by_seed[rows][:, draws.integers(0, num_theirs, num_theirs)].mean()
+        rows = random.integers(0, num_ours, num_ours)
+        means[index] = by_seed[rows][:, random.integers(0, num_theirs, num_theirs)].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Summary(float(values.mean()), float(low), float(high), float(means.std(ddof=1)), num_prompts)
 
 
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values [N] as float64, and sum [G] and number [G] of the rows of each prompt."""
+    """Return `values` as float64 [N], and the sum [G] and number [G] of each prompt's rows."""
     values = np.asarray(values, dtype=np.float64)
     prompts = np.asarray(prompts)
     assert values.shape == prompts.shape and values.ndim == 1, (values.shape, prompts.shape)
     if not np.isfinite(values).all():
         raise UserError(
             f"row {int(np.flatnonzero(~np.isfinite(values))[0])}: the value to average is not a finite number; "
-            "look for what wrote it"
+            "check what wrote it"
         )
     names, where = np.unique(prompts, return_inverse=True)
     if len(names) < 2:

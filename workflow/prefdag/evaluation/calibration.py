@@ -1,4 +1,4 @@
-"""How far a reward can be trusted: calibration, accuracy by length, and rank correlation with length.
+"""Reliability of a reward: calibration, accuracy by length, and rank correlation with length.
 
 Shapes: M pairs (or N responses), G prompts, B bins. Every interval is a bootstrap over prompts.
 """
@@ -14,12 +14,18 @@ from prefdag.seeds import generator
 
 BINS = 10  # of confidence, each 5 percentage points wide
 CHANCE_DRAWS = 200
-FEWEST_PROMPTS = 5  # of a bin with an interval: resamples of fewer say little of any other
+FEWEST_PROMPTS = 5  # fewer prompts give a bin no interval
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """bins: a row for each bin that holds pairs; error, low, high: expected calibration error; by_chance: see there."""
+    """Expected calibration error of a reward.
+
+    Attributes:
+        bins: A row for each bin that has pairs.
+        error: Expected calibration error; `low` and `high` are its interval.
+        by_chance: The error's mean for a calibrated reward (see `calibration`).
+    """
 
     bins: pd.DataFrame
     error: float
@@ -29,11 +35,11 @@ class Calibration:
 
 
 def pairs_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Every ordered pair of a `held_out.csv`: columns gap (reward of better minus worse), tokens (likewise), prompt.
+    """Return the pairs of a `held_out.csv`: columns gap (reward of better minus worse), tokens (likewise), prompt.
 
-    A comparison of K responses, best first, is K (K - 1) / 2 pairs.
+    A comparison of K responses, best first, gives K (K - 1) / 2 pairs.
     """
-    rewards, tokens = ([column for column in table if column.startswith(f"{what}_")] for what in (name, "tokens"))
+    rewards, tokens = ([column for column in table if column.startswith(f"{prefix}_")] for prefix in (name, "tokens"))
     parts = [
         {"gap": table[rewards[a]] - table[rewards[b]], "tokens": table[tokens[a]] - table[tokens[b]]}
         for a, b in combinations(range(len(rewards)), 2)
@@ -41,23 +47,30 @@ def pairs_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({**part, "prompt": table["prompt"]}) for part in parts], ignore_index=True)
 
 
-def is_right(gaps) -> np.ndarray:
-    """1 where the better response has the larger reward, ties a half: gaps [M] -> [M]."""
+def ranked_correctly(gaps) -> np.ndarray:
+    """Return 1 where the better response has the larger reward, 0.5 for a tie, else 0: gaps [M] -> [M]."""
     gaps = np.asarray(gaps, dtype=float)
     return (gaps > 0) + 0.5 * (gaps == 0)
 
 
 def calibration(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> Calibration:
-    """What sigmoid(gap) predicts against what is observed, and the expected calibration error (Guo et al. 2017, eq. 3).
+    """Compare sigmoid(gap) with the observed accuracy, and compute the expected calibration error.
 
-    Which response of a pair is called first is our choice, so each pair stands in both orders: sigmoid(gap) with
-    outcome 1 and sigmoid(-gap) with outcome 0. The lower half of [0, 1] then mirrors the upper, and it is enough to
-    read the order that the reward prefers: confidence sigmoid(|gap|) in [0.5, 1], outcome `is_right`. The error weighs
-    |observed - confidence| of a bin by its pairs. It is above 0 for a calibrated reward too, by chance; `by_chance` is
-    its mean where outcomes are drawn with the predicted probabilities, independently.
+    The order of a pair is arbitrary, so each pair counts in both orders: sigmoid(gap) with outcome 1 and sigmoid(-gap)
+    with outcome 0. The lower half of [0, 1] then mirrors the upper, so it suffices to use the order that the reward
+    prefers: confidence sigmoid(|gap|) in [0.5, 1], outcome `ranked_correctly`. The error is the mean of
+    |observed - confidence| over bins, weighted by their pairs. By chance it is above 0 for a calibrated reward too;
+    `by_chance` is its mean for independent outcomes with the predicted probabilities.
+
+    Args:
+        pairs: Columns gap and prompt.
+        seed: Name of the random stream.
+        bootstrap: Number of resamples.
+
+    Reference: Guo et al. 2017, eq. 3.
     """
     confidence = 1 / (1 + np.exp(-np.abs(pairs["gap"].to_numpy(float))))
-    outcome = is_right(pairs["gap"])
+    outcome = ranked_correctly(pairs["gap"])
     place = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     prompts, num = pairs["prompt"].to_numpy(), len(pairs)
     rows = []
@@ -69,7 +82,7 @@ def calibration(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> Cal
     names, owner = np.unique(prompts, return_inverse=True)
     excess = np.zeros((len(names), BINS))
     np.add.at(excess, (owner, place), outcome - confidence)
-    weights = prompt_weights(len(names), seed=seed, bootstrap=bootstrap)
+    weights = resample_prompts(len(names), seed=seed, bootstrap=bootstrap)
     errors = np.abs(weights @ excess).sum(1) / (weights @ np.bincount(owner))
     low, high = np.quantile(errors, [0.025, 0.975])
     draws = generator(0, "calibrated", seed)
@@ -82,7 +95,7 @@ def calibration(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> Cal
 
 
 def length_bins(tokens) -> list[tuple[float, float]]:
-    """Bins (low, high], of chosen minus rejected tokens [M], symmetric about 0: thirds of their sizes, and 0 alone."""
+    """Return bins (low, high] of chosen minus rejected tokens [M]: thirds of each sign's sizes, and 0."""
     sizes = np.sort(np.abs(np.asarray(tokens)))
     unequal = sizes[sizes > 0]
     first, second, most = (float(unequal[-(-third * len(unequal) // 3) - 1]) for third in (1, 2, 3))
@@ -92,9 +105,9 @@ def length_bins(tokens) -> list[tuple[float, float]]:
 
 
 def accuracy_by_length(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000) -> pd.DataFrame:
-    """Share of pairs ranked right by how much longer the better response is: a row a bin of `length_bins` with pairs.
+    """Return the share of correctly ranked pairs in each bin of `length_bins`.
 
-    Columns: label, accuracy, low, high (over prompts), pairs.
+    Columns: label, accuracy, low, high (interval over prompts), pairs.
     """
     if not pairs["tokens"].any():
         return pd.DataFrame()
@@ -102,10 +115,10 @@ def accuracy_by_length(pairs: pd.DataFrame, *, seed: str, bootstrap: int = 1000)
     for low, high in length_bins(pairs["tokens"]):
         inside = pairs[(pairs["tokens"] > low) & (pairs["tokens"] <= high)]
         if len(inside):
-            correct = is_right(inside["gap"])
+            correct = ranked_correctly(inside["gap"])
             interval = _interval(correct, inside["prompt"], f"{seed}/{low:g}", bootstrap)
-            about = {"label": _span(int(low) + 1, int(high)), "accuracy": correct.mean()}
-            rows.append({**about, "low": interval[0], "high": interval[1], "pairs": len(inside)})
+            row = {"label": _span(int(low) + 1, int(high)), "accuracy": correct.mean()}
+            rows.append({**row, "low": interval[0], "high": interval[1], "pairs": len(inside)})
     return pd.DataFrame(rows)
 
 
@@ -115,37 +128,38 @@ def _span(first: int, last: int) -> str:
 
 
 def spearman(left, other, prompts, *, seed: str, bootstrap: int = 1000) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two columns [N] (ties share their mean rank), with its interval over prompts [N].
+    """Return Spearman's rank correlation of two columns [N] with its interval over prompts [N].
 
-    All rows of a drawn prompt come together and are ranked anew. NaN where a column has one value alone.
+    Ties share their mean rank. Prompts are resampled with all their rows, and each resample is ranked again. NaN where
+    a column is constant.
     """
     first, second = (np.unique(np.asarray(values), return_inverse=True)[1] for values in (left, other))
     names, owner = np.unique(np.asarray(prompts), return_inverse=True)
-    drawn = prompt_weights(len(names), seed=seed, bootstrap=bootstrap)
-    found = np.array([_correlation(first, second, weights[owner]) for weights in drawn])
-    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan, np.nan)
+    resamples = resample_prompts(len(names), seed=seed, bootstrap=bootstrap)
+    values = np.array([_correlation(first, second, weights[owner]) for weights in resamples])
+    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (np.nan, np.nan)
     return _correlation(first, second, np.ones(len(owner))), float(low), float(high)
 
 
 def _correlation(left: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
-    """Of rows that stand `weights` times each, by the places [N] of their values among the distinct ones."""
+    """Return the rank correlation of rows repeated `weights` times; left, other: indices of distinct values [N]."""
     ranks = []
     for place in (left, other):
-        held = np.bincount(place, weights)
-        rank = (np.cumsum(held) - (held - 1) / 2)[place]  # the mean of the ranks that equal values share
+        counts = np.bincount(place, weights)
+        rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # equal values share the mean of their ranks
         ranks.append(rank - weights @ rank / weights.sum())
     spread = np.sqrt((weights @ ranks[0] ** 2) * (weights @ ranks[1] ** 2))
     return float(weights @ (ranks[0] * ranks[1]) / spread) if spread else float("nan")
 
 
-def prompt_weights(num_prompts: int, *, seed: str, bootstrap: int) -> np.ndarray:
-    """How often each prompt is drawn in each resample: [bootstrap, G], rows that sum to G."""
-    draws = generator(0, "prompts", seed)
-    return draws.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=bootstrap).astype(float)
+def resample_prompts(num_prompts: int, *, seed: str, bootstrap: int) -> np.ndarray:
+    """Return how often each prompt occurs in each resample: [bootstrap, G]; a row sums to G."""
+    random = generator(0, "prompts", seed)
+    return random.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=bootstrap).astype(float)
 
 
 def _interval(values: np.ndarray, prompts, seed: str, bootstrap: int) -> tuple[float, float]:
-    """NaN for a bin of too few prompts."""
+    """Return the bootstrap interval; NaN for too few prompts."""
     if len(np.unique(prompts)) < FEWEST_PROMPTS:
         return np.nan, np.nan
     low, high = bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap)

@@ -11,8 +11,8 @@ import numpy as np
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.errors import UserError
-from prefdag.evaluation.bootstrap import Summary, difference, of_seeds
-from prefdag.evaluation.scores import Scores, matched, read_answers, read_scores
+from prefdag.evaluation.bootstrap import Summary, bootstrap_seeds, paired_difference
+from prefdag.evaluation.scores import Scores, match_rows, read_answers, read_scores
 from prefdag.provenance.manifest import MANIFEST, read_manifest
 
 SEED = re.compile(r"-seed(\d+)(?=@|$)")
@@ -20,55 +20,68 @@ SEED = re.compile(r"-seed(\d+)(?=@|$)")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: what it was called, and a folder of scores a seed."""
+    """One side of a comparison: its name, and a folder of scores for each seed."""
 
     name: str
     folders: tuple[Path, ...]
 
 
-def side(name: str, results: Path) -> Side | None:
-    """A set of answers of a suite by its name, or the seeds of a row by the row's; None where there is neither."""
+def find_side(name: str, results: Path) -> Side | None:
+    """Find a set of answers by its name, or all seeds of a row by the row's name; None where a suite has neither."""
     scores = results / "score"
     if (scores / name / "scores.csv").is_file():
         return Side(name, (scores / name,))
-    seeds = {int(found[1]): path for path in scores.glob("*") if (found := _seed_of(name, path))}
+    seeds = {int(match[1]): path for path in scores.glob("*") if (match := _seed_of(name, path))}
     return Side(name, tuple(seeds[seed] for seed in sorted(seeds))) if seeds else None
 
 
 def _seed_of(name: str, folder: Path) -> re.Match[str] | None:
-    found = SEED.search(folder.name)
-    same = found is not None and SEED.sub("", folder.name, count=1) == name
-    return found if same and (folder / "scores.csv").is_file() else None
+    match = SEED.search(folder.name)
+    same = match is not None and SEED.sub("", folder.name, count=1) == name
+    return match if same and (folder / "scores.csv").is_file() else None
 
 
-def sides(names: tuple[str, str], results: Path | None) -> tuple[Side, Side]:
-    """Both, by name in one suite's results or by the path of a folder of scores. Raises `UserError` otherwise."""
+def find_sides(names: tuple[str, str], results: Path | None) -> tuple[Side, Side]:
+    """Find both sides, by name in one suite's results or by the path of a folder of scores.
+
+    Raises:
+        UserError: A name is unknown, or several suites have both.
+    """
     places = [Path(name) if (Path(name) / "scores.csv").is_file() else None for name in names]
     folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/score"))
-    found = [[Side(name, (at,)) if at else side(name, folder) for at, name in zip(places, names)] for folder in folders]
+    pairs = [
+        [Side(name, (path,)) if path else find_side(name, folder) for path, name in zip(places, names)]
+        for folder in folders
+    ]
     if all(places):
-        found = [[Side(name, (Path(name),)) for name in names]]
-    both = [(ours, theirs) for ours, theirs in found if ours and theirs]
+        pairs = [[Side(name, (Path(name),)) for name in names]]
+    both = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
     if len(both) == 1:
         return both[0]
     searched = ", ".join(map(str, folders)) or "results/<suite>"
     if both:
-        raise UserError(f"{' and '.join(names)} are in several suites ({searched}); say which by --results")
+        raise UserError(f"{' and '.join(names)} are in several suites ({searched}); choose one with --results")
     for index, name in enumerate(names):
-        if not any(pair[index] for pair in found):
+        if not any(pair[index] for pair in pairs):
             known = sorted({path.parent.name for folder in folders for path in folder.glob("score/*/scores.csv")})
             raise UserError(
                 f"{name}: no folder with a scores.csv, and no answers of that name in {searched}; "
                 f"there are {', '.join(known) or 'none'}"
             )
     raise UserError(
-        f"{' and '.join(names)} are not of one suite; name them by their folders, results/<suite>/score/<name>"
+        f"{' and '.join(names)} are not in one suite; name them by their folders, results/<suite>/score/<name>"
     )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `prefdag compare` prints. columns: the means of ours and of theirs, and their difference."""
+    """What `prefdag compare` prints.
+
+    Attributes:
+        columns: Name -> mean of ours, mean of theirs, and their paired difference.
+        win_rate: Of ours against theirs, by reward.
+        configs: Dotted key -> the two values, where they differ.
+    """
 
     ours: Side
     theirs: Side
@@ -79,24 +92,24 @@ class Comparison:
 
 
 def compare(ours: Side, theirs: Side, *, bootstrap: int = 2000) -> Comparison:
-    """Every column that both sides have. Raises `UserError` where they answer different prompts."""
+    """Compare every column that both sides have. Raises `UserError` where they answer different prompts."""
     mine, others = ([read_scores(folder) for folder in one.folders] for one in (ours, theirs))
-    pairs = [[(one, other, matched(one, other)) for other in others] for one in mine]
+    pairs = [[(one, other, match_rows(one, other)) for other in others] for one in mine]
     _check_prompts(ours.folders[0], theirs.folders[0])
     prompts = np.unique([prompt for prompt, _ in mine[0].keys])
     names = [name for name in mine[0].columns if all(name in one.columns for one in (*mine, *others))]
     columns = {}
     for name in names:
         first, second = (np.stack([_by_prompt(one, name, prompts) for one in one_side]) for one_side in (mine, others))
-        found = difference(first, second, seed="compare", bootstrap=bootstrap)
-        columns[name] = (float(first.mean()), float(second.mean()), found)
+        change = paired_difference(first, second, seed="compare", bootstrap=bootstrap)
+        columns[name] = (float(first.mean()), float(second.mean()), change)
     wins = [[_wins(*pair) for pair in row] for row in pairs]
-    rate = of_seeds(np.array(wins), seed="compare", bootstrap=bootstrap)
+    rate = bootstrap_seeds(np.array(wins), seed="compare", bootstrap=bootstrap)
     return Comparison(ours, theirs, len(prompts), columns, rate, _configs(ours, theirs))
 
 
 def _check_prompts(ours: Path, theirs: Path) -> None:
-    """Numbers are a suite's own: across suites the texts must be the same, where both have their answers still."""
+    """Check the texts of prompts with equal numbers, which may differ across suites, where both answers are on disk."""
     generated = [folder.parent.parent / "generate" / folder.name for folder in (ours, theirs)]
     if not all((folder / "generations.jsonl").is_file() for folder in generated):
         return
@@ -110,12 +123,12 @@ def _check_prompts(ours: Path, theirs: Path) -> None:
 
 
 def _by_prompt(scores: Scores, name: str, prompts: np.ndarray) -> np.ndarray:
-    """The mean of a column over each prompt's samples [G]."""
+    """Return the mean of a column over each prompt's samples [G]."""
     return _means(np.array([prompt for prompt, _ in scores.keys]), scores.column(name), prompts)
 
 
 def _wins(ours: Scores, theirs: Scores, rows: list[tuple[int, int]]) -> np.ndarray:
-    """The mean verdict by reward of each prompt [G], a tie a half."""
+    """Return the mean verdict of each prompt [G] by reward, a tie counting half."""
     mine, others = ours.column("reward"), theirs.column("reward")
     verdicts = [0.5 * (1 + np.sign(mine[row] - others[other])) for row, other in rows]
     numbers = np.array([ours.keys[row][0] for row, _ in rows])
@@ -128,43 +141,43 @@ def _means(numbers: np.ndarray, values: np.ndarray, prompts: np.ndarray) -> np.n
 
 
 def _configs(ours: Side, theirs: Side) -> dict[str, tuple[Any, Any]]:
-    """Keys, dotted, whose values differ between the manifests of the first seed's training, answers and scores."""
-    mine, others = (_flat(_told(one.folders[0])) for one in (ours, theirs))
+    """Return the dotted keys whose values differ between the manifests of the first seeds."""
+    mine, others = (_flat(_manifest_configs(one.folders[0])) for one in (ours, theirs))
     mine["seeds"], others["seeds"] = (_seeds(one) for one in (ours, theirs))
     if len(ours.folders) + len(theirs.folders) > 2:
-        for told in (mine, others):
-            told.pop("training.preference.seed", None)
+        for configs in (mine, others):
+            configs.pop("training.preference.seed", None)
     keys = dict.fromkeys((*mine, *others))
-    if mine.get("training.stage") != others.get("training.stage"):  # two stages have hardly a key in common
+    if mine.get("training.stage") != others.get("training.stage"):  # two stages share hardly any keys
         keys = {key: None for key in keys if key == "training.stage" or not key.startswith("training.")}
     return {key: (mine.get(key), others.get(key)) for key in keys if mine.get(key) != others.get(key)}
 
 
 def _seeds(one: Side) -> str | None:
-    found = [SEED.search(folder.name) for folder in one.folders]
-    return ", ".join(seed[1] for seed in found if seed) if len(found) > 1 else None
+    seeds = [SEED.search(folder.name) for folder in one.folders]
+    return ", ".join(seed[1] for seed in seeds if seed) if len(seeds) > 1 else None
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """The configs of what made a set of answers, by what it did, as far as the manifests are there."""
+def _manifest_configs(folder: Path) -> dict[str, Any]:
+    """Return the configs of a set of answers' training, generation and scoring, where their manifests exist."""
     results, policy = folder.parent.parent, AnswerSet.parse(folder.name).policy
     training = {"sft": ["sft"], "base": ["pretrain", "fetch/model"]}.get(policy, [f"preference/{policy}"])
     places = {"training": training, "generate": [f"generate/{folder.name}"], "score": [f"score/{folder.name}"]}
-    found = {}
-    for what, stages in places.items():
+    configs = {}
+    for step, stages in places.items():
         manifests = [results / stage / MANIFEST for stage in stages if (results / stage / MANIFEST).is_file()]
         content = read_manifest(manifests[0]).content if manifests else {}
-        found[what] = content.get("config", {})
-        if what == "training" and manifests:
-            found[what] = {"stage": content.get("stage"), **found[what]}
-    return found
+        configs[step] = content.get("config", {})
+        if step == "training" and manifests:
+            configs[step] = {"stage": content.get("stage"), **configs[step]}
+    return configs
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {key: value if isinstance(value, str | int | float | None) else json.dumps(value)}
     return {
-        inner: found
+        inner: leaf
         for name, part in value.items()
-        for inner, found in _flat(part, f"{key}.{name}" if key else str(name)).items()
+        for inner, leaf in _flat(part, f"{key}.{name}" if key else str(name)).items()
     }

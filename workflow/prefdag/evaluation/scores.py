@@ -1,4 +1,4 @@
-"""scores.csv and generations.jsonl as stages after them read them, and two sets of answers row by row."""
+"""Read scores.csv and generations.jsonl, and match the rows of two sets of answers."""
 
 import csv
 import json
@@ -14,14 +14,14 @@ Key = tuple[int, int]  # prompt_id, sample
 
 @dataclass(frozen=True)
 class Scores:
-    """The rows of a scores.csv: keys [N], no two alike, and columns of [N] numbers."""
+    """The rows of a scores.csv: unique keys [N], and columns of [N] numbers."""
 
     folder: Path
     keys: list[Key]
     columns: dict[str, np.ndarray]
 
     def column(self, name: str) -> np.ndarray:
-        """Raises `UserError` for a column that is not there; every number is finite."""
+        """Return a column of finite numbers. Raises `UserError` where it is missing."""
         if name not in self.columns:
             raise UserError(
                 f"{self.folder / 'scores.csv'}: has no column {name!r}; it has {', '.join(sorted(self.columns))}"
@@ -29,13 +29,13 @@ class Scores:
         values = self.columns[name]
         for key, value in zip(self.keys, values, strict=True):
             assert np.isfinite(value), (
-                f"{self.folder / 'scores.csv'}: prompt {key[0]} sample {key[1]}: {name} {value} would pass as a tie"
+                f"{self.folder / 'scores.csv'}: prompt {key[0]} sample {key[1]}: {name} {value} would count as a tie"
             )
         return values
 
 
 def read_scores(folder: Path) -> Scores:
-    """Raises `UserError` where there is no scores.csv, or one of other rows."""
+    """Read a folder's scores.csv. Raises `UserError` where it is missing or is not a table of scores."""
     path = folder / "scores.csv"
     try:
         with path.open(newline="", encoding="utf-8") as stream:
@@ -50,12 +50,12 @@ def read_scores(folder: Path) -> Scores:
         raise UserError(
             f"{path}: not a table of scores (prompt_id, sample and numbers); delete it and score again"
         ) from None
-    assert len(set(keys)) == len(keys), f"{path}: a prompt and sample stand twice"
+    assert len(set(keys)) == len(keys), f"{path}: duplicate prompt and sample"
     return Scores(folder, keys, columns)
 
 
 def read_answers(folder: Path) -> dict[Key, tuple[str, str]]:
-    """Prompt and response of every row of generations.jsonl. Raises `UserError` where there is none."""
+    """Return prompt and response of each row of generations.jsonl. Raises `UserError` where the file is missing."""
     path = folder / "generations.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -65,27 +65,35 @@ def read_answers(folder: Path) -> dict[Key, tuple[str, str]]:
     return {(row["prompt_id"], row["sample"]): (row["prompt"], row["response"]) for row in rows}
 
 
-def matched(ours: Scores, theirs: Scores, *, more: bool = False) -> list[tuple[int, int]]:
-    """Rows of both that answer each other, sorted by prompt and sample: [(row of ours, row of theirs)].
+def match_rows(ours: Scores, theirs: Scores, *, more: bool = False) -> list[tuple[int, int]]:
+    """Match the rows of two sets of answers by prompt and sample, or by prompt where theirs has one answer per prompt.
 
-    By prompt and sample; where theirs has one answer a prompt, by prompt. more: theirs may answer further prompts.
-    Raises `UserError` for an answer that stands alone.
+    Args:
+        ours: The scores whose rows are all matched.
+        theirs: The scores to match them with.
+        more: Whether theirs may answer more prompts than ours.
+
+    Returns:
+        (row of ours, row of theirs), sorted by prompt and sample.
+
+    Raises:
+        UserError: An answer has no counterpart.
     """
     places = {key: row for row, key in enumerate(theirs.keys)}
-    alone = {prompt: row for row, (prompt, _) in enumerate(theirs.keys)}
-    if len(alone) == len(theirs.keys):
-        found = [(key, alone.get(key[0])) for key in sorted(ours.keys)]
-        lonely = [key for key, row in found if row is None]
+    by_prompt = {prompt: row for row, (prompt, _) in enumerate(theirs.keys)}
+    if len(by_prompt) == len(theirs.keys):
+        pairs = [(key, by_prompt.get(key[0])) for key in sorted(ours.keys)]
+        unmatched = [key for key, row in pairs if row is None]
         answered = {prompt for prompt, _ in ours.keys}
-        lonely += [] if more else [key for key in theirs.keys if key[0] not in answered]
+        unmatched += [] if more else [key for key in theirs.keys if key[0] not in answered]
     else:
-        found = [(key, places.get(key)) for key in sorted(ours.keys)]
-        lonely = sorted(set(ours.keys) ^ set(theirs.keys))
-    if lonely:
-        prompt, sample = min(lonely)
+        pairs = [(key, places.get(key)) for key in sorted(ours.keys)]
+        unmatched = sorted(set(ours.keys) ^ set(theirs.keys))
+    if unmatched:
+        prompt, sample = min(unmatched)
         raise UserError(
-            f"{ours.folder}: prompt {prompt} sample {sample} stands only on one side of the comparison with "
+            f"{ours.folder}: prompt {prompt} sample {sample} is on only one side of the comparison with "
             f"{theirs.folder}; generate both policies with the same prompts and num_samples"
         )
     rows = {key: row for row, key in enumerate(ours.keys)}
-    return [(rows[key], row) for key, row in found if row is not None]
+    return [(rows[key], row) for key, row in pairs if row is not None]

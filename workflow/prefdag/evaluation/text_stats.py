@@ -1,4 +1,4 @@
-"""The words of chosen and rejected responses: what tells them apart, and a map of the texts.
+"""Words of chosen and rejected responses: which ones distinguish the two, and a map of the texts.
 
 Shapes: N texts, V words, G prompts.
 """
@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from threadpoolctl import threadpool_limits
 
-from prefdag.evaluation.calibration import prompt_weights
+from prefdag.evaluation.calibration import resample_prompts
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 MOST_WORDS = 50_000
@@ -21,12 +21,12 @@ PRIOR = 500.0  # words
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters in lower case, an apostrophe inside one kept."""
+    """Return the runs of letters of a text in lower case, with apostrophes inside a word."""
     return WORD.findall(text.lower())
 
 
-def counted(texts: Sequence[str]) -> tuple[np.ndarray, Any]:
-    """The words of `texts`, sorted, and how often each text has each: [V] and sparse [N, V]; no word at all: [0]."""
+def count_words(texts: Sequence[str]) -> tuple[np.ndarray, Any]:
+    """Return the sorted words of `texts` [V] and their counts per text, sparse [N, V]; [0] and None without words."""
     if not any(map(words, texts)):
         return np.array([]), None
     vectorizer = CountVectorizer(analyzer=words, max_features=MOST_WORDS)
@@ -35,11 +35,19 @@ def counted(texts: Sequence[str]) -> tuple[np.ndarray, Any]:
 
 
 def log_odds(chosen, rejected, *, prior: float = PRIOR) -> pd.DataFrame:
-    """Log-odds ratio of each word's rate in chosen and rejected texts, counts [V], with an informative Dirichlet prior.
+    """Return each word's log-odds ratio between chosen and rejected texts, with an informative Dirichlet prior.
 
-    Monroe, Colaresi and Quinn 2008, eqs. 16, 20 and 22: the prior is `prior` words with the rates of both sides
-    together, so that rare words are drawn to 0. Columns delta (above 0: chosen's) and z = delta / its deviation, words
-    taken as independent draws.
+    The prior shrinks the ratios of rare words towards 0.
+
+    Args:
+        chosen: Word counts of the chosen texts [V].
+        rejected: Word counts of the rejected texts [V].
+        prior: The prior's size in words, which have the rates of both sides together.
+
+    Returns:
+        Columns delta (above 0: more frequent in chosen texts) and z = delta / standard deviation.
+
+    Reference: Monroe, Colaresi and Quinn 2008, eqs. 16, 20 and 22.
     """
     first, second = (np.asarray(counts, dtype=float) for counts in (chosen, rejected))
     pseudo = prior * (first + second) / (first + second).sum()
@@ -51,12 +59,19 @@ def _log_odds(counts: np.ndarray, total, pseudo: np.ndarray, prior: float) -> np
     return np.log(counts + pseudo) - np.log(total + prior - counts - pseudo)
 
 
-def telling_words(chosen: Sequence[str], rejected: Sequence[str], prompts, *, number: int = 12) -> pd.DataFrame:
-    """The `number` words of largest z on either side, chosen's first; see `log_odds`.
+def distinctive_words(chosen: Sequence[str], rejected: Sequence[str], prompts, *, number: int = 12) -> pd.DataFrame:
+    """Return the words of largest z on either side, the chosen texts' first; see `log_odds`.
 
-    chosen, rejected, prompts: [N]. Columns word, delta, low, high (95%, over prompts), z, chosen, rejected (counts).
+    Args:
+        chosen: Texts [N].
+        rejected: Texts [N].
+        prompts: The prompt of each pair [N].
+        number: Words per side.
+
+    Returns:
+        Columns word, delta, low, high (95% interval over prompts), z, chosen, rejected (counts).
     """
-    names, counts = counted([*chosen, *rejected])
+    names, counts = count_words([*chosen, *rejected])
     if not len(names):
         return pd.DataFrame()
     sides = [np.asarray(part.sum(0)).ravel() for part in (counts[: len(chosen)], counts[len(chosen) :])]
@@ -66,29 +81,29 @@ def telling_words(chosen: Sequence[str], rejected: Sequence[str], prompts, *, nu
     ranked = table.sort_values(["z", "word"], ascending=[False, True], kind="stable")
     best = pd.concat([ranked[ranked["z"] > 0].head(number), ranked[ranked["z"] < 0].tail(number)])
     groups, owner = np.unique(np.asarray(prompts), return_inverse=True)
-    weights = prompt_weights(len(groups), seed="words", bootstrap=400)
+    weights = resample_prompts(len(groups), seed="words", bootstrap=400)
     pseudo = PRIOR * (best["chosen"] + best["rejected"]).to_numpy(float) / (sides[0].sum() + sides[1].sum())
-    drawn = []
+    samples = []
     for part in (counts[: len(chosen)], counts[len(chosen) :]):
-        shown, total = part[:, best.index].toarray(), np.asarray(part.sum(1)).ravel()
+        occurrences, total = part[:, best.index].toarray(), np.asarray(part.sum(1)).ravel()
         by_prompt = np.zeros((len(groups), len(best)))
-        np.add.at(by_prompt, owner, shown)
+        np.add.at(by_prompt, owner, occurrences)
         resampled = (weights @ np.bincount(owner, total))[:, None]
-        drawn.append(_log_odds(weights @ by_prompt, resampled, pseudo, PRIOR))
-    low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975], axis=0)
+        samples.append(_log_odds(weights @ by_prompt, resampled, pseudo, PRIOR))
+    low, high = np.quantile(samples[0] - samples[1], [0.025, 0.975], axis=0)
     return best.assign(low=low, high=high).reset_index(drop=True)
 
 
 def text_map(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
-    """First two principal components of the texts' TF-IDF vectors: [N, 2], and the share of variance of each [2].
+    """Return the first two principal components of the texts' TF-IDF vectors [N, 2] and their shares of variance [2].
 
-    None for texts too few or too alike. One thread: BLAS then adds in one order.
+    None for too few texts, or texts without variance.
     """
-    names, counts = counted(texts)
+    names, counts = count_words(texts)
     if min(len(names), len(texts)) < 4:
         return None
     vectors = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
-    with threadpool_limits(limits=1):
+    with threadpool_limits(limits=1):  # the order of BLAS's sums depends on the number of threads
         analysis = PCA(2, svd_solver="arpack", random_state=0)
         points = analysis.fit_transform(vectors)
     share = analysis.explained_variance_ratio_

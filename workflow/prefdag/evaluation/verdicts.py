@@ -1,4 +1,4 @@
-"""Files of verdicts, whoever wrote them: AlpacaEval's annotations, a judged csv of summaries, our own verdicts.csv."""
+"""Read verdict files: AlpacaEval's annotations, judged summaries, and this project's verdicts.csv."""
 
 import csv
 import io
@@ -21,18 +21,18 @@ FORMS = (
 
 
 def read_verdicts(path: Path) -> list[JudgedPairs]:
-    """Every judge's verdicts in a file (.json, .jsonl, .csv). Raises `UserError` naming file and row."""
+    """Read every judge's verdicts in a .json, .jsonl or .csv file. Raises `UserError` for a file of another form."""
     rows = _rows(path)
     if not rows:
-        raise UserError(f"{path}: holds no row; expected one row a pair of answers")
+        raise UserError(f"{path}: has no rows; expected one row per pair of answers")
     columns = rows[0].keys()
     if "preference" in columns:
         return _alpaca_eval(path, rows)
     if {"preferred", "shuffled_index"} <= columns:
         return _judged_summaries(path, rows)
     if {"prompt_id", "verdict"} <= columns:
-        return _own(path, rows)
-    raise UserError(f"{path}: no column tells the verdict; expected {FORMS}, got {', '.join(map(str, columns))}")
+        return _project_verdicts(path, rows)
+    raise UserError(f"{path}: no column holds a verdict; expected {FORMS}, got {', '.join(map(str, columns))}")
 
 
 def _rows(path: Path) -> list[Row]:
@@ -65,13 +65,12 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
-    """`preference` from 1 (output_1, the baseline) to 2 (output_2, the model); 0 and 1.5 are ties, null no verdict."""
+    """Read `preference`, from 1 (output_1, the baseline) to 2 (output_2, the model); 0 and 1.5 are ties."""
 
     def verdict(row: Row) -> float:
-        given = row["preference"]
-        if given in (None, ""):
+        if row["preference"] in (None, ""):
             return math.nan
-        value = float(given)
+        value = float(row["preference"])
         return 0.5 if value == 0 else value - 1
 
     verdicts = _each(path, rows, verdict, "preference", "1 to 2, 0 or 1.5 for a tie, or null")
@@ -84,7 +83,7 @@ def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
 
 
 def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
-    """`preferred`: ours or reference, empty where not judged; `shuffled_index` 0 where ours was shown first, else 1."""
+    """Read `preferred` (ours, reference, or empty) and `shuffled_index` (0 where ours was shown first, else 1)."""
     named = {"ours": 1.0, "reference": 0.0, "tie": 0.5, "": math.nan}
     verdicts = _each(path, rows, lambda row: named[row["preferred"]], "preferred", "ours, reference, tie or nothing")
     places = {"0": 1.0, "0.0": 1.0, "1": 0.0, "1.0": 0.0}
@@ -103,17 +102,17 @@ def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     return [_judged(path, path.stem, prompts, verdicts, lengths=lengths, first=first == 1)]
 
 
-def _own(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
-    """verdicts.csv: a row a judge and a generation; `shown_first` and `shown_second` where both orders were asked."""
-    found = []
+def _project_verdicts(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
+    """Read a verdicts.csv: a row per judge and generation, with `shown_first` and `shown_second` for both orders."""
+    judges = []
     for judge in dict.fromkeys(row.get("judge") or path.stem for row in rows):
         mine = [row for row in rows if (row.get("judge") or path.stem) == judge]
         keys = [(row["prompt_id"], row.get("sample", "0")) for row in mine]
-        asked = {"shown_first", "shown_second"} <= mine[0].keys() and any(row["shown_first"] for row in mine)
-        orders = (_numbers(path, mine, "shown_first"), _numbers(path, mine, "shown_second")) if asked else None
+        both = {"shown_first", "shown_second"} <= mine[0].keys() and any(row["shown_first"] for row in mine)
+        orders = (_numbers(path, mine, "shown_first"), _numbers(path, mine, "shown_second")) if both else None
         verdicts = _numbers(path, mine, "verdict")
-        found.append(_judged(path, judge, [prompt for prompt, _ in keys], verdicts, keys=keys, orders=orders))
-    return found
+        judges.append(_judged(path, judge, [prompt for prompt, _ in keys], verdicts, keys=keys, orders=orders))
+    return judges
 
 
 def _numbers(path: Path, rows: Sequence[Row], column: str) -> np.ndarray:
@@ -126,13 +125,15 @@ def _numbers(path: Path, rows: Sequence[Row], column: str) -> np.ndarray:
 def _judged(path: Path, judge: str, prompts: list[str], verdicts: np.ndarray, **about: Any) -> JudgedPairs:
     keys = about.pop("keys", None) or [(prompt,) for prompt in prompts]
     judged = JudgedPairs(judge, keys, verdicts, np.array(prompts), **about)
-    if len(set(judged.prompts[judged.given])) < 2:
-        raise UserError(f"{path}: {judge}: verdicts on fewer than 2 prompts; there is no interval over so few")
+    if len(set(judged.prompts[judged.has_verdict])) < 2:
+        raise UserError(
+            f"{path}: {judge}: verdicts on fewer than 2 prompts, too few for an interval; judge more prompts"
+        )
     return judged
 
 
 def _each(path: Path, rows: Iterable[Row], read: Callable[[Row], float], column: str, allowed: str) -> np.ndarray:
-    """One number a row, between 0 and 1 or nan. Raises `UserError` for the first row that has none."""
+    """Read a number per row, between 0 and 1 or nan. Raises `UserError` for the first row without one."""
     values = []
     for index, row in enumerate(rows):
         try:

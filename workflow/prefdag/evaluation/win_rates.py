@@ -1,6 +1,6 @@
-"""What a win rate hides: the length of what won, the order in which it was shown, and who else would agree.
+"""Win rates with length control, position bias, and the agreement of judges.
 
-A verdict is 1 where ours wins, 0 where theirs does, 0.5 for a tie, or between. Shapes: N rows, G prompts, B resamples.
+A verdict is 1 where ours wins, 0 where theirs wins, 0.5 for a tie, or between. Shapes: N rows, G prompts, B resamples.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,25 @@ import numpy as np
 from prefdag.evaluation.bootstrap import bootstrap_interval, standard_error, win_rate
 from prefdag.seeds import generator
 
-BIASED_BELOW = 0.01  # p value at which a judge is called biased by order
-NEARLY_EQUAL = 0.1  # two lengths match when they differ by no more than this share of the longer
-RIDGE = 1e-4  # keeps a resample without a loss, or with wins by length alone, finite; moves nothing else
-WEIGHED_AT_ONCE = 2_000_000  # weights of rows held in memory together: 16 MB, several times over
-STEPS, STEP = 60, 4.0  # of Newton's method: how many at most, and how far one may go
+BIASED_BELOW = 0.01  # the p value below which a judge counts as biased by order
+NEARLY_EQUAL = 0.1  # the largest difference of matched lengths, as a share of the longer
+RIDGE = 1e-4  # keeps separable resamples finite (no loss, or wins by length alone); negligible elsewhere
+WEIGHTS_AT_ONCE = 2_000_000  # row weights in memory at a time: 16 MB, several copies
+MAX_STEPS, MAX_STEP = 60, 4.0  # of Newton's method: number and size
 
 
 @dataclass(frozen=True)
 class JudgedPairs:
-    """One judge's verdicts on N pairs of answers, nan where it gave none.
+    """One judge's verdicts on N pairs of answers.
 
-    prompts: what each pair answers. lengths: of ours and of theirs. first: whether ours was shown first, where each
-    pair was shown in one order; orders: the verdicts with ours shown first and shown second, where in both.
+    Attributes:
+        judge: Name of the judge.
+        keys: Identifies each pair across judges.
+        verdicts: [N], nan for a pair without a verdict.
+        prompts: The prompt of each pair [N].
+        lengths: Lengths of ours and of theirs, [N] each.
+        first: Whether ours was shown first [N], for pairs shown in one order.
+        orders: The verdicts with ours shown first and with ours shown second, for pairs shown in both orders.
     """
 
     judge: str
@@ -35,38 +41,53 @@ class JudgedPairs:
     orders: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def given(self) -> np.ndarray:
+    def has_verdict(self) -> np.ndarray:
         return ~np.isnan(self.verdicts)
 
 
-def described(judged: JudgedPairs, *, seed: str, bootstrap: int) -> dict[str, Any]:
-    """Win rate with standard error and interval; at equal length where lengths are known, by order where it is known.
+def summarise_verdicts(judged: JudgedPairs, *, seed: str, bootstrap: int) -> dict[str, Any]:
+    """Return a judge's win rate with standard error and interval, length-controlled and by order where known.
 
-    Pairs without a verdict are left out and counted. With verdicts on fewer than two prompts every rate is None.
+    Pairs without a verdict are counted and left out. With verdicts on fewer than two prompts every rate is None.
+
+    Args:
+        judged: The verdicts.
+        seed: Name of the random stream.
+        bootstrap: Number of resamples.
     """
-    given = judged.given
-    verdicts, prompts = judged.verdicts[given], judged.prompts[given]
-    left_out = {"without_verdict": int((~given).sum())}
+    rows = judged.has_verdict
+    verdicts, prompts = judged.verdicts[rows], judged.prompts[rows]
+    left_out = {"without_verdict": int((~rows).sum())}
     if len(np.unique(prompts)) < 2:
         return {"win_rate": None, "low": None, "high": None, "standard_error": None, "n": len(verdicts), **left_out}
-    found: dict[str, Any] = win_rate(verdicts, prompts, seed=seed, bootstrap=bootstrap).to_dict() | left_out
+    summary: dict[str, Any] = win_rate(verdicts, prompts, seed=seed, bootstrap=bootstrap).to_dict() | left_out
     if judged.lengths is not None:
-        ours, theirs = (lengths[given] for lengths in judged.lengths)
+        ours, theirs = (lengths[rows] for lengths in judged.lengths)
         for name, rate in (("length_controlled", length_controlled), ("matched_length", matched_length)):
-            found[name] = rate(verdicts, ours, theirs, prompts, seed=seed, bootstrap=bootstrap)
+            summary[name] = rate(verdicts, ours, theirs, prompts, seed=seed, bootstrap=bootstrap)
     if judged.first is not None:
-        found["order"] = order_bias(verdicts, judged.first[given])
+        summary["order"] = order_bias(verdicts, judged.first[rows])
     if judged.orders is not None:
-        found["order"] = order_bias_of_both(judged.orders[0][given], judged.orders[1][given])
-    return found
+        summary["order"] = order_bias_of_both(judged.orders[0][rows], judged.orders[1][rows])
+    return summary
 
 
 def length_controlled(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: int) -> dict[str, float] | None:
-    """Win rate at equal lengths, by the logistic model of AlpacaEval 2 (Dubois et al. 2024, equation 2).
+    """Return the length-controlled win rate, by the logistic model of AlpacaEval 2.
 
-    logit P(win) = theta + phi tanh(d / std(d)), d = `ours` - `theirs` [N] the difference of lengths; the rate is
-    s(theta). The paper's term for an instruction's difficulty is left out, as it takes other models' verdicts on the
-    same prompts. None where every pair differs by the same length: nothing then tells length from quality.
+    logit P(win) = theta + phi tanh(d / std(d)), where d is the difference of lengths; the rate is sigmoid(theta). The
+    paper's term for the difficulty of an instruction is omitted, since it needs other models' verdicts on the same
+    prompts. None where d is constant: length and quality cannot be separated.
+
+    Args:
+        verdicts: [N].
+        ours: Lengths of our answers [N].
+        theirs: Lengths of their answers [N].
+        prompts: The prompt of each pair [N].
+        seed: Name of the random stream.
+        bootstrap: Number of resamples.
+
+    Reference: Dubois et al. 2024, eq. 2.
     """
     gap = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     spread = gap.std(ddof=1) if len(gap) > 1 else 0.0
@@ -75,11 +96,11 @@ def length_controlled(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: 
     x, y = np.tanh(gap / spread), np.asarray(verdicts, dtype=np.float64)
     theta, phi = logistic(x, y, np.ones((1, len(x))))
     names, where = np.unique(prompts, return_inverse=True)
-    draws, rates = generator(0, "length", seed), np.empty(bootstrap)
-    at_once = max(1, WEIGHED_AT_ONCE // len(x))
+    random, rates = generator(0, "length", seed), np.empty(bootstrap)
+    at_once = max(1, WEIGHTS_AT_ONCE // len(x))
     for start in range(0, bootstrap, at_once):
-        drawn = draws.integers(0, len(names), size=(min(at_once, bootstrap - start), len(names)))
-        counts = np.stack([np.bincount(one, minlength=len(names)) for one in drawn])
+        samples = random.integers(0, len(names), size=(min(at_once, bootstrap - start), len(names)))
+        counts = np.stack([np.bincount(sample, minlength=len(names)) for sample in samples])
         rates[start : start + at_once] = _sigmoid(logistic(x, y, counts[:, where])[0])
     low, high = np.quantile(rates, [0.025, 0.975])
     rate = float(_sigmoid(theta)[0])
@@ -87,19 +108,24 @@ def length_controlled(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: 
 
 
 def logistic(x, y, weights) -> tuple[np.ndarray, np.ndarray]:
-    """theta, phi [B] that maximise sum_n w_bn (y_n log P_n + (1 - y_n) log(1 - P_n)), logit P_n = theta + phi x_n.
+    """Fit B weighted logistic regressions at once by Newton's method, and return theta and phi [B].
 
-    x, y [N], y between 0 and 1; weights [B, N]. Newton's method, all B at once.
+    They maximise sum_n w_bn (y_n log P_n + (1 - y_n) log(1 - P_n)) with logit P_n = theta + phi x_n.
+
+    Args:
+        x: Covariate [N].
+        y: Outcome between 0 and 1 [N].
+        weights: [B, N].
     """
     theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         p = _sigmoid(theta[:, None] + phi[:, None] * x)
         residual, curvature = weights * (y - p), weights * p * (1 - p)
         to_theta, to_phi = residual.sum(axis=1) - RIDGE * theta, residual @ x - RIDGE * phi
         a, b, c = curvature.sum(axis=1) + RIDGE, curvature @ x, curvature @ (x * x) + RIDGE
         scale = a * c - b * b
         moved = (c * to_theta - b * to_phi) / scale, (a * to_phi - b * to_theta) / scale
-        theta, phi = theta + np.clip(moved[0], -STEP, STEP), phi + np.clip(moved[1], -STEP, STEP)
+        theta, phi = theta + np.clip(moved[0], -MAX_STEP, MAX_STEP), phi + np.clip(moved[1], -MAX_STEP, MAX_STEP)
         if max(np.abs(moved[0]).max(), np.abs(moved[1]).max()) < 1e-10:
             break
     return theta, phi
@@ -110,7 +136,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def matched_length(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: int) -> dict[str, float | int | None]:
-    """Win rate among the pairs whose lengths differ by at most a tenth of the longer: a check that no model is in."""
+    """Return the win rate of pairs whose lengths differ by at most a tenth of the longer: a check without a model."""
     longer = np.maximum(ours, theirs)
     near = np.abs(np.asarray(ours) - theirs) <= NEARLY_EQUAL * longer
     matched = np.asarray(verdicts)[near]
@@ -121,9 +147,14 @@ def matched_length(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: int
 
 
 def order_bias(verdicts, first) -> dict[str, Any]:
-    """Ours' win rate when shown first and when shown second, each pair shown once; `first` [N] says which.
+    """Test for position bias where each pair was shown in one order: Fisher's exact test of wins and losses by order.
 
-    A fair judge's rates are equal but for chance. Two-sided: Fisher's exact test of wins and losses by order.
+    Args:
+        verdicts: [N].
+        first: Whether ours was shown first [N].
+
+    Returns:
+        The win rates by order, the share of verdicts for the answer shown first, and the two-sided p value.
     """
     from scipy.stats import fisher_exact
 
@@ -133,9 +164,11 @@ def order_bias(verdicts, first) -> dict[str, Any]:
 
 
 def order_bias_of_both(shown_first, shown_second) -> dict[str, Any]:
-    """The same where each pair was shown in both orders: ours' verdicts [N] shown first and shown second.
+    """Test for position bias where each pair was shown in both orders: McNemar's exact test, two-sided.
 
-    Two-sided: of the pairs whose verdict moves with the order, as many should move either way (McNemar's exact test).
+    Args:
+        shown_first: Verdicts with ours shown first [N].
+        shown_second: Verdicts with ours shown second [N].
     """
     from scipy.stats import binomtest
 
@@ -151,33 +184,41 @@ def _order(shown_first: np.ndarray, shown_second: np.ndarray, p_value: float) ->
     rates = {
         name: {"win_rate": float(side.mean()) if len(side) else None, "n": len(side)} for name, side in sides.items()
     }
-    to_first = np.concatenate([shown_first, 1 - shown_second])  # the verdict for whatever stood first
+    to_first = np.concatenate([shown_first, 1 - shown_second])  # the verdict for the answer shown first
     share = float(to_first.mean()) if len(to_first) else None
     judge = "biased" if p_value < BIASED_BELOW else "no bias shown"
     return {**rates, "prefers_first": share, "p_value": p_value, "judge": judge}
 
 
 def agreement(one: JudgedPairs, other: JudgedPairs, *, seed: str, bootstrap: int) -> dict[str, Any]:
-    """How often two judges, or a judge and people, say the same of the pairs that both have judged.
+    """Measure the agreement of two judges, or of a judge and people, on the pairs that both have judged.
 
-    `agreement` is the share of equal verdicts among pairs that neither calls a tie, as where a judge must choose (the
-    DPO paper's table 2); `ties` counts the pairs left out for it. `kappa` is Cohen's, of win, tie and loss, over all
-    pairs: (p_o - p_e) / (1 - p_e). Intervals are bootstraps over prompts; None where there is too little to tell.
+    `agreement` is the share of equal verdicts among the pairs that neither calls a tie (table 2 of the DPO paper);
+    `ties` counts the other pairs. `kappa` is Cohen's kappa of win, tie and loss over all pairs.
+
+    Args:
+        one: Verdicts of the first judge.
+        other: Verdicts of the second judge.
+        seed: Name of the random stream.
+        bootstrap: Number of resamples of prompts for the intervals.
+
+    Returns:
+        The numbers by name; None, or absent, where there are too few pairs.
     """
     verdicts = {key: value for key, value in zip(other.keys, other.verdicts, strict=True) if not np.isnan(value)}
-    rows = [index for index in np.flatnonzero(one.given) if one.keys[index] in verdicts]
+    rows = [index for index in np.flatnonzero(one.has_verdict) if one.keys[index] in verdicts]
     ours = np.sign(one.verdicts[rows] - 0.5).astype(int)
     theirs = np.sign(np.array([verdicts[one.keys[index]] for index in rows]) - 0.5).astype(int)
     decided = (ours != 0) & (theirs != 0)
     prompts = one.prompts[rows]
-    found: dict[str, Any] = {"judges": [one.judge, other.judge], "n": len(rows), "ties": int((~decided).sum())}
+    result: dict[str, Any] = {"judges": [one.judge, other.judge], "n": len(rows), "ties": int((~decided).sum())}
     same = (ours == theirs)[decided].astype(np.float64)
-    found["agreement"] = float(same.mean()) if len(same) else None
+    result["agreement"] = float(same.mean()) if len(same) else None
     if len(np.unique(prompts[decided])) > 1:
         low, high = bootstrap_interval(same, prompts[decided], seed=f"{seed}/agreement", bootstrap=bootstrap)
         error = standard_error(same, prompts[decided])
-        found |= {"agreement_low": low, "agreement_high": high, "agreement_standard_error": error}
-    return {**found, **_kappa(ours, theirs, prompts, seed, bootstrap)}
+        result |= {"agreement_low": low, "agreement_high": high, "agreement_standard_error": error}
+    return {**result, **_kappa(ours, theirs, prompts, seed, bootstrap)}
 
 
 def _kappa(ours: np.ndarray, theirs: np.ndarray, prompts: np.ndarray, seed: str, bootstrap: int) -> dict[str, Any]:
@@ -187,15 +228,15 @@ def _kappa(ours: np.ndarray, theirs: np.ndarray, prompts: np.ndarray, seed: str,
     kappa = cohen(cells.sum(axis=0))
     if len(names) < 2:
         return {"kappa": kappa}
-    draws = generator(0, "kappa", seed)
-    drawn = [cohen(cells[draws.integers(0, len(names), len(names))].sum(axis=0)) for _ in range(bootstrap)]
-    known = [value for value in drawn if value is not None]
+    random = generator(0, "kappa", seed)
+    samples = [cohen(cells[random.integers(0, len(names), len(names))].sum(axis=0)) for _ in range(bootstrap)]
+    known = [value for value in samples if value is not None]
     low, high = np.quantile(known, [0.025, 0.975]) if known else (None, None)
     return {"kappa": kappa, "kappa_low": low and float(low), "kappa_high": high and float(high)}
 
 
 def cohen(confusion: np.ndarray) -> float | None:
-    """Cohen's kappa of a confusion matrix [3, 3] of counts; None without a pair, or where chance explains all."""
+    """Return Cohen's kappa, (p_o - p_e) / (1 - p_e), of a confusion matrix [3, 3]; None without pairs or if p_e = 1."""
     total = confusion.sum()
     if total == 0:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.report import Expected
-from prefdag.evaluation.bootstrap import difference, of_seeds
+from prefdag.evaluation.bootstrap import bootstrap_seeds, paired_difference
 from prefdag.reporting.tables import title
 
 SPREAD = ("reward", "kl", "win_rate", "length")
@@ -40,20 +40,20 @@ def gains(means: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
     for run, own in means.items():
         both = pd.concat([own["reward"], sft], axis=1, join="inner").to_numpy()
         if run != "sft" and len(both) > 1:
-            gap = difference(both[:, :1].T, both[:, 1:].T, seed=f"gain/{run}", bootstrap=BOOTSTRAP)
+            gap = paired_difference(both[:, :1].T, both[:, 1:].T, seed=f"gain/{run}", bootstrap=BOOTSTRAP)
             found[run] = dict(zip(GAIN, (gap.mean, gap.low, gap.high), strict=True))
     return found
 
 
 def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
-    """Mean over seeds with the interval that draws seeds and prompts anew (`statistics.of_seeds`), and the extremes.
+    """Mean over seeds, its interval over seeds and prompts (`bootstrap_seeds`), and the extremes.
 
     Prompts that a seed has no number for are left out. None where a run lacks the column.
     """
     if any(column not in means[run] for run in runs):
         return dict.fromkeys(("mean", "low", "high", "least", "most"), None)
     values = pd.concat([means[run][column] for run in runs], axis=1, join="inner").dropna().to_numpy().T
-    found = of_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
+    found = bootstrap_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
     each = values.mean(axis=1)
     return {"mean": found.mean, "low": found.low, "high": found.high, "least": each.min(), "most": each.max()}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from prefdag.config.best_of_n import BestOfN
 from prefdag.errors import UserError
-from prefdag.evaluation.best_of_n import Values, divergence_bound, divergences, expected, sizes, win_rates
+from prefdag.evaluation.best_of_n import Values, divergence_bound, divergences, expected_value, sizes, win_rates
 from prefdag.evaluation.bootstrap import summarise
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -62,7 +62,7 @@ def _row(settings: BestOfN, selected_by: Values, measured: Values, best_of: int,
         found = summarise(values, prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap)
         return dict(zip(parts, (found.mean, found.low, found.high, found.se), strict=False))
 
-    row: dict[str, Any] = mean(expected(selected_by, measured, best_of), "mean", "low", "high", "se")
+    row: dict[str, Any] = mean(expected_value(selected_by, measured, best_of), "mean", "low", "high", "se")
     lonely = best_of == measured.shape[1]
     won = {} if lonely else mean(win_rates(selected_by, measured, best_of), "win_rate", "win_low", "win_high")
     row |= {"win_rate": None, "win_low": None, "win_high": None, **won}

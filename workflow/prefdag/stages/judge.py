@@ -17,9 +17,9 @@ import numpy as np
 from prefdag.config.judge import LLM, Judge, People, name_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, Verdict, pairs_of
-from prefdag.evaluation.judge.sheets import verdicts_of
-from prefdag.evaluation.scores import Key, Scores, matched, read_scores
-from prefdag.evaluation.win_rates import JudgedPairs, agreement, described
+from prefdag.evaluation.judge.sheets import read_sheet
+from prefdag.evaluation.scores import Key, Scores, match_rows, read_scores
+from prefdag.evaluation.win_rates import JudgedPairs, agreement, summarise_verdicts
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
@@ -45,9 +45,9 @@ def run(
     """Hold every answer of `scores` against that of `against` to the same prompt, by every judge of the job."""
     settings = job.judge
     ours, theirs = read_scores(scores.parent), read_scores(against.parent)
-    rows = matched(ours, theirs, more=settings.against == "chosen")
+    rows = match_rows(ours, theirs, more=settings.against == "chosen")
     pairs = _pairs(settings, ours, theirs, rows, generations, against_generations)
-    told = {sheet.name: np.array(verdicts_of(Path(sheet.people), pairs)) for sheet in settings.sheets}
+    told = {sheet.name: np.array(read_sheet(Path(sheet.people), pairs)) for sheet in settings.sheets}
     opinions = _opinions(settings, workspace, pairs)
     judged, table = [], []
     for judge in settings.judges:
@@ -123,7 +123,7 @@ def _opinions(settings: Judge, workspace: Workspace, pairs: list[Pair]) -> dict[
     for questions, endpoint in zip(asked, endpoints, strict=True):
         if endpoint is not None:
             questions.ask(endpoint, workspace.name or "all")
-    return {name_of(questions.judge): questions.opinions() for questions in asked}
+    return {name_of(questions.judge): questions.verdicts() for questions in asked}
 
 
 def _summary(settings: Judge, judged: Sequence[JudgedPairs], opinions: dict[str, list[Verdict]]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _summary(settings: Judge, judged: Sequence[JudgedPairs], opinions: dict[str,
     about = {"bootstrap": settings.bootstrap}
     found = {}
     for one in judged:
-        found[one.judge] = described(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
+        found[one.judge] = summarise_verdicts(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
         if one.judge in opinions:
             found[one.judge]["unparsable"] = sum(
                 bool(np.isnan(side)) for said in opinions[one.judge] for side in (said.shown_first, said.shown_second)

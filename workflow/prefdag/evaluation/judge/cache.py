@@ -20,7 +20,7 @@ from prefdag.provenance.journal import append_line
 TEMPERATURE = 0.0
 
 
-def key_of(judge: LLM, question: str) -> str:
+def question_key(judge: LLM, question: str) -> str:
     """sha256 of whatever an answer depends on."""
     asked = {"model": judge.model, "question": question, **settings(judge)}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
@@ -31,7 +31,7 @@ def settings(judge: LLM) -> dict[str, Any]:
     return {"temperature": TEMPERATURE, "max_tokens": judge.max_tokens}
 
 
-def known_answers(folder: Path) -> dict[str, str]:
+def read_cached(folder: Path) -> dict[str, str]:
     """Every answer of the folder's files, by key."""
     answers: dict[str, str] = {}
     for path in sorted(folder.glob("*.jsonl")):

@@ -17,7 +17,7 @@ PLACE = re.compile("|".join(map(re.escape, PLACES)))
 CHOICE = re.compile(r"(?:.*:)?[\W_]*(?:(?:Summary|Reply|Response|Answer)\s+)?(A|B|(?i:tie))[\W_]*")
 
 
-def template_of(judge: LLM) -> str:
+def read_template(judge: LLM) -> str:
     """The text with its places for {prompt}, {A} and {B}. Raises `UserError` for a file that lacks one."""
     path = Path(__file__).parent / SHIPPED[judge.prompt] if judge.prompt in SHIPPED else Path(judge.prompt)
     try:

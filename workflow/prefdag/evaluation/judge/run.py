@@ -9,9 +9,9 @@ from pathlib import Path
 
 from prefdag.config.judge import LLM, name_of
 from prefdag.errors import UserError
-from prefdag.evaluation.judge.cache import AnswerCache, key_of, known_answers
+from prefdag.evaluation.judge.cache import AnswerCache, question_key, read_cached
 from prefdag.evaluation.judge.client import Endpoint, Interrupted
-from prefdag.evaluation.judge.prompts import parse_choice, render_question, template_of
+from prefdag.evaluation.judge.prompts import parse_choice, read_template, render_question
 from prefdag.evaluation.scores import Key, read_answers
 
 FOLDER = ".judge"  # below a suite's results
@@ -73,16 +73,16 @@ class Questions:
 
     def __init__(self, judge: LLM, pairs: Sequence[Pair], folder: Path) -> None:
         self.judge, self.folder = judge, folder
-        template = template_of(judge)
+        template = read_template(judge)
         self._keys: list[tuple[str, str]] = []
         self._asked: dict[str, str] = {}
         for pair in pairs:
             both = [(pair.ours, pair.theirs), (pair.theirs, pair.ours)]
             texts = [render_question(template, pair.prompt, first, second) for first, second in both]
-            first, second = (key_of(judge, text) for text in texts)
+            first, second = (question_key(judge, text) for text in texts)
             self._keys.append((first, second))
             self._asked |= {first: texts[0], second: texts[1]}
-        self._answers = {key: text for key, text in known_answers(folder).items() if key in self._asked}
+        self._answers = {key: text for key, text in read_cached(folder).items() if key in self._asked}
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -140,6 +140,6 @@ class Questions:
             raise
         return answer
 
-    def opinions(self) -> list[Verdict]:
+    def verdicts(self) -> list[Verdict]:
         """One a pair, in their order, once nothing remains."""
         return [Verdict((self._answers[first], self._answers[second])) for first, second in self._keys]

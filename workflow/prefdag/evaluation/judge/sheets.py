@@ -27,7 +27,7 @@ def write_sheet(path: Path, pairs: Sequence[Pair], ours_are_b: Sequence[bool]) -
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file") from None
 
 
-def verdicts_of(path: Path, pairs: Sequence[Pair]) -> list[float]:
+def read_sheet(path: Path, pairs: Sequence[Pair]) -> list[float]:
     """For each pair 1 where people preferred ours, 0 theirs, 0.5 neither, nan where the sheet says nothing of it.
 
     Pairs are found by their texts, in whichever order the sheet has them: a verdict never passes to a new answer.

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from wordcloud import STOPWORDS, WordCloud
 
 from prefdag.evaluation.bootstrap import bootstrap_interval
-from prefdag.evaluation.text_stats import telling_words, text_map, words
+from prefdag.evaluation.text_stats import distinctive_words, text_map, words
 from prefdag.reporting.figures.style import BLUE, INK, VERMILLION, new_figure, use_style
 
 SIDES = {"chosen": (BLUE, "o"), "rejected": (VERMILLION, "^")}
@@ -59,7 +59,7 @@ def words_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.nda
 
     None where a side has no word.
     """
-    telling = telling_words(chosen, rejected, prompts)
+    telling = distinctive_words(chosen, rejected, prompts)
     clouds = [_cloud(texts, colour) for texts, (colour, _) in zip((chosen, rejected), SIDES.values(), strict=True)]
     if not len(telling) or any(cloud is None for cloud in clouds):
         return None
