@@ -1,4 +1,4 @@
-"""prefdag tune: budgets measured in turn on a suite's own weights and comparisons, and which one it takes."""
+"""`prefdag tune`: each budget is measured on a suite's own weights and comparisons, and one is chosen."""
 
 from pathlib import Path
 
@@ -8,18 +8,19 @@ from benchmarks.shapes import SHAPES, write_model
 from comparisons import comparisons, stored
 from conftest import MINI
 from prefdag.cli.main import main
-from prefdag.cli.tune import chosen
+from prefdag.cli.tune import Timing, best_budget
 
 
-def runs(*speeds: float, peak: float) -> list[dict[str, float]]:
-    return [{"pairs_per_s": speed, "peak_rss_mb": peak} for speed in speeds]
+def rounds(*speeds: float, peak: float) -> list[Timing]:
+    return [Timing(speed, peak) for speed in speeds]
 
 
-def test_the_least_memory_among_the_fast_ones_is_taken() -> None:
-    """Medians 90, 98, 100: 98 is within 3 % of the best and needs less; a lone fast round changes nothing."""
-    found = {256: runs(90, 89, 200, peak=100), 512: runs(98, 98, 97, peak=200), 4096: runs(100, 101, 99, peak=900)}
-    assert chosen(found) == 512
-    assert chosen({256: found[256], 4096: found[4096]}) == 4096
+def test_the_least_memory_among_the_fast_budgets_is_chosen() -> None:
+    """Medians 90, 98, 100: 98 is within 3 % of the best and needs less; a single fast round changes nothing."""
+    timings = {256: rounds(90, 89, 200, peak=100), 512: rounds(98, 98, 97, peak=200)}
+    timings[4096] = rounds(100, 101, 99, peak=900)
+    assert best_budget(timings) == 512
+    assert best_budget({256: timings[256], 4096: timings[4096]}) == 4096
 
 
 def test_it_measures_a_suites_own_data(
@@ -35,6 +36,10 @@ def test_it_measures_a_suites_own_data(
     write_model("tiny", tmp_path / "results/mini/sft/model")
     stored(tmp_path / "results/mini/prepare/comparisons/train", comparisons(14, 2))
     assert main(command) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
     assert lines[-1] in {f"preference: {{tokens_per_batch: {budget}}}" for budget in (64, 128)}
     assert sum("to" in line and "(" in line and ("64" in line or "128" in line) for line in lines) == 2
+    assert [line.partition(":")[2].partition(":")[0] for line in err.splitlines()] == [
+        f" round 1 of 1, {budget} tokens per batch" for budget in (64, 128)
+    ]

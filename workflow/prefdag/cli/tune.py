@@ -1,32 +1,40 @@
 """Measure which `tokens_per_batch` is fastest on this machine, on a suite's own data.
 
 How a step is packed changes the low bits of its sums, so a training never chooses by itself: an exact rerun takes the
-number that the suite states, and its manifest has it. This command measures what to state, for a device and a model.
+number that the suite states, and its manifest records it. This command measures what to state.
 """
 
 import argparse
-import json
+import logging
+import multiprocessing
+import resource
 import statistics
-import subprocess
-import sys
-import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from prefdag.cli.commands import options
-from prefdag.config.suite import Suite, read_ordinary_suite
-from prefdag.data.token_store import Store
+from prefdag.config.preference import Preference
+from prefdag.config.suite import read_ordinary_suite
 from prefdag.errors import UserError
-from prefdag.seeds import generator
 
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-NEAR = 0.97  # of the fastest: as fast, for all that a short measurement tells
-STEPS = 6
+NEAR = 0.97  # of the fastest: a short measurement cannot tell such speeds apart
+WARM_UP, STEPS = 2, 6  # steps that are not timed, and steps in all
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Speed of one measurement, and its peak memory: of the GPU where there is one, else of the process."""
+
+    pairs_per_s: float
+    peak_mb: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,62 +44,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Time some steps of DPO at each budget, a process each, in turn; print pairs per second, memory and the choice."""
+    """Measure every budget once a round; print speed and memory of each, and the line for the suite."""
     suite = read_ordinary_suite(arguments.suite)
-    num = suite.preference.batch_size
-    with tempfile.TemporaryDirectory() as folder:
-        ids = Path(folder) / "ids.jsonl"
-        results = Path("results") / suite.name
-        _write_ids(results / "prepare/comparisons/train", ids, num * STEPS)
-        budgets = sorted(set(arguments.budgets))
-        turns = [budget for _ in range(arguments.rounds) for budget in budgets]
-        found: dict[int, list[dict[str, Any]]] = {budget: [] for budget in budgets}
-        for budget in track(
-            turns, f"{len(budgets)} budgets, {arguments.rounds} rounds", disable=not sys.stderr.isatty()
-        ):
-            found[budget].append(_timed(suite, results / "sft/model", ids, budget))
-    _show(found)
-    print(f"preference: {{tokens_per_batch: {chosen(found)}}}")
+    results, budgets = Path("results") / suite.name, sorted(set(arguments.budgets))
+    for needed in (results / "prepare/comparisons/train", results / "sft/model"):
+        if not needed.is_dir():
+            raise UserError(f"{needed} is not there yet; run the suite until its SFT policy and comparisons are made")
+    timings: dict[int, list[Timing]] = {budget: [] for budget in budgets}
+    for number in range(1, arguments.rounds + 1):
+        for budget in budgets:
+            timing = _in_new_process(suite.preference, results, budget)
+            timings[budget].append(timing)
+            speed = f"{timing.pairs_per_s:.1f} pairs/s, {timing.peak_mb:.0f} MB"
+            logger.info("round %d of %d, %d tokens per batch: %s", number, arguments.rounds, budget, speed)
+    _show(timings)
+    print(f"preference: {{tokens_per_batch: {best_budget(timings)}}}")
     return 0
 
 
-def chosen(found: Mapping[int, Sequence[dict[str, Any]]]) -> int:
-    """The budget of the least memory among those that are as fast as the fastest, by medians over the rounds."""
-    speed = {budget: statistics.median(one["pairs_per_s"] for one in runs) for budget, runs in found.items()}
-    near = [budget for budget in found if speed[budget] >= NEAR * max(speed.values())]
-    return min(near, key=lambda budget: (statistics.median(one["peak_rss_mb"] for one in found[budget]), budget))
+def best_budget(timings: Mapping[int, Sequence[Timing]]) -> int:
+    """Return the budget with the least memory among those about as fast as the fastest, by medians over the rounds."""
+    speed = {budget: statistics.median(one.pairs_per_s for one in rounds) for budget, rounds in timings.items()}
+    near = [budget for budget in timings if speed[budget] >= NEAR * max(speed.values())]
+    return min(near, key=lambda budget: (statistics.median(one.peak_mb for one in timings[budget]), budget))
 
 
-def _write_ids(folder: Path, ids: Path, num: int) -> None:
-    """Some comparisons of the suite as `prefdag bench` reads them. Raises `UserError` where there are none yet."""
-    if not (folder / "offsets.npy").is_file():
-        raise UserError(f"{folder} is not there yet; run the suite until its SFT policy and comparisons are made")
-    store = Store.open(folder)
-    with ids.open("w") as stream:
-        for index in generator(0, "tune").permutation(len(store))[:num]:
-            one = store[int(index)]
-            sides = [part.tolist() for part in (one.prompt, one.responses[0], one.responses[-1])]
-            stream.write(json.dumps(dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), sides, strict=True))) + "\n")
+def measure(preference: Preference, results: Path, budget: int) -> Timing:
+    """Time some steps of DPO on the suite's SFT policy and comparisons, in this process.
+
+    The reference's log-probs are zeros, which take as long as any others. Torch is imported here, so that
+    `prefdag tune --help` and the process that waits for this one do without it.
+    """
+    import torch
+
+    from prefdag.config.objectives import objective
+    from prefdag.data.token_store import Store
+    from prefdag.data.views import objective_view
+    from prefdag.models.loading import load_policy, set_up
+    from prefdag.models.logprobs import LogProbs
+    from prefdag.models.packing import Segments
+    from prefdag.training.loop import train
+    from prefdag.training.preference_task import PreferenceTask
+
+    def zeros(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
+        return LogProbs(torch.zeros(len(batch.owner), device=batch.owner.device), batch.owner, batch.shape)
+
+    device = set_up(preference.threads)
+    dpo = objective({"method": "dpo", "beta": 0.1}, "tune", "dpo")
+    store = objective_view(Store.open(results / "prepare/comparisons/train"), dpo)
+    model = load_policy(results / "sft/model", device).train()
+    length = {"tokens_per_batch": budget, "max_steps": STEPS, "epochs": STEPS}
+    settings = preference.model_copy(update={**length, "processes": 1, "nodes": 1, "sharding": "replicated"})
+    speeds, began = list[float](), time.perf_counter()
+    for step in train(model, store, settings, PreferenceTask(dpo, model, store, zeros)):
+        speeds.append(step.num_comparisons / (time.perf_counter() - began))
+        began = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return Timing(statistics.median(speeds[WARM_UP:]), peak)
 
 
-def _timed(suite: Suite, model: Path, ids: Path, budget: int) -> dict[str, Any]:
-    settings = suite.preference
-    command = [sys.executable, "-m", "prefdag", "bench", "--model", str(model), "--ids", str(ids)]
-    command += ["--tokens-per-batch", str(budget), "--pairs-per-step", str(settings.batch_size)]
-    done = subprocess.run(
-        [*command, "--threads", str(settings.threads), "--steps", str(STEPS)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise UserError(f"tune: {budget} tokens: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def _in_new_process(preference: Preference, results: Path, budget: int) -> Timing:
+    """Measure in a process of its own, whose peak memory is that of this budget alone."""
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=spawn) as workers:
+            return workers.submit(measure, preference, results, budget).result()
+    except (UserError, RuntimeError, MemoryError) as error:  # out of memory, in as many forms as there are devices
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"tune: {budget} tokens per batch: {reason}; choose other --budgets") from error
 
 
-def _show(found: Mapping[int, Sequence[dict[str, Any]]]) -> None:
+def _show(timings: Mapping[int, Sequence[Timing]]) -> None:
     table = Table("tokens_per_batch", "pairs/s (lowest to highest round)", "peak memory, MB")
-    for budget, runs in found.items():
-        speeds = [one["pairs_per_s"] for one in runs]
-        peak = statistics.median(one["peak_rss_mb"] for one in runs)
+    for budget, rounds in timings.items():
+        speeds = [one.pairs_per_s for one in rounds]
         speed = f"{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
-        table.add_row(str(budget), speed, f"{peak:.0f}")
+        table.add_row(str(budget), speed, f"{statistics.median(one.peak_mb for one in rounds):.0f}")
     Console().print(table)
