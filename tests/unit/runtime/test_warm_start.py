@@ -93,7 +93,10 @@ def test_a_killed_job_is_told_as_such(number: signal.Signals, server, tmp_path: 
     os.kill(int((tmp_path / "job").read_text()), number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
-    assert f"the process that ran this job was ended by {number.name}, perhaps for its memory; rerun" in err
+    assert (
+        f"the process that ran this job was ended by {number.name}, perhaps for its memory; rerun with more memory"
+        in err
+    )
 
 
 def waiting(server: tuple[Path, dict[str, str]], mark: Path) -> subprocess.Popen[str]:

@@ -1,8 +1,8 @@
-"""One job at a time makes an output: two would write the same files, and delete each other's.
+"""Lock a job, so that two processes never make the same output: they would delete each other's files.
 
-A Snakemake that was killed leaves its jobs running, and the next one starts the same jobs again; so does a person by
-hand. The second waits for the first. The lock is the process's own (a POSIX record lock, which NFS has as well), so it
-ends with the process however that ends, and no child inherits it.
+A Snakemake that was killed leaves its jobs running, and the next one starts the same jobs again. The second process
+waits for the first. The lock is a POSIX record lock (`fcntl`), not the `flock` of the `filelock` library: it works on
+NFS, ends with its process however that ends, and child processes do not inherit it.
 """
 
 import fcntl
@@ -15,26 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FOLDER = ".running"
-PATIENCE = 0.5  # seconds between two looks at a lock that another process has
+PATIENCE = 0.5  # seconds between two attempts to take the lock
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def hold_job_lock(root: Path, job: str) -> Iterator[bool]:
-    """Hold `<root>/.running/<job>` while inside; tells whether another process had it first.
+    """Lock `<root>/.running/<job>`, and yield whether another process held the lock before.
 
-    On a file system without locks nothing is held, as it is said.
+    On a file system without locks, print a warning and run unlocked.
     """
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     path = root / FOLDER / job
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        yield _locked(file, path)
+        yield _lock(file, path)
     finally:
         os.close(file)
 
 
-def _locked(file: int, path: Path) -> bool:
+def _lock(file: int, path: Path) -> bool:
     waited = False
     while True:
         try:
@@ -47,7 +47,7 @@ def _locked(file: int, path: Path) -> bool:
             waited = True
             time.sleep(PATIENCE)
         except OSError as error:
-            logger.warning("%s cannot be locked (%s); start each job once", path, error.strerror)
+            logger.warning("%s cannot be locked (%s); do not start a job twice", path, error.strerror)
             return False
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

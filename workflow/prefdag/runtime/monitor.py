@@ -1,6 +1,6 @@
-"""What a job takes of its machine while it runs, sampled into its journal: CPU, memory, GPU.
+"""Sample the CPU, memory and GPU that a job uses into its journal.
 
-Names are those under which MLflow shows system metrics: system/... .
+The samples have the names of MLflow's system metrics: system/... .
 """
 
 import _thread
@@ -15,8 +15,8 @@ import psutil
 
 from prefdag.provenance.journal import Journal
 
-FIRST, LONGEST = 5.0, 60.0  # seconds between two samples: at first, and of a job of hours
-_ASKED = {
+FIRST, LONGEST = 5.0, 60.0  # seconds between two samples: of a new job, and of one that has run for hours
+_GPU_QUERY = {
     "utilization.gpu": "gpu_utilization_percentage",
     "memory.used": "gpu_memory_usage_megabytes",
     "power.draw": "gpu_power_usage_watts",
@@ -24,9 +24,9 @@ _ASKED = {
 
 
 class ResourceMonitor:
-    """Samples while a `with` block runs; the pause grows with the job, so that a day of it is 1,500 samples.
+    """Sample during a `with` block. The pause grows with the job's age: a job of a day has 1,500 samples.
 
-    A job that ends within `first` seconds leaves none: its end tells its peak memory.
+    A job that ends within `first` seconds has no sample; its peak memory is in the journal's last event.
     """
 
     def __init__(self, journal: Journal, first: float = FIRST) -> None:
@@ -34,29 +34,29 @@ class ResourceMonitor:
         self._over, self._writing = threading.Event(), threading.Lock()
 
     def __enter__(self) -> None:
-        # Not threading.Thread: its start waits for a sign of the new thread, which gives none where memory is refused.
+        # Not threading.Thread: its start() waits for the new thread for ever if there is no memory to run it.
         _thread.start_new_thread(self._sample, ())
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._writing:  # the journal's last line is the job's end
+        with self._writing:  # no sample may follow the job's end in the journal
             self._over.set()
 
     def _sample(self) -> None:
         try:
             process, began, number = psutil.Process(), time.monotonic(), 0
-            process.cpu_percent()  # the first answer is of no interval
+            process.cpu_percent()  # the first call only starts the interval
             while not self._over.wait(min(LONGEST, max(self.first, (time.monotonic() - began) / 60))):
                 with self._writing:
                     if self._over.is_set():
                         return
                     self.journal.system(number, take_sample(process))
                 number += 1
-        except (OSError, MemoryError):  # a full disk, no memory: told by what the job itself does
+        except (OSError, MemoryError):  # a full disk, no memory: the job itself fails and reports it
             return
 
 
 def take_sample(process: psutil.Process) -> dict[str, float]:
-    """CPU time of the job since it was last asked (percent, 100 is one core), memory (MB) of it and of the machine."""
+    """Return CPU time since the last sample (percent of one core) and memory (MB) of the job and the machine."""
     memory = psutil.virtual_memory()
     mega = 1e6
     values = {
@@ -70,11 +70,11 @@ def take_sample(process: psutil.Process) -> dict[str, float]:
 
 
 def _gpu() -> dict[str, float]:
-    """Of the device that the job leases, by NVIDIA's own tool; nothing where there is none."""
+    """Query the job's GPU with nvidia-smi; return no values without a GPU."""
     device = os.environ.get("CUDA_VISIBLE_DEVICES")
     if device == "" or not shutil.which("nvidia-smi"):
         return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             [*command, f"--id={device or 0}"], capture_output=True, text=True, timeout=10, check=True
@@ -85,6 +85,6 @@ def _gpu() -> dict[str, float]:
 
 
 def read_gpu(answer: str) -> dict[str, float]:
-    """The values of an answer of nvidia-smi; of several devices the first's, and none for "[N/A]"."""
-    told = zip(_ASKED.values(), answer.partition("\n")[0].split(","), strict=False)
-    return {name: float(value) for name, value in told if value.strip().replace(".", "", 1).isdigit()}
+    """Return the values of nvidia-smi's first device, without those that are "[N/A]"."""
+    pairs = zip(_GPU_QUERY.values(), answer.partition("\n")[0].split(","), strict=False)
+    return {name: float(value) for name, value in pairs if value.strip().replace(".", "", 1).isdigit()}

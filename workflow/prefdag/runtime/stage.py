@@ -1,8 +1,8 @@
-"""What every stage has in common: its workspace, its journal and its manifest.
+"""Run a stage: read its inputs, give it a workspace, journal what it does, and publish its output with a manifest.
 
-A stage is a module of `prefdag.stages` with a `Job` (the shape of `--config`) and a function
-`run(job, here, *, <input>: Path, ...)`; each input is the path of a manifest. The command line is read off that
-signature, so a stage states what it depends on exactly once.
+A stage is a module of `prefdag.stages` with a `Job` (the schema of `--config`) and a function
+`run(job, workspace, *, <input>: Path, ...)`. Each input is the path of a manifest. The command line is derived from
+this signature, so a stage declares its dependencies exactly once.
 """
 
 import hashlib
@@ -43,12 +43,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Workspace:
-    """What a stage is handed beside its inputs.
+    """The folders and the journal of one job.
 
-    output: an empty folder; its content is renamed into place when the stage returns.
-    resume: where resumable state may be kept between attempts of this very job (it may not exist yet).
+    In a job with several processes, only the output and the journal of the first process are published.
 
-    Of a job's several processes only what the first one puts into its output and its journal stays.
+    Attributes:
+        stage: the stage's name.
+        name: the job's name within its stage, None for a stage with one job.
+        output: an empty folder; its content is renamed into place when the stage returns.
+        resume: a folder for state that a later attempt at the same job continues from; it may not exist yet.
+        journal: receives metrics, datasets, models and artifacts.
+        inputs: the manifests of the inputs, by the names of `run`'s arguments.
     """
 
     stage: str
@@ -59,25 +64,25 @@ class Workspace:
     inputs: Mapping[str, Manifest | list[Manifest]]
 
     def log_model_input(self, argument: str, name: str, folder: str = "model") -> None:
-        """Tell the journal that the weights of an input, in its `folder`, are read; they are what its manifest says."""
+        """Journal that the job reads the weights in `folder` of an input. Raises `UserError` if they are corrupt."""
         manifest = self._input(argument)
         manifest.check_weights(folder)
         self.journal.model(name, path=manifest.folder / folder, sha256=weights_digest(manifest, folder), role="input")
 
     def log_model_output(self, name: str, parents: Sequence[str] = (), folder: str = "model") -> None:
-        """Tell the journal that this job made the weights in `output`/`folder`; parents: the inputs they grew from."""
+        """Journal that the job made the weights in `output`/`folder`, starting from those of the inputs `parents`."""
         digest = combined_digest([sha256_of(path) for path in sorted((self.output / folder).glob("*.safetensors"))])
-        grown = [weights_digest(self._input(parent)) for parent in parents]
-        self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=grown)
+        digests = [weights_digest(self._input(parent)) for parent in parents]
+        self.journal.model(name, path=self.output / folder, sha256=digest, role="output", parents=digests)
 
     def log_dataset(self, argument: str, split: str, context: Literal["training", "evaluation"]) -> None:
-        """Tell the journal that a split of an input's comparisons is read."""
+        """Journal that the job reads a split of an input's comparisons."""
         manifest = self._input(argument)
         digest = combined_digest([manifest.digest(f"{split}/{name}.npy") for name in ("offsets", "tokens")])
         self.journal.dataset(f"{argument}-{split}", digest=digest, path=manifest.folder / split, context=context)
 
     def results(self, values: Mapping[str, float]) -> None:
-        """Tell the journal the numbers that the whole job comes to."""
+        """Journal the results of the whole job."""
         self.journal.metrics(None, values)
 
     def _input(self, argument: str) -> Manifest:
@@ -86,80 +91,123 @@ class Workspace:
         return manifest
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a job will run, derived from its command line and its inputs' manifests."""
+
+    stage: str
+    name: str | None
+    root: Path  # the suite's folder
+    output: Path  # the manifest to write
+    run: Callable[[Workspace], Any]
+    made_of: Mapping[str, Any]  # stage, config, code and inputs as the output's manifest states them
+    inputs: Mapping[str, Manifest | list[Manifest]]
+    key: str  # identifies the state that another attempt may continue from
+
+    @property
+    def partial(self) -> Path:
+        """Return the folder that this process writes into until the output is published."""
+        return self.root / ".partial" / (self.key if is_first() else f"{self.key}-{rank()}")
+
+    def workspace(self, journal: Journal) -> Workspace:
+        return Workspace(self.stage, self.name, self.partial, self.root / ".resume" / self.key, journal, self.inputs)
+
+
 def run_stage(stage: str, module: ModuleType, config: str, paths: Mapping[str, Any], output: Path) -> None:
-    """Run one stage.
+    """Run one stage, in this process or, with several, in its share of them.
 
     Args:
-        stage: its name.
+        stage: the stage's name.
         module: its module, with `Job` and `run`.
-        config: JSON of the keys that `Job` states.
+        config: JSON of the keys that `Job` declares.
         paths: manifests by the names of `run`'s arguments: one, a list, or None.
         output: the manifest to write, results/<suite>/<stage>/[<name>/]manifest.json.
+
+    Raises:
+        UserError: the config, an input or the output is wrong, or the stage found a mistake of the user.
+        Stopped: SIGTERM or SIGINT arrived.
     """
-    _execute(stage, module.run, module.Job.parse_json(config, f"{stage} --config"), paths, output)
+    plan = _plan(stage, module, config, paths, output)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    if is_first():
+        _run_first(plan)
+    else:
+        _run_further(plan)
 
 
-def _execute(stage: str, run: Callable[..., Any], job: Section, paths: Mapping[str, Any], output: Path) -> None:
+def _plan(stage: str, module: ModuleType, config: str, paths: Mapping[str, Any], output: Path) -> _Plan:
+    job: Section = module.Job.parse_json(config, f"{stage} --config")
     if output.name != MANIFEST:
         raise UserError(f"{stage} --output: expected a path that ends in {MANIFEST}, got {output}")
     root, name = _place(stage, output)
     inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
     digests = {key: _digests(value) for key, value in inputs.items()}
     code = code_digest(stage, job.user_files())
-    config = job.model_dump(mode="json")
-    made_of = {"stage": stage, "config": config, "code": code, "inputs": digests}
+    made_of = {"stage": stage, "config": job.model_dump(mode="json"), "code": code, "inputs": digests}
     key = f"{_job(stage, name)}-{_key(job.stable_part(), code, digests)}"
-    made = root / ".partial" / (key if is_first() else f"{key}-{rank()}")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    if not is_first():
-        _make_folder(made)
-        journal = Journal(made / "journal.jsonl", root=root, stage=stage, name=name)
-        _go_along(run, job, Workspace(stage, name, made, root / ".resume" / key, journal, inputs), paths)
-        return
-    _make_folder(root)
-    with as_sentences(stage, root), hold_job_lock(root, _job(stage, name)) as another_did:
-        # Of several processes the others are on their way already, and would wait for this one.
-        if another_did and num_ranks() == 1 and _is_made(output, made_of):
-            logger.info("%s: another process has written %s meanwhile", stage, output)
+
+    def run(workspace: Workspace) -> Any:
+        return module.run(job, workspace, **paths)
+
+    return _Plan(stage, name, root, output, run, made_of, inputs, key)
+
+
+def _run_first(plan: _Plan) -> None:
+    """Run the stage in the job's first process, which alone locks, journals and publishes."""
+    _make_folder(plan.root)
+    with as_sentences(plan.stage, plan.root), hold_job_lock(plan.root, _job(plan.stage, plan.name)) as waited:
+        # With several processes the others have started the work already, and would wait for this one.
+        if waited and num_ranks() == 1 and _is_made(plan.output, plan.made_of):
+            logger.info("%s: another process has made %s", plan.stage, plan.output)
             return
-        for manifest in _flat(inputs):
+        for manifest in _flat(plan.inputs):
             manifest.check_but_weights()
-        shutil.rmtree(made, ignore_errors=True)
-        _make_folder(made)
-        _make_folder(output.parent)
-        output.unlink(missing_ok=True)
-        journal = open_journal(root, stage, name)
-        workspace = Workspace(stage, name, made, root / ".resume" / key, journal, inputs)
-        journal.start(config=config, inputs=_journalled(inputs), code=code)
-        _attempt(workspace, lambda: run(job, workspace, **paths), made_of, output)
+        shutil.rmtree(plan.partial, ignore_errors=True)
+        _make_folder(plan.partial)
+        _make_folder(plan.output.parent)
+        plan.output.unlink(missing_ok=True)
+        journal = open_journal(plan.root, plan.stage, plan.name)
+        journal.start(config=plan.made_of["config"], inputs=_journalled(plan.inputs), code=plan.made_of["code"])
+        _attempt(plan, plan.workspace(journal))
 
 
-def _attempt(workspace: Workspace, run: Callable[[], Any], made_of: Mapping[str, Any], output: Path) -> None:
-    """Run the stage in its workspace and publish what it made; whatever happens, the journal says how it ended."""
-    began = time.monotonic()
+def _run_further(plan: _Plan) -> None:
+    """Run the stage in a process other than the job's first: the same work, whose output is discarded."""
+    _make_folder(plan.partial)
+    journal = Journal(plan.partial / "journal.jsonl", root=plan.root, stage=plan.stage, name=plan.name)
+    try:
+        plan.run(plan.workspace(journal))
+    finally:
+        shutil.rmtree(plan.partial, ignore_errors=True)
+
+
+def _attempt(plan: _Plan, workspace: Workspace) -> None:
+    """Run the stage in its workspace and publish its output. The journal's last line states how the job ended."""
+    started = time.monotonic()
     status: Status = "failed"
     mistake, digest = None, None
     try:
-        with as_sentences(workspace.stage, workspace.journal.root), ResourceMonitor(workspace.journal):
-            facts = run()
-            publish(workspace.output, output.parent, describe(workspace.output, **made_of, facts=facts or {}))
-        _forget(workspace)
-        status, digest = "finished", read_manifest(output).sha256
+        with as_sentences(plan.stage, plan.root), ResourceMonitor(workspace.journal):
+            facts = plan.run(workspace)
+            publish(workspace.output, plan.output.parent, describe(workspace.output, **plan.made_of, facts=facts or {}))
+        _remove_states(workspace)
+        status, digest = "finished", read_manifest(plan.output).sha256
     except Stopped:
-        status, mistake = "killed", "told to stop"
+        status, mistake = "killed", "stopped by a signal"
         raise
     except BaseException as error:
         mistake = f"{type(error).__name__}: {error}"
         raise
     finally:
         shutil.rmtree(workspace.output, ignore_errors=True)
-        seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        seconds, peak = time.monotonic() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         try:
             workspace.journal.end(status=status, error=mistake, manifest=digest, seconds=seconds, peak_memory_mb=peak)
-        except OSError as error:  # a full disk; of a job that failed its own sentence says so
+        except OSError as error:  # a full disk; a job that failed has its own sentence
             if status == "finished":
-                logger.warning("%s: its end is not written (%s)", workspace.journal.path, error.strerror)
+                path = workspace.journal.path
+                logger.warning("%s: cannot write the job's end (%s); the output is complete", path, error.strerror)
 
 
 def _job(stage: str, name: str | None) -> str:
@@ -167,7 +215,7 @@ def _job(stage: str, name: str | None) -> str:
 
 
 def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
-    """Whether a manifest of this very job is there, and its files with it."""
+    """Return whether the manifest of this job exists, and its files are complete."""
     try:
         manifest = read_manifest(output)
         manifest.check(lambda name: True)
@@ -176,21 +224,13 @@ def _is_made(output: Path, made_of: Mapping[str, Any]) -> bool:
     return all(manifest.content[part] == value for part, value in made_of.items())
 
 
-def _forget(workspace: Workspace) -> None:
-    """Remove the states of this job and, as its output now exists, those that it left with another config or code."""
-    own = re.compile(re.escape(_job(workspace.stage, workspace.name)) + "-[0-9a-f]{16}")
+def _remove_states(workspace: Workspace) -> None:
+    """Remove this job's resumable states, including those of other configs and code: its output exists now."""
+    states = re.compile(re.escape(_job(workspace.stage, workspace.name)) + "-[0-9a-f]{16}")
     for folder in (workspace.resume.parent, workspace.output.parent):
         for path in folder.glob("*"):
-            if own.fullmatch(path.name) and path != workspace.output:
+            if states.fullmatch(path.name) and path != workspace.output:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _go_along(run: Callable[..., Any], job: Section, workspace: Workspace, paths: Mapping[str, Any]) -> None:
-    """What every process but a job's first does: the same work, of which nothing stays."""
-    try:
-        run(job, workspace, **paths)
-    finally:
-        shutil.rmtree(workspace.output, ignore_errors=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -198,7 +238,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _place(stage: str, output: Path) -> tuple[Path, str | None]:
-    """The suite's folder and the job's name, from results/<suite>/<stage>/[<name>/]manifest.json."""
+    """Return the suite's folder and the job's name of results/<suite>/<stage>/[<name>/]manifest.json."""
     folder = output.parent
     if folder.name == stage:
         return folder.parent, None
@@ -227,7 +267,7 @@ def _digests(value: Manifest | list[Manifest]) -> Any:
 
 
 def _journalled(inputs: Mapping[str, Manifest | list[Manifest]]) -> dict[str, Any]:
-    """Inputs as the journal shows them: a long list of manifests is told by its members' numbers."""
+    """Return path and digest of each input; manifests of a list get numbered names."""
     flat: dict[str, Any] = {}
     for name, value in inputs.items():
         for index, manifest in enumerate(value if isinstance(value, list) else [value]):

@@ -1,10 +1,9 @@
-"""Warm starts: one process imports torch and transformers once, and each job of a local run is a fork of it.
+"""Warm starts: one server process imports torch and transformers once, and forks into each job of a local run.
 
-Importing them takes 4 to 6 CPU seconds, more than many jobs' own work. The workflow starts the server; `prefdag
-<stage>` finds its socket in PREFDAG_WARM, hands over its arguments, environment and open files, and relays signals
-until the job ends. The server holds other people's modules only: a job imports prefdag's own after the fork, as they
-then are. Without a server (on clusters, by hand, or where the system has no pidfd) a stage starts cold, to the same
-bits.
+The imports take 4 to 6 CPU seconds, more than the work of many jobs. The workflow starts the server. `prefdag <stage>`
+finds the server's socket in PREFDAG_WARM, sends its arguments, environment and open files, and relays signals until
+the job ends. The server imports third-party modules only: a job imports prefdag after the fork, so it runs the current
+code. Without a server (on clusters, by hand, or on a system without pidfd) a stage starts cold and gives the same bits.
 """
 
 import gc
@@ -21,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 
 VARIABLE = "PREFDAG_WARM"
-SERVER = "PREFDAG_WARM_SERVER"  # of a job that was forked: the server's process
+SERVER = "PREFDAG_WARM_SERVER"  # in the environment of a forked job: the server's process
 IMPORTS = (
     "torch.utils.checkpoint",
     "safetensors.torch",
@@ -31,8 +30,8 @@ IMPORTS = (
     "transformers.models.auto.tokenization_auto",
     *(f"transformers.models.{name}.modeling_{name}" for name in ("llama", "gpt2", "gpt_neox", "qwen2")),
 )
-ENDED = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)  # which leave a job no word of its own
-PATIENCE = 1.0  # seconds between two looks at whether the workflow is still there
+ENDED = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS)  # a job that these end prints no message
+PATIENCE = 1.0  # seconds between two checks that the workflow still runs
 logger = logging.getLogger(__name__)
 
 
@@ -46,21 +45,21 @@ def serve(path: Path, parent: int, entry: str, load: Callable[[], None] = import
 
     Args:
         path: the socket to listen on.
-        parent: the process to outlive by at most `PATIENCE` seconds.
+        parent: the process that the server outlives by at most `PATIENCE` seconds.
         entry: `module:function`, called with a job's arguments after the fork; it returns the exit code.
-        load: does once what all jobs share. It must start no thread, because threads do not survive a fork.
+        load: imports what all jobs share. It must start no thread, because threads do not survive a fork.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         old = os.umask(0o077)
         listener.bind(str(path))
         os.umask(old)
-        listener.listen(64)  # before importing: whoever connects now waits here instead of importing as well
+        listener.listen(64)  # before importing: an early client waits for the server instead of importing as well
         gc.disable()
         load()
         gc.freeze()
         gc.enable()
-        # Threads do not survive a fork. torch starts its own at the first parallel sum, which is never made here.
+        # torch starts threads only at its first parallel operation, which never happens in this process.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         server = os.getpid()
         listener.settimeout(PATIENCE)
@@ -72,7 +71,7 @@ def serve(path: Path, parent: int, entry: str, load: Callable[[], None] = import
             if os.fork() == 0:
                 listener.close()
                 _attend(client, server, entry)
-                os._exit(0)
+                os._exit(0)  # a fork must not run the server's clean-up (Python's documentation of os._exit)
             client.close()
     path.unlink(missing_ok=True)
 
@@ -86,10 +85,10 @@ def is_alive(process: int) -> bool:
 
 
 def _attend(client: socket.socket, server: int, entry: str) -> None:
-    """Fork the job, relay the client's signals to it, and send back how it ended."""
+    """Fork the job, relay the client's signals to it, and send its exit code back."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     client.settimeout(None)
-    request, files = _received(client)
+    request, files = _receive(client)
     job = os.fork()
     if job == 0:
         client.close()
@@ -104,14 +103,14 @@ def _attend(client: socket.socket, server: int, entry: str) -> None:
             client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
             return
         if not (numbers := client.recv(16)):
-            os.kill(job, signal.SIGKILL)  # the client was killed, and nobody would know of this job
+            os.kill(job, signal.SIGKILL)  # the client was killed: its job must not go on unnoticed
             return
         for number in numbers:
             os.kill(job, number)
 
 
 def _become(request: dict[str, object], files: Sequence[int], server: int, entry: str) -> None:
-    """Turn this fork into the client's job: its files, folder, environment and arguments."""
+    """Run the client's job in this fork, with the client's files, folder, environment and arguments."""
     code = 1
     try:
         for target, file in enumerate(files):
@@ -132,17 +131,17 @@ def _become(request: dict[str, object], files: Sequence[int], server: int, entry
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # as above: this process is a fork
 
 
 def run_warm(arguments: Sequence[str]) -> int | None:
-    """Run a command in a fork of the warm server; None where there is no server, and the caller runs it itself."""
+    """Run a command in a fork of the server. Return its exit code, or None without a server: run it in this process."""
     path = os.environ.pop(VARIABLE, None)
     return None if path is None else ask(path, arguments)
 
 
 def ask(path: str, arguments: Sequence[str]) -> int | None:
-    """Have the server at a socket run a command; its exit code, None where no server is there."""
+    """Ask the server at a socket to run a command. Return its exit code, or None if no server listens."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         server.connect(path)
@@ -158,12 +157,13 @@ def ask(path: str, arguments: Sequence[str]) -> int | None:
         answer = server.recv(16)
     code = int(answer) if answer else -signal.SIGKILL
     if -code in ENDED:  # libraries in Rust and C++ abort where Python raises MemoryError
-        how = f"was ended by {signal.Signals(-code).name}, perhaps for its memory"
-        logger.error("%s: the process that ran this job %s; rerun, with more of it", arguments[0], how)
+        name = signal.Signals(-code).name
+        reason = f"the process that ran this job was ended by {name}, perhaps for its memory; rerun with more memory"
+        logger.error("%s: %s", arguments[0], reason)
     return code if code >= 0 else 128 - code
 
 
-def _received(client: socket.socket) -> tuple[dict[str, object], Sequence[int]]:
+def _receive(client: socket.socket) -> tuple[dict[str, object], Sequence[int]]:
     head, files, _, _ = socket.recv_fds(client, 8, 3)
     length = int.from_bytes(head, "big")
     body = bytearray()
