@@ -57,9 +57,9 @@ class Command:
         return self.folder.partition("/")[0]
 
     def arguments(self) -> list[str]:
-        given = [text for name, at in self.inputs.items() for text in (f"--{name}", f"{R}/{at}/manifest.json")]
+        options = [text for name, at in self.inputs.items() for text in (f"--{name}", f"{R}/{at}/manifest.json")]
         output = ["--output", f"{R}/{self.folder}/manifest.json"]
-        return [self.stage, "--config", json.dumps(self.config), *given, *output]
+        return [self.stage, "--config", json.dumps(self.config), *options, *output]
 
 
 SAMPLED = {"policy": "sft", "comparisons": "prepare/comparisons"}
@@ -125,14 +125,14 @@ UNDER_TEST |= {"generate": "generate/dpo", "judge": "judge/dpo"}
 
 @dataclass
 class Job:
-    """A stage's process, and what it said once it has ended."""
+    """A stage's process and its output."""
 
     process: subprocess.Popen[str]
 
     def end(self, patience: float = 300) -> tuple[int, str]:
-        """Exit code, and everything said."""
-        said = self.process.communicate(timeout=patience)[0]
-        return self.process.returncode, said
+        """Wait for the end; return exit code and output."""
+        printed = self.process.communicate(timeout=patience)[0]
+        return self.process.returncode, printed
 
 
 @dataclass
@@ -178,8 +178,8 @@ def bench(folder: Path) -> Iterator[Bench]:
             made = Bench(folder / "base", {**variables, "PREFDAG_WARM": str(socket)}, judge)
             made.base.mkdir()
             for command in CHAIN:
-                code, said = made.start(made.base, command.arguments()).end()
-                assert code == 0, f"{command.folder}: {said}"
+                code, printed = made.start(made.base, command.arguments()).end()
+                assert code == 0, f"{command.folder}: {printed}"
             yield made
     finally:
         server.terminate()
@@ -200,8 +200,8 @@ def steps_taken(folder: Path, stage: str) -> int:
 def wait_for_start(folder: Path, stage: str, job: Job) -> int | None:
     """The process that does the work, as soon as its journal names it; None if it ended before anyone looked."""
     while job.process.poll() is None:
-        if found := events(folder, stage):
-            return int(found[0]["pid"])
+        if journal := events(folder, stage):
+            return int(journal[0]["pid"])
         time.sleep(0.002)
     return None
 

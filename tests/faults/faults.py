@@ -54,7 +54,7 @@ from prefdag.provenance.manifest import read_manifest
 from slurm_cluster import missing
 
 Cell = tuple[Callable[..., str], str, int]  # fault, stage, number of the trial
-Found = dict[tuple[str, str], Counter[str]]
+Counts = dict[tuple[str, str], Counter[str]]
 SAME, REMEDIED, LATE = "same after a rerun", "a sentence; same after its remedy", "not hit"
 
 
@@ -91,21 +91,21 @@ class Trial:
             time.sleep(self.draw.uniform(0, 0.2))
         return job
 
-    def sentence(self, code: int, said: str, *named: str) -> str:
+    def sentence(self, code: int, printed: str, *named: str) -> str:
         """The one sentence of a job that stopped with exit code 2 and left nothing half-written."""
-        told = [line for line in said.splitlines() if line.startswith("prefdag: ")]
-        assert code == 2 and len(told) == 1 and "Traceback" not in said, f"exit code {code}\n{said}"
-        assert all(name in told[0] for name in named) and ";" in told[0], f"{named} in {told[0]}"
+        messages = [line for line in printed.splitlines() if line.startswith("prefdag: ")]
+        assert code == 2 and len(messages) == 1 and "Traceback" not in printed, f"exit code {code}\n{printed}"
+        assert all(name in messages[0] for name in named) and ";" in messages[0], f"{named} in {messages[0]}"
         assert not (self.output / "manifest.json").exists() and not self.unfinished()
-        return told[0]
+        return messages[0]
 
     def unfinished(self) -> list[Path]:
         return list((self.folder / R / ".partial").glob(f"{self.stage}-*"))
 
     def finish(self, outcome: str) -> str:
         """Run the stage to its end, undisturbed."""
-        code, said = self.start().end()
-        assert code == 0, f"exit code {code}\n{said}"
+        code, printed = self.start().end()
+        assert code == 0, f"exit code {code}\n{printed}"
         return self.same(outcome)
 
     def same(self, outcome: str) -> str:
@@ -114,9 +114,9 @@ class Trial:
         assert not list((self.folder / R / ".resume").glob(f"{self.stage}-*"))
         return outcome
 
-    def ended(self, code: int, said: str, *codes: int) -> str:
+    def ended(self, code: int, printed: str, *codes: int) -> str:
         """A process that was ended: nothing is marked finished, unless it was; the rerun is as if nothing had been."""
-        assert code in (0, *codes) and "Traceback" not in said, f"exit code {code}\n{said}"
+        assert code in (0, *codes) and "Traceback" not in printed, f"exit code {code}\n{printed}"
         if code == 0 or (self.output / "manifest.json").exists():
             return self.same(LATE)
         return self.finish(SAME)
@@ -133,9 +133,9 @@ def told_to_stop(trial: Trial) -> str:
     """SIGTERM at a random step."""
     job = trial.half_way()
     send(job, signal.SIGTERM)
-    code, said = job.end()
-    assert code == 0 or "stopped by SIGTERM; the next run continues" in said, said
-    return trial.ended(code, said, 143)
+    code, printed = job.end()
+    assert code == 0 or "stopped by SIGTERM; the next run continues" in printed, printed
+    return trial.ended(code, printed, 143)
 
 
 def stopped_and_killed(trial: Trial) -> str:
@@ -145,17 +145,17 @@ def stopped_and_killed(trial: Trial) -> str:
         send(job, signal.SIGTERM)
         time.sleep(trial.draw.uniform(0, 0.05))
         send(job, signal.SIGKILL)
-        code, said = job.end()
+        code, printed = job.end()
         if code == 0:
             return trial.same(LATE)
-    return trial.ended(code, said, -signal.SIGKILL, -signal.SIGTERM, 143)
+    return trial.ended(code, printed, -signal.SIGKILL, -signal.SIGTERM, 143)
 
 
 def twice(trial: Trial) -> str:
     """The same job started twice at once: the second waits."""
     jobs = [trial.start(), trial.start()]
-    found = [job.end() for job in jobs]
-    assert [code for code, _ in found] == [0, 0], found
+    ends = [job.end() for job in jobs]
+    assert [code for code, _ in ends] == [0, 0], ends
     return trial.same("both end with it")
 
 
@@ -164,13 +164,13 @@ def little_memory(trial: Trial) -> str:
     job = trial.start()
     if process := wait_for_start(trial.folder, trial.stage, job):
         limit(process, resource.RLIMIT_AS, address_space(process) + trial.draw.randrange(1 << 20))
-    code, said = job.end()
+    code, printed = job.end()
     if code == 134:  # a library's own abort: the process that waits for the job says it
-        assert "was ended by SIGABRT, perhaps for its memory; rerun" in said, said
-        return trial.ended(code, said, 134)
+        assert "was ended by SIGABRT, perhaps for its memory; rerun" in printed, printed
+        return trial.ended(code, printed, 134)
     if code == 0:
         return trial.same(LATE)
-    trial.sentence(code, said, "out of memory", "give the job more")
+    trial.sentence(code, printed, "out of memory", "give the job more")
     return trial.finish(REMEDIED)
 
 
@@ -183,13 +183,13 @@ def killed_for_memory(trial: Trial) -> str:
         (group / "memory.limit_in_bytes").write_text(str(4096 * trial.draw.randrange(100, 1000)))
         if process := wait_for_start(trial.folder, trial.stage, job):
             (group / "cgroup.procs").write_text(str(process))
-        code, said = job.end()
+        code, printed = job.end()
     finally:
         job.process.kill()
         time.sleep(0.1)
         group.rmdir()
-    assert code == 0 or "was ended by SIGKILL, perhaps for its memory" in said, said
-    return trial.ended(code, said, 137)
+    assert code == 0 or "was ended by SIGKILL, perhaps for its memory" in printed, printed
+    return trial.ended(code, printed, 137)
 
 
 def full_disk(trial: Trial) -> str:
@@ -198,10 +198,10 @@ def full_disk(trial: Trial) -> str:
         written = sum(one["size"] for one in read_manifest(_finished(trial)).content["files"].values())
         free = trial.draw.randrange(4096, max(8192, int(0.9 * written)))
         _remount(place, f"size={_used(place) + free}")
-        code, said = trial.start().end()
+        code, printed = trial.start().end()
         if code == 0:
             return trial.same(LATE)
-        trial.sentence(code, said, R, "no space left", "free some")
+        trial.sentence(code, printed, R, "no space left", "free some")
         _remount(place, "size=200m")
         return trial.finish(REMEDIED)
 
@@ -212,10 +212,10 @@ def limited_files(trial: Trial) -> str:
     largest = max(one["size"] for one in read_manifest(_finished(trial)).content["files"].values())
     if process := wait_for_start(trial.folder, trial.stage, job):
         limit(process, resource.RLIMIT_FSIZE, trial.draw.randrange(1024, largest))
-    code, said = job.end()
+    code, printed = job.end()
     if code == 0:
         return trial.same(LATE)
-    trial.sentence(code, said, R, "no space left", "raise the limit")
+    trial.sentence(code, printed, R, "no space left", "raise the limit")
     return trial.finish(REMEDIED)
 
 
@@ -241,16 +241,16 @@ def flipped_state(trial: Trial) -> str:
 def _damaged_state(trial: Trial, damage: Callable[[bytes], bytes]) -> str:
     job = trial.half_way()
     send(job, signal.SIGTERM)
-    code, said = job.end()
+    code, printed = job.end()
     if code == 0:
         return trial.same(LATE)
     (state,) = (trial.folder / R / ".resume").glob(f"{trial.stage}-*/**/state.pt")
     state.write_bytes(damage(state.read_bytes()))
-    code, said = trial.start().end()
+    code, printed = trial.start().end()
     if code == 0:
         return trial.same("read as it was")  # a bit of padding, which says nothing
-    told = trial.sentence(code, said, "state.pt", "delete")
-    shutil.rmtree(trial.folder / _named(told, r"delete (\S+) and rerun"))
+    message = trial.sentence(code, printed, "state.pt", "delete")
+    shutil.rmtree(trial.folder / _named(message, r"delete (\S+) and rerun"))
     return trial.finish(REMEDIED)
 
 
@@ -303,10 +303,10 @@ def not_finite(trial: Trial) -> str:
     ((section, settings),) = [one for one in trial.command.config.items() if one[0] == trial.stage]
     config = {**trial.command.config, section: {**settings, "learning_rate": 1e30}}
     arguments = Command(trial.command.folder, config, trial.command.inputs).arguments()
-    code, said = trial.on.start(trial.folder, arguments).end()
-    told = trial.sentence(code, said, "learning_rate", "source rows")
-    assert re.search(r"step \d+: the .* is (nan|inf|-inf); the step's comparisons are \d+", told), told
-    assert re.search(r"; (the last good state is step \d+'s, \S+state\.pt|no state was saved yet); ", told), told
+    code, printed = trial.on.start(trial.folder, arguments).end()
+    message = trial.sentence(code, printed, "learning_rate", "source rows")
+    assert re.search(r"step \d+: the .* is (nan|inf|-inf); the step's comparisons are \d+", message), message
+    assert re.search(r"; (the last good state is step \d+'s, \S+state\.pt|no state was saved yet); ", message), message
     return trial.finish("a sentence with step, comparisons and last good state")
 
 
@@ -338,35 +338,35 @@ def _flipped(data: bytes, draw: random.Random) -> bytes:
 def _input_file(trial: Trial, weights: bool = False) -> Path:
     """A file of one of the stage's inputs: weights that it loads, or any other."""
     loads = ("policy", "base")
-    found = []
+    candidates = []
     for option, of in trial.command.inputs.items():
         files = read_manifest(trial.folder / R / of / "manifest.json").content["files"]
         for name, about in files.items():
             if about["size"] and name.endswith(".safetensors") == weights and (not weights or option in loads):
-                found.append(trial.folder / R / of / name)
-    return trial.draw.choice(sorted(found))
+                candidates.append(trial.folder / R / of / name)
+    return trial.draw.choice(sorted(candidates))
 
 
 def _remedied(trial: Trial, named: str) -> str:
-    """The stage names the file; with the manifest deleted that it tells to delete, and that stage run, it is well."""
-    told = trial.sentence(*trial.start().end(), named, "delete", "rerun")
-    manifest = _named(told, r"delete (\S+manifest\.json|it) and rerun")
+    """The stage names the file; once the manifest that it names is deleted and its stage rerun, it succeeds."""
+    message = trial.sentence(*trial.start().end(), named, "delete", "rerun")
+    manifest = _named(message, r"delete (\S+manifest\.json|it) and rerun")
     of = str(Path(named if manifest == "it" else manifest).parent.relative_to(R))
     (trial.folder / R / of / "manifest.json").unlink()
     return _made_anew(trial, of)
 
 
 def _made_anew(trial: Trial, of: str) -> str:
-    code, said = trial.on.start(trial.folder, BY_FOLDER[of].arguments()).end()
-    assert code == 0, said
+    code, printed = trial.on.start(trial.folder, BY_FOLDER[of].arguments()).end()
+    assert code == 0, printed
     assert (trial.folder / R / of / "manifest.json").read_bytes() == trial.on.expected(of)
     return trial.finish(REMEDIED)
 
 
-def _named(told: str, pattern: str) -> str:
-    found = re.search(pattern, told)
-    assert found, told
-    return found[1]
+def _named(message: str, pattern: str) -> str:
+    match = re.search(pattern, message)
+    assert match, message
+    return match[1]
 
 
 def _finished(trial: Trial) -> Path:
@@ -377,11 +377,11 @@ def _finished(trial: Trial) -> Path:
 def _mounted(trial: Trial) -> Iterator[Path]:
     """The trial's results on a small file system of their own."""
     place = trial.folder / "results"
-    shutil.move(place, trial.folder / "kept")
+    shutil.move(place, trial.folder / "before")
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "none", place], check=True)
     try:
-        shutil.copytree(trial.folder / "kept", place, dirs_exist_ok=True)
+        shutil.copytree(trial.folder / "before", place, dirs_exist_ok=True)
         yield place
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
@@ -414,19 +414,19 @@ def main() -> None:
         numbers = range(options.first, options.first + times)
         return [(fault, stage, n) for fault in chosen for stage in faults[fault] for n in numbers]
 
-    found: Found = {}
+    counts: Counts = {}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         place = Path(name)
-        if here := cells(FAULTS, options.times):
+        if local := cells(FAULTS, options.times):
             with bench(place) as on:
-                tally(here, partial(attempt, on), place, found)
-        if there := cells(dict.fromkeys(slurm_faults.FAULTS, tuple(UNDER_TEST)), options.slurm_times):
+                tally(local, partial(attempt, on), place, counts)
+        if on_cluster := cells(dict.fromkeys(slurm_faults.FAULTS, tuple(UNDER_TEST)), options.slurm_times):
             with slurm_faults.bench(place) as cluster:
-                tally(there, cluster.attempt, place, found)
-    options.table.write_text(table(found))
+                tally(on_cluster, cluster.attempt, place, counts)
+    options.table.write_text(table(counts))
 
 
-def tally(cells: list[Cell], attempt: Callable[..., str], place: Path, found: Found) -> None:
+def tally(cells: list[Cell], attempt: Callable[..., str], place: Path, counts: Counts) -> None:
     """Try every cell, two at a time, and count outcomes."""
 
     def tried(cell: Cell) -> str:
@@ -443,16 +443,16 @@ def tally(cells: list[Cell], attempt: Callable[..., str], place: Path, found: Fo
     with ThreadPoolExecutor(2) as two:
         for (fault, stage, n), outcome in zip(cells, two.map(tried, cells), strict=True):
             print(f"{fault.__name__:18} {stage:10} {n} {outcome}", flush=True)
-            found.setdefault((fault.__doc__ or "", stage), Counter())[outcome] += 1
+            counts.setdefault((fault.__doc__ or "", stage), Counter())[outcome] += 1
 
 
-def table(found: Found) -> str:
+def table(counts: Counts) -> str:
     """The page: what was tried how often, and what it ended in."""
     rows = [
         f"| {about.rstrip('.')} | {stage} | {sum(outcomes.values())} | "
         + "; ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
         + " |"
-        for (about, stage), outcomes in found.items()
+        for (about, stage), outcomes in counts.items()
     ]
     return PAGE.read_text().partition(BEGIN)[0] + "\n".join([BEGIN, "|---|---|---|---|", *rows]) + "\n"
 

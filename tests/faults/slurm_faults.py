@@ -123,7 +123,7 @@ class Bench:
                 begun = draw.randrange(1, 5) if stage in TRAININGS else 0
 
                 def under_way() -> bool:
-                    assert workflow.poll() is None, (folder / "said").read_text()[-3000:]
+                    assert workflow.poll() is None, (folder / "snakemake.log").read_text()[-3000:]
                     return bool(events(folder, stage)) and steps_taken(folder, stage) >= begun
 
                 self.on.wait(under_way, f"{stage} to begin", PATIENCE)
@@ -132,7 +132,7 @@ class Bench:
                 outcome = fault(self.on, job, node)
                 slowly.unlink()
                 judge.delay = 0.0
-                assert workflow.wait(timeout=PATIENCE) == 0, (folder / "said").read_text()[-3000:]
+                assert workflow.wait(timeout=PATIENCE) == 0, (folder / "snakemake.log").read_text()[-3000:]
             finally:
                 workflow.kill()
                 workflow.wait()
@@ -140,7 +140,9 @@ class Bench:
         assert (output / "manifest.json").read_bytes() == expected.read_bytes(), "another manifest"
         for left in (".partial", ".resume"):
             assert not list((folder / R / left).glob(f"{stage}-*")), f"{left} is not empty"
-        assert ("Trying to restart" in (said := (folder / "said").read_text())) == (outcome == NEXT), said
+        assert ("Trying to restart" in (printed := (folder / "snakemake.log").read_text())) == (outcome == NEXT), (
+            printed
+        )
         return outcome
 
 

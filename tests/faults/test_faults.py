@@ -85,9 +85,9 @@ def test_a_damaged_answer_of_a_judge_is_asked_for_again(world: Bench, tmp_path: 
     entry = json.loads(lines[3])
     lines[3] = lines[3].replace(f"Preferred: {entry['answer'][-1]}", f"Preferred: {'AB'[entry['answer'][-1] == 'A']}")
     cache.write_text("\n".join(lines) + "\n")
-    asked = len(world.judge.requests)
+    requests_made = len(world.judge.requests)
     trial = Trial(world, "judge", tmp_path, None)  # type: ignore[arg-type]
-    assert trial.finish(SAME) == SAME and len(world.judge.requests) == asked + 1
+    assert trial.finish(SAME) == SAME and len(world.judge.requests) == requests_made + 1
 
 
 def snakemake(project: Project, *arguments: str) -> subprocess.Popen[str]:

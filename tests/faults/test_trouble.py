@@ -1,4 +1,4 @@
-"""The writer under trouble: whatever happens to server, network, disk or writer, each event is there once in the end.
+"""The tracker under faults of server, network, disk and process: each event is in the database once in the end.
 
 Every trial replays the same journals and compares all that the database then holds with an undisturbed replay.
 """
@@ -82,8 +82,8 @@ def forget(uri: str) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(uri)
-    if found := client.get_experiment_by_name("suite"):
-        client.rename_experiment(found.experiment_id, f"trial {found.experiment_id}")
+    if experiment := client.get_experiment_by_name("suite"):
+        client.rename_experiment(experiment.experiment_id, f"trial {experiment.experiment_id}")
 
 
 def free_port() -> int:
@@ -136,7 +136,7 @@ def test_every_request_fails_once(root, server, undisturbed, fate):
     forget(server)
     with FaultyProxy(server, once_each(fate)) as proxy:
         Writer(root, proxy.uri).replay()
-        failed = {line for line, met in proxy.asked if met == fate}
+        failed = {line for line, met in proxy.requests if met == fate}
     assert len(failed) > 15, failed
     assert held(server) == undisturbed
 
@@ -148,7 +148,7 @@ def test_creations_that_come_true_after_the_client_gave_up(root, server, undistu
     late = once_each("late", lambda line: line.endswith(("runs/create", "mlflow/logged-models")))
     with FaultyProxy(server, late, late=3.0) as proxy:
         Writer(root, proxy.uri).replay()
-        assert sum(met == "late" for _, met in proxy.asked) == 6, "four runs, two models"
+        assert sum(met == "late" for _, met in proxy.requests) == 6, "four runs, two models"
         time.sleep(4)
         Writer(root, proxy.uri).replay()
     assert held(server) == undisturbed
@@ -163,7 +163,7 @@ def test_down_for_a_while(root, server, undisturbed, capsys, begin, end):
 
     with FaultyProxy(server, fate) as proxy:
         assert Writer(root, proxy.uri).follow(dead_pid(), poll=0.05)
-    assert 1 <= capsys.readouterr().err.count("failed (") <= 2, "the same trouble is told once"
+    assert 1 <= capsys.readouterr().err.count("failed (") <= 2, "the same error is printed once"
     assert held(server) == undisturbed
 
 

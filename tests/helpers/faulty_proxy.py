@@ -1,4 +1,4 @@
-"""An HTTP proxy before a tracking server that does to its requests what a bad network, or a bad server, does."""
+"""An HTTP proxy in front of a tracking server that injects the faults of a bad network or server."""
 
 import http.client
 import socket
@@ -27,7 +27,7 @@ class FaultyProxy:
 
     def __init__(self, server: str, fate: Callable[[int, str, bytes], Fate], late: float = 1.5) -> None:
         self.fate, self.late = fate, late
-        self.asked: list[tuple[str, Fate]] = []
+        self.requests: list[tuple[str, Fate]] = []
         self._address = urlsplit(server)
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -64,8 +64,8 @@ class FaultyProxy:
         """Do with one request what its fate says."""
         line = f"{client.command} {client.path}"
         with self._lock:
-            fate = self.fate(len(self.asked), line, body)
-            self.asked.append((line, fate))
+            fate = self.fate(len(self.requests), line, body)
+            self.requests.append((line, fate))
         client.close_connection = fate != "pass"
         if fate in ("late", "slow"):
             time.sleep(self.late)
@@ -93,9 +93,9 @@ class FaultyProxy:
         headers["Host"] = self._address.netloc
         upstream.request(client.command, client.path, body or None, headers)
         answer = upstream.getresponse()
-        found = answer.status, answer.getheaders(), answer.read()
+        response = answer.status, answer.getheaders(), answer.read()
         upstream.close()
-        return found
+        return response
 
     def _send_half(self, client: BaseHTTPRequestHandler, body: bytes) -> None:
         with socket.create_connection((self._address.hostname, self._address.port), timeout=10) as upstream:

@@ -1,4 +1,4 @@
-"""A stand-in for an OpenAI-compatible endpoint on loopback: answers by rule, with whatever can go wrong on the way."""
+"""A simulated OpenAI-compatible endpoint on loopback, which answers by a rule and injects faults."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ Fault = int | str | tuple[int, dict[str, str]]  # a status, a status with header
 
 
 def longer(question: str) -> str:
-    """A judge that prefers the longer answer wherever it stands."""
+    """Prefer the longer answer in either position."""
     first, second = shown(question)
     return f"Comparison: One says more.\nPreferred: {'A' if len(first) > len(second) else 'B'}"
 

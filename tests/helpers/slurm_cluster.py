@@ -44,7 +44,7 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-# A job that lost its node may start anew once its credential has expired.
+# A job that lost its node may start again once its credential has expired.
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -60,7 +60,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 GresTypes=gpu
-# What jobs ask for is shared out among them, as on a real cluster; that this machine has less is nobody's business.
+# What jobs ask for is shared out among them, as on a real cluster, even where this machine has less.
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
@@ -102,7 +102,7 @@ class Cluster:
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, *command: str, **variables: str) -> None:
-        """Start a daemon in the foreground; it ends with whoever started it."""
+        """Start a daemon in the foreground; it ends with the process that started it."""
         program = _found(command[0])
         assert program is not None
         with (self.folder / f"{name}.out").open("ab") as out:
@@ -120,7 +120,7 @@ class Cluster:
         self.wait(lambda: self.state(node) in ("idle", "mixed", "allocated"), f"{node} to be there")
 
     def stop_node(self, node: str) -> None:
-        """End a node with everything that runs on it as a power cut does: nobody is left to report another's death.
+        """End a node with all its processes, as a power cut does: none is left to report the end of another.
 
         The controller would find out by itself after SlurmdTimeout, which is long enough for a machine that is busy.
         """
@@ -133,16 +133,16 @@ class Cluster:
         self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power")
 
     def snakemake(self, folder: Path, *targets: str, **variables: str) -> subprocess.Popen[bytes]:
-        """`snakemake --profile slurm` of a copy's miniature suite; what it says goes into the file `said` there."""
-        found = {name: self.environment[name] for name in ("PATH", "SLURM_CONF")}
-        with (folder / "said").open("wb") as said:
+        """`snakemake --profile slurm` of a copy's miniature suite; its output goes to `snakemake.log`."""
+        cluster_variables = {name: self.environment[name] for name in ("PATH", "SLURM_CONF")}
+        with (folder / "snakemake.log").open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", SNAKEMAKE, "--configfile", "configs/mini.yaml", *OPTIONS, *targets],
                 cwd=folder,
-                env={**environment(), **found, **variables},
+                env={**environment(), **cluster_variables, **variables},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
 
     def ask(self, *command: str) -> str:
@@ -156,16 +156,16 @@ class Cluster:
 
     def jobs(self, partition: str, state: str = "all") -> dict[str, str]:
         """Slurm's job id -> rule and wildcards (Snakemake's comment), of a partition's jobs in a state."""
-        asked = ["squeue", "--noheader", f"--partition={partition}", f"--states={state}", "--format=%i|%k"]
-        return dict(line.split("|") for line in sorted(self.ask(*asked).splitlines()))
+        command = ["squeue", "--noheader", f"--partition={partition}", f"--states={state}", "--format=%i|%k"]
+        return dict(line.split("|") for line in sorted(self.ask(*command).splitlines()))
 
     def devices(self) -> dict[str, set[str]]:
         """Slurm's job id -> what CUDA_VISIBLE_DEVICES was in its tasks ("none" where it was not set)."""
-        found: dict[str, set[str]] = {}
+        devices_of: dict[str, set[str]] = {}
         for line in (self.folder / "devices").read_text().splitlines():
             job, devices = line.split()
-            found.setdefault(job, set()).add(devices)
-        return found
+            devices_of.setdefault(job, set()).add(devices)
+        return devices_of
 
     def wait(self, done: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
         """Wait until `done`, looking often; fail with the daemons' logs when patience ends."""

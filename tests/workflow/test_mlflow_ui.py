@@ -23,21 +23,21 @@ from synthetic_results import ATTACK
 PATIENCE = 120
 
 
-def finished(root: Path, stage: str, name: str | None, digest: str, inputs: dict[str, str], **told) -> None:
+def finished(root: Path, stage: str, name: str | None, digest: str, inputs: dict[str, str], **facts) -> None:
     """One job's journal. digest: of its manifest; inputs: name -> digest of the manifest that it read."""
     journal: Journal = open_journal(root, stage, name)
     read = {key: {"path": key, "sha256": value} for key, value in inputs.items()}
-    journal.start(config=told.get("config", {}), inputs=read, code="c0de")
-    if "data" in told:
-        journal.dataset(told["data"], digest="d" * 64, path=root / "prepare", context="training")
-    for role, model in told.get("models", {}).items():
+    journal.start(config=facts.get("config", {}), inputs=read, code="c0de")
+    if "data" in facts:
+        journal.dataset(facts["data"], digest="d" * 64, path=root / "prepare", context="training")
+    for role, model in facts.get("models", {}).items():
         journal.model(model, path=root / stage / "model", sha256=model * 4, role=role)
-    for step, loss in enumerate(told.get("losses", ())):
+    for step, loss in enumerate(facts.get("losses", ())):
         journal.metrics(step, {"loss": loss})
         journal.system(step, {"system/cpu_utilization_percentage": 50.0 + step})
-    if "results" in told:
-        journal.metrics(None, told["results"])
-    for path in told.get("artifacts", ()):
+    if "results" in facts:
+        journal.metrics(None, facts["results"])
+    for path in facts.get("artifacts", ()):
         journal.artifact(path, path.name)
     journal.end(status="finished", manifest=digest, seconds=1.0, peak_memory_mb=1.0)
 
@@ -91,10 +91,10 @@ def click(driver, text: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         for path in (f"//a[normalize-space()='{text}']", f"//*[normalize-space(text())='{text}']"):
-            for found in driver.find_elements("xpath", path):
+            for element in driver.find_elements("xpath", path):
                 try:
-                    if found.is_displayed():
-                        found.click()
+                    if element.is_displayed():
+                        element.click()
                         driver.switch_to.window(driver.window_handles[-1])  # links of a description open a new tab
                         return
                 except Exception as error:
@@ -108,10 +108,10 @@ def shown(driver, *texts: str) -> str:
     """The page's text once it holds all of these."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        found = driver.execute_script("return document.body.innerText")
-        if all(text in found for text in texts):
-            return found
-        assert time.monotonic() < deadline, (texts, found)
+        page = driver.execute_script("return document.body.innerText")
+        if all(text in page for text in texts):
+            return page
+        assert time.monotonic() < deadline, (texts, page)
         time.sleep(0.3)
 
 

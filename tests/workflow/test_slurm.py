@@ -63,17 +63,19 @@ class Scene:
 
     def training(self) -> str:
         """Slurm's id of the training that has taken a few steps."""
-        self.on.wait(lambda: self.workflow.poll() is not None or len(self.steps()) > 3, f"training\n{self.said()}", 180)
-        assert self.workflow.poll() is None, self.said()
+        self.on.wait(
+            lambda: self.workflow.poll() is not None or len(self.steps()) > 3, f"training\n{self.output()}", 180
+        )
+        assert self.workflow.poll() is None, self.output()
         return self.steps()[-1]
 
     def finished(self) -> list[str]:
         """Wait for the workflow's end; the jobs that took a step, in their order."""
-        assert self.workflow.wait(timeout=300) == 0, self.said()
+        assert self.workflow.wait(timeout=300) == 0, self.output()
         return list(dict.fromkeys(self.steps()))
 
-    def said(self) -> str:
-        return (self.project.folder / "said").read_text()[-3000:]
+    def output(self) -> str:
+        return (self.project.folder / "snakemake.log").read_text()[-3000:]
 
     def equals(self, local: Project) -> bool:
         """Whether every manifest here is the local run's, byte for byte."""
@@ -117,7 +119,7 @@ def scenes(local: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def _begin(name: str, local: Project, running: Cluster, folder: Path) -> Scene:
-    """`cancelled` makes everything from the training on, and generations of the base model beside it."""
+    """`cancelled` makes everything from the training on, and generations of the base model at the same time."""
     shutil.copytree(local.folder, folder, symlinks=True)
     redone = ["preference/dpo", "generate/dpo", "score/dpo", "judge/dpo", "report"]
     for path in (*redone, "generate/base", "score/base") if name == "cancelled" else redone:
@@ -139,7 +141,7 @@ def test_a_cancelled_training_continues_and_the_suite_comes_to_its_end(scenes: d
 
 
 def test_model_stages_have_a_gpu_each_and_the_others_none(scenes: dict[str, Scene]):
-    """CUDA_VISIBLE_DEVICES as the tasks had it; `generate` of the base model ran beside the training."""
+    """CUDA_VISIBLE_DEVICES as the tasks had it; `generate` of the base model ran at the same time as the training."""
     scene = scenes["cancelled"]
     trainings = scene.finished()
     devices = scene.on.devices()
@@ -161,7 +163,7 @@ def test_the_time_limit_is_announced_and_the_next_attempt_continues(scenes: dict
     )
     assert len(scene.steps()) == CALLS, "every step was taken once"
     log = scene.project.folder / f".snakemake/slurm_logs/rule_preference/dpo/{jobs[0]}.log"
-    assert "prefdag: stopped by SIGTERM" in log.read_text(), "the shell and tee, told to stop as well, waited for it"
+    assert "prefdag: stopped by SIGTERM" in log.read_text(), "the shell and tee got the signal too, and waited for it"
     assert scene.equals(local)
 
 
@@ -170,7 +172,7 @@ def test_a_lost_node_puts_its_job_back_in_the_queue(scenes: dict[str, Scene], lo
     scene = scenes["lost"]
     assert len(scene.finished()) == 1
     assert len(scene.steps()) > CALLS
-    assert "Trying to restart" not in scene.said()
+    assert "Trying to restart" not in scene.output()
     assert scene.equals(local)
 
 
@@ -185,8 +187,8 @@ def test_two_nodes_run_one_training(local: Project, tmp_path: Path):
     with cluster({"n1": 1, "n2": 1}) as running:
         workflow = running.snakemake(two.folder, TRAINING, PREFDAG_SLURM_PARTITION="all")
         log = two.folder / RESULTS / "preference/dpo/log.txt"
-        said = (two.folder / "said").read_text
-        assert workflow.wait(timeout=300) == 0, said()[-3000:] + (log.read_text() if log.exists() else "")
+        output = (two.folder / "snakemake.log").read_text
+        assert workflow.wait(timeout=300) == 0, output()[-3000:] + (log.read_text() if log.exists() else "")
         (job,) = running.jobs("all")
         shape = running.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%D %N")
         assert shape.split()[0] == "2", shape
@@ -200,16 +202,16 @@ def test_two_nodes_run_one_training(local: Project, tmp_path: Path):
 
 def test_two_nodes_run_one_program():
     with cluster({"n1": 1, "n2": 1}) as running:
-        said = running.ask(
+        output = running.ask(
             "srun", "-N2", "--gpus-per-node=1", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"
         )
-        assert sorted(said.splitlines()) == ["n1 0", "n2 0"]
+        assert sorted(output.splitlines()) == ["n1 0", "n2 0"]
         doctor = [sys.executable, "-m", "prefdag", "doctor"]
         inside = {**running.environment, "PYTHONPATH": str(ROOT / "workflow")}
-        said = subprocess.run(doctor, cwd=ROOT, env=inside, capture_output=True, text=True).stdout
-        assert "squeue knows ended jobs for 300 s, there is no accounting\n" in said
-        assert "warning  slurm     SLURM_CONF is set" in said
-        assert "\nok       site " in said
+        output = subprocess.run(doctor, cwd=ROOT, env=inside, capture_output=True, text=True).stdout
+        assert "squeue knows ended jobs for 300 s, there is no accounting\n" in output
+        assert "warning  slurm     SLURM_CONF is set" in output
+        assert "\nok       site " in output
 
 
 def test_a_cluster_leaves_nothing_behind():

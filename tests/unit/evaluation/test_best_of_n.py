@@ -28,11 +28,11 @@ def brute_force(selected_by: np.ndarray, measured: np.ndarray, best_of: int) -> 
     """Every subset of N of one prompt's samples; where several are best, the mean of what they measure."""
     means = []
     for ratings, values in zip(selected_by, measured, strict=True):
-        found = []
+        result = []
         for subset in map(list, combinations(range(len(ratings)), best_of)):
             best = [index for index in subset if ratings[index] == ratings[subset].max()]
-            found.append(values[best].mean())
-        means.append(np.mean(found))
+            result.append(values[best].mean())
+        means.append(np.mean(result))
     return means
 
 
@@ -47,12 +47,12 @@ def test_the_expectation_is_the_mean_over_all_subsets(name: str) -> None:
 
 def won(ratings: np.ndarray, values: np.ndarray, best_of: int) -> float:
     """Every subset of N of one prompt's samples against every other sample; any of several best is as likely."""
-    found = []
+    result = []
     for subset in combinations(range(len(ratings)), best_of):
         best = [index for index in subset if ratings[index] == ratings[list(subset)].max()]
         others = set(range(len(ratings))) - set(subset)
-        found += [np.mean(0.5 * (1 + np.sign(values[best] - values[other]))) for other in others]
-    return float(np.mean(found))
+        result += [np.mean(0.5 * (1 + np.sign(values[best] - values[other]))) for other in others]
+    return float(np.mean(result))
 
 
 @pytest.mark.parametrize("name", POOLS)
@@ -147,8 +147,8 @@ def test_ties_lower_the_divergence_and_never_below_zero() -> None:
     pool = np.random.default_rng(5).normal(size=(50, 16))
     for best_of in sizes(16):
         coarser = [divergences(np.round(pool * scale), best_of) for scale in (1, 0.5, 0.2)]
-        for found in coarser:
-            assert (found >= -1e-12).all() and (found <= divergence_bound(best_of) + 1e-12).all()
+        for result in coarser:
+            assert (result >= -1e-12).all() and (result <= divergence_bound(best_of) + 1e-12).all()
 
 
 def test_sizes() -> None:
@@ -174,9 +174,9 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def run_stage(tmp_path: Path, columns: dict[str, np.ndarray], **settings: object) -> tuple[Path, dict]:
-    here = workspace(tmp_path / "out")
+    job_workspace = workspace(tmp_path / "out")
     job = best_of_n.Job(best_of_n=BestOfN(**{"selected_by": "vader", "bootstrap": 50, **settings}))
-    return here.output, best_of_n.run(job, here, scores=pool_of(tmp_path / "pool", columns))
+    return job_workspace.output, best_of_n.run(job, job_workspace, scores=pool_of(tmp_path / "pool", columns))
 
 
 def test_the_stage_writes_a_row_for_every_n_and_selector(tmp_path: Path) -> None:
@@ -192,11 +192,11 @@ def test_the_stage_writes_a_row_for_every_n_and_selector(tmp_path: Path) -> None
         selector, measure = ({"vader": truth, "trained": proxy}[row[key]] for key in ("selected_by", "measured_by"))
         best_of = int(row["n"])
         mean = expected_value(selector, measure, best_of)
-        found = summarise(
+        result = summarise(
             mean, np.arange(5), seed=f"0/{row['selected_by']}/{row['measured_by']}/{best_of}", bootstrap=50
         )
         assert [float(row[key]) for key in ("mean", "low", "high", "se")] == [
-            found.mean, found.low, found.high, found.se,
+            result.mean, result.low, result.high, result.se,
         ]  # fmt: skip
         assert float(row["kl"]) == pytest.approx(divergences(selector, best_of).mean())
         assert float(row["kl_bound"]) == divergence_bound(best_of)
@@ -207,9 +207,9 @@ def test_a_win_rate_is_by_what_measures(tmp_path: Path) -> None:
     """Selected by a proxy that is the truth turned round, the best of many loses by the truth: 1 / (N + 1)."""
     truth = np.random.default_rng(8).normal(size=(4, 6))
     output, _ = run_stage(tmp_path, {"reward": truth, "vader": truth, "trained": -truth})
-    found = {(row["selected_by"], row["measured_by"], row["n"]): row["win_rate"] for row in table(output)}
-    assert float(found["trained", "trained", "4"]) == pytest.approx(4 / 5)
-    assert float(found["trained", "vader", "4"]) == pytest.approx(1 / 5)
+    result = {(row["selected_by"], row["measured_by"], row["n"]): row["win_rate"] for row in table(output)}
+    assert float(result["trained", "trained", "4"]) == pytest.approx(4 / 5)
+    assert float(result["trained", "vader", "4"]) == pytest.approx(1 / 5)
 
 
 def test_a_pool_without_ground_truth_is_selected_by_the_reward_model(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_a_pool_with_a_missing_sample_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_journal_has_the_best_of_all(tmp_path: Path) -> None:
-    here = workspace(tmp_path / "out")
+    job_workspace = workspace(tmp_path / "out")
     truth = np.arange(6.0).reshape(2, 3)
     job = best_of_n.Job(best_of_n=BestOfN(selected_by="vader", bootstrap=50))
-    best_of_n.run(job, here, scores=pool_of(tmp_path / "pool", {"vader": truth}))
-    assert here.journal.values["reward_best_of_3"] == pytest.approx((2 + 5) / 2)
-    assert json.dumps(here.journal.values)
+    best_of_n.run(job, job_workspace, scores=pool_of(tmp_path / "pool", {"vader": truth}))
+    assert job_workspace.journal.values["reward_best_of_3"] == pytest.approx((2 + 5) / 2)
+    assert json.dumps(job_workspace.journal.values)

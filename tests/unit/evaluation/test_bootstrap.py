@@ -117,9 +117,9 @@ def test_a_value_that_is_no_number_is_refused_with_its_row():
 def test_what_is_hard_for_both_cancels():
     """Prompts from -10 to 10 that move both sides alike: ours is 0.5 above at each, and no resample says otherwise."""
     hard = np.linspace(-10, 10, 20)
-    found = bootstrap.paired_difference([hard + 0.5], [hard], seed="paired")
-    assert (found.mean, found.n) == (pytest.approx(0.5), 20)
-    assert found.high - found.low == pytest.approx(0, abs=1e-12) and found.se == pytest.approx(0, abs=1e-12)
+    result = bootstrap.paired_difference([hard + 0.5], [hard], seed="paired")
+    assert (result.mean, result.n) == (pytest.approx(0.5), 20)
+    assert result.high - result.low == pytest.approx(0, abs=1e-12) and result.se == pytest.approx(0, abs=1e-12)
     assert bootstrap.summarise(hard + 0.5, range(20), seed="alone").se > 1
 
 
@@ -135,14 +135,14 @@ def test_seeds_that_disagree_widen_the_interval():
     Taken as one sample of prompts the mean, 3, would have no spread at all.
     """
     ours = np.repeat([[0.0], [3.0], [6.0]], 40, axis=1)
-    found = bootstrap.paired_difference(ours, np.zeros((1, 40)), seed="seeds", bootstrap=4000)
-    assert (found.mean, found.low, found.high) == pytest.approx((3, 0, 6), abs=1e-12)
-    assert found.se == pytest.approx(np.sqrt(2), rel=0.05)
+    result = bootstrap.paired_difference(ours, np.zeros((1, 40)), seed="seeds", bootstrap=4000)
+    assert (result.mean, result.low, result.high) == pytest.approx((3, 0, 6), abs=1e-12)
+    assert result.se == pytest.approx(np.sqrt(2), rel=0.05)
     assert bootstrap.summarise(ours.mean(axis=0), range(40), seed="pooled").se == 0
 
 
 def test_seeds_of_both_sides_are_drawn_apart():
     """Sides of seeds 0 and 4: each resampled mean is 0, 2 or 4 (variance 2), the difference has variance 4."""
     side = np.repeat([[0.0], [4.0]], 10, axis=1)
-    found = bootstrap.paired_difference(side, side, seed="both", bootstrap=4000)
-    assert found.mean == 0 and found.se == pytest.approx(2, rel=0.05)
+    result = bootstrap.paired_difference(side, side, seed="both", bootstrap=4000)
+    assert result.mean == 0 and result.se == pytest.approx(2, rel=0.05)

@@ -29,9 +29,9 @@ def test_pairs_of_a_ranking_of_three():
     table = pd.DataFrame({"row": [0], "prompt": [6]})
     for place, (reward, tokens) in enumerate(((5.0, 10), (3.0, 12), (4.0, 7))):
         table[[f"after_rank{place + 1}", f"tokens_rank{place + 1}"]] = reward, tokens
-    found = pairs_of(table, "after")
-    assert found["gap"].tolist() == [2, 1, -1] and found["tokens"].tolist() == [-2, 3, 5]
-    assert found["prompt"].tolist() == [6, 6, 6]
+    result = pairs_of(table, "after")
+    assert result["gap"].tolist() == [2, 1, -1] and result["tokens"].tolist() == [-2, 3, 5]
+    assert result["prompt"].tolist() == [6, 6, 6]
 
 
 def test_calibration_by_hand():
@@ -40,11 +40,11 @@ def test_calibration_by_hand():
     Two with sigmoid(ln 9) = 0.9, one right: 0.5 is observed. The error is 2/6 of 0.4.
     """
     fine, sure = math.log(3), math.log(9)
-    found = calibration(pairs([fine, fine, -fine, fine, sure, -sure]), seed="test", bootstrap=100)
-    assert found.bins["confidence"].to_numpy() == pytest.approx([0.75, 0.9])
-    assert found.bins["observed"].tolist() == [0.75, 0.5] and found.bins["pairs"].tolist() == [4, 2]
-    assert found.error == pytest.approx(2 / 6 * 0.4)
-    assert found.low <= found.error <= found.high
+    result = calibration(pairs([fine, fine, -fine, fine, sure, -sure]), seed="test", bootstrap=100)
+    assert result.bins["confidence"].to_numpy() == pytest.approx([0.75, 0.9])
+    assert result.bins["observed"].tolist() == [0.75, 0.5] and result.bins["pairs"].tolist() == [4, 2]
+    assert result.error == pytest.approx(2 / 6 * 0.4)
+    assert result.low <= result.error <= result.high
 
 
 def test_which_response_stands_first_does_not_matter():
@@ -69,9 +69,9 @@ def test_a_calibrated_reward_errs_as_by_chance_and_a_sure_one_more():
 def test_ties_and_one_prompt():
     """No difference predicts a half and is half right; an interval over a prompt or two is none."""
     assert ranked_correctly([2.0, 0.0, -1.0]).tolist() == [1, 0.5, 0]
-    found = calibration(pairs([0.0] * 4, prompts=[3, 3, 5, 5]), seed="test", bootstrap=10)
-    assert found.error == 0 and found.bins["observed"].tolist() == [0.5]
-    assert found.bins["low"].isna().all()
+    result = calibration(pairs([0.0] * 4, prompts=[3, 3, 5, 5]), seed="test", bootstrap=10)
+    assert result.error == 0 and result.bins["observed"].tolist() == [0.5]
+    assert result.bins["low"].isna().all()
 
 
 def test_length_bins_are_symmetric_thirds():
@@ -83,11 +83,11 @@ def test_length_bins_are_symmetric_thirds():
 def test_accuracy_by_length_of_a_reward_that_counts_tokens():
     """Right wherever the better response is longer, wrong where it is shorter, a half where both are equal."""
     tokens = [-9, -5, -2, 0, 0, 2, 5, 9]
-    found = accuracy_by_length(pairs([float(gap) for gap in tokens], tokens), seed="test", bootstrap=20)
-    assert dict(zip(found["label"], found["accuracy"])) == {
+    result = accuracy_by_length(pairs([float(gap) for gap in tokens], tokens), seed="test", bootstrap=20)
+    assert dict(zip(result["label"], result["accuracy"])) == {
         "−9 to −6": 0, "−5 to −3": 0, "−2 to −1": 0, "0": 0.5, "+1 to +2": 1, "+3 to +5": 1, "+6 to +9": 1,
     }  # fmt: skip
-    assert found["pairs"].tolist() == [1, 1, 1, 2, 1, 1, 1]
+    assert result["pairs"].tolist() == [1, 1, 1, 2, 1, 1, 1]
     assert not len(accuracy_by_length(pairs([1.0, -1.0], [0, 0]), seed="test"))
 
 

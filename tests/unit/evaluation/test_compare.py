@@ -47,13 +47,13 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def found(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def result(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     return json.loads(printed(capsys, *arguments, "--json"))
 
 
 def test_two_runs_are_paired_by_prompt(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Differences 1, 0, 1, -1: mean 1/4, s^2 = (3 - 4/16) / 3, s / 2 = 0.479; won, tied, won, lost: 5/8."""
-    got = found(capsys, "a", "b")
+    got = result(capsys, "a", "b")
     reward = got["columns"]["reward"]
     assert (got["prompts"], reward["a"], reward["b"], reward["difference"]["mean"]) == (4, 2.5, 2.25, 0.25)
     assert reward["difference"]["se"] == pytest.approx((2.75 / 3) ** 0.5 / 2)
@@ -64,7 +64,7 @@ def test_two_runs_are_paired_by_prompt(suite: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_other_way_round_is_the_mirror_image(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    there, back = found(capsys, "a", "b"), found(capsys, "b", "a")
+    there, back = result(capsys, "a", "b"), result(capsys, "b", "a")
     assert there["win_rate"]["mean"] + back["win_rate"]["mean"] == 1
     low, high = (back["columns"]["reward"]["difference"][key] for key in ("low", "high"))
     assert there["columns"]["reward"]["difference"]["low"] == pytest.approx(-high)
@@ -73,13 +73,13 @@ def test_the_other_way_round_is_the_mirror_image(suite: Path, capsys: pytest.Cap
 
 def test_a_row_stands_for_its_seeds(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """c is a and b: against a its mean is (2.5 + 2.25) / 2, it ties with the one (1/2) and has 3/8 with the other."""
-    got = found(capsys, "c", "a")
+    got = result(capsys, "c", "a")
     assert [Path(folder).name for folder in got["a"]["folders"]] == ["c-seed0", "c-seed1"]
     assert got["columns"]["reward"]["a"] == 2.375
     assert got["win_rate"]["mean"] == (0.5 + 0.375) / 2
     assert got["configs"]["seeds"] == {"a": "0, 1", "b": None} and "training.preference.seed" not in got["configs"]
     assert "intervals over seeds and prompts" in printed(capsys, "c", "a")
-    assert found(capsys, "c-seed0", "a")["columns"]["reward"]["difference"]["mean"] == 0
+    assert result(capsys, "c-seed0", "a")["columns"]["reward"]["difference"]["mean"] == 0
 
 
 def test_tables(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,14 +97,14 @@ def test_several_samples_against_one(suite: Path, capsys: pytest.CaptureFixture[
     folder.mkdir()
     rows = [f"{p},{s},{6 * s},1\n" for p in range(4) for s in range(2)]
     (folder / "scores.csv").write_text("prompt_id,sample,reward,length\n" + "".join(rows))
-    got = found(capsys, "two", "a")
+    got = result(capsys, "two", "a")
     assert (got["columns"]["reward"]["difference"]["mean"], got["win_rate"]["mean"]) == (0.5, 0.5)
 
 
 def test_by_path_across_suites(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same numbers of prompts are not the same prompts: their texts decide, where they are known."""
     other = scored(suite.parent / "other", "a", [2, 3, 4, 5])
-    got = found(capsys, str(other), str(suite / "score/a"))
+    got = result(capsys, str(other), str(suite / "score/a"))
     assert got["columns"]["reward"]["difference"]["mean"] == 1 and got["win_rate"]["mean"] == 1
     answered(suite, "a", ["p0", "p1", "p2", "p3"])
     answered(suite.parent / "other", "a", ["p0", "p1", "another", "p3"])
@@ -117,18 +117,20 @@ def test_mistakes_are_sentences(suite: Path, capsys: pytest.CaptureFixture[str])
     (suite / "score/broken").mkdir()
     (suite / "score/broken/scores.csv").write_text("prompt_id,sample,reward\n0,0,good\n")
 
-    def said(*arguments: str) -> str:
+    def output(*arguments: str) -> str:
         assert main(["compare", *arguments]) == 2
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
         return err
 
-    assert "is on only one side" in said("a", "fewer")
-    assert "nothing: no folder with a scores.csv" in said("a", "nothing") and "there are a, b" in said("a", "nothing")
-    assert "not a table of scores" in said("broken", "a")
+    assert "is on only one side" in output("a", "fewer")
+    assert "nothing: no folder with a scores.csv" in output("a", "nothing") and "there are a, b" in output(
+        "a", "nothing"
+    )
+    assert "not a table of scores" in output("broken", "a")
     scored(suite.parent / "other", "a", [2, 3])
     scored(suite.parent / "other", "b", [2, 3])
-    assert "a and b are in several suites" in said("a", "b")
+    assert "a and b are in several suites" in output("a", "b")
     assert main(["compare", "a", "b", "--results", str(suite)]) == 0
     scored(suite.parent / "third", "d", [2, 3])
-    assert "a and d are not in one suite" in said("a", "d")
+    assert "a and d are not in one suite" in output("a", "d")

@@ -22,12 +22,14 @@ def test_judge_matches_by_prompt_and_sample(tmp_path):
     """Rows in another order: 0.5 > 0.1 wins, 0.2 = 0.2 ties, -1 < 0 loses, 3 > 2 wins: 2.5 of 4."""
     ours = rewards(tmp_path / "dpo", [(0, 0, 0.5), (0, 1, 0.2), (7, 0, -1.0), (7, 1, 3.0)])
     theirs = rewards(tmp_path / "sft", [(7, 1, 2.0), (0, 1, 0.2), (0, 0, 0.1), (7, 0, 0.0)])
-    here = workspace(tmp_path / "out")
-    facts = judge.run(judge.Job(judge=Judge()), here, scores=ours, against=theirs)
+    job_workspace = workspace(tmp_path / "out")
+    facts = judge.run(judge.Job(judge=Judge()), job_workspace, scores=ours, against=theirs)
     assert (facts["win_rate"], facts["wins"], facts["ties"], facts["losses"], facts["n"]) == (0.625, 2, 1, 1, 4)
-    assert json.loads((here.output / "summary.json").read_text()) == facts
-    assert here.journal.values == {key: value for key, value in facts.items() if isinstance(value, int | float)}
-    assert (here.output / "verdicts.csv").read_text().splitlines() == [
+    assert json.loads((job_workspace.output / "summary.json").read_text()) == facts
+    assert job_workspace.journal.values == {
+        key: value for key, value in facts.items() if isinstance(value, int | float)
+    }
+    assert (job_workspace.output / "verdicts.csv").read_text().splitlines() == [
         "prompt_id,sample,judge,verdict,reward,against,shown_first,shown_second",
         "0,0,reward,1,0.5,0.1,,",
         "0,1,reward,0.5,0.2,0.2,,",
@@ -55,7 +57,7 @@ def test_judge_refuses_generations_for_other_prompts(tmp_path):
 
 
 def test_judge_refuses_a_reward_that_is_no_number(tmp_path):
-    """nan is neither above nor below: it would pass as a tie."""
+    """nan is neither above nor below: it would count as a tie."""
     ours = rewards(tmp_path / "dpo", [(0, 0, float("nan")), (1, 0, 0.2)])
-    with pytest.raises(AssertionError, match="pass as a tie"):
+    with pytest.raises(AssertionError, match="count as a tie"):
         judge.run(judge.Job(judge=Judge()), workspace(tmp_path / "out"), scores=ours, against=ours)

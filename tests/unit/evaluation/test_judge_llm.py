@@ -1,4 +1,4 @@
-"""A model as judge, against a scripted endpoint and a real one: what is asked, kept, counted, and what goes wrong."""
+"""A language model as judge, against a scripted endpoint and a real one: requests, cache, counts and errors."""
 
 import json
 import signal
@@ -70,9 +70,9 @@ def command(folder: Path, policy: str = "dpo", **settings: Any) -> list[str]:
     section = {"judges": [{**MODEL, **settings}], "bootstrap": 50}
     inputs = {"scores": f"score/{policy}", "against": "score/sft"}
     inputs |= {"generations": f"generate/{policy}", "against_generations": "generate/sft"}
-    given = [text for key, at in inputs.items() for text in (f"--{key}", str(folder / at / "manifest.json"))]
+    options = [text for key, at in inputs.items() for text in (f"--{key}", str(folder / at / "manifest.json"))]
     output = str(folder / f"judge/{policy}/manifest.json")
-    return ["judge", "--config", json.dumps({"judge": section}), *given, "--output", output]
+    return ["judge", "--config", json.dumps({"judge": section}), *options, "--output", output]
 
 
 def summary(folder: Path, name: str = "dpo") -> dict[str, Any]:
@@ -90,14 +90,15 @@ def test_both_orders_are_asked_and_nothing_twice(server: Judge, tmp_path: Path) 
     """The longer answer wins wherever it stands: 4 of 6. A second run asks nothing and writes the same bytes."""
     folder = results(tmp_path / "suite")
     assert main(command(folder)) == 0
-    found = summary(folder)
-    assert (found["win_rate"], found["wins"], found["losses"], found["n"]) == (pytest.approx(4 / 6), 4, 2, 6)
-    assert (found["order"]["prefers_first"], found["order"]["judge"], found["unparsable"]) == (0.5, "no bias shown", 0)
-    assert found["judge"] == "tiny-judge" and "length_controlled" in found
+    result = summary(folder)
+    assert (result["win_rate"], result["wins"], result["losses"], result["n"]) == (pytest.approx(4 / 6), 4, 2, 6)
+    assert (result["order"]["prefers_first"], result["order"]["judge"]) == (0.5, "no bias shown")
+    assert result["unparsable"] == 0
+    assert result["judge"] == "tiny-judge" and "length_controlled" in result
     lines = (folder / "judge/dpo/verdicts.csv").read_text().splitlines()
     assert lines[1] == "0,0,tiny-judge,1,,,1,1" and lines[6] == "5,0,tiny-judge,0,,,0,0"
-    said = [json.loads(line) for line in (folder / "judge/dpo/answers.jsonl").read_text().splitlines()]
-    assert said[0]["ours_first"].endswith("Preferred: A") and said[0]["ours_second"].endswith("Preferred: B")
+    answers = [json.loads(line) for line in (folder / "judge/dpo/answers.jsonl").read_text().splitlines()]
+    assert answers[0]["ours_first"].endswith("Preferred: A") and answers[0]["ours_second"].endswith("Preferred: B")
     assert server.answered == len(server.requests) == NEEDED
     assert all(body["temperature"] == 0 and body["model"] == "tiny-judge" for body in server.requests)
     manifest = (folder / "judge/dpo/manifest.json").read_bytes()
@@ -140,9 +141,9 @@ def test_a_judge_that_goes_with_the_order(server: Judge, tmp_path: Path) -> None
     texts = {"dpo": [f"One {n}" for n in range(8)], "sft": [f"Two {n}" for n in range(8)]}
     folder = results(tmp_path / "suite", texts)
     assert main(command(folder)) == 0
-    found = summary(folder)
-    assert (found["win_rate"], found["ties"]) == (0.5, 8)
-    assert (found["order"]["judge"], found["order"]["prefers_first"]) == ("biased", 1.0)
+    result = summary(folder)
+    assert (result["win_rate"], result["ties"]) == (0.5, 8)
+    assert (result["order"]["judge"], result["order"]["prefers_first"]) == ("biased", 1.0)
 
 
 def test_unparsable_answers_are_counted_and_left_out(server: Judge, tmp_path: Path) -> None:
@@ -155,8 +156,8 @@ def test_unparsable_answers_are_counted_and_left_out(server: Judge, tmp_path: Pa
     server.answer = answer
     folder = results(tmp_path / "suite")
     assert main(command(folder)) == 0
-    found = summary(folder)
-    assert (found["unparsable"], found["without_verdict"], found["n"], found["win_rate"]) == (5, 3, 3, 1.0)
+    result = summary(folder)
+    assert (result["unparsable"], result["without_verdict"], result["n"], result["win_rate"]) == (5, 3, 3, 1.0)
     rows = (folder / "judge/dpo/verdicts.csv").read_text().splitlines()
     assert rows[1] == "0,0,tiny-judge,,,,," and rows[3] == "2,0,tiny-judge,,,,,1"
 
@@ -165,8 +166,8 @@ def test_a_judge_of_no_use_has_no_win_rate(server: Judge, tmp_path: Path) -> Non
     server.answer = lambda question: "Once upon a time"
     folder = results(tmp_path / "suite")
     assert main(command(folder)) == 0
-    found = summary(folder)
-    assert (found["win_rate"], found["n"], found["unparsable"]) == (None, 0, NEEDED)
+    result = summary(folder)
+    assert (result["win_rate"], result["n"], result["unparsable"]) == (None, 0, NEEDED)
 
 
 def test_a_column_and_a_model_side_by_side(server: Judge, tmp_path: Path) -> None:
@@ -175,10 +176,10 @@ def test_a_column_and_a_model_side_by_side(server: Judge, tmp_path: Path) -> Non
     arguments = command(folder)
     arguments[2] = json.dumps({"judge": {"judges": ["reward", MODEL], "bootstrap": 50}})
     assert main(arguments) == 0
-    found = summary(folder)
-    assert found["judge"] == "reward" and set(found["judges"]) == {"reward", "tiny-judge"}
-    assert found["win_rate"] == found["judges"]["tiny-judge"]["win_rate"] == pytest.approx(4 / 6)
-    assert [(entry["judges"], entry["agreement"], entry["kappa"]) for entry in found["agreement"]] == [
+    result = summary(folder)
+    assert result["judge"] == "reward" and set(result["judges"]) == {"reward", "tiny-judge"}
+    assert result["win_rate"] == result["judges"]["tiny-judge"]["win_rate"] == pytest.approx(4 / 6)
+    assert [(entry["judges"], entry["agreement"], entry["kappa"]) for entry in result["agreement"]] == [
         (["reward", "tiny-judge"], 1.0, 1.0)
     ]
 
@@ -220,14 +221,14 @@ def test_what_does_not_pass_leaves_what_was_answered(
     folder = results(tmp_path / "suite")
     server.answer = lambda question: "Preferred: A" if server.answered <= 5 else server.faults.extend([500] * 9) or "B"
     server.faults = []
-    told = mistake(capsys, *command(folder, concurrency=1, attempts=3))
-    assert "is busy or broken (HTTP 500), 3 times; what was answered is kept" in told
+    message = mistake(capsys, *command(folder, concurrency=1, attempts=3))
+    assert "is busy or broken (HTTP 500), 3 times; answers are saved" in message
     assert not (folder / "judge/dpo/manifest.json").exists()
-    kept, asked = len(read_cached(folder / ".judge")), len(server.requests)
-    assert (kept, asked) == (6, 6 + 3)
+    saved, requests_made = len(read_cached(folder / ".judge")), len(server.requests)
+    assert (saved, requests_made) == (6, 6 + 3)
     server.faults, server.answer = [], lambda question: "Preferred: B"
     assert main(command(folder, concurrency=1, attempts=3)) == 0
-    assert len(server.requests) - asked == NEEDED - kept
+    assert len(server.requests) - requests_made == NEEDED - saved
 
 
 FOR_GOOD = {
@@ -247,20 +248,20 @@ FOR_GOOD = {
 def test_what_will_not_pass_is_asked_once(
     what: str, server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, server.body, said = FOR_GOOD[what]
+    status, server.body, printed = FOR_GOOD[what]
     server.faults = [status] * 100
-    told = mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
-    assert said in told and CANARY not in told and "Traceback" not in told
+    message = mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
+    assert printed in message and CANARY not in message and "Traceback" not in message
     assert len(server.requests) == 1
 
 
 def test_an_endpoint_that_asks_for_a_day(server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.faults = [(429, {"Retry-After": "86400"})]
-    assert "asks for 86400 s of patience" in mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
+    assert "asks to wait 86400 s" in mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "printed"),
     [
         ("OPENAI_BASE_URL", None, "no endpoint: set OPENAI_BASE_URL"),
         ("OPENAI_API_KEY", None, "no key: set OPENAI_API_KEY"),
@@ -271,7 +272,7 @@ def test_an_endpoint_that_asks_for_a_day(server: Judge, tmp_path: Path, capsys: 
 def test_an_endpoint_that_is_not_there(
     variable: str,
     value: str | None,
-    said: str,
+    printed: str,
     server: Judge,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -280,7 +281,7 @@ def test_an_endpoint_that_is_not_there(
     """Said at the start: nothing is asked, nothing written."""
     monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable)
     folder = results(tmp_path / "suite")
-    assert said in mistake(capsys, *command(folder, attempts=2))
+    assert printed in mistake(capsys, *command(folder, attempts=2))
     assert not server.requests and not (folder / "judge/dpo/manifest.json").exists()
 
 
@@ -308,8 +309,8 @@ def test_the_key_goes_nowhere(
 def test_the_cap_is_kept(server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """12 are needed: with 11 allowed nothing is asked; with 13 and three repetitions the 14th is not made."""
     folder = results(tmp_path / "suite")
-    told = mistake(capsys, *command(folder, max_requests=NEEDED - 1))
-    assert "12 requests are needed and max_requests allows 11 in a job; nothing was asked" in told
+    message = mistake(capsys, *command(folder, max_requests=NEEDED - 1))
+    assert "12 requests are needed and max_requests allows 11 in a job; nothing was asked" in message
     assert not server.requests
     server.faults = [500, 500, 500]
     assert "max_requests (13) is spent" in mistake(capsys, *command(folder, max_requests=13, concurrency=1))
@@ -391,8 +392,8 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     run = [sys.executable, "-c", code, str(tmp_path / "dpo.jsonl")]
     writers = [subprocess.Popen([*run, name], env=inside) for name in "abc"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
-    found = read_cached(tmp_path)
-    assert len(found) == 600 and all(text == key[0] * 10_000 for key, text in found.items())
+    result = read_cached(tmp_path)
+    assert len(result) == 600 and all(text == key[0] * 10_000 for key, text in result.items())
 
 
 CHOICES = {
@@ -476,10 +477,10 @@ SLIPS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("what", SLIPS)
 def test_a_slip_in_the_section_is_a_sentence(what: str) -> None:
-    judges, said = SLIPS[what]
-    with pytest.raises(UserError) as found:
+    judges, printed = SLIPS[what]
+    with pytest.raises(UserError) as result:
         resolve(merge(yaml.safe_load(MINI), {"judge": {"judges": judges}}), "x.yaml")
-    assert said in str(found.value)
+    assert printed in str(result.value)
 
 
 def free_port() -> int:
@@ -519,12 +520,12 @@ def test_a_real_server_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         at.terminate()
         at.wait(timeout=30)
-    found = summary(folder)
-    said = [json.loads(line) for line in (folder / "judge/dpo/answers.jsonl").read_text().splitlines()]
-    read = [parse_choice(one[order]) for one in said for order in ("ours_first", "ours_second")]
-    assert any(one["ours_first"] for one in said)
-    assert found["unparsable"] == read.count(None) > 0 and found["n"] + found["without_verdict"] == 6
-    assert np.isfinite(found["win_rate"]) if found["n"] > 1 else found["win_rate"] is None
+    result = summary(folder)
+    answers = [json.loads(line) for line in (folder / "judge/dpo/answers.jsonl").read_text().splitlines()]
+    read = [parse_choice(one[order]) for one in answers for order in ("ours_first", "ours_second")]
+    assert any(one["ours_first"] for one in answers)
+    assert result["unparsable"] == read.count(None) > 0 and result["n"] + result["without_verdict"] == 6
+    assert np.isfinite(result["win_rate"]) if result["n"] > 1 else result["win_rate"] is None
 
 
 def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -537,8 +538,8 @@ def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: py
     row = {"name": "dpo", "method": "dpo", "beta": 0.1}
     suite = resolve({**merge(yaml.safe_load(MINI), changes), "runs": [row]}, "x.yaml")
     (judge,), folder = suite.judge.models, results(tmp_path / "results/suite")
-    told = requests(suite, judge, folder)
-    assert "12 of 12 requests remain, and 12 requests for answers that are not there yet" in told
+    message = requests(suite, judge, folder)
+    assert "12 of 12 requests remain, and 12 requests for answers that are not there yet" in message
     assert main(command(folder)) == 0
     assert "0 of 12 requests remain" in requests(suite, judge, folder)
     assert "24 requests for answers" in requests(suite, judge, tmp_path / "nothing")
@@ -552,7 +553,9 @@ def test_the_papers_judge_is_a_line_away(name: str, tmp_path: Path) -> None:
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
     assert suite.judge.against == "chosen" and not suite.judge.models
     (tmp_path / "asked.yaml").write_text(text.replace("\njudge: {against: chosen}\n", f"\n{line[4:]}\n"))
-    asked = read_suite([str(tmp_path / "asked.yaml")])
-    assert asked.judge.against == "chosen" and [judge.model for judge in asked.judge.models] == ["gpt-4-0314"]
-    policies = 2 + len(asked.runs)
-    assert f" {policies * 256 * 2:,} requests" in requests(asked, asked.judge.models[0], tmp_path)
+    judging_suite = read_suite([str(tmp_path / "asked.yaml")])
+    assert judging_suite.judge.against == "chosen" and [judge.model for judge in judging_suite.judge.models] == [
+        "gpt-4-0314"
+    ]
+    policies = 2 + len(judging_suite.runs)
+    assert f" {policies * 256 * 2:,} requests" in requests(judging_suite, judging_suite.judge.models[0], tmp_path)

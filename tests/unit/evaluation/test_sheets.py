@@ -18,8 +18,8 @@ PAIRS = [Pair("Post 0", "ours", "theirs"), Pair("Post 1", "mine\r\nof two lines"
 
 def filled(path: Path, *preferred: str) -> Path:
     rows = list(csv.reader(path.open(newline="")))
-    for row, said in zip(rows[1:], preferred, strict=True):
-        row[3] = said
+    for row, output in zip(rows[1:], preferred, strict=True):
+        row[3] = output
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
     return path
@@ -44,7 +44,7 @@ def test_a_verdict_is_found_by_its_texts_on_either_side(tmp_path: Path) -> None:
             "prompt,response_a,response_b,preferred\np,x,y,c\n",
             "row 1: preferred: expected a, b, tie or nothing, got 'c'",
         ),
-        ("prompt,response_a,response_b,preferred\np,x,y,a\np,y,x,a\n", "row 2 says otherwise than an earlier row"),
+        ("prompt,response_a,response_b,preferred\np,x,y,a\np,y,x,a\n", "row 2 contradicts an earlier row"),
         ("prompt,response_a,preferred\np,x,a\n", "row 1 has no response_b; a sheet has the columns"),
     ],
 )
@@ -73,33 +73,33 @@ def test_drawn_filled_and_judged(
         "generations": "generate/dpo",
         "against_generations": "generate/sft",
     }
-    given = [text for key, at in inputs.items() for text in (f"--{key}", str(folder / at / "manifest.json"))]
+    arguments = [text for key, at in inputs.items() for text in (f"--{key}", str(folder / at / "manifest.json"))]
     section = {"judges": ["reward", {"people": "people.csv"}], "bootstrap": 50}
     command = [
         "judge",
         "--config",
         json.dumps({"judge": section}),
-        *given,
+        *arguments,
         "--output",
         str(folder / "judge/dpo/manifest.json"),
     ]
     assert main(command) == 0
-    found = summary(folder)
-    assert (found["judges"]["people"]["n"], found["judges"]["people"]["without_verdict"]) == (5, 1)
-    assert found["judges"]["people"]["wins"] == sum("good" in row["response_a"] + row["response_b"] for row in rows)
-    assert found["agreement"][0]["judges"] == ["reward", "people"] and found["agreement"][0]["agreement"] == 1.0
+    result = summary(folder)
+    assert (result["judges"]["people"]["n"], result["judges"]["people"]["without_verdict"]) == (5, 1)
+    assert result["judges"]["people"]["wins"] == sum("good" in row["response_a"] + row["response_b"] for row in rows)
+    assert result["agreement"][0]["judges"] == ["reward", "people"] and result["agreement"][0]["agreement"] == 1.0
     before = json.loads((folder / "judge/dpo/manifest.json").read_text())["code"]
     filled(tmp_path / "people.csv", *["tie"] * 5)
     assert main(command) == 0
     assert json.loads((folder / "judge/dpo/manifest.json").read_text())["code"] != before, "the sheet is part of it"
     assert main(["sheet", "dpo", "sft", "people.csv"]) == 2
-    assert "is there already and may hold verdicts" in capsys.readouterr().err
+    assert "exists and may hold verdicts" in capsys.readouterr().err
 
 
 def test_a_sheet_is_found_from_the_suites_file() -> None:
     values = with_relative_paths({"judges": ["reward", {"people": "sheets/p.csv", "name": "Ann"}]}, "configs/x.yaml")
-    found = Judge.model_validate(values)
-    assert [one.people for one in found.sheets] == ["configs/sheets/p.csv"] and found.reads_answers
-    assert found.user_files() == (Path("configs/sheets/p.csv"),)
+    result = Judge.model_validate(values)
+    assert [one.people for one in result.sheets] == ["configs/sheets/p.csv"] and result.reads_answers
+    assert result.user_files() == (Path("configs/sheets/p.csv"),)
     with pytest.raises(UserError, match="expected <file>.csv"):
         Judge.parse({"judges": [{"people": "p.xlsx"}]}, "x", "judge")

@@ -18,19 +18,19 @@ def test_log_odds_by_hand():
 
     ln(7.6 / (10 + 4 - 7.6)) - ln(3.6 / (10 + 4 - 3.6)), variance 1 / 7.6 + 1 / 3.6.
     """
-    found = log_odds([6, 4], [2, 8], prior=4.0)
+    result = log_odds([6, 4], [2, 8], prior=4.0)
     delta = math.log(7.6 / 6.4) - math.log(3.6 / 10.4)
-    assert found["delta"].tolist() == pytest.approx([delta, -delta])
-    assert found["z"][0] == pytest.approx(delta / math.sqrt(1 / 7.6 + 1 / 3.6))
+    assert result["delta"].tolist() == pytest.approx([delta, -delta])
+    assert result["z"][0] == pytest.approx(delta / math.sqrt(1 / 7.6 + 1 / 3.6))
 
 
 def test_a_rare_word_is_not_the_most_telling():
     """Said once and on one side, it has the largest plain ratio; said 30 times more often is better known."""
     chosen = ["good film"] * 60 + ["bad film"] * 30 + ["zither film"]
     rejected = ["good film"] * 30 + ["bad film"] * 60 + ["a film"]
-    found = distinctive_words(chosen, rejected, np.arange(91))
-    assert found["word"].iloc[0] == "good" and found["word"].iloc[-1] == "bad"
-    good = found.iloc[0]
+    result = distinctive_words(chosen, rejected, np.arange(91))
+    assert result["word"].iloc[0] == "good" and result["word"].iloc[-1] == "bad"
+    good = result.iloc[0]
     assert (good["chosen"], good["rejected"]) == (60, 30) and 0 < good["low"] < good["delta"] < good["high"]
 
 

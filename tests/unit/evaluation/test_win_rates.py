@@ -43,10 +43,10 @@ def test_length_control_finds_the_rate_at_equal_lengths() -> None:
     gap = rng.normal(80, 60, 20000)
     chance = 1 / (1 + np.exp(-(np.log(0.4 / 0.6) + 2 * np.tanh(gap / gap.std(ddof=1)))))
     verdicts = (rng.random(20000) < chance).astype(float)
-    found = length_controlled(verdicts, 200 + gap, np.full(20000, 200), np.arange(20000), **ABOUT)
+    result = length_controlled(verdicts, 200 + gap, np.full(20000, 200), np.arange(20000), **ABOUT)
     assert verdicts.mean() > 0.64
-    assert found is not None and found["win_rate"] == pytest.approx(0.4, abs=0.02)
-    assert found["low"] < 0.4 < found["high"] and found["phi"] == pytest.approx(2, abs=0.1)
+    assert result is not None and result["win_rate"] == pytest.approx(0.4, abs=0.02)
+    assert result["low"] < 0.4 < result["high"] and result["phi"] == pytest.approx(2, abs=0.1)
 
 
 def test_memory_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,17 +64,21 @@ def test_length_control_needs_lengths_that_differ() -> None:
 
 def test_matched_length_leaves_out_pairs_of_other_lengths() -> None:
     """100 and 91 differ by 9 % of the longer, 100 and 89 by 11 %: of 1, 0, 0 the first two stay, win rate a half."""
-    found = matched_length([1, 0, 0], np.array([100, 50, 100]), np.array([91, 50, 89]), np.arange(3), **ABOUT)
-    assert (found["win_rate"], found["n"]) == (0.5, 2)
+    result = matched_length([1, 0, 0], np.array([100, 50, 100]), np.array([91, 50, 89]), np.arange(3), **ABOUT)
+    assert (result["win_rate"], result["n"]) == (0.5, 2)
     assert matched_length([1], np.array([9]), np.array([1]), np.arange(1), **ABOUT) == {"win_rate": None, "n": 0}
 
 
 def test_order_bias_of_pairs_shown_both_ways() -> None:
     """Eight pairs go to whoever stands first: p = 2 / 2^8 = 0.0078, biased. Seven: 2 / 2^7 = 0.0156, not yet."""
-    found = win_rates.order_bias_of_both([1] * 8 + [1], [0] * 8 + [1])
-    assert (found["p_value"], found["judge"]) == (pytest.approx(2 / 2**8), "biased")
-    assert (found["ours_first"]["win_rate"], found["ours_second"]["win_rate"]) == (1.0, pytest.approx(1 / 9))
-    assert (found["prefers_first"], found["first_in_both"], found["second_in_both"]) == (pytest.approx(17 / 18), 8, 0)
+    result = win_rates.order_bias_of_both([1] * 8 + [1], [0] * 8 + [1])
+    assert (result["p_value"], result["judge"]) == (pytest.approx(2 / 2**8), "biased")
+    assert (result["ours_first"]["win_rate"], result["ours_second"]["win_rate"]) == (1.0, pytest.approx(1 / 9))
+    assert (result["prefers_first"], result["first_in_both"], result["second_in_both"]) == (
+        pytest.approx(17 / 18),
+        8,
+        0,
+    )
     seven = win_rates.order_bias_of_both([1] * 7, [0] * 7)
     assert (seven["p_value"], seven["judge"]) == (pytest.approx(2 / 2**7), "no bias shown")
     fair = win_rates.order_bias_of_both([1, 0, 1, 0], [1, 0, 0, 1])
@@ -85,8 +89,8 @@ def test_order_bias_of_pairs_shown_both_ways() -> None:
 def test_order_bias_of_pairs_shown_once() -> None:
     """Ours wins 5 of 5 shown first and 0 of 5 shown second: of 252 tables two are as extreme, p = 2 / 252 = 0.0079."""
     verdicts, first = [1] * 5 + [0] * 5, [True] * 5 + [False] * 5
-    found = win_rates.order_bias(verdicts, first)
-    assert (found["p_value"], found["judge"], found["prefers_first"]) == (pytest.approx(2 / 252), "biased", 1.0)
+    result = win_rates.order_bias(verdicts, first)
+    assert (result["p_value"], result["judge"], result["prefers_first"]) == (pytest.approx(2 / 252), "biased", 1.0)
     assert win_rates.order_bias([1, 0, 1, 0], [True, True, False, False])["judge"] == "no bias shown"
 
 
@@ -102,11 +106,11 @@ def test_agreement_leaves_ties_out_and_kappa_does_not() -> None:
     """
     one = judged("gpt", [0, 1, 0, 0.5, 1, 1])
     other = judged("people", [0, 1, 1, 0.5, 0.5, float("nan")])
-    found = agreement(one, other, **ABOUT)
-    assert (found["judges"], found["n"], found["ties"]) == (["gpt", "people"], 5, 2)
-    assert found["agreement"] == pytest.approx(2 / 3)
-    assert found["kappa"] == pytest.approx((3 / 5 - 8 / 25) / (1 - 8 / 25)) == pytest.approx(7 / 17)
-    assert found["kappa_low"] < 7 / 17 < found["kappa_high"]
+    result = agreement(one, other, **ABOUT)
+    assert (result["judges"], result["n"], result["ties"]) == (["gpt", "people"], 5, 2)
+    assert result["agreement"] == pytest.approx(2 / 3)
+    assert result["kappa"] == pytest.approx((3 / 5 - 8 / 25) / (1 - 8 / 25)) == pytest.approx(7 / 17)
+    assert result["kappa_low"] < 7 / 17 < result["kappa_high"]
 
 
 def test_kappa_is_none_where_chance_explains_all() -> None:
@@ -130,16 +134,16 @@ def test_alpaca_evals_leaderboard(model: str, capsys: pytest.CaptureFixture[str]
     with board.open(newline="", encoding="utf-8") as stream:
         row = next(row for row in csv.DictReader(stream) if row[""] == model)
     assert (row["win_rate"], row["standard_error"], int(row["n_total"])) == LEADERBOARD[model]
-    found = printed(capsys, SHARED / f"alpaca-eval/{model}/annotations.json")
+    result = printed(capsys, SHARED / f"alpaca-eval/{model}/annotations.json")
     assert (
-        found["unit"] == "percent"
-        and found["n"] == int(row["n_total"])
-        and found["without_verdict"] == 805 - found["n"]
+        result["unit"] == "percent"
+        and result["n"] == int(row["n_total"])
+        and result["without_verdict"] == 805 - result["n"]
     )
-    assert found["win_rate"] == pytest.approx(float(row["win_rate"]), rel=1e-14)
-    assert found["standard_error"] == pytest.approx(float(row["standard_error"]), rel=1e-12)
+    assert result["win_rate"] == pytest.approx(float(row["win_rate"]), rel=1e-14)
+    assert result["standard_error"] == pytest.approx(float(row["standard_error"]), rel=1e-12)
     counts = [int(row[name]) for name in ("n_wins", "n_draws", "n_wins_base")]
-    assert [found[name] for name in ("wins", "ties", "losses")] == counts
+    assert [result[name] for name in ("wins", "ties", "losses")] == counts
 
 
 @pytest.mark.parametrize("model", ["alpaca-7b", "phi-2-sft", "zephyr-7b-beta"])
@@ -148,19 +152,19 @@ def test_alpaca_evals_length_control(model: str, capsys: pytest.CaptureFixture[s
     board = published("alpaca-eval/alpaca_eval_gpt4_leaderboard.csv")
     with board.open(newline="", encoding="utf-8") as stream:
         row = next(row for row in csv.DictReader(stream) if row[""] == model)
-    found = printed(capsys, SHARED / f"alpaca-eval/{model}/annotations.json")["length_controlled"]
-    assert found["win_rate"] == pytest.approx(float(row["length_controlled_winrate"]), abs=3)
-    assert found["low"] < float(row["length_controlled_winrate"]) < found["high"]
+    result = printed(capsys, SHARED / f"alpaca-eval/{model}/annotations.json")["length_controlled"]
+    assert result["win_rate"] == pytest.approx(float(row["length_controlled_winrate"]), abs=3)
+    assert result["low"] < float(row["length_controlled_winrate"]) < result["high"]
 
 
 def test_a_judge_of_summaries_is_called_biased(capsys: pytest.CaptureFixture[str]) -> None:
     """71.6 % shown first, 55.8 % shown second, and 945 of 1,945 posts not judged."""
-    found = printed(capsys, published("tldr/oai1b.csv_judged.csv"))
-    order = found["order"]
+    result = printed(capsys, published("tldr/oai1b.csv_judged.csv"))
+    order = result["order"]
     assert (round(order["ours_first"]["win_rate"], 1), order["ours_first"]["n"]) == (71.6, 518)
     assert (round(order["ours_second"]["win_rate"], 1), order["ours_second"]["n"]) == (55.8, 482)
     assert order["judge"] == "biased" and order["p_value"] < 1e-6
-    assert (found["win_rate"], found["n"], found["without_verdict"]) == (64.0, 1000, 945)
+    assert (result["win_rate"], result["n"], result["without_verdict"]) == (64.0, 1000, 945)
 
 
 def test_several_judges_and_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,8 +173,8 @@ def test_several_judges_and_people(tmp_path: Path, capsys: pytest.CaptureFixture
     rows += ["0,0,gpt,1,1,1", "1,0,gpt,0.5,1,0", "2,0,gpt,,1,", "0,0,reward,1,,", "1,0,reward,0,,", "2,0,reward,1,,"]
     (tmp_path / "verdicts.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "people.csv").write_text("prompt_id,sample,verdict\n0,0,1\n1,0,0\n2,0,0\n")
-    found = printed(capsys, tmp_path / "verdicts.csv", tmp_path / "people.csv")
-    gpt, reward, people = found["judges"]
+    result = printed(capsys, tmp_path / "verdicts.csv", tmp_path / "people.csv")
+    gpt, reward, people = result["judges"]
     assert (gpt["judge"], gpt["win_rate"], gpt["n"], gpt["without_verdict"]) == ("gpt", 75.0, 2, 1)
     assert (gpt["order"]["ours_first"]["win_rate"], gpt["order"]["ours_second"]["win_rate"]) == (100.0, 50.0)
     assert (reward["win_rate"], people["judge"], people["win_rate"]) == (
@@ -178,12 +182,12 @@ def test_several_judges_and_people(tmp_path: Path, capsys: pytest.CaptureFixture
         "people",
         pytest.approx(100 / 3),
     )
-    assert [entry["judges"] for entry in found["agreement"]] == [
+    assert [entry["judges"] for entry in result["agreement"]] == [
         ["gpt", "reward"],
         ["gpt", "people"],
         ["reward", "people"],
     ]
-    assert found["agreement"][2]["agreement"] == pytest.approx(200 / 3)
+    assert result["agreement"][2]["agreement"] == pytest.approx(200 / 3)
 
 
 MISTAKES = {
@@ -208,12 +212,12 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_bad_file_is_a_sentence(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text, said = MISTAKES[name]
+    text, output = MISTAKES[name]
     if text is not None:
         (tmp_path / name).write_text(text)
     assert main(["winrate", str(tmp_path / name)]) == 2
     out, err = capsys.readouterr()
-    assert said in err and name in err and len(err.splitlines()) == 1 and not out
+    assert output in err and name in err and len(err.splitlines()) == 1 and not out
 
 
 def test_a_file_of_another_encoding_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,9 +50,9 @@ def test_journal_tells_paths_where_they_will_lie(tmp_path):
 
 def test_secrets_are_redacted():
     token = "hf_" + "a1B2" * 8
-    told = {"api_key": "k", "hub": {"HF_TOKEN": "t"}, "error": f"401 for {token}", "url": "https://me:pw@host/x"}
-    kept = {"eos_token": "</s>", "max_tokens": 8, "tokenizer": "gpt2", "token": None, "model": "hf_small"}
-    assert redact(told | kept) == kept | {
+    message = {"api_key": "k", "hub": {"HF_TOKEN": "t"}, "error": f"401 for {token}", "url": "https://me:pw@host/x"}
+    saved = {"eos_token": "</s>", "max_tokens": 8, "tokenizer": "gpt2", "token": None, "model": "hf_small"}
+    assert redact(message | saved) == saved | {
         "api_key": "[redacted]",
         "hub": {"HF_TOKEN": "[redacted]"},
         "error": "401 for [redacted]",
@@ -62,26 +62,26 @@ def test_secrets_are_redacted():
 
 @pytest.mark.parametrize("error", [UserError, ValueError])
 def test_no_token_comes_into_a_log_or_a_journal(tmp_path, monkeypatch, capsys, error):
-    """A stage that fails with a token in its config, its address and its message, whoever raises it."""
+    """A stage that fails with a token in its config, its address and its message, for either kind of error."""
     canary, password = "hf_" + "c4N4rY" * 5, "hunter2-canary"
-    told = f"401 for {canary} at https://me:{password}@hub/x, Authorization: Bearer {password}"
+    message = f"401 for {canary} at https://me:{password}@hub/x, Authorization: Bearer {password}"
 
     def fail(stage, *job):
         journal = open_journal(tmp_path / "suite", stage)
         journal.start(
             config={"data": {"hub_token": canary}, "source": f"https://me:{password}@hub/x"}, inputs={}, code=""
         )
-        journal.end(status="failed", error=told, seconds=1.0, peak_memory_mb=1.0)
-        raise error(told)
+        journal.end(status="failed", error=message, seconds=1.0, peak_memory_mb=1.0)
+        raise error(message)
 
     monkeypatch.setattr("prefdag.runtime.stage.run_stage", fail)
     monkeypatch.delenv("PREFDAG_WARM", raising=False)
     assert main(["fetch", "--config", "{}", "--output", "x"]) == (2 if error is UserError else 1)
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     (journal,) = (tmp_path / "suite/.journal").glob("*.jsonl")
-    for text in (said.out, said.err, journal.read_text()):
+    for text in (output.out, output.err, journal.read_text()):
         assert canary not in text and password not in text
-    assert "[redacted]" in said.err and "[redacted]" in journal.read_text()
+    assert "[redacted]" in output.err and "[redacted]" in journal.read_text()
 
 
 def test_only_tracking_imports_mlflow():

@@ -86,8 +86,8 @@ def content(client, suite: str) -> dict[str, object]:
     """What the database holds of a suite, with MLflow's random ids told by what they stand for."""
     experiment = client.get_experiment_by_name(suite).experiment_id
     models = {model.model_id: model for model in client.search_logged_models([experiment])}
-    told = {key: f"{model.tags['prefdag.journal']}:{model.name}" for key, model in models.items()}
-    found: dict[str, object] = {}
+    message = {key: f"{model.tags['prefdag.journal']}:{model.name}" for key, model in models.items()}
+    result: dict[str, object] = {}
     runs = client.search_runs([experiment])
     for run in runs:
         for other in runs:
@@ -96,7 +96,7 @@ def content(client, suite: str) -> dict[str, object]:
             )
             run.data.tags["mlflow.note.content"] = note
         history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
-        found[run.data.tags["prefdag.journal"]] = (
+        result[run.data.tags["prefdag.journal"]] = (
             (
                 run.info.run_name,
                 run.info.status,
@@ -110,17 +110,17 @@ def content(client, suite: str) -> dict[str, object]:
                 for key, points in history.items()
             },
             sorted(repr(one.to_dictionary()) for one in run.inputs.dataset_inputs),
-            sorted(told[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
-            sorted(told[one.model_id] for one in run.outputs.model_outputs),
+            sorted(message[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
+            sorted(message[one.model_id] for one in run.outputs.model_outputs),
             sorted((file.path, file.file_size) for file in client.list_artifacts(run.info.run_id, "tables")),
         )
     for key, model in models.items():
         tags = model.tags | {
-            "prefdag.parents": [told[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]
+            "prefdag.parents": [message[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]
         }
         tied = sorted((one.key, one.value, one.dataset_name, one.dataset_digest) for one in model.metrics or ())
-        found[told[key]] = (model.params, tags, str(model.status), model.model_type, tied)
-    return found
+        result[message[key]] = (model.params, tags, str(model.status), model.model_type, tied)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +148,8 @@ def suite(results, client) -> dict[str, str]:
 
 
 def test_replay_writes_everything(results, client, suite):
-    found = content(client, "suite")
-    (name, status, start, end, params, tags), history, datasets, read_models, made, artifacts = found[suite["dpo"]]
+    result = content(client, "suite")
+    (name, status, start, end, params, tags), history, datasets, read_models, made, artifacts = result[suite["dpo"]]
     assert (name, status) == ("preference/dpo-beta0.1", "FINISHED")
     assert params == {"preference.beta": "0.1", "preference.hub_token": "[redacted]", "objective.method": "dpo"}
     wanted = {"stage": "preference", "name": "dpo-beta0.1", "manifest": "d90", "input.policy": "5f7", "code": "c0de"}
@@ -170,15 +170,15 @@ def test_replay_writes_everything(results, client, suite):
 
 
 def test_weights_are_external_models_with_lineage(client, suite):
-    found = content(client, "suite")
-    params, tags, status, kind, tied = found[f"{suite['dpo']}:dpo-beta0-1"]
+    result = content(client, "suite")
+    params, tags, status, kind, tied = result[f"{suite['dpo']}:dpo-beta0-1"]
     assert params == {"path": "results/suite/preference/dpo-beta0.1/model", "sha256": DPO, "parent.0": SFT}
     assert tags["mlflow.model.isExternal"] == "true" and tags["prefdag.parents"] == [f"{suite['sft']}:sft"]
     assert (status, kind) == ("READY", "preference")
     assert tied == [
         ("test.accuracy", 0.75, "test", "b" * 36)
     ]  # the curves are not tied: they are of no finished weights
-    assert found[f"{suite['sft']}:sft"][0]["path"] == "results/suite/sft/model"
+    assert result[f"{suite['sft']}:sft"][0]["path"] == "results/suite/sft/model"
 
 
 def test_replaying_twice_changes_no_row(results, client, suite):
@@ -232,13 +232,13 @@ def test_followed_live_equals_replayed(results, client, suite):
     finally:
         parent.kill()
         parent.wait()
-        _, said = follower.communicate(timeout=120)
-    assert (follower.returncode, said) == (0, "")
+        _, output = follower.communicate(timeout=120)
+    assert (follower.returncode, output) == (0, "")
     live = json.loads(json.dumps(content(client, "live")).replace("results/live", "results/suite"))
     replayed = json.loads(json.dumps(content(client, "suite")))
-    for found in (live, replayed):
+    for result in (live, replayed):
         for name in suite.values():
-            del found[name][0][5]["prefdag.suite"]
+            del result[name][0][5]["prefdag.suite"]
     assert live == replayed
 
 
@@ -252,13 +252,13 @@ def test_reruns_killed_and_foreign_jobs(results, client):
     with (root / f".journal/{killed}.jsonl").open("a") as file:
         file.write('{"event": "metrics", "time": 1000000005, "step": 3, "values": {"loss": 1}}\n{"event": "met')
     Writer(root).replay()
-    found = {key: value[0] for key, value in content(client, "again").items()}
-    status = {key: value[1] for key, value in found.items()}
+    result = {key: value[0] for key, value in content(client, "again").items()}
+    status = {key: value[1] for key, value in result.items()}
     assert status == {first: "KILLED", second: "RUNNING", killed: "KILLED", alive: "RUNNING"}
-    superseded = {key: value[5].get("prefdag.superseded") for key, value in found.items()}
+    superseded = {key: value[5].get("prefdag.superseded") for key, value in result.items()}
     assert superseded == {first: second, second: None, killed: None, alive: None}
-    assert "ended without a last event" in found[killed][5]["prefdag.closed"]
-    assert found[killed][3] == 1000000005000  # its last event's time, whenever it is replayed
+    assert "ended without a last event" in result[killed][5]["prefdag.closed"]
+    assert result[killed][3] == 1000000005000  # its last event's time, whenever it is replayed
 
 
 def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
@@ -266,8 +266,8 @@ def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
     write_dpo(root)
     (root / "preference/dpo-beta0.1/curves.csv").write_text("of the rerun\n")
     Writer(root).replay()
-    (found,) = (value for key, value in content(client, "later").items() if ":" not in key)
-    assert found[0][1] == "FINISHED" and found[5] == []
+    (result,) = (value for key, value in content(client, "later").items() if ":" not in key)
+    assert result[0][1] == "FINISHED" and result[5] == []
     (run,) = client.search_runs([client.get_experiment_by_name("later").experiment_id])
     client.delete_run(run.info.run_id)
     before = rows(results / "mlflow.db")
@@ -289,8 +289,8 @@ def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):
     with pytest.raises(UserError, match="journals in .* are complete"):
         file_store.replay()
     assert file_store.follow(dead_pid(), poll=0.1) is False
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and said.count("failed (") == 1 and f"run `prefdag track {root}` once" in said
+    output = capsys.readouterr().err
+    assert "Traceback" not in output and output.count("failed (") == 1 and f"run `prefdag track {root}` once" in output
 
 
 def test_track_and_ui_say_when_there_is_nothing(tmp_path, monkeypatch, capsys):

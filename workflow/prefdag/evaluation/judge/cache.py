@@ -1,9 +1,9 @@
-"""Answers of judges, kept beside the results: nothing is asked twice, and judging goes on where it was cut off.
+"""A cache of judges' answers on disk: no question is asked twice, and interrupted judging continues.
 
-`results/<suite>/.judge/<job>.jsonl`, a line an answer: its key and the text. The key is the content of the question:
-the judge's model, its sampling settings, and the whole text asked, in which the pair and its order stand. Each job
-appends to a file of its own and reads all of them; a line is one write, under a lock, so that even two writers of one
-file leave whole lines. A line cut off by a crash or damaged since is no answer and is asked for again.
+`results/<suite>/.judge/<job>.jsonl` has a line per answer, with key and text. The key is a digest of the model,
+its sampling settings and the text of the question, which includes the pair and its order. Each job appends to its own
+file and reads all of them. A line is one write under a lock, so two writers of a file leave whole lines. A line that is
+cut off or damaged is ignored, and its question is asked again.
 """
 
 import fcntl
@@ -21,18 +21,18 @@ TEMPERATURE = 0.0
 
 
 def question_key(judge: LLM, question: str) -> str:
-    """sha256 of whatever an answer depends on."""
-    asked = {"model": judge.model, "question": question, **settings(judge)}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    """Return the sha256 of everything that an answer depends on."""
+    content = {"model": judge.model, "question": question, **settings(judge)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def settings(judge: LLM) -> dict[str, Any]:
-    """The sampling settings of a request, by the protocol's names."""
+    """Return the sampling settings of a request, by the protocol's names."""
     return {"temperature": TEMPERATURE, "max_tokens": judge.max_tokens}
 
 
 def read_cached(folder: Path) -> dict[str, str]:
-    """Every answer of the folder's files, by key."""
+    """Read all answers in a folder's files, by key."""
     answers: dict[str, str] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
@@ -46,12 +46,12 @@ def read_cached(folder: Path) -> dict[str, str]:
 
 
 def _digest(key: str, answer: str) -> str:
-    """One letter of an answer is the verdict: what a disk has changed is no answer."""
+    """Return a checksum: one changed letter of an answer would be another verdict."""
     return hashlib.sha256(f"{key}\n{answer}".encode()).hexdigest()
 
 
 class AnswerCache:
-    """Appends answers to one file: `with Answers(path) as answers: answers.add(key, model, text)`."""
+    """Append answers to a file: `with AnswerCache(path) as cache: cache.add(key, model, text)`."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

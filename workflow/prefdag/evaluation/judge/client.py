@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint: one question, one answer, patience where it pays, a sentence where it does not.
+"""A client for an OpenAI-compatible endpoint, with rate limits, retries and clear errors.
 
-Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY and go to the client alone: into no config, log, journal,
-error or cache. The client's own retries are off, so that every request is counted and paced here.
+Address and key come from OPENAI_BASE_URL and OPENAI_API_KEY. Only the client sees them: they enter no config, log,
+journal, error or cache. The client's own retries are off, so that every request is counted and paced in this module.
 """
 
 import os
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from openai import APIStatusError
 
 BUSY = (408, 409, 425, 429)
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds of back-off: doubled each time, drawn evenly below
-PATIENCE = 600.0  # seconds that an endpoint may ask us to stay away
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds of back-off: doubled each time, with full jitter
+PATIENCE = 600.0  # the longest Retry-After, in seconds, that is followed
 
 
 class Interrupted(Exception):
-    """Another question has failed for good, or the job was told to stop."""
+    """Another question has failed for good, or the job is stopping."""
 
 
 class Endpoint:
-    """Asks one judge's questions, from several threads. Raises `UserError` where the environment names no endpoint."""
+    """Ask one judge's questions, from several threads. Raises `UserError` where the environment has no endpoint."""
 
     def __init__(self, judge: LLM) -> None:
         self.judge, self.name = judge, name_of(judge)
@@ -37,13 +37,15 @@ class Endpoint:
         if not address:
             raise UserError(
                 f"judge {self.name}: no endpoint: set OPENAI_BASE_URL to the address of an OpenAI-compatible server "
-                "(such as http://localhost:8000/v1), or take the model out of judge.judges"
+                "(such as http://localhost:8000/v1), or remove the model from judge.judges"
             )
         if not key:
             raise UserError(f"judge {self.name}: no key: set OPENAI_API_KEY (any text for a server that asks for none)")
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"judge {self.name}: OPENAI_BASE_URL is no address; expected http(s)://<host>[:<port>]/v1")
+            raise UserError(
+                f"judge {self.name}: OPENAI_BASE_URL is not an address; expected http(s)://<host>[:<port>]/v1"
+            )
         self.place = f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
         self._secrets = [secret for secret in (key, parts.password, parts.username) if secret]
         self._client = _client(address, key, judge.timeout)
@@ -51,26 +53,26 @@ class Endpoint:
         self._next, self.requests = 0.0, 0
 
     def ask(self, question: str) -> str:
-        """The model's answer, empty where it gives none. Raises `UserError` where asking again would not help."""
+        """Return the model's answer, or an empty text. Raises `UserError` where asking again would not help."""
         import openai
 
-        told = ""
+        problem = ""
         for attempt in range(self.judge.attempts):
             self._take_turn()
             wait = None
             try:
                 return self._answer(question)
             except openai.APIStatusError as error:
-                told, wait = self._refused(error), _stated_wait(error.response.headers)
+                problem, wait = self._check_status(error), _stated_wait(error.response.headers)
             except openai.APITimeoutError:
-                told = f"gives no answer in {self.judge.timeout:g} s"
+                problem = f"gives no answer in {self.judge.timeout:g} s"
             except openai.APIConnectionError as error:
-                told = f"cannot be reached or breaks off ({type(error.__cause__ or error).__name__})"
+                problem = f"cannot be reached or breaks off ({type(error.__cause__ or error).__name__})"
             except (openai.APIError, ValueError, AttributeError, TypeError, IndexError):
-                told = "answers with something other than a chat completion; is the address right (.../v1)?"
+                problem = "answers with something other than a chat completion; is the address right (.../v1)?"
             if attempt + 1 < self.judge.attempts:
-                self._wait_after(attempt, wait, told)
-        raise UserError(f"{self._where()} {told}, {self.judge.attempts} times; {KEPT}")
+                self._wait_after(attempt, wait, problem)
+        raise UserError(f"{self._where()} {problem}, {self.judge.attempts} times; {RESUMES}")
 
     def _answer(self, question: str) -> str:
         messages: Any = [{"role": "user", "content": question}]
@@ -81,26 +83,26 @@ class Endpoint:
         return content or ""
 
     def _take_turn(self) -> None:
-        """Wait for this request's place in the minute, and count it. Raises `UserError` at the cap."""
+        """Count this request and wait for its turn in the minute. Raises `UserError` at the limit of requests."""
         gap = 60.0 / self.judge.requests_per_minute if self.judge.requests_per_minute else 0.0
         with self._lock:
             if self.requests >= self.judge.max_requests:
                 raise UserError(
-                    f"judge {self.name}: max_requests ({self.judge.max_requests}) is spent, some of it on repetitions; "
-                    f"raise it or look at the endpoint; {KEPT}"
+                    f"judge {self.name}: max_requests ({self.judge.max_requests}) is spent, partly on retries; "
+                    f"raise it or check the endpoint; {RESUMES}"
                 )
             self.requests += 1
             turn = max(self._next, time.monotonic())
             self._next = turn + gap
         self._pause(turn - time.monotonic())
 
-    def _wait_after(self, attempt: int, stated: float | None, told: str) -> None:
-        """As long as the endpoint states, then all threads wait; else twice as long each time, by chance."""
+    def _wait_after(self, attempt: int, stated: float | None, problem: str) -> None:
+        """Wait as long as the endpoint states, with all threads; without a statement, back off exponentially."""
         if stated is None:
             self._pause(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))
             return
         if stated > PATIENCE:
-            raise UserError(f"{self._where()} {told} and asks for {stated:.0f} s of patience; {KEPT}")
+            raise UserError(f"{self._where()} {problem} and asks to wait {stated:.0f} s; {RESUMES}")
         with self._lock:
             self._next = max(self._next, time.monotonic() + stated)
         self._pause(stated)
@@ -109,11 +111,11 @@ class Endpoint:
         if self.stopping.wait(max(0.0, seconds)):
             raise Interrupted
 
-    def _refused(self, error: "APIStatusError") -> str:
-        """What a status says that may pass; raises `UserError` for one that will not."""
+    def _check_status(self, error: "APIStatusError") -> str:
+        """Describe a temporary error; raise `UserError` for a permanent one."""
         status = error.status_code
         if getattr(error, "code", None) == "insufficient_quota":
-            raise UserError(f"{self._where()} says that the quota is spent (HTTP {status}); {KEPT}") from None
+            raise UserError(f"{self._where()} says that the quota is spent (HTTP {status}); {RESUMES}") from None
         if status in BUSY or status >= 500:
             return f"is busy or broken (HTTP {status})"
         if status in (401, 403):
@@ -123,12 +125,12 @@ class Endpoint:
         if status == 404:
             raise UserError(
                 f"{self._where()} knows no model {self.judge.model!r}, or serves no chat completions at this address "
-                f"(HTTP 404); correct judge.judges or OPENAI_BASE_URL: {self._said(error)}"
+                f"(HTTP 404); correct judge.judges or OPENAI_BASE_URL: {self._message(error)}"
             ) from None
-        raise UserError(f"{self._where()} refuses the request (HTTP {status}): {self._said(error)}") from None
+        raise UserError(f"{self._where()} refuses the request (HTTP {status}): {self._message(error)}") from None
 
-    def _said(self, error: "APIStatusError") -> str:
-        """The endpoint's own words, short and without anything that the environment told us in confidence."""
+    def _message(self, error: "APIStatusError") -> str:
+        """Return the endpoint's message, shortened and without secrets of the environment."""
         text = " ".join(str(error.message).split())
         for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
@@ -138,17 +140,17 @@ class Endpoint:
         return f"judge {self.name}: the endpoint {self.place}"
 
 
-KEPT = "what was answered is kept, and the next run asks for the rest"
+RESUMES = "answers are saved, and the next run asks only the remaining questions"
 
 
 def _client(address: str, key: str, timeout: float) -> Any:
-    from openai import OpenAI  # takes a second, and most suites ask no model
+    from openai import OpenAI  # takes a second, and most suites have no such judge
 
     return OpenAI(base_url=address, api_key=key, timeout=timeout, max_retries=0)
 
 
 def _stated_wait(headers: Any) -> float | None:
-    """Retry-After in seconds, given as such or as a date; None where it is not there or not to be read."""
+    """Return Retry-After in seconds, from seconds or a date; None where it is missing or cannot be read."""
     if (milliseconds := headers.get("retry-after-ms", "")).isdigit():
         return int(milliseconds) / 1000
     stated = headers.get("retry-after", "").strip()

@@ -1,4 +1,4 @@
-"""What a model is asked, after appendix C.2 of the DPO paper in our own words, and how its answer is read."""
+"""The prompts of a judge, after appendix C.2 of the DPO paper in our own words, and the parsing of its answers."""
 
 import re
 from pathlib import Path
@@ -13,12 +13,12 @@ SHIPPED = {
 }
 PLACES = ("{prompt}", "{A}", "{B}")
 PLACE = re.compile("|".join(map(re.escape, PLACES)))
-# The last line after its colon: a letter, perhaps after a noun, in whatever quotes and stars; nothing else.
+# The last line after its colon: a letter, optionally after a noun, in any quotes or stars; nothing else.
 CHOICE = re.compile(r"(?:.*:)?[\W_]*(?:(?:Summary|Reply|Response|Answer)\s+)?(A|B|(?i:tie))[\W_]*")
 
 
 def read_template(judge: LLM) -> str:
-    """The text with its places for {prompt}, {A} and {B}. Raises `UserError` for a file that lacks one."""
+    """Read a prompt with the placeholders {prompt}, {A} and {B}. Raises `UserError` where one is missing."""
     path = Path(__file__).parent / SHIPPED[judge.prompt] if judge.prompt in SHIPPED else Path(judge.prompt)
     try:
         text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -26,18 +26,18 @@ def read_template(judge: LLM) -> str:
         raise UserError(f"{path}: the judge's prompt cannot be read ({error}); give a file of UTF-8 text") from None
     for place in PLACES:
         if place not in text:
-            raise UserError(f"{path}: has no {place}; a judge's prompt must hold {', '.join(PLACES)}")
+            raise UserError(f"{path}: has no {place}; a judge's prompt must contain {', '.join(PLACES)}")
     return text
 
 
 def render_question(template: str, prompt: str, first: str, second: str) -> str:
-    """The template with its places filled, once: an answer that holds `{B}` itself stays what it is."""
+    """Fill the placeholders in one pass, so that an answer that contains `{B}` is not changed."""
     texts = dict(zip(PLACES, (prompt, first, second), strict=True))
     return PLACE.sub(lambda place: texts[place[0]], template)
 
 
 def parse_choice(answer: str) -> str | None:
-    """`A`, `B` or `tie` by the answer's last line that is not empty; None where it says none of them."""
+    """Return `A`, `B` or `tie` from the last non-empty line of an answer; None where it is none of them."""
     lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    found = CHOICE.fullmatch(lines[-1]) if lines else None
-    return (found[1] if found[1] in "AB" else "tie") if found else None
+    match = CHOICE.fullmatch(lines[-1]) if lines else None
+    return (match[1] if match[1] in "AB" else "tie") if match else None

@@ -1,4 +1,4 @@
-"""From pairs of answers to a model's verdicts: each pair in both orders, each question once."""
+"""Judge pairs of answers with a language model: each pair in both orders, each question once."""
 
 import math
 import time
@@ -15,9 +15,9 @@ from prefdag.evaluation.judge.prompts import parse_choice, read_template, render
 from prefdag.evaluation.scores import Key, read_answers
 
 FOLDER = ".judge"  # below a suite's results
-OURS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0, None: math.nan}  # the verdict for ours by the letter chosen
+OURS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0, None: math.nan}  # letter chosen -> verdict
 OURS_SECOND = {"A": 0.0, "tie": 0.5, "B": 1.0, None: math.nan}
-TOLD_EVERY = 30.0  # seconds
+SECONDS_BETWEEN_MESSAGES = 30.0
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,22 @@ class Pair:
 
 
 def pairs_of(generations: Path, against: Path, keys: Sequence[tuple[Key, Key]]) -> list[Pair]:
-    """The answers of two folders that stand against each other, by their keys.
+    """Return the pairs of answers in two folders.
 
-    Raises `UserError` for one that is not there, and where both sides' prompts are not the same.
+    Args:
+        generations: Folder of our answers.
+        against: Folder of their answers.
+        keys: The keys of each pair, ours and theirs.
+
+    Raises:
+        UserError: An answer is missing, or the two prompts of a pair differ.
     """
     mine, others = read_answers(generations), read_answers(against)
     pairs = []
     for ours, theirs in keys:
         prompt, response = _answer(mine, generations, ours)
-        same, reference = _answer(others, against, theirs)
-        if prompt != same:
+        other_prompt, reference = _answer(others, against, theirs)
+        if prompt != other_prompt:
             raise UserError(
                 f"{generations}: prompt {ours[0]} reads differently in {against}; make both from the same data"
             )
@@ -55,7 +61,7 @@ def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tupl
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a pair shown with ours first and with ours second: texts, and the verdicts in them."""
+    """A judge's answers for a pair, shown with ours first and with ours second, and their verdicts."""
 
     answers: tuple[str, str]
 
@@ -69,31 +75,31 @@ class Verdict:
 
 
 class Questions:
-    """All questions of one judge about some pairs, and which of them the cache below `folder` has no answer to."""
+    """All questions of one judge about some pairs, and which of them the cache in `folder` cannot answer."""
 
     def __init__(self, judge: LLM, pairs: Sequence[Pair], folder: Path) -> None:
         self.judge, self.folder = judge, folder
         template = read_template(judge)
         self._keys: list[tuple[str, str]] = []
-        self._asked: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
         for pair in pairs:
             both = [(pair.ours, pair.theirs), (pair.theirs, pair.ours)]
             texts = [render_question(template, pair.prompt, first, second) for first, second in both]
             first, second = (question_key(judge, text) for text in texts)
             self._keys.append((first, second))
-            self._asked |= {first: texts[0], second: texts[1]}
-        self._answers = {key: text for key, text in read_cached(folder).items() if key in self._asked}
+            self._texts |= {first: texts[0], second: texts[1]}
+        self._answers = {key: text for key, text in read_cached(folder).items() if key in self._texts}
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._texts)
 
     @property
     def remaining(self) -> dict[str, str]:
-        """Questions without an answer, by key."""
-        return {key: text for key, text in self._asked.items() if key not in self._answers}
+        """The questions without an answer, by key."""
+        return {key: text for key, text in self._texts.items() if key not in self._answers}
 
     def endpoint(self) -> Endpoint | None:
-        """The endpoint for what remains, None where nothing does. Raises `UserError` before anything is asked."""
+        """Return the endpoint for the remaining questions, None without any. Raises `UserError` for too many."""
         name, number = name_of(self.judge), len(self.remaining)
         print(f"judge {name}: {len(self)} questions, {len(self) - number} answered before, {number} to ask", flush=True)
         if not number:
@@ -106,16 +112,16 @@ class Questions:
         return Endpoint(self.judge)
 
     def ask(self, endpoint: Endpoint, job: str) -> None:
-        """Ask what remains, each answer kept as it comes. Raises `UserError` where one question fails for good."""
-        waiting, told = list(self.remaining.items()), time.monotonic()
-        with AnswerCache(self.folder / f"{job}.jsonl") as kept, ThreadPoolExecutor(self.judge.concurrency) as threads:
+        """Ask the remaining questions and cache each answer. Raises `UserError` where a question fails for good."""
+        pending, last_message = list(self.remaining.items()), time.monotonic()
+        with AnswerCache(self.folder / f"{job}.jsonl") as cache, ThreadPoolExecutor(self.judge.concurrency) as threads:
             try:
-                running = {threads.submit(self._one, endpoint, kept, *one): one[0] for one in waiting}
+                running = {threads.submit(self._one, endpoint, cache, *one): one[0] for one in pending}
                 while running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     self._take(done, running)
-                    if time.monotonic() - told > TOLD_EVERY:
-                        told = time.monotonic()
+                    if time.monotonic() - last_message > SECONDS_BETWEEN_MESSAGES:
+                        last_message = time.monotonic()
                         print(f"judge {name_of(self.judge)}: {len(running)} to ask", flush=True)
             except BaseException:
                 endpoint.stopping.set()  # before the pool waits for its threads
@@ -124,22 +130,22 @@ class Questions:
         print(f"judge {name_of(self.judge)}: {endpoint.requests} requests made", flush=True)
 
     def _take(self, done: set[Future[str]], running: dict[Future[str], str]) -> None:
-        # A thread that was interrupted says less than the one that failed.
+        # Raise the error of the thread that failed, not of one that was interrupted for it.
         for future in sorted(done, key=lambda one: isinstance(one.exception(), Interrupted)):
             self._answers[running.pop(future)] = future.result()
 
     @staticmethod
-    def _one(endpoint: Endpoint, kept: AnswerCache, key: str, text: str) -> str:
+    def _one(endpoint: Endpoint, cache: AnswerCache, key: str, text: str) -> str:
         if endpoint.stopping.is_set():
             raise Interrupted
         try:
             answer = endpoint.ask(text)
-            kept.add(key, endpoint.judge.model, answer)
+            cache.add(key, endpoint.judge.model, answer)
         except BaseException:
-            endpoint.stopping.set()  # here, before this thread takes the next question
+            endpoint.stopping.set()  # before this thread takes the next question
             raise
         return answer
 
     def verdicts(self) -> list[Verdict]:
-        """One a pair, in their order, once nothing remains."""
+        """Return a verdict per pair, in order, once all questions are answered."""
         return [Verdict((self._answers[first], self._answers[second])) for first, second in self._keys]

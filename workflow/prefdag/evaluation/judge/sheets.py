@@ -1,4 +1,4 @@
-"""What people say of pairs of answers: a csv that names no policy, the letter of the better one in `preferred`."""
+"""Sheets for human judges: a csv of anonymous pairs, with the letter of the better answer in `preferred`."""
 
 import csv
 import math
@@ -9,11 +9,11 @@ from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 
 COLUMNS = ("prompt", "response_a", "response_b", "preferred")
-SAID = {"a": 1.0, "b": 0.0, "tie": 0.5, "": math.nan}
+VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5, "": math.nan}
 
 
 def write_sheet(path: Path, pairs: Sequence[Pair], ours_are_b: Sequence[bool]) -> None:
-    """Pairs of answers to be judged. Raises `UserError` for a file that is there: people may have written in it."""
+    """Write pairs to be judged. Raises `UserError` where the file exists, since it may hold verdicts."""
     try:
         with path.open("x", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)
@@ -22,36 +22,38 @@ def write_sheet(path: Path, pairs: Sequence[Pair], ours_are_b: Sequence[bool]) -
                 sides = (pair.theirs, pair.ours) if swapped else (pair.ours, pair.theirs)
                 writer.writerow([pair.prompt, *sides, ""])
     except FileExistsError:
-        raise UserError(f"{path} is there already and may hold verdicts; name another file") from None
+        raise UserError(f"{path} exists and may hold verdicts; name another file") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another file") from None
 
 
 def read_sheet(path: Path, pairs: Sequence[Pair]) -> list[float]:
-    """For each pair 1 where people preferred ours, 0 theirs, 0.5 neither, nan where the sheet says nothing of it.
+    """Return the verdict of each pair: 1 for ours, 0 for theirs, 0.5 for a tie, nan where the sheet has none.
 
-    Pairs are found by their texts, in whichever order the sheet has them: a verdict never passes to a new answer.
-    Raises `UserError` naming the row of a verdict that cannot be read, or that contradicts an earlier one.
+    Pairs are matched by their texts, so a verdict never passes to a new answer.
+
+    Raises:
+        UserError: A verdict cannot be read, or contradicts an earlier row.
     """
-    said: dict[tuple[str, ...], float] = {}
+    verdicts: dict[tuple[str, ...], float] = {}
     for number, row in enumerate(_rows(path), 1):
-        verdict = SAID.get(row["preferred"].strip().lower())
+        verdict = VERDICTS.get(row["preferred"].strip().lower())
         if verdict is None:
             raise UserError(f"{path}: row {number}: preferred: expected a, b, tie or nothing, got {row['preferred']!r}")
         prompt, a, b = (_plain(row[name]) for name in COLUMNS[:3])
         if math.isnan(verdict):
             continue
         for key, value in (((prompt, a, b), verdict), ((prompt, b, a), 1 - verdict)):
-            if said.setdefault(key, value) != value:
+            if verdicts.setdefault(key, value) != value:
                 raise UserError(
-                    f"{path}: row {number} says otherwise than an earlier row of the same pair; keep one of them, or "
-                    "give each person a sheet of their own"
+                    f"{path}: row {number} contradicts an earlier row of the same pair; keep one of them, or "
+                    "give each person a separate sheet"
                 )
-    return [said.get(tuple(map(_plain, (pair.prompt, pair.ours, pair.theirs))), math.nan) for pair in pairs]
+    return [verdicts.get(tuple(map(_plain, (pair.prompt, pair.ours, pair.theirs))), math.nan) for pair in pairs]
 
 
 def _plain(text: str) -> str:
-    """Spreadsheets end lines in their own way."""
+    """Return a text with plain line ends, which spreadsheets change."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
