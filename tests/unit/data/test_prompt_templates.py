@@ -54,7 +54,8 @@ def split(tokenizer: Any, settings: Prepare, prompt: Prompt, response: str) -> t
     """Prompt and counted response, as the tokens say."""
     template = load_template(tokenizer, settings)
     text = template.response(prompt, template.prompt(prompt), response)
-    counted = end_response(encode_texts(tokenizer, [text])[0], end_of_turn(tokenizer, settings), template.closes)
+    (ids,), end = encode_texts(tokenizer, [text]), end_of_turn(tokenizer, settings)
+    counted = end_response(ids, end, template.writes_end_of_turn)
     return tokenizer.decode(encode_prompts(tokenizer, [prompt], settings)[0]), tokenizer.decode(counted)
 
 
@@ -94,7 +95,7 @@ def test_a_system_prompt_stands_only_where_it_is_asked_for(style: str):
 def test_a_template_with_a_system_prompt_of_its_own_must_be_told():
     """Qwen2's: as the suite states it, word for word, the rendering is the template's own."""
     tokenizer = chat(QWEN2, ["<|im_start|>", "<|im_end|>"])
-    with pytest.raises(UserError, match=r"adds a system prompt of its own, 'You are a helpful assistant.'"):
+    with pytest.raises(UserError, match=r"adds the system prompt 'You are a helpful assistant.' by default"):
         load_template(tokenizer, section(end_of_turn="<|im_end|>"))
     settings = section(end_of_turn="<|im_end|>", system="You are a helpful assistant.")
     messages = [{"role": "user", "content": "Hi"}]
@@ -145,7 +146,7 @@ def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tokenizer", "changes", "sentence"),
     [
-        (byte_tokenizer(), {}, "prepare.template: the tokenizer brings no chat template"),
+        (byte_tokenizer(), {}, "prepare.template: the tokenizer has no chat template"),
         (byte_tokenizer(), {"template": "plain", "system": "s"}, "prepare.system: `plain` writes no system prompt"),
         (chat(CHATML, []), {"end_of_turn": "none"}, "prepare.end_of_turn: `chat` ends each turn with a token"),
         (byte_tokenizer(), {"template": "none.jinja"}, "prepare.template: none.jinja: no such file"),
@@ -154,7 +155,7 @@ def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
         (
             chat("{% for m in messages %}{{ m.content }}{% if loop.last %}!{% endif %}{% endfor %}<e>", []),
             {},
-            "prepare.template: a prompt is not the beginning of its own dialogue",
+            "prepare.template: the template changes earlier turns when a response follows",
         ),
     ],
 )

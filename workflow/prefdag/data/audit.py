@@ -1,4 +1,4 @@
-"""The audit: what became of every row, in numbers and row numbers, and what must be seen before anything is trained."""
+"""The audit of a dataset: counts and row numbers, findings to print, and the HTML pages of audit and samples."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,16 +13,18 @@ from prefdag.data.dedup import NEAR, DuplicateIndex
 from prefdag.data.preprocess import EncodedRow
 from prefdag.data.token_store import Store
 
-LISTED = 1000  # row numbers listed for one reason; the count is always whole
+LISTED = 1000  # row numbers listed for one reason; the count covers all rows
 BIN = 16  # tokens in one bar of a length histogram
-BATCH = 32  # comparisons of one batch, in the order of rows, by which padding is told
-ONE_SIDED = 20  # labels, all of them for one position, that are no accident (2^-19)
-LEANING = 0.02  # a position is favoured when its share is this far from a half, and four standard errors
+BATCH = 32  # comparisons of one batch, in the order of rows, for which padding is measured
+ONE_SIDED = 20  # labels; if all name one position, it is no accident (2^-19)
+POSITION_BIAS = 0.02  # a position is favoured if its share exceeds an even one by this and four standard errors
+SHOWN = 20  # rows on the page of samples
+AUDIT, SAMPLES = "audit.html.jinja", "samples.html.jinja"
 
 
 @dataclass
 class SplitAudit:
-    """Counts of one split, gathered row by row. With `counted: all`, each assistant turn counts as a row."""
+    """Counts of one split, row by row. With `counted: all`, each assistant turn counts as a row."""
 
     rows_in: int = 0
     used: int = 0
@@ -34,25 +36,25 @@ class SplitAudit:
     first_longer: int = 0
     second_longer: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"packed": 0, "apart": 0, "padded": 0})
-    _batch: list[int] = field(default_factory=list)  # lengths of sequences of the batch that is filling
+    _batch: list[int] = field(default_factory=list)  # lengths of the sequences in the current batch
     _batched: int = 0
 
-    def drop(self, reason: str, row: int) -> None:
+    def count_dropped(self, reason: str, row: int) -> None:
         """Count a row that is not used."""
         self.rows_in += 1
         self.dropped.setdefault(reason, []).append(row)
 
-    def use(self, kept: EncodedRow) -> None:
+    def count_used(self, row: EncodedRow) -> None:
         """Count a row that is used."""
         self.rows_in += 1
         self.used += 1
-        if kept.cut:
-            self.cut.setdefault(kept.cut, []).append(kept.row)
-        for name in kept.characters:
-            self.characters.setdefault(name, []).append(kept.row)
-        if kept.position is not None:
-            self.positions[kept.position] += 1
-        self._measure(len(kept.prompt), [len(response) for response in kept.responses])
+        if row.cut:
+            self.cut.setdefault(row.cut, []).append(row.row)
+        for name in row.characters:
+            self.characters.setdefault(name, []).append(row.row)
+        if row.position is not None:
+            self.positions[row.position] += 1
+        self._measure(len(row.prompt), [len(response) for response in row.responses])
 
     def _measure(self, prompt: int, responses: list[int]) -> None:
         if len(responses) > 1:
@@ -72,19 +74,19 @@ class SplitAudit:
         self.tokens["padded"] += len(self._batch) * max(self._batch, default=0)
         self._batch, self._batched = [], 0
 
-    def to_dict(self, likes: DuplicateIndex) -> dict[str, Any]:
-        """Everything there is to say of a split; likes: its rows compared with each other."""
+    def to_dict(self, index: DuplicateIndex) -> dict[str, Any]:
+        """Return the split's part of audit.json; `index` compares its rows with each other."""
         self._pad()
-        repeats, most, first = likes.most_repeated()
+        repeats, most, first = index.most_repeated()
         return {
             "rows_in": self.rows_in,
             "used": self.used,
             "dropped": _listed(self.dropped),
             "cut": _listed(self.cut),
             "characters": _listed(self.characters),
-            "duplicates": _pairs(likes.duplicates()),
-            "near_duplicates": _pairs(likes.near_duplicates()),
-            "contradictions": _pairs(likes.contradictions()),
+            "duplicates": _pairs(index.duplicates()),
+            "near_duplicates": _pairs(index.near_duplicates()),
+            "contradictions": _pairs(index.contradictions()),
             "prompts": {"repeated_rows": repeats, "most_rows_of_one": most, "its_first_row": first},
             "best_position": {str(position): self.positions[position] for position in sorted(self.positions)},
             "chosen_longer": self.first_longer / self.used if self.used else None,
@@ -98,12 +100,12 @@ def _listed(reasons: dict[str, list[int]]) -> dict[str, Any]:
     return {reason: {"count": len(rows), "rows": sorted(rows)[:LISTED]} for reason, rows in sorted(reasons.items())}
 
 
-def _pairs(found: list[tuple[int, int]]) -> dict[str, Any]:
-    return {"count": len(found), "rows": sorted(found)[:LISTED]}
+def _pairs(pairs: list[tuple[int, int]]) -> dict[str, Any]:
+    return {"count": len(pairs), "rows": sorted(pairs)[:LISTED]}
 
 
 def _savings(packed: int, apart: int, padded: int) -> dict[str, float]:
-    """Share of tokens that the prompt written once saves, and share of padding in plain batches of `BATCH` rows."""
+    """Return the share of tokens that storing a prompt once saves, and of padding in batches of `BATCH` rows."""
     return {"shared_prompt": 1 - packed / apart if apart else 0.0, "padding": 1 - apart / padded if padded else 0.0}
 
 
@@ -126,26 +128,26 @@ def _length_summary(counts: Counter[int]) -> dict[str, Any]:
 
 
 def findings(split: str, audit: dict[str, Any]) -> list[str]:
-    """The lines that must be seen at the end of the run, from a split's part of audit.json."""
+    """Return the lines to print at the end of the run, from a split's part of audit.json."""
     lines = [f"{split}: {audit['used']} of {audit['rows_in']} rows used"]
     for key, word in (("dropped", "dropped"), ("cut", "cut"), ("characters", "with")):
         for reason, entry in audit[key].items():
-            lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_some(entry)}")
+            lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_row_list(entry)}")
     for key, words in (
         ("duplicates", "repeat an earlier row"),
         ("near_duplicates", f"share {NEAR:.0%} of an earlier row"),
         ("contradictions", "contradict an earlier row"),
     ):
         if audit[key]["count"]:
-            lines.append(f"{split}: {audit[key]['count']} {words}: rows {_some(audit[key])}")
+            lines.append(f"{split}: {audit[key]['count']} {words}: rows {_row_list(audit[key])}")
     prompts = audit["prompts"]
     if prompts["repeated_rows"]:
         most = f"that of row {prompts['its_first_row']} comes {prompts['most_rows_of_one']} times"
         lines.append(f"{split}: {prompts['repeated_rows']} rows repeat a prompt; {most}")
-    return lines + _leanings(split, audit["best_position"])
+    return lines + _position_bias(split, audit["best_position"])
 
 
-def _leanings(split: str, positions: dict[str, int]) -> list[str]:
+def _position_bias(split: str, positions: dict[str, int]) -> list[str]:
     num = sum(positions.values())
     if num < ONE_SIDED:
         return []
@@ -153,41 +155,37 @@ def _leanings(split: str, positions: dict[str, int]) -> list[str]:
     named = f"response {int(position) + 1}"
     if count == num:
         return [f"{split}: suspicious: every one of {num} labels says that {named} is best"]
-    even = 1 / max(2, len(positions))
-    if count / num - even > max(LEANING, 4 * (even * (1 - even) / num) ** 0.5):
+    even_share = 1 / max(2, len(positions))
+    if count / num - even_share > max(POSITION_BIAS, 4 * (even_share * (1 - even_share) / num) ** 0.5):
         return [f"{split}: position bias: {named} is best in {count / num:.1%} of {num}"]
     return []
 
 
-def _some(entry: dict[str, Any]) -> str:
+def _row_list(entry: dict[str, Any]) -> str:
     rows = [row[0] if isinstance(row, list | tuple) else row for row in entry["rows"][:10]]
     return ", ".join(map(str, rows)) + (", ..." if entry["count"] > 10 else "")
 
 
-SHOWN = 20
-AUDIT, SAMPLES = "audit.html.jinja", "samples.html.jinja"
-
-
 def audit_page(report: Mapping[str, Any]) -> str:
-    """audit.json as an HTML page: findings first, then counts, then histograms of lengths."""
-    told = {split: findings(split, audit) for split, audit in report["splits"].items()}
-    return _filled(AUDIT, report=report, findings=told)
+    """Return audit.json as an HTML page: findings, then counts, then histograms of lengths."""
+    lines = {split: findings(split, audit) for split, audit in report["splits"].items()}
+    return _render(AUDIT, report=report, findings=lines)
 
 
 def samples_page(store: Store, tokenizer: PreTrainedTokenizerBase, title: str) -> str:
-    """An HTML page of the first rows as the model sees them: every token, its id, its role."""
+    """Return an HTML page of the first rows as the model sees them: every token, its id, its role."""
     roles = ["prompt", *(("chosen", "rejected") if store.num_responses == 2 else ["response"] * store.num_responses)]
     special = set(tokenizer.all_special_ids)
     rows = []
     for index in range(min(SHOWN, len(store))):
         comparison = store[index]
-        parts = zip(roles, [comparison.prompt, *comparison.responses], strict=True)
-        shown = [
+        texts = zip(roles, [comparison.prompt, *comparison.responses], strict=True)
+        tokens = [
             {"role": role, "tokens": [(int(i), _visible(tokenizer, int(i)), int(i) in special) for i in ids]}
-            for role, ids in parts
+            for role, ids in texts
         ]
-        rows.append({"row": int(store.rows[index]), "parts": shown})
-    return _filled(SAMPLES, title=title, rows=rows)
+        rows.append({"row": int(store.rows[index]), "parts": tokens})
+    return _render(SAMPLES, title=title, rows=rows)
 
 
 def _visible(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
@@ -195,7 +193,7 @@ def _visible(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return text.replace("\n", "\u21b5\n")
 
 
-def _filled(template: str, **content: Any) -> str:
+def _render(template: str, **content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Lines of rows to token ids, and what the audit must know of each: the part of `prepare` that runs on all cores."""
+"""Lines of rows to token ids and to what the audit counts: the part of `prepare` that runs on all cores."""
 
 import hashlib
 import re
@@ -25,7 +25,15 @@ CHARACTERS = {"\x85": "U+0085 (next line)", "\r": "carriage return", "\u2028": "
 
 @dataclass(frozen=True)
 class Chunk:
-    """Lines of a file of rows. split: whose rows they are, None where that is decided by each prompt's hash."""
+    """Consecutive lines of a file of rows.
+
+    Attributes:
+        path: the file.
+        split: the split of the rows; None if the hash of each prompt decides.
+        first: number of the first row in the file.
+        offset: byte offset of the first line in the file.
+        lines: the lines, each with its newline.
+    """
 
     path: Path
     split: str | None
@@ -35,12 +43,13 @@ class Chunk:
 
     @property
     def size(self) -> int:
+        """Bytes of the lines."""
         return sum(map(len, self.lines))
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A comparison as the store takes it, with what the audit counts."""
+    """One comparison as token ids, with what the audit counts of it."""
 
     split: str
     row: int
@@ -54,22 +63,35 @@ class EncodedRow:
 
 @dataclass
 class EncodedChunk:
-    """What became of a chunk. traits: one for each comparison that is kept, as `SIGNATURE` says."""
+    """The result of a chunk: comparisons to store, one signature for each, and the rows that are not used."""
 
     size: int
-    kept: list[EncodedRow] = field(default_factory=list)
+    rows: list[EncodedRow] = field(default_factory=list)
     dropped: list[tuple[str, str, int]] = field(default_factory=list)  # split, reason, row
-    traits: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, SIGNATURE))
+    signatures: NDArray[np.void] = field(default_factory=lambda: np.zeros(0, SIGNATURE))
 
 
-Written = tuple[int, str, TextComparison, str, list[str]]  # row, split, comparison, prompt and responses as text
+@dataclass(frozen=True)
+class RenderedRow:
+    """One comparison with its prompt and responses as the template writes them."""
+
+    split: str
+    row: int
+    comparison: TextComparison
+    prompt: str
+    responses: list[str]
 
 
 class ChunkEncoder:
-    """Encodes chunks, one at a time, each by itself.
+    """Encodes chunks; the result of a chunk depends on nothing but the chunk.
 
-    held_out: share of the prompts of files that belong to no split of their own, for validation and for test.
-    whole: a row of another number of responses is left out, counted, where a pair would be made of it.
+    Args:
+        prepare: the suite's section.
+        adapter: name of the adapter.
+        num_responses: K, the responses of each comparison.
+        tokenizer: the model's tokenizer.
+        held_out: shares of the prompts for validation and test, for splits that have no file.
+        rankings: store all responses of a row; drop a row that has not exactly K. Else a pair is made of each row.
     """
 
     def __init__(
@@ -79,163 +101,161 @@ class ChunkEncoder:
         num_responses: int,
         tokenizer: PreTrainedTokenizerBase,
         held_out: dict[str, float],
-        whole: bool = False,
+        rankings: bool = False,
     ) -> None:
-        self.whole = whole
-        self.prepare, self.num_responses, self.tokenizer, self.held_out = prepare, num_responses, tokenizer, held_out
+        self.prepare, self.num_responses, self.tokenizer = prepare, num_responses, tokenizer
+        self.held_out, self.rankings = held_out, rankings
         self.adapt = adapter_of(adapter)
         self.template = load_template(tokenizer, prepare)
         self.end = end_of_turn(tokenizer, prepare)
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
-        """Raises `UserError` naming split and row for what is no row's own fault."""
-        found = EncodedChunk(chunk.size)
-        written = [
+        """Encode a chunk. Raises `UserError` naming split and row for a mistake that is not a single row's."""
+        result = EncodedChunk(chunk.size)
+        rendered = [
             row
             for number, line in enumerate(chunk.lines, chunk.first)
-            for row in self._written(chunk, number, line, found)
+            for row in self._render(chunk, number, line, result)
         ]
-        prompts = encode_rendered(self.tokenizer, [prompt for *_, prompt, _ in written], self.prepare)
-        flat = encode_texts(self.tokenizer, [text for *_, responses in written for text in responses])
-        texts = []
-        for index, row in enumerate(written):
+        # The tokenizer is called once for all prompts and once for all responses: many calls are slow.
+        prompts = encode_rendered(self.tokenizer, [row.prompt for row in rendered], self.prepare)
+        flat = encode_texts(self.tokenizer, [text for row in rendered for text in row.responses])
+        comparisons = []
+        for index, row in enumerate(rendered):
             responses = flat[index * self.num_responses : (index + 1) * self.num_responses]
-            kept = self._kept(row, prompts[index], responses, found)
-            if kept is not None:
-                found.kept.append(kept)
-                texts.append(row[2])
-        found.traits = row_signatures([kept.row for kept in found.kept], texts)
-        return found
+            try:
+                result.rows.append(self._finish(row, prompts[index], responses))
+            except Unusable as reason:
+                result.dropped.append((row.split, str(reason), row.row))
+            else:
+                comparisons.append(row.comparison)
+        result.signatures = row_signatures([row.row for row in result.rows], comparisons)
+        return result
 
-    def _written(self, chunk: Chunk, number: int, line: bytes, found: EncodedChunk) -> Iterator[Written]:
+    def _render(self, chunk: Chunk, number: int, line: bytes, result: EncodedChunk) -> Iterator[RenderedRow]:
+        """Read one line and write its comparisons as text; what cannot be used is added to `result.dropped`."""
         row = decode_line(line, chunk.path, number, chunk.offset)
         try:
             comparisons = self._comparisons(self.adapt(row), chunk, number)
         except Unusable as reason:
-            found.dropped.append((chunk.split or "train", str(reason), number))
+            result.dropped.append((chunk.split or "train", str(reason), number))
             return
         for comparison in comparisons:
-            split = chunk.split or self._fallen(as_text(comparison.prompt))
+            split = chunk.split or self._split_of(as_text(comparison.prompt))
             try:
                 if any(SURROGATE.search(text) for text in (as_text(comparison.prompt), *comparison.responses)):
                     raise Unusable("a lone surrogate in the text")
                 prompt = self.template.prompt(comparison.prompt)
                 texts = [self.template.response(comparison.prompt, prompt, text) for text in comparison.responses]
             except Unusable as reason:
-                found.dropped.append((split, str(reason), number))
+                result.dropped.append((split, str(reason), number))
             except UserError as mistake:
                 raise UserError(f"{split}: row {number}: {mistake}") from None
             else:
-                yield number, split, comparison, prompt, texts
+                yield RenderedRow(split, number, comparison, prompt, texts)
 
-    def _comparisons(self, whole: TextComparison, chunk: Chunk, number: int) -> list[TextComparison]:
-        """The row as comparisons of K responses; a demonstration of which all turns are counted is one for each."""
-        if self.whole and len(whole.responses) != self.num_responses:
-            raise Unusable(f"{len(whole.responses)} responses, not {self.num_responses} as the first row has")
-        if len(whole.responses) < self.num_responses:
+    def _comparisons(self, comparison: TextComparison, chunk: Chunk, number: int) -> list[TextComparison]:
+        """Return the row's comparisons of K responses: one, or one per turn of a demonstration with `counted: all`."""
+        num, responses = self.num_responses, comparison.responses
+        if self.rankings and len(responses) != num:
+            raise Unusable(f"{len(responses)} responses, not {num} as the first row has")
+        if len(responses) < num:
             where = f"{chunk.split or 'train'}: row {number}"
-            raise UserError(f"{where}: {len(whole.responses)} response, but a comparison needs {self.num_responses}")
-        if self.num_responses > 1:
-            return [whole if self.whole else self._pair(whole)]
-        if len(whole.responses) == 1 and whole.scores == (0.0,):
+            raise UserError(f"{where}: {len(responses)} response, but a comparison needs {num}")
+        if num > 1:
+            return [comparison if self.rankings else self._pair(comparison)]
+        if len(responses) == 1 and comparison.scores == (0.0,):
             raise Unusable("labelled bad")
-        one = replace(_first(whole, 1), scores=None)
-        earlier = assistant_turns(whole.prompt) if self.prepare.counted == "all" else []
-        return [*(TextComparison(prompt, (said,)) for prompt, said in earlier), one]
+        best = replace(comparison, responses=responses[:1], scores=None)
+        earlier = assistant_turns(comparison.prompt) if self.prepare.counted == "all" else []
+        return [*(TextComparison(prompt, (response,)) for prompt, response in earlier), best]
 
-    def _pair(self, whole: TextComparison) -> TextComparison:
-        """The best response against the one that the suite names."""
-        worst = len(whole.responses) - 1
-        drawn = 1 + digest(str(self.prepare.seed), as_text(whole.prompt), whole.responses[0]) % worst
-        other = {"second": 1, "worst": worst, "random": drawn}[self.prepare.rejected]
-        scores = whole.scores and (whole.scores[0], whole.scores[other])
+    def _pair(self, comparison: TextComparison) -> TextComparison:
+        """Pair the best response with the one that `prepare.rejected` names."""
+        responses, scores = comparison.responses, comparison.scores
+        worst = len(responses) - 1
+        random = 1 + digest(str(self.prepare.seed), as_text(comparison.prompt), responses[0]) % worst
+        rejected = {"second": 1, "worst": worst, "random": random}[self.prepare.rejected]
+        scores = scores and (scores[0], scores[rejected])
         if scores and scores[0] == scores[1]:
             raise Unusable("tie")
-        return replace(whole, responses=(whole.responses[0], whole.responses[other]), scores=scores)
+        return replace(comparison, responses=(responses[0], responses[rejected]), scores=scores)
 
-    def _fallen(self, prompt: str) -> str:
-        """The split of a prompt, by its hash and never by the order of rows: none is trained on and tested with."""
-        place = _unit_hash(self.prepare.seed, prompt)
+    def _split_of(self, prompt: str) -> str:
+        """Return the split of a prompt by its hash, so that equal prompts share a split in any order of the rows."""
+        text = f"{self.prepare.seed}/{prompt}".encode("utf-8", "surrogatepass")
+        place = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64  # uniform in [0, 1)
         if place < self.held_out["validation"]:
             return "validation"
         return "test" if place < sum(self.held_out.values()) else "train"
 
-    def _kept(
-        self, row: Written, prompt: list[int], responses: list[list[int]], found: EncodedChunk
-    ) -> EncodedRow | None:
-        number, split, comparison, *_ = row
+    def _finish(self, row: RenderedRow, prompt: list[int], responses: list[list[int]]) -> EncodedRow:
+        """End each response with its end-of-turn and apply the limits. Raises `Unusable` for a row to be dropped."""
+        where, comparison = f"{row.split}: row {row.row}", row.comparison
         if not all(responses):
-            raise UserError(f"{split}: row {number}: a response comes to no token; remove it or change the tokenizer")
-        try:
-            closed = [end_response(ids, self.end, self.template.closes) for ids in responses]
-            prompt, closed, cut = self._fitted(f"{split}: row {number}", prompt, closed)
-        except Unusable as reason:
-            found.dropped.append((split, str(reason), number))
-            return None
+            raise UserError(f"{where}: a response comes to no token; remove it or change the tokenizer")
+        ended = [end_response(ids, self.end, self.template.writes_end_of_turn) for ids in responses]
+        prompt, ended, cut = self._cut(where, prompt, ended)
         text = "".join((as_text(comparison.prompt), *comparison.responses))
         characters = tuple(name for character, name in CHARACTERS.items() if character in text)
         scores = list(comparison.scores) if comparison.scores else None
-        return EncodedRow(split, number, prompt, closed, scores, comparison.position, characters, cut)
+        return EncodedRow(row.split, row.row, prompt, ended, scores, comparison.position, characters, cut)
 
-    def _fitted(
+    def _cut(
         self, where: str, prompt: list[int], responses: list[list[int]]
     ) -> tuple[list[int], list[list[int]], str | None]:
-        """Prompt and responses within the limits, and how they were cut. Raises `Unusable` for a row to be dropped."""
-        prepare, cut = self.prepare, []
-        longest = max(map(len, responses))
+        """Cut prompt and responses to their limits; return them, and how the row was cut as the audit says it."""
+        prepare, cuts = self.prepare, []
         limits = (
             ("prompt", len(prompt), prepare.max_prompt_tokens),
-            ("response", longest, prepare.max_response_tokens),
+            ("response", max(map(len, responses)), prepare.max_response_tokens),
         )
-        for what, length, limit in limits:
+        for part, length, limit in limits:
             if length <= limit:
                 continue
             if prepare.over_long == "error":
-                key = f"prepare.max_{what}_tokens"
-                raise UserError(f"{where}: a {what} of {length} tokens is over {key} {limit}; raise it or drop")
-            if not prepare.over_long.startswith(f"cut-{what}"):
-                raise Unusable(f"{what} over {limit} tokens")
-            cut.append(f"{what} cut to {limit} tokens")
+                key = f"prepare.max_{part}_tokens"
+                raise UserError(f"{where}: a {part} of {length} tokens is over {key} {limit}; raise it or drop")
+            if not prepare.over_long.startswith(f"cut-{part}"):
+                raise Unusable(f"{part} over {limit} tokens")
+            cuts.append(f"{part} cut to {limit} tokens")
         if len(prompt) > prepare.max_prompt_tokens:
+            # The beginning is cut, but a BOS token stays in front.
             bos = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
             prompt = [*bos, *prompt[len(prompt) - prepare.max_prompt_tokens + len(bos) :]]
-        return prompt, [ids[: prepare.max_response_tokens] for ids in responses], cut[0] if cut else None
-
-
-def _first(whole: TextComparison, num: int) -> TextComparison:
-    return replace(whole, responses=whole.responses[:num], scores=whole.scores and whole.scores[:num])
-
-
-def _unit_hash(seed: int, text: str) -> float:
-    found = hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(found[:8], "big") / 2**64
+        return prompt, [ids[: prepare.max_response_tokens] for ids in responses], cuts[0] if cuts else None
 
 
 def row_signatures(rows: Sequence[int], comparisons: Sequence[TextComparison], near: bool = True) -> NDArray[np.void]:
-    """The traits of comparisons: [N]. near: with the signatures that near-duplicates are found by."""
-    traits = np.zeros(len(rows), SIGNATURE)
+    """Return the signatures of comparisons, [N] of `SIGNATURE`.
+
+    Args:
+        rows: row number of each comparison.
+        comparisons: the comparisons, N.
+        near: whether to compute the MinHash, by which near-duplicates are found.
+    """
+    signatures = np.zeros(len(rows), SIGNATURE)
     for index, comparison in enumerate(comparisons):
         prompt, responses = as_text(comparison.prompt), comparison.responses
         label = (str(comparison.scores),) if len(responses) == 1 and comparison.scores else ()
-        traits[index]["prompt"] = digest(prompt)
-        traits[index]["whole"] = digest(prompt, *responses, *label)
-        traits[index]["unordered"] = digest(prompt, *sorted(responses))
-    traits["row"] = rows
-    if not near or not rows:
-        return traits
-    signature = minhash(["\n".join((as_text(one.prompt), *one.responses)) for one in comparisons])
-    traits["signature"], traits["bands"] = signature, bands(signature)
-    return traits
+        signatures[index]["prompt"] = digest(prompt)
+        signatures[index]["whole"] = digest(prompt, *responses, *label)
+        signatures[index]["unordered"] = digest(prompt, *sorted(responses))
+    signatures["row"] = rows
+    if near and rows:
+        hashes = minhash(["\n".join((as_text(one.prompt), *one.responses)) for one in comparisons])
+        signatures["minhash"], signatures["bands"] = hashes, bands(hashes)
+    return signatures
 
 
-def iter_chunks(path: Path, split: str | None, lines_at_once: int) -> Iterator[Chunk]:
-    """The lines of a JSONL file that `fetch` or `pairs` wrote, some at a time."""
+def iter_chunks(path: Path, split: str | None, lines_per_chunk: int) -> Iterator[Chunk]:
+    """Iterate over a JSONL file that `fetch` or `pairs` wrote in chunks of `lines_per_chunk` lines."""
     lines: list[bytes] = []
     first = offset = 0
     with path.open("rb") as stream:
         for line in stream:
             lines.append(line)
-            if len(lines) == lines_at_once:
+            if len(lines) == lines_per_chunk:
                 chunk = Chunk(path, split, first, offset, lines)
                 yield chunk
                 first, offset, lines = first + len(lines), offset + chunk.size, []

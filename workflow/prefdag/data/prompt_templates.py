@@ -1,9 +1,9 @@
-"""Templates: how a prompt and a response are written as text, the prompt being exactly what stands before the response.
+"""Templates: write a prompt and a response as text, so that the prompt ends exactly where the response begins.
 
-`continuation`  text as it is; the response carries its own leading space
-`plain`         a dialogue as HH writes it, up to and including "Assistant:"; text is taken as its own transcript
+`continuation`  text as it is; the response starts with its own space
+`plain`         a dialogue in HH's format, up to and including "Assistant:"; text is used as it is
 `tldr`          a post up to and including "TL;DR:", then the summary after one space (Stiennon et al. 2020)
-`chat`          the tokenizer's own chat template; a Jinja file is one in its place (transformers' sandbox runs both)
+`chat`          the tokenizer's chat template; a Jinja file can replace it (transformers' sandbox runs both)
 """
 
 import re
@@ -24,21 +24,25 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class Template(Protocol):
-    """closes: whether a response's text carries its end-of-turn itself; else the token is appended after tokenising."""
+    """Writes prompts and responses.
 
-    closes: bool
+    Attributes:
+        writes_end_of_turn: whether the text of a response includes its end-of-turn; else the token is appended to ids.
+    """
+
+    writes_end_of_turn: bool
 
     def prompt(self, prompt: Prompt) -> str:
-        """The text up to where the response begins. Raises `Unusable` for a prompt that it cannot write."""
+        """Return the text up to the response. Raises `Unusable` for a prompt that the template cannot write."""
 
-    def response(self, prompt: Prompt, written: str, response: str) -> str:
-        """The text of a response after its prompt, which is `written`; with whatever the template puts behind it."""
+    def response(self, prompt: Prompt, rendered: str, response: str) -> str:
+        """Return the text that follows `rendered`, the text of the prompt: the response and what the template adds."""
 
 
 class TextTemplate:
-    """`continuation`, `plain` and `tldr`: prompt and response one after the other."""
+    """`continuation`, `plain` and `tldr`: the response follows the prompt."""
 
-    closes = False
+    writes_end_of_turn = False
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -51,37 +55,37 @@ class TextTemplate:
             raise Unusable("a dialogue, which `continuation` cannot write")
         return as_text(prompt)
 
-    def response(self, prompt: Prompt, written: str, response: str) -> str:
+    def response(self, prompt: Prompt, rendered: str, response: str) -> str:
         if self.kind == "tldr":
             return f" {response.strip()}"
-        apart = not isinstance(prompt, str) and not response[:1].isspace()
-        return f" {response}" if apart else response
+        needs_space = not isinstance(prompt, str) and not response[:1].isspace()
+        return f" {response}" if needs_space else response
 
 
 class ChatTemplate:
-    """A chat template: the tokenizer's own, or a Jinja file's text."""
+    """The chat template of a tokenizer, or `source`, the text of a Jinja file."""
 
-    closes = True
+    writes_end_of_turn = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None, system: str | None) -> None:
         self.tokenizer, self.source, self.system = tokenizer, source, system
         self.special = re.compile("|".join(re.escape(text) for text in tokenizer.all_special_tokens if text) or r"(?!)")
-        if system is None and (own := self._own_system()) is not None:
+        if system is None and (default := self._default_system()) is not None:
             raise UserError(
-                f"prepare.system: the template adds a system prompt of its own, {own!r}; state it, or another, here"
+                f"prepare.system: the template adds the system prompt {default!r} by default; state this or another one"
             )
 
     def prompt(self, prompt: Prompt) -> str:
-        return self._written(self._messages(prompt), opened=True)
+        return self._render_checked(self._messages(prompt), opened=True)
 
-    def response(self, prompt: Prompt, written: str, response: str) -> str:
-        whole = self._written([*self._messages(prompt), ("assistant", response)], opened=False)
-        if not whole.startswith(written):
+    def response(self, prompt: Prompt, rendered: str, response: str) -> str:
+        whole = self._render_checked([*self._messages(prompt), ("assistant", response)], opened=False)
+        if not whole.startswith(rendered):
             raise UserError(
-                "prepare.template: a prompt is not the beginning of its own dialogue as the template writes it "
-                f"({written[-40:]!r}); use a template that leaves earlier turns alone"
+                "prepare.template: the template changes earlier turns when a response follows them, at "
+                f"{rendered[-40:]!r}; use a template that does not"
             )
-        return whole[len(written) :]
+        return whole[len(rendered) :]
 
     def _messages(self, prompt: Prompt) -> list[Turn]:
         turns = list(parse_dialogue(prompt) or [("user", str(prompt))]) if isinstance(prompt, str) else list(prompt)
@@ -89,13 +93,13 @@ class ChatTemplate:
             turns = [("system", self.system), *turns]
         return turns
 
-    def _written(self, turns: Sequence[Turn], opened: bool) -> str:
+    def _render_checked(self, turns: Sequence[Turn], opened: bool) -> str:
         for _, content in turns:
             if self.special.search(content):
                 raise Unusable("a special token in the text")
-        return self._rendered(turns, opened)
+        return self._render(turns, opened)
 
-    def _rendered(self, turns: Sequence[Turn], opened: bool) -> str:
+    def _render(self, turns: Sequence[Turn], opened: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             return str(
@@ -108,23 +112,23 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError) as error:
             raise Unusable(f"the template refuses it ({' '.join(str(error).split())})") from None
 
-    def _own_system(self) -> str | None:
-        """The system prompt that the template puts in where nobody gave one, None where it puts none."""
+    def _default_system(self) -> str | None:
+        """Return the system prompt that the template adds to a dialogue without one, or None."""
         user, system = "\x01USER\x01", "\x01SYSTEM\x01"
         try:
-            bare = self._rendered([("user", user)], opened=True).partition(user)[0]
-            given = self._rendered([("system", system), ("user", user)], opened=True).partition(user)[0]
+            bare = self._render([("user", user)], opened=True).partition(user)[0]
+            stated = self._render([("system", system), ("user", user)], opened=True).partition(user)[0]
         except Unusable:
-            return None  # a template that takes no system prompt adds none
-        before, found, after = given.partition(system)
-        if not found or not bare.startswith(before) or not bare.endswith(after) or len(bare) < len(before + after):
+            return None  # a template that accepts no system prompt adds none
+        before, separator, after = stated.partition(system)
+        if not separator or not bare.startswith(before) or not bare.endswith(after) or len(bare) < len(before + after):
             return None
-        own = bare[len(before) : len(bare) - len(after)]
-        return own if own or after else None
+        default = bare[len(before) : len(bare) - len(after)]
+        return default if default or after else None
 
 
 def parse_dialogue(text: str) -> tuple[Turn, ...] | None:
-    """The turns of a transcript as HH writes it, an open "Assistant:" at its end left out; None for other text."""
+    """Return the turns of a transcript in HH's format, without an open "Assistant:" at its end; None for other text."""
     if not TURN.match(text):
         return None
     _, *parts = TURN.split(text)
@@ -133,13 +137,13 @@ def parse_dialogue(text: str) -> tuple[Turn, ...] | None:
 
 
 def assistant_turns(prompt: Prompt) -> list[tuple[Prompt, str]]:
-    """Every assistant's turn that a dialogue already holds, with the prompt before it, in the dialogue's own form."""
+    """Return (prompt before it, content) for each assistant's turn in a dialogue, in the form of the dialogue."""
     if not isinstance(prompt, str):
         return [(prompt[:at], content) for at, (role, content) in enumerate(prompt) if role == "assistant" and at]
     if not TURN.match(prompt):
         return []
     marks = [*TURN.finditer(prompt)]
-    ends = [mark.start() for mark in marks[1:]]  # the last mark opens the response itself
+    ends = [mark.start() for mark in marks[1:]]  # the last mark starts the response
     return [
         (prompt[: mark.end()], prompt[mark.end() : end])
         for mark, end in zip(marks, ends)
@@ -148,9 +152,9 @@ def assistant_turns(prompt: Prompt) -> list[tuple[Prompt, str]]:
 
 
 def load_template(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Template:
-    """The template that a suite names.
+    """Return the template that a suite names.
 
-    Raises `UserError` where the tokenizer has no chat template, a Jinja file is missing, or a choice has no meaning.
+    Raises `UserError` if the tokenizer has no chat template, a Jinja file is missing, or two settings contradict.
     """
     if prepare.template in ("continuation", "plain", "tldr"):
         if prepare.system is not None:
@@ -160,7 +164,7 @@ def load_template(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Templ
         raise UserError(f"prepare.end_of_turn: `{prepare.template}` ends each turn with a token; name it, not `none`")
     if prepare.template == "chat":
         if not tokenizer.chat_template:
-            raise UserError("prepare.template: the tokenizer brings no chat template; name a Jinja file in its place")
+            raise UserError("prepare.template: the tokenizer has no chat template; name a Jinja file instead")
         return ChatTemplate(tokenizer, None, prepare.system)
     path = Path(prepare.template)
     if not path.is_file():

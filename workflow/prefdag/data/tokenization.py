@@ -1,7 +1,7 @@
-"""Tokens of prompts and responses: tokenised apart, so that the split is exact.
+"""Tokenize prompts and responses separately, so that the boundary between them is exact.
 
-Counted are the tokens of the response and the one end-of-turn after it, nothing else: what a template writes between
-the prompt and the response (the header) belongs to the prompt, what it writes after the end-of-turn is left out.
+The loss counts the tokens of the response and one end-of-turn after it. What a template writes between prompt and
+response (the header) belongs to the prompt; what it writes after the end-of-turn is removed.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from prefdag.errors import UserError
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, offline. Raises `UserError` when there is none."""
+    """Load the tokenizer in a folder, offline. Raises `UserError` if there is none."""
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], prepare: Prepare) -> list[list[int]]:
-    """Token ids of prompts as the suite's template writes them: what generation sees is what training saw."""
+    """Return the token ids of prompts in the suite's template, the same for generation as for training."""
     template = load_template(tokenizer, prepare)
     try:
         return encode_rendered(tokenizer, [template.prompt(prompt) for prompt in prompts], prepare)
@@ -33,30 +33,30 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prepare: Prepare) -> list[list[int]]:
-    """Token ids of prompts that a template wrote, after one BOS where the suite asks for it.
+    """Return the token ids of prompts that a template wrote, after one BOS if the suite sets `prepare.bos`.
 
-    Raises `UserError` when there is no BOS token to give, when a text begins with one of its own, or when a prompt
-    comes to no token at all (its response's first token would have nothing to be predicted from).
+    Raises `UserError` if the tokenizer has no BOS, if a text already starts with one, or if a prompt has no token:
+    the first token of its response would have nothing to be predicted from.
     """
     ids = encode_texts(tokenizer, texts)
     bos = tokenizer.bos_token_id
     if prepare.bos:
         if bos is None:
             raise UserError("prepare.bos: the tokenizer states no beginning-of-sequence token; set it to false")
-        for text, found in zip(texts, ids, strict=True):
-            if found[:1] == [bos]:
+        for text, tokens in zip(texts, ids, strict=True):
+            if tokens[:1] == [bos]:
                 raise UserError(f"prepare.bos: two BOS, since the text {text[:40]!r} begins with one; set it to false")
-        ids = [[bos, *found] for found in ids]
-    for text, found in zip(texts, ids, strict=True):
-        if bos is not None and found[:2] == [bos, bos]:
+        ids = [[bos, *tokens] for tokens in ids]
+    for text, tokens in zip(texts, ids, strict=True):
+        if bos is not None and tokens[:2] == [bos, bos]:
             raise UserError(f"prepare.template: two BOS at the beginning of {text[:40]!r}; let it write one")
-        if not found:
+        if not tokens:
             raise UserError(f"a prompt comes to no token: {text[:40]!r}; set prepare.bos to true or remove it")
     return ids
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> list[int]:
-    """The tokens that end a response and are counted with it: one, or none."""
+    """Return the token that ends a response and is counted with it, or an empty list for `end_of_turn: none`."""
     if prepare.end_of_turn == "none":
         return []
     if prepare.end_of_turn != "eos":
@@ -69,25 +69,31 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> list[in
 
 
 def stop_token(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> int:
-    """The token at which a sampled response has ended: its end-of-turn, or the tokenizer's own end where it has none.
+    """Return the token that stops generation: the end-of-turn, or the tokenizer's EOS with `end_of_turn: none`.
 
-    Raises `UserError` where the tokenizer has neither.
+    Raises `UserError` if there is neither.
     """
-    found = [*end_of_turn(tokenizer, prepare), tokenizer.eos_token_id][0]
-    if found is None:
+    token = [*end_of_turn(tokenizer, prepare), tokenizer.eos_token_id][0]
+    if token is None:
         raise UserError(
             "the tokenizer states no end-of-sequence token, so generation could not end; name an end-of-turn"
         )
-    return int(found)
+    return int(token)
 
 
-def end_response(ids: list[int], end: list[int], closes: bool) -> list[int]:
-    """A response's ids with exactly one end-of-turn, the last of them.
+def end_response(ids: list[int], end: list[int], writes_end_of_turn: bool) -> list[int]:
+    """Return the ids of a response with exactly one end-of-turn, at the end.
 
-    closes: the template wrote it, and perhaps more behind it, which is left out. Raises `Unusable` where the response's
-    own text holds the token, `UserError` where the template writes none.
+    Args:
+        ids: tokens of the response's text.
+        end: the end-of-turn token, or an empty list.
+        writes_end_of_turn: whether the text includes the token; what follows it is removed.
+
+    Raises:
+        Unusable: if the text of the response contains the token.
+        UserError: if the template should write the token and does not.
     """
-    if not closes:
+    if not writes_end_of_turn:
         if end and end[0] in ids:
             raise Unusable("an end-of-turn in the text")
         return ids + end
@@ -99,5 +105,5 @@ def end_response(ids: list[int], end: list[int], closes: bool) -> list[int]:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text and nothing of the tokenizer's own around them."""
+    """Return the token ids of each text, without special tokens around them."""
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

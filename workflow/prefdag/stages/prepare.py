@@ -1,9 +1,10 @@
-"""Templating and tokenising: raw rows to token stores, with an audit of every row."""
+"""Turn raw rows into token stores, with an audit of every row."""
 
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from prefdag.data.adapters.registry import iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
-from prefdag.data.preprocess import Chunk, ChunkEncoder, EncodedChunk, iter_chunks
+from prefdag.data.preprocess import ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.errors import UserError
@@ -26,7 +27,9 @@ from prefdag.schema import Section
 
 SPLITS = ("train", "validation", "test")
 SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",)}  # of a dataset; others have no test split
-ENCODED_AT_ONCE = 500
+RESPONSES_OF = {"demonstrations": 1, "ood": 1, "comparisons": 2}  # of a dataset; of rankings the first row decides
+LINES_PER_CHUNK = 500
+BYTES_PER_WORKER = 1 << 20  # starting a worker pays off from a megabyte on
 SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
 
 
@@ -35,61 +38,226 @@ class Job(Section):
     dataset: Literal["demonstrations", "comparisons", "rankings", "ood"]
 
 
+@dataclass(frozen=True)
+class RowFiles:
+    """The files of rows that a dataset is made of, and the adapter that reads them."""
+
+    adapter: str
+    folder: Path
+    splits: tuple[str, ...]  # of the dataset
+    files: dict[str, Path]  # by the split of their rows, in the order in which they are read
+
+
 def run(
     job: Job, workspace: Workspace, *, rows: Path, tokenizer: Path, demonstrations: Path | None = None
 ) -> dict[str, Any]:
     """Write one token store per split, the audit, and a page of samples.
 
-    Of the dataset `ood`, prompts of another input distribution with their best response, the one split is test.
-    demonstrations: what SFT trains on, to tell which of these prompts it has seen.
+    Args:
+        job: the section `prepare` and the dataset. `ood` holds prompts of another distribution with their best
+            response; its one split is test.
+        workspace: output folder, scratch folder and journal of the job.
+        rows: manifest of `fetch` or `pairs`.
+        tokenizer: manifest of the model or tokenizer.
+        demonstrations: manifest of SFT's data, if its prompts must not be held out here.
+
+    Returns:
+        The numbers of rows read and used, by split.
     """
-    folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
-    model = next((folder for folder in folders if folder.is_dir()), folders[0])
-    vocabulary = load_tokenizer(model)
-    reach = job.prepare.max_prompt_tokens + job.prepare.max_response_tokens
-    check_window(model, reach, "prepare.max_prompt_tokens and max_response_tokens")
-    sampled = read_manifest(rows).content["stage"] == "pairs"
-    adapter = "pairs" if sampled else job.prepare.adapter
-    folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
-    splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
-    places = {split: folder / f"{'ood' if job.dataset == 'ood' else split}.jsonl" for split in splits}
-    files = {split: path for split, path in places.items() if path.is_file()}
-    if job.prepare.leakage == "drop" and job.dataset != "ood":  # what is held out is read first, and by whoever trains
-        tested = {"test": folder / "test.jsonl"} if (folder / "test.jsonl").is_file() else {}
-        files = dict(reversed((files | tested).items()))
-    shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
-    held_out = {split: 0.0 if (folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()}
-    num_responses = {"demonstrations": 1, "ood": 1, "comparisons": 2}.get(job.dataset) or _ranked(
-        adapter, files["train"]
-    )
-    encoder = ChunkEncoder(job.prepare, adapter, num_responses, vocabulary, held_out, whole=job.dataset == "rankings")
+    vocabulary = _load_tokenizer(job, tokenizer)
+    inputs = _row_files(job, rows)
+    encoder = _encoder(job, inputs, vocabulary)
     scratch = workspace.resume
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    audits = _write(job, workspace.output, scratch, files, encoder, splits)
-    likes = {split: DuplicateIndex(scratch / f"{split}.traits") for split in splits}
-    _number_prompts(workspace.output, splits)
+    audits = _write_stores(job, workspace.output, scratch, inputs, encoder)
+    duplicates = {split: DuplicateIndex(scratch / f"{split}.signatures") for split in inputs.splits}
+    _number_prompts(workspace.output, inputs.splits)
     report: dict[str, Any] = {
         "dataset": job.dataset,
-        "shared_prompts": _shared_prompts(job, workspace.output, likes, vocabulary, demonstrations),
-        "splits": {split: audit.to_dict(likes[split]) for split, audit in audits.items()},
+        "shared_prompts": _shared_prompts(job, workspace.output, duplicates, vocabulary, demonstrations),
+        "splits": {split: audit.to_dict(duplicates[split]) for split, audit in audits.items()},
     }
-    told = [line for split in splits for line in findings(split, report["splits"][split])]
-    if not audits[splits[0]].used:
-        raise UserError(f"{files[splits[0]]}: no row of the {splits[0]} split can be used: {'; '.join(told)}")
-    print("\n".join(f"prepare: {job.dataset}: {line}" for line in told), flush=True)
+    _print_findings(report, inputs)
     if job.dataset == "demonstrations":
-        np.save(workspace.output / SFT_PROMPTS, np.unique(likes["train"].prompts))
-    _write_pages(
-        workspace, report, samples_page(Store.open(workspace.output / splits[0]), vocabulary, f"{job.dataset}: samples")
-    )
+        np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
+    samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
+    _write_pages(workspace, report, samples)
     return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
 
 
-def _ranked(adapter: str, train: Path) -> int:
-    """K of rankings: how many responses the first usable row has; a row of another K is left out and counted."""
+def _load_tokenizer(job: Job, tokenizer: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, and check that the longest comparison fits the model, if it is fetched with one."""
+    folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
+    model = next((folder for folder in folders if folder.is_dir()), folders[0])
+    vocabulary = load_tokenizer(model)
+    longest = job.prepare.max_prompt_tokens + job.prepare.max_response_tokens
+    check_window(model, longest, "prepare.max_prompt_tokens and max_response_tokens")
+    return vocabulary
+
+
+def _row_files(job: Job, rows: Path) -> RowFiles:
+    """Return the files to read. Sampled pairs and rankings have the columns that the adapter `pairs` reads."""
+    sampled = read_manifest(rows).content["stage"] == "pairs"
+    folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
+    splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
+    paths = {split: folder / f"{'ood' if job.dataset == 'ood' else split}.jsonl" for split in splits}
+    if job.prepare.leakage == "drop" and job.dataset != "ood":
+        # A training row is dropped if its prompt is held out, so held-out splits come first, a test file always.
+        paths = {split: folder / f"{split}.jsonl" for split in reversed(SPLITS)}
+    files = {split: path for split, path in paths.items() if path.is_file()}
+    return RowFiles("pairs" if sampled else job.prepare.adapter, folder, splits, files)
+
+
+def _encoder(job: Job, inputs: RowFiles, tokenizer: PreTrainedTokenizerBase) -> ChunkEncoder:
+    num_responses = RESPONSES_OF.get(job.dataset) or _ranking_size(inputs.adapter, inputs.files["train"])
+    shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
+    held_out = {
+        split: 0.0 if (inputs.folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()
+    }
+    rankings = job.dataset == "rankings"
+    return ChunkEncoder(job.prepare, inputs.adapter, num_responses, tokenizer, held_out, rankings)
+
+
+def _ranking_size(adapter: str, train: Path) -> int:
+    """Return K of rankings: the number of responses of the first usable row."""
     first = next(iter_comparisons(adapter, train), None)
     return max(2, len(first.responses)) if first is not None else 2
+
+
+def _write_stores(
+    job: Job, output: Path, scratch: Path, inputs: RowFiles, encoder: ChunkEncoder
+) -> dict[str, SplitAudit]:
+    """Read all rows once; write token stores to `output` and signatures to `scratch`, and return the counts."""
+    audits = {split: SplitAudit() for split in inputs.splits}
+    held_out = _HeldOutPrompts()
+    with ExitStack() as stack:
+        stores = {
+            split: stack.enter_context(_SplitWriter(output / split, encoder.num_responses)) for split in inputs.splits
+        }
+        signatures = {
+            split: stack.enter_context((scratch / f"{split}.signatures").open("wb")) for split in inputs.splits
+        }
+        for chunk in _encoded_chunks(job, inputs.files, encoder):
+            for split, reason, number in chunk.dropped:
+                if split in audits:
+                    audits[split].count_dropped(reason, number)
+            for row, signature in zip(chunk.rows, chunk.signatures, strict=True):
+                prompt = int(signature["prompt"])
+                # Rows of a split that the dataset has not are read too: their prompts are held out.
+                holder = held_out.holder(row.split, prompt) if job.prepare.leakage == "drop" else None
+                if row.split not in audits:
+                    continue
+                if holder:
+                    audits[row.split].count_dropped(f"a prompt that is held out in {holder}", row.row)
+                    continue
+                stores[row.split].add(row, prompt)
+                signatures[row.split].write(signature.tobytes())
+                audits[row.split].count_used(row)
+    return audits
+
+
+def _encoded_chunks(job: Job, files: dict[str, Path], encoder: ChunkEncoder) -> Iterator[EncodedChunk]:
+    """Encode all files on all cores, in order, with a progress bar."""
+    total = sum(path.stat().st_size for path in files.values())
+    # Rows of the train file may belong to splits that have no file.
+    chunks = (
+        chunk
+        for split, path in files.items()
+        for chunk in iter_chunks(path, None if split == "train" else split, LINES_PER_CHUNK)
+    )
+    workers = min(num_cores(), 1 + total // BYTES_PER_WORKER)
+    encoded = map_ordered(encoder, chunks, workers)
+    return with_progress(encoded, lambda chunk: chunk.size, total, f"prepare: {job.dataset}")
+
+
+class _HeldOutPrompts:
+    """Prompts by the split that holds them out. Splits must be read from the last, test, to the first."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, set[int]] = {split: set() for split in SPLITS[1:]}
+
+    def holder(self, split: str, prompt: int) -> str | None:
+        """Return the later split that holds the prompt of a row out; if there is none, `split` holds it from now on."""
+        later = SPLITS[SPLITS.index(split) + 1 :]
+        holder = next((other for other in later if prompt in self._prompts[other]), None)
+        if holder is None and split in self._prompts:
+            self._prompts[split].add(prompt)
+        return holder
+
+
+class _SplitWriter:
+    """Writes the store of one split, with scores if its rows have them. Raises `UserError` if only some have."""
+
+    def __init__(self, folder: Path, num_responses: int) -> None:
+        self.folder, self.num_responses = folder, num_responses
+        self.writer: StoreWriter | None = None
+
+    def __enter__(self) -> "_SplitWriter":
+        return self
+
+    def add(self, row: EncodedRow, prompt: int) -> None:
+        scored = row.scores is not None
+        if self.writer is None:
+            self.writer = StoreWriter(self.folder, self.num_responses, scored)
+        if self.writer.scored != scored:
+            raise UserError(f"{row.split}: row {row.row}: only some rows have scores; give every row scores or none")
+        self.writer.add(row.prompt, row.responses, row=row.row, prompt=prompt, scores=row.scores)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            (self.writer or StoreWriter(self.folder, self.num_responses, scored=False)).close()
+
+
+def _number_prompts(output: Path, splits: tuple[str, ...]) -> None:
+    """Replace the digests of prompts by numbers from 0, in the order of their first rows."""
+    digests = [np.load(output / split / "prompts.npy") for split in splits]
+    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[inverse]
+    for split, part in zip(splits, np.split(numbers, np.cumsum([len(part) for part in digests])[:-1]), strict=True):
+        np.save(output / split / "prompts.npy", part.astype(np.int64))
+
+
+def _shared_prompts(
+    job: Job,
+    output: Path,
+    duplicates: dict[str, DuplicateIndex],
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Path | None,
+) -> dict[str, int]:
+    """Count the prompts that two splits share, and those that SFT trains on.
+
+    Raises `UserError` if a held-out prompt is trained on, unless the suite allows it: a model would know the answers.
+    """
+    owners = {f"the {split} split": duplicates[split].prompts for split in duplicates}
+    if demonstrations is not None:
+        owners["SFT's training"] = np.load(demonstrations.parent / SFT_PROMPTS)
+    shared = {}
+    for split, index in duplicates.items():
+        for owner, prompts in owners.items():
+            if owner == f"the {split} split" or (split == "train" and owner.startswith("the ")):
+                continue  # train and another split are compared once, as that of the other split
+            rows = np.flatnonzero(np.isin(index.prompts, prompts))
+            if not len(rows):
+                continue
+            shared[f"{split} and {owner.removeprefix('the ')}"] = len(np.unique(index.prompts[rows]))
+            if split != "train" and job.prepare.leakage == "error":
+                prompt = Store.open(output / split)[int(rows[0])].prompt
+                text = str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]
+                raise UserError(
+                    f"{split}: the prompt {text!r} is in {owner} too; split the data by prompt, or set "
+                    "prepare.leakage to allow"
+                )
+    return shared
+
+
+def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
+    """Print what the audit found. Raises `UserError` if no row of the first split can be used."""
+    lines = [line for split in inputs.splits for line in findings(split, report["splits"][split])]
+    first = inputs.splits[0]
+    if not report["splits"][first]["used"]:
+        raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
+    print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
 
 
 def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> None:
@@ -101,122 +269,3 @@ def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> 
     for name, text in pages.items():
         (workspace.output / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         workspace.journal.artifact(workspace.output / name, f"{report['dataset']}-{name}")
-
-
-def _write(
-    job: Job, output: Path, scratch: Path, files: dict[str, Path], encoder: ChunkEncoder, splits: tuple[str, ...]
-) -> dict[str, SplitAudit]:
-    """One pass over the rows: token stores into `output`, their traits into `scratch`; returns the counts."""
-    audits = {split: SplitAudit() for split in splits}
-    leaks = _Leaks()
-    with ExitStack() as stack:
-        stores = {split: stack.enter_context(_Split(output / split, encoder.num_responses)) for split in splits}
-        traits = {split: stack.enter_context((scratch / f"{split}.traits").open("wb")) for split in splits}
-        for found in _encoded(job, files, encoder):
-            for split, reason, row in found.dropped:
-                if split in audits:
-                    audits[split].drop(reason, row)
-            for index, kept in enumerate(found.kept):
-                trait = found.traits[index]
-                owner = leaks.owner(kept.split, int(trait["prompt"])) if job.prepare.leakage == "drop" else None
-                if kept.split in audits and owner:
-                    audits[kept.split].drop(f"a prompt that is held out in {owner}", kept.row)
-                elif kept.split in audits:
-                    stores[kept.split].add(kept.prompt, kept.responses, kept.row, int(trait["prompt"]), kept.scores)
-                    traits[kept.split].write(trait.tobytes())
-                    audits[kept.split].use(kept)
-    return audits
-
-
-def _encoded(job: Job, files: dict[str, Path], encoder: ChunkEncoder) -> Iterator[EncodedChunk]:
-    total = sum(path.stat().st_size for path in files.values())
-
-    def waiting() -> Iterator[Chunk]:
-        for split, path in files.items():
-            # Rows of the train file may fall to splits that have no file of their own.
-            yield from iter_chunks(path, None if split == "train" else split, ENCODED_AT_ONCE)
-
-    workers = min(num_cores(), 1 + total // (1 << 20))  # a worker is worth its fork from a megabyte on
-    found = map_ordered(encoder, waiting(), workers)
-    return with_progress(found, lambda one: one.size, total, f"prepare: {job.dataset}")
-
-
-class _Leaks:
-    """Prompts by the split that holds them out. Splits come from the last, test, to the first."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, set[int]] = {split: set() for split in SPLITS[1:]}
-
-    def owner(self, split: str, prompt: int) -> str | None:
-        """The later split that holds a row's prompt out, None where the row may stay in its own."""
-        later = SPLITS[SPLITS.index(split) + 1 :]
-        found = next((one for one in later if prompt in self._held[one]), None)
-        if found is None and split in self._held:
-            self._held[split].add(prompt)
-        return found
-
-
-class _Split:
-    """The store of one split, with scores where its rows have them. Raises `UserError` where only some have."""
-
-    def __init__(self, folder: Path, num_responses: int) -> None:
-        self.folder, self.num_responses = folder, num_responses
-        self.writer: StoreWriter | None = None
-
-    def __enter__(self) -> "_Split":
-        return self
-
-    def add(self, prompt: list[int], responses: list[list[int]], row: int, digest: int, scores: Any) -> None:
-        if self.writer is None:
-            self.writer = StoreWriter(self.folder, self.num_responses, scores is not None)
-        if self.writer.scored != (scores is not None):
-            where = f"{self.folder.name}: row {row}"
-            raise UserError(f"{where}: scores stand in some rows only; give every row scores or none")
-        self.writer.add(prompt, responses, row=row, prompt=digest, scores=scores)
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            return
-        (self.writer or StoreWriter(self.folder, self.num_responses, scored=False)).close()
-
-
-def _number_prompts(output: Path, splits: tuple[str, ...]) -> None:
-    """Digests of prompts become numbers from 0, in the order in which the prompts first come."""
-    digests = [np.load(output / split / "prompts.npy") for split in splits]
-    _, first, inverse = np.unique(np.concatenate(digests), return_index=True, return_inverse=True)
-    numbers = np.argsort(np.argsort(first))[inverse]
-    for split, part in zip(splits, np.split(numbers, np.cumsum([len(part) for part in digests])[:-1]), strict=True):
-        np.save(output / split / "prompts.npy", part.astype(np.int64))
-
-
-def _shared_prompts(
-    job: Job,
-    output: Path,
-    likes: dict[str, DuplicateIndex],
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Path | None,
-) -> dict[str, int]:
-    """Prompts that two splits have in common, and those that SFT trains on.
-
-    Raises `UserError` where a held-out prompt is trained on, unless the suite allows it: a test would know its answers.
-    """
-    owners = {f"the {split} split": likes[split].prompts for split in likes}
-    if demonstrations is not None:
-        owners["SFT's training"] = np.load(demonstrations.parent / SFT_PROMPTS)
-    shared = {}
-    for split, own in likes.items():
-        for owner, others in owners.items():
-            if owner == f"the {split} split" or (split == "train" and owner.startswith("the ")):
-                continue  # of train and another split, the other one tells
-            found = np.flatnonzero(np.isin(own.prompts, others))
-            if not len(found):
-                continue
-            shared[f"{split} and {owner.removeprefix('the ')}"] = len(np.unique(own.prompts[found]))
-            if split != "train" and job.prepare.leakage == "error":
-                prompt = Store.open(output / split)[int(found[0])].prompt
-                text = str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]
-                raise UserError(
-                    f"{split}: the prompt {text!r} is in {owner} too; split the data by prompt, or set "
-                    "prepare.leakage to allow"
-                )
-    return shared
