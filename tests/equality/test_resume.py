@@ -136,7 +136,7 @@ def kept_by(run: Run, folder: Path) -> WeightsKeeper:
 
 def published(kept: WeightsKeeper, folder: Path) -> dict[str, bytes]:
     """Every file of the checkpoints, by name."""
-    kept.published(folder)
+    kept.publish(folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -251,7 +251,7 @@ def test_damaged_kept_weights_are_a_sentence(damage: str, store: Store, referenc
     if damage == "gone":
         path.unlink()
     with pytest.raises(UserError, match=f"{path.parent}: .* missing or damaged; delete {tmp_path}/resume and rerun"):
-        kept.published(tmp_path / "published")
+        kept.publish(tmp_path / "published")
 
 
 def test_signals_are_noted_by_name_and_handlers_put_back() -> None:

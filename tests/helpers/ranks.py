@@ -120,7 +120,7 @@ class Trial:
             except Stopped as stop:
                 found["stopped"] = str(stop)
             found["weights"] = {name: value.clone() for name, value in fsdp.full_tensor(model.state_dict()).items()}
-        held = [fsdp.own_part(parameter).numel() for parameter in model.parameters()]
+        held = [fsdp.local_shard(parameter).numel() for parameter in model.parameters()]
         return {**found, "held": sum(held)}
 
 

@@ -226,7 +226,7 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
 def test_checkpoints_of_steps_that_are_not_reached(prepared: Path, capsys: pytest.CaptureFixture[str]):
     """Found before the first step: their names were taken from max_steps."""
     sentence = said(capsys, *align(prepared, epochs=1, max_steps=4000, checkpoints=3))
-    assert "spaced over these 4000 steps, and the comparisons come to" in sentence
+    assert "spaced over 4000 steps, but the comparisons in" in sentence
     assert not (prepared / "preference/x/manifest.json").exists()
 
 

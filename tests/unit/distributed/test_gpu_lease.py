@@ -185,7 +185,7 @@ def test_a_job_of_several_processes_takes_as_many_gpus(monkeypatch: pytest.Monke
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         gpu_lease.take_gpus("sft", number)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(found)
-    with pytest.raises(UserError, match="sft: 4 processes on this machine ask for a GPU each, and it has 3"):
+    with pytest.raises(UserError, match="sft: 4 processes on this machine need a GPU each, and it has 3"):
         gpu_lease.take_gpus("sft", 4)
     for gpu in gpus:
         Path("/dev/shm/prefdag-gpu-" + gpu).unlink()
@@ -194,15 +194,15 @@ def test_a_job_of_several_processes_takes_as_many_gpus(monkeypatch: pytest.Monke
 def test_who_finds_too_few_free_holds_none_meanwhile(monkeypatch: pytest.MonkeyPatch):
     """Two of three are wanted and one is free: at the next look that one was to be had by another."""
     gpus, looks = [str(uuid.uuid4()) for _ in range(3)], []
-    gpu_lease._locked(gpus, 2)
+    gpu_lease._lock(gpus, 2)
 
     def look(seconds: float) -> None:
-        looks.append(gpu_lease._locked(gpus, 1))
+        looks.append(gpu_lease._lock(gpus, 1))
         raise TimeoutError
 
     monkeypatch.setattr(gpu_lease.time, "sleep", look)
     with pytest.raises(TimeoutError):
-        gpu_lease._locked(gpus, 2)
+        gpu_lease._lock(gpus, 2)
     assert looks == [gpus[2:]]
     for gpu in gpus:
         Path("/dev/shm/prefdag-gpu-" + gpu).unlink()

@@ -158,7 +158,7 @@ def test_what_a_config_asks_for() -> None:
 
 def test_several_nodes_need_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"sft --config: nodes: 2 nodes are had from Slurm alone; run with --profile"):
+    with pytest.raises(UserError, match=r"sft --config: nodes: 2 nodes need Slurm; run with --profile"):
         launch(["sft", "--config", '{"sft": {"processes": 2, "nodes": 2}}'])
 
 

@@ -206,9 +206,9 @@ def test_comparisons_that_an_option_cannot_use(suite: Path, tmp_path: Path, caps
                 StoreWriter(tmp_path / name / split, num_responses, scored=False).close()
         manifest_of(tmp_path / name)
     for name, options, sentence in (
-        ("bare", {"margin": "scores"}, "reward.margin: {}/train holds no scores; take data with scores"),
-        ("bare", {"normalise": "validation"}, "reward.normalise: the split validation is empty; name the other"),
-        ("single", {}, "{}/train: one response a prompt is no comparison"),
+        ("bare", {"margin": "scores"}, "reward.margin: {}/train has no scores; use data with scores"),
+        ("bare", {"normalise": "validation"}, "reward.normalise: the split validation is empty; use the other split"),
+        ("single", {}, "{}/train: one response per prompt; a reward model needs"),
     ):
         assert train(suite, tmp_path / "out", str(tmp_path / name), **options) == 2
         assert sentence.format(tmp_path / name) in capsys.readouterr().err

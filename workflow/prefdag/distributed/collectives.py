@@ -1,6 +1,6 @@
-"""What the processes of one training tell each other; in a job of one process, nothing.
+"""Collectives of the ranks of one training; without other ranks they return their argument.
 
-Every rank must call each of these, in the same order.
+Every rank must call each of these, in the same order: otherwise all of them wait for ever.
 """
 
 import atexit
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def join() -> None:
-    """Meet the other ranks, once. On a GPU each rank has the one of its place on its node."""
+    """Join the process group, once. Each rank uses the GPU of its local rank."""
     if num_ranks() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
@@ -27,16 +27,16 @@ def join() -> None:
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """Every rank's value, in the ranks' order. For small things: they are pickled."""
+    """Return every rank's value, in rank order. Values are pickled, so keep them small."""
     if num_ranks() == 1:
         return [value]
-    found: list[T | None] = [None] * num_ranks()
-    dist.all_gather_object(found, value)
-    return found  # type: ignore[return-value]
+    values: list[T | None] = [None] * num_ranks()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 def gather_concat(values: Tensor) -> Tensor:
-    """Every rank's values [n], however many, one after the other in the ranks' order; without gradient."""
+    """Concatenate every rank's values [n], n differing by rank, in rank order: [sum of n]. No gradient flows back."""
     if num_ranks() == 1:
         return values
     sizes = all_gather_objects(len(values))
@@ -47,6 +47,6 @@ def gather_concat(values: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
-    """Replace the tensor by the sum of every rank's: the same bits on all of them."""
+    """Replace the tensor by the sum over ranks, with the same bits on all of them."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)

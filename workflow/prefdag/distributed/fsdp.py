@@ -1,8 +1,8 @@
-"""How the ranks of a training hold its model: each the whole of it, or its share of every layer (FSDP2).
+"""Replicated and sharded (FSDP2) models: gradients, clipping, optimizer state.
 
-A sharded layer's weights are gathered for its forward and its backward pass, and its gradient is summed and shared out
-again. What lies outside the layers (embeddings, last norm, head) every rank holds whole, as the head is used outside
-the model's own forward pass. What is saved is always whole: any number of ranks can go on from it.
+A sharded layer's weights are gathered for its forward and backward pass, and its gradient is reduced and scattered.
+Parameters outside the layers (embeddings, last norm, head) stay replicated, since the head is used outside the model's
+forward pass. Saved states are unsharded, so that any number of ranks can resume from them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from prefdag.distributed.ranks import num_ranks
 
 
 def shard(model: PreTrainedModel) -> None:
-    """Leave this rank its share of every layer of a model that all ranks hold whole."""
+    """Shard every layer of a replicated model in place; the rest stays replicated."""
     base: Any = model.base_model
     layers = base.h if hasattr(base, "h") else base.layers
     mesh = init_device_mesh(next(model.parameters()).device.type, (num_ranks(),))
@@ -35,13 +35,13 @@ def shard(model: PreTrainedModel) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, at the same place in memory; a tensor that is not shared is its own part."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor, sharing its memory; a replicated tensor is returned as it is."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(values: Any) -> Any:
-    """Values and tensors in dicts and lists, with every shared tensor gathered, on the CPU. All ranks must ask."""
+    """Gather every sharded tensor in nested dicts and lists to the CPU. All ranks must call this."""
     if isinstance(values, dict):
         return type(values)((key, full_tensor(value)) for key, value in values.items())
     if isinstance(values, list):
@@ -50,62 +50,61 @@ def full_tensor(values: Any) -> Any:
 
 
 def reduce_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum over the ranks the gradients of what every rank holds whole; those of shared layers are summed already."""
+    """Sum the gradients of replicated parameters over ranks; FSDP has already summed those of sharded layers."""
     for parameter in parameters:
         if parameter.grad is not None and not isinstance(parameter, DTensor):
             all_reduce_sum(parameter.grad)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> float:
-    """Scale the gradient of the whole model down to the norm `most`, if it is longer; returns its own norm."""
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradient of the whole model to a norm of at most `max_norm`; return its norm before that."""
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
-        return nn.utils.clip_grad_norm_(parameters, most).item()
-    squared = torch.zeros(2, dtype=torch.float64)  # of what every rank holds whole, of shared layers
+        return nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    squared = torch.zeros(2, dtype=torch.float64)  # of replicated parameters, of sharded ones
     parts = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for part in parts:
-        squared[int(isinstance(part, DTensor))] += own_part(part).norm().double().cpu() ** 2
+        squared[int(isinstance(part, DTensor))] += local_shard(part).norm().double().cpu() ** 2
     all_reduce_sum(squared[1:])
     norm = squared.sum().sqrt().item()
     for part in parts:
-        own_part(part).mul_(min(1.0, most / (norm + 1e-6)))
+        local_shard(part).mul_(min(1.0, max_norm / (norm + 1e-6)))
     return norm
 
 
 class ShardedOptimizer:
-    """An optimizer of a model whose layers may be shared: each rank updates its own parts.
+    """An optimizer of a model whose layers may be sharded: each rank updates its shards.
 
-    The optimizers here work element by element, so a part's update is the whole's. The state that is saved is that of
-    an optimizer of the whole model.
+    Valid for optimizers that work element by element, as AdamW and RMSprop do. Its saved state is unsharded.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], make: Callable[[list[Tensor]], torch.optim.Optimizer]):
         self.parameters = parameters
-        self.parts = [own_part(parameter) for parameter in parameters]
-        self.inner = make(self.parts)
+        self.shards = [local_shard(parameter) for parameter in parameters]
+        self.inner = make(self.shards)
 
     def step(self, learning_rate: float) -> None:
-        """Take the step that the parameters' gradients ask for, and forget them."""
+        """Update the parameters from their gradients, and clear the gradients."""
         for group in self.inner.param_groups:
             group["lr"] = learning_rate
-        for parameter, part in zip(self.parameters, self.parts, strict=True):
-            if part is not parameter:
-                part.grad = None if parameter.grad is None else own_part(parameter.grad)
+        for parameter, local in zip(self.parameters, self.shards, strict=True):
+            if local is not parameter:
+                local.grad = None if parameter.grad is None else local_shard(parameter.grad)
         self.inner.step()
-        for tensor in (*self.parameters, *self.parts):
+        for tensor in (*self.parameters, *self.shards):
             tensor.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for the whole model, gathered where layers are shared; all ranks must ask."""
-        return self._changed(self.inner.state_dict(), _gathered)
+        """Return the unsharded state. All ranks must call this."""
+        return self._map(self.inner.state_dict(), _gather_state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this rank's part of a whole model's state."""
-        self.inner.load_state_dict(self._changed(state, _shared_out))
+        """Load an unsharded state."""
+        self.inner.load_state_dict(self._map(state, _scatter_state))
 
-    def _changed(self, state: dict[str, Any], change: Callable[[Tensor, DTensor], Tensor]) -> dict[str, Any]:
+    def _map(self, state: dict[str, Any], change: Callable[[Tensor, DTensor], Tensor]) -> dict[str, Any]:
         of_parameters = {
             number: {
-                name: change(value, self.parameters[number]) if _is_shared(value, self.parameters[number]) else value
+                name: change(value, self.parameters[number]) if _is_sharded(value, self.parameters[number]) else value
                 for name, value in values.items()
             }
             for number, values in state["state"].items()
@@ -113,18 +112,18 @@ class ShardedOptimizer:
         return state | {"state": of_parameters}
 
 
-def _is_shared(value: Any, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer's value has a number for each of a shared parameter; a count of steps has not."""
+def _is_sharded(value: Any, parameter: nn.Parameter) -> bool:
+    """Return whether an optimizer's value has an entry per entry of a sharded parameter; a step count has not."""
     return isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.dim() > 0
 
 
-def _gathered(value: Tensor, parameter: DTensor) -> Tensor:
+def _gather_state(value: Tensor, parameter: DTensor) -> Tensor:
     mesh, placements = parameter.device_mesh, parameter.placements
     like = DTensor.from_local(value, mesh, placements, shape=parameter.shape, stride=parameter.stride())
     gathered: Tensor = full_tensor(like)
     return gathered
 
 
-def _shared_out(value: Tensor, parameter: DTensor) -> Tensor:
+def _scatter_state(value: Tensor, parameter: DTensor) -> Tensor:
     on_device = value.to(parameter.device)
-    return own_part(distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None))
+    return local_shard(distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None))

@@ -1,8 +1,8 @@
-"""GPUs for each job of a machine with several, without a scheduler: a job locks a file that stands for each device.
+"""Share the GPUs of a machine among jobs without a scheduler, by one lock file per GPU.
 
-The lock is the process's own (flock), so it ends with the process however that ends. A job that finds too few devices
-free waits, and holds none meanwhile. Devices are those of PREFDAG_GPUS (`0,1`; empty for none), of
-CUDA_VISIBLE_DEVICES, or what nvidia-smi lists; where there are none, jobs share the CPUs as ever.
+The lock (flock) is released when the process ends, however it ends. A job waits until enough GPUs are free, and holds
+none while it waits. GPUs are those of PREFDAG_GPUS (`0,1`; empty for none), of CUDA_VISIBLE_DEVICES, or what nvidia-smi
+lists; a machine without GPUs needs no locks.
 """
 
 import fcntl
@@ -20,27 +20,35 @@ from prefdag.provenance.sources import PACKAGE, sources
 
 VARIABLE = "PREFDAG_GPUS"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-PATIENCE = 0.5  # seconds between two looks at devices that are all taken
+POLL_SECONDS = 0.5  # between two attempts to lock
 logger = logging.getLogger(__name__)
 
 
 def take_gpus(stage: str, number: int = 1) -> None:
-    """Leave this process `number` GPUs for the rest of its life, if its stage runs a model; wait until they are free.
+    """Lock GPUs for the rest of this process's life, waiting until they are free, and set CUDA_VISIBLE_DEVICES.
 
-    To be called before torch looks for devices. Raises `UserError` for a device that cannot be locked, and where there
-    are fewer than asked for, but some.
+    Call this before torch initialises CUDA. Nothing happens for a stage that runs no model, and without GPUs.
+
+    Args:
+        stage: the stage's name.
+        number: how many GPUs.
+
+    Raises:
+        UserError: if a lock file cannot be opened, or if the machine has GPUs but fewer than `number`.
     """
     if PACKAGE / "models/loading.py" not in sources(stage):
         return
-    found = devices(os.environ)
-    if found and len(found) < number:
-        raise UserError(f"{stage}: {number} processes on this machine ask for a GPU each, and it has {len(found)}")
-    if found and not _is_scheduled(found, number):
-        os.environ[VISIBLE] = ",".join(_locked(found, number))
+    gpus = devices(os.environ)
+    if gpus and len(gpus) < number:
+        raise UserError(
+            f"{stage}: {number} processes on this machine need a GPU each, and it has {len(gpus)}; lower `processes`"
+        )
+    if gpus and not _is_scheduled(gpus, number):
+        os.environ[VISIBLE] = ",".join(_lock(gpus, number))
 
 
 def devices(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that there are to share, by index or UUID, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the machine's GPUs, by index or UUID as in CUDA_VISIBLE_DEVICES."""
     for name in (VARIABLE, VISIBLE):
         if name in environment:
             stated = [device.strip() for device in environment[name].split(",") if device.strip()]
@@ -49,46 +57,46 @@ def devices(environment: Mapping[str, str]) -> list[str]:
                     raise UserError(f"{name}: expected devices such as 0,1 or their UUIDs, got {environment[name]!r}")
             return [device for device in stated if device not in ("-1", "NoDevFiles")]
     try:
-        ask = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        answer = subprocess.run(ask, capture_output=True, text=True, timeout=60)
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
-def _is_scheduled(found: Sequence[str], number: int) -> bool:
-    """Whether Slurm has given this job just its devices, which are nobody else's (and have others' numbers, maybe)."""
-    return "SLURM_JOB_ID" in os.environ and len(found) == number
+def _is_scheduled(gpus: Sequence[str], number: int) -> bool:
+    """Return whether Slurm gave this job exactly its GPUs: no other job has them, and numbers may differ by job."""
+    return "SLURM_JOB_ID" in os.environ and len(gpus) == number
 
 
-def _locked(found: Sequence[str], number: int) -> list[str]:
-    """The devices whose locks this process now holds, and never lets go: `number` of them, or none."""
-    told = False
+def _lock(gpus: Sequence[str], number: int) -> list[str]:
+    """Wait for the locks of `number` GPUs; return these GPUs. The files stay open until the process ends."""
+    has_reported = False
     while True:
         held: dict[str, int] = {}
-        for device in found:
-            file = _opened(device)
+        for gpu in gpus:
+            file = _open_lock(gpu)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held[device] = file
+                held[gpu] = file
             except BlockingIOError:
                 os.close(file)
             if len(held) == number:
                 return list(held)
-        for file in held.values():
+        for file in held.values():  # holding some while waiting for others could deadlock two jobs
             os.close(file)
-        if not told:
+        if not has_reported:
             what = "a GPU" if number == 1 else f"{number} GPUs"
-            logger.info("waiting for %s, as %s are taken", what, ", ".join(found))
-            told = True
-        time.sleep(PATIENCE)
+            logger.info("waiting for %s, as %s are taken", what, ", ".join(gpus))
+            has_reported = True
+        time.sleep(POLL_SECONDS)
 
 
-def _opened(device: str) -> int:
-    """The file of a device, perhaps another user's: it is only ever read. A Slurm job has numbers of its own."""
+def _open_lock(device: str) -> int:
+    """Open the lock file of a device read-only, since another user may own it. GPU numbers are per Slurm job."""
     job = os.environ.get("SLURM_JOB_ID")
     name = "-".join(["prefdag-gpu", *([job] if job else []), device.replace("/", "_")])
-    memory = Path("/dev/shm")  # this machine's alone, which a folder for temporary files may not be
+    memory = Path("/dev/shm")  # local to this machine, which a temporary folder may not be
     path = (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())) / name
     try:
         while True:
@@ -103,4 +111,4 @@ def _opened(device: str) -> int:
             except FileExistsError:
                 continue
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); say {VARIABLE}= to share no GPUs") from None
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); set {VARIABLE}= to use no GPUs") from None

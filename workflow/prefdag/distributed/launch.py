@@ -1,6 +1,6 @@
-"""A job on several processes: this one becomes torchrun, on several nodes srun, which starts it anew on each.
+"""Launch a job on several processes: by torchrun, and with `nodes > 1` by srun, one torchrun per node.
 
-How many there are stands in the job's own config, so rules, clusters and people give the same command for all.
+The number of processes is in the job's config, so rules, clusters and people use the same command for all jobs.
 """
 
 import json
@@ -18,13 +18,13 @@ from prefdag.distributed.gpu_lease import take_gpus
 from prefdag.distributed.ranks import is_rank, num_ranks
 from prefdag.errors import UserError
 
-RENDEZVOUS = "PREFDAG_RENDEZVOUS"  # set on every node: where the first one listens, host:port
+RENDEZVOUS = "PREFDAG_RENDEZVOUS"  # address on which the first node listens, host:port
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Processes of a job, over how many nodes, with how many threads each."""
+    """Processes of a job in total, nodes, and threads per process."""
 
     processes: int = 1
     nodes: int = 1
@@ -36,21 +36,22 @@ class Shape:
 
 
 def requested_shape(argv: Sequence[str]) -> Shape:
-    """What the section of a stage's `--config` says of processes; one where it does not, or is yet to be refused."""
+    """Return the shape in a stage's `--config`; one process without it, or if the stage will refuse the config."""
     try:
-        sections = json.loads(value_of(argv, "--config") or "{}").values()
+        sections = json.loads(_option(argv, "--config") or "{}").values()
     except (ValueError, AttributeError):
         return Shape()
     for section in sections:
         if isinstance(section, dict) and "processes" in section:
             stated = {key: section[key] for key in ("processes", "nodes", "threads") if key in section}
-            whole = all(type(value) is int and value > 0 for value in stated.values())
-            shape = Shape(**stated) if whole else Shape()
+            are_valid = all(type(value) is int and value > 0 for value in stated.values())
+            shape = Shape(**stated) if are_valid else Shape()
             return shape if shape.processes % shape.nodes == 0 else Shape()
     return Shape()
 
 
-def value_of(argv: Sequence[str], option: str) -> str | None:
+def _option(argv: Sequence[str], option: str) -> str | None:
+    """Return the value of a command-line option, or None."""
     for place, word in enumerate(argv):
         if word == option:
             return argv[place + 1] if place + 1 < len(argv) else None
@@ -60,9 +61,16 @@ def value_of(argv: Sequence[str], option: str) -> str | None:
 
 
 def launch(argv: Sequence[str]) -> int | None:
-    """Run a stage's command in as many processes as it asks for, and return how it ended; None: in this one.
+    """Run a stage's command on the processes of its config.
 
-    The exit code is that of the rank that failed first. Raises `UserError` where the processes cannot be had.
+    Args:
+        argv: the stage and its options.
+
+    Returns:
+        The exit code of the rank that failed first, 0 if none did; None if the command must run in this process.
+
+    Raises:
+        UserError: if the processes cannot be started.
     """
     shape = requested_shape(argv)
     if is_rank():
@@ -75,17 +83,16 @@ def launch(argv: Sequence[str]) -> int | None:
     if shape.processes == 1:
         return None
     if shape.nodes > 1 and RENDEZVOUS not in os.environ:
-        _on_every_node(shape, argv)
+        _exec_srun(shape, argv)
     take_gpus(argv[0], shape.per_node)
     return _torchrun(shape, argv)
 
 
-def _on_every_node(shape: Shape, argv: Sequence[str]) -> None:
-    """Become srun, which starts this very command once on every node of the Slurm job. Does not return."""
+def _exec_srun(shape: Shape, argv: Sequence[str]) -> None:
+    """Replace this process with srun, which runs the same command once on every node of the Slurm job."""
     if "SLURM_JOB_ID" not in os.environ:
         raise UserError(
-            f"{argv[0]} --config: nodes: {shape.nodes} nodes are had from Slurm alone; "
-            "run with --profile slurm, or state nodes: 1"
+            f"{argv[0]} --config: nodes: {shape.nodes} nodes need Slurm; run with --profile slurm, or set nodes: 1"
         )
     with socket.socket() as free:
         free.bind(("", 0))
@@ -96,22 +103,22 @@ def _on_every_node(shape: Shape, argv: Sequence[str]) -> None:
     try:
         os.execvp("srun", ["srun", *options, sys.executable, "-m", "prefdag", *argv])
     except OSError as error:
-        raise UserError(f"srun: cannot be started on this node ({error.strerror}); state nodes: 1") from None
+        raise UserError(f"srun: cannot be started on this node ({error.strerror}); set nodes: 1") from None
 
 
 def _torchrun(shape: Shape, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # What a rank has to say it says itself; torchrun would add a page on the exit code of each.
+    # Ranks report their own errors; torchrun would add a page about each exit code.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(shape.threads))
     with tempfile.TemporaryDirectory() as logs:
-        options = [f"--nproc-per-node={shape.per_node}", f"--log-dir={logs}", *_meeting(shape)]
-        # torchrun would give its processes 30 seconds to end after a signal; a training saves its state first.
+        options = [f"--nproc-per-node={shape.per_node}", f"--log-dir={logs}", *_rendezvous(shape)]
+        # By itself torchrun kills ranks 30 seconds after a signal; a training must finish its step and save first.
         options.append("--signals-to-handle=SIGQUIT")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            signal.signal(number, _pass_on)
+            signal.signal(number, _forward)
         try:
             run(parse_args([*options, "-m", "prefdag", *argv]))
         except ChildFailedError as failed:
@@ -123,17 +130,17 @@ def _torchrun(shape: Shape, argv: Sequence[str]) -> int:
     return 0
 
 
-def _meeting(shape: Shape) -> list[str]:
-    """Where torchrun's processes find each other."""
+def _rendezvous(shape: Shape) -> list[str]:
+    """Return torchrun's options for its processes to connect to each other."""
     if shape.nodes == 1:
         return ["--standalone"]
     host, _, port = os.environ[RENDEZVOUS].rpartition(":")
-    place = os.environ["SLURM_NODEID"]
-    return [f"--nnodes={shape.nodes}", f"--node-rank={place}", f"--master-addr={host}", f"--master-port={port}"]
+    node = os.environ["SLURM_NODEID"]
+    return [f"--nnodes={shape.nodes}", f"--node-rank={node}", f"--master-addr={host}", f"--master-port={port}"]
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Tell every process of the job on this node."""
+def _forward(number: int, frame: FrameType | None) -> None:
+    """Forward a signal to the ranks on this node."""
     import psutil
 
     for process in psutil.Process().children():

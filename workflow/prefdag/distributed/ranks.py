@@ -1,14 +1,14 @@
-"""Which process of a job this is, as torchrun says; torch-free. A job of one process is its own first rank."""
+"""Which process of a job this is, from torchrun's variables; torch-free. A job of one process has one rank, 0."""
 
 import os
 import signal
 import time
 
-PATIENCE = 30.0  # seconds in which the first rank has met a mistake that every rank meets
+PATIENCE = 30.0  # seconds for the first rank to report an error that all ranks have
 
 
 def is_rank() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -21,14 +21,14 @@ def num_ranks() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process keeps the journal, prints, and writes what the job makes; the others only compute."""
+    """Return whether this is rank 0, which prints and writes the journal and the outputs."""
     return rank() == 0
 
 
 def silence_other_ranks() -> None:
-    """What stops every rank is told once: torchrun ends the others when the first has ended, and they wait for it.
+    """Let rank 0 alone report an error that all ranks have: wait here to be stopped by torchrun.
 
-    A rank that is still there afterwards met what the first did not, and speaks for itself.
+    A rank that is still alive after PATIENCE had an error of its own, and reports it.
     """
     if not is_first():
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""Preference training: SFT policy, comparisons and the reference cache to an aligned policy."""
+"""Preference training: align the SFT policy with one preference loss."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,21 @@ class Job(Section):
 def run(
     job: Job, workspace: Workspace, *, policy: Path, comparisons: Path, reference: Path | None = None
 ) -> dict[str, Any]:
-    """Align the SFT policy with one preference loss."""
+    """Align the SFT policy with one preference loss.
+
+    Args:
+        job: the config.
+        workspace: where to write, and the journal.
+        policy: manifest of the SFT policy.
+        comparisons: manifest of the comparisons' token stores.
+        reference: manifest of the reference cache, if the loss reads it.
+
+    Returns:
+        Loss and metrics on the validation split, if it has comparisons.
+
+    Raises:
+        UserError: if the reference cache does not fit, or checkpoints do not fit the number of steps.
+    """
     settings = job.preference
     device = set_up(settings.threads)
     workspace.log_model_input("policy", "sft")
@@ -49,16 +63,17 @@ def run(
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)
     _check_checkpoints(settings, total)
-    kept = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
-    # A resumed training has moved on: whatever is measured against the start is measured before its state is loaded.
+    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
+    # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
-    tasks = {split: _alignment(job, model, view, caches.get(split), live) for split, view in views.items()}
+    tasks = {split: _task(job, model, view, caches.get(split), live) for split, view in views.items()}
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if "validation" in views else None
-    steps = train(model.train(), views["train"], settings, tasks["train"], Checkpoint(workspace.resume), probe, kept)
+    state = Checkpoint(workspace.resume)
+    steps = train(model.train(), views["train"], settings, tasks["train"], state, probe, checkpoints)
     title = workspace.name or job.objective.method
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
     save(model, policy.parent / "model", workspace.output / "model")
-    for step in kept.published(workspace.output / "checkpoints"):
+    for step in checkpoints.publish(workspace.output / "checkpoints"):
         workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
     workspace.log_model_output(title, parents=["policy"])
     model.eval()
@@ -71,8 +86,8 @@ def run(
 def _check_checkpoints(settings: Preference, total: int) -> None:
     if settings.checkpoints and total != settings.max_steps:
         raise UserError(
-            f"preference.max_steps: checkpoints are spaced over these {settings.max_steps} steps, and the comparisons "
-            f"come to {total} in epochs {settings.epochs:g}; state max_steps: {total}, or more epochs"
+            f"preference.max_steps: checkpoints are spaced over {settings.max_steps} steps, but the comparisons in "
+            f"{settings.epochs:g} epochs are {total} steps; set max_steps: {total}, or more epochs"
         )
 
 
@@ -84,11 +99,11 @@ def _caches(
     model: PreTrainedModel,
     views: dict[str, Store | Unpaired],
 ) -> dict[str, ReferenceCache]:
-    """The reference caches that the loss reads, checked: the right key, the right sizes, the right values."""
+    """Open the reference caches that the loss reads, and check their keys, sizes and values."""
     if "reference" not in job.objective.reads:
         return {}
     if reference is None:
-        raise UserError(f"preference --reference: {job.objective.method} reads the reference; give its manifest")
+        raise UserError(f"preference --reference: {job.objective.method} reads the reference; pass its manifest")
     manifest = read_manifest(reference)
     device = next(model.parameters()).device
     check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device))
@@ -98,18 +113,18 @@ def _caches(
 
 
 def _frozen(policy: Path, device: torch.device) -> PreTrainedModel:
-    """A second copy of the policy as it starts, for losses that read the reference's whole distribution."""
+    """Load a frozen copy of the starting policy, for losses that read the reference's whole distribution."""
     return load_policy(policy.parent / "model", device).requires_grad_(False)
 
 
-def _alignment(
+def _task(
     job: Job,
     model: PreTrainedModel,
     view: Store | Unpaired,
     cache: ReferenceCache | None,
     live: PreTrainedModel | None,
 ) -> PreferenceTask:
-    """The objective on one split. The model must be the policy as it starts."""
+    """Return the objective on one split. The model must be the starting policy."""
     mismatched = None
     if "mismatched" in job.objective.reads:
         assert isinstance(view, Unpaired)

@@ -1,4 +1,4 @@
-"""The reference cache: SFT policy and comparisons to per-token log-probs, once for every loss, beta and seed."""
+"""The reference cache: per-token log-probs of the SFT policy, once for every loss, beta and seed."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """One forward pass of the SFT policy over every comparison that preference training reads."""
+    """Run the SFT policy once over every comparison that preference training reads.
+
+    Args:
+        job: the config.
+        workspace: where to write, and the journal.
+        policy: manifest of the SFT policy.
+        comparisons: manifest of the comparisons' token stores.
+
+    Returns:
+        The cache's key, and the response tokens of each split.
+    """
     device = set_up(job.reference.threads)
     workspace.log_model_input("policy", "sft")
     model = load_policy(policy.parent / "model", device)

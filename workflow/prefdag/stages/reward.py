@@ -1,4 +1,4 @@
-"""The reward model: SFT policy and comparisons to scalar heads, before and after training."""
+"""The reward model: train scalar heads on the SFT policy from comparisons."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,7 +46,20 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """Train a reward model; accuracy, mean and deviation are those of the held-out comparisons."""
+    """Train a reward model.
+
+    Args:
+        job: the config.
+        workspace: where to write, and the journal.
+        policy: manifest of the SFT policy.
+        comparisons: manifest of the comparisons' token stores.
+
+    Returns:
+        Accuracy, mean and deviation on the held-out comparisons, before and after training and of each head.
+
+    Raises:
+        UserError: if the comparisons lack what an option needs.
+    """
     settings = job.reward
     device = set_up(settings.threads)
     workspace.log_model_input("policy", "sft")
@@ -70,8 +83,8 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     model = RewardModel(tuple(member.eval() for member in members), scoring)
     if settings.normalise != "none":
         scoring = zero_mean(score_all(model.values, stores[settings.normalise], budget, device), scoring)
-    apart = score_all(model.values, held_out, budget, device)
-    after = reward_of(torch.from_numpy(apart), scoring).numpy()
+    per_head = score_all(model.values, held_out, budget, device)
+    after = reward_of(torch.from_numpy(per_head), scoring).numpy()
     for place, member in enumerate(members):
         save(member, folder, member_folder(workspace.output, place, scoring.seeds))
     (workspace.output / SCORING).write_text(scoring.canonical() + "\n")
@@ -79,9 +92,9 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     workspace.log_model_output("reward", parents=["policy"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
-    if apart.shape[-1] > 1:
-        names = _heads_named(settings)
-        facts |= {name: evaluation(apart[..., head], prompts) for head, name in enumerate(names)}
+    if per_head.shape[-1] > 1:
+        names = _head_names(settings)
+        facts |= {name: evaluation(per_head[..., head], prompts) for head, name in enumerate(names)}
     write_evaluation(workspace.output / "evaluation.json", facts)
     workspace.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
@@ -89,25 +102,27 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
 
 
 def _check(settings: Reward, stores: dict[str, Store]) -> None:
-    """Refuse what the comparisons cannot give, before anything is loaded."""
+    """Raise `UserError` if the comparisons lack what an option needs."""
     train_store = stores["train"]
     if train_store.num_responses < 2:
-        raise UserError(f"{train_store.folder}: one response a prompt is no comparison; a reward model needs 2 or more")
+        raise UserError(f"{train_store.folder}: one response per prompt; a reward model needs 2 or more")
     if settings.margin == "scores" and train_store.scores is None:
-        raise UserError(f"reward.margin: {train_store.folder} holds no scores; take data with scores or margin `none`")
+        raise UserError(f"reward.margin: {train_store.folder} has no scores; use data with scores, or margin: none")
     if settings.normalise != "none" and not len(stores[settings.normalise]):
-        raise UserError(f"reward.normalise: the split {settings.normalise} is empty; name the other or hold rows out")
+        raise UserError(
+            f"reward.normalise: the split {settings.normalise} is empty; use the other split or hold rows out"
+        )
 
 
 def _with_heads(folder: Path, settings: Reward, seeds: Sequence[int], device: torch.device) -> PreTrainedModel:
-    """The policy under untrained heads: `heads` for each seed."""
+    """Load the policy with untrained heads: `settings.heads` for each seed."""
     model = load_scorer(folder, device, new_heads=settings.heads * len(seeds))
     initial_heads(model, settings.head_std, seeds)
     return model
 
 
-def _heads_named(settings: Reward) -> list[str]:
-    """What tells each head of an ensemble from the others: its seed, its number, or both."""
+def _head_names(settings: Reward) -> list[str]:
+    """Return a name of each head of an ensemble: its seed, its number, or both."""
     seeds = [f"seed {seed}" for seed in settings.trainings] if len(settings.trainings) > 1 else [""]
     heads = [f"head {number + 1}" for number in range(settings.heads)] if settings.heads > 1 else [""]
     return [f"{seed} {head}".strip() for seed in seeds for head in heads]
@@ -116,12 +131,12 @@ def _heads_named(settings: Reward) -> list[str]:
 def trainings(
     members: Sequence[PreTrainedModel], store: Store, settings: Reward, scoring: Scoring, resume: Path
 ) -> Iterator[Step]:
-    """The steps of one training after the other, numbered through; each seed has an order of its own."""
+    """Train the members one after the other, numbering their steps consecutively; each seed has its own order."""
     done = 0
     for model, seed in zip(members, settings.trainings, strict=True):
         task = Task(lambda ids, segments, model=model: losses(model, store, settings, scoring, ids, segments), len)  # type: ignore
-        own = settings.model_copy(update={"seed": seed})
-        for step in train(model.train(), store, own, task, Checkpoint(resume / f"seed{seed}")):
+        seeded = settings.model_copy(update={"seed": seed})
+        for step in train(model.train(), store, seeded, task, Checkpoint(resume / f"seed{seed}")):
             yield replace(step, number=done + step.number)
         done += total_steps(store, settings)
 
@@ -134,7 +149,16 @@ def losses(
     ids: Sequence[int],
     segments: Segments,
 ) -> Losses:
-    """The mean over a model's heads of each one's loss, [B]; accuracy and margin are those of the combined reward."""
+    """Return each comparison's loss, averaged over the model's heads, [B], with accuracy and margin of the reward.
+
+    Args:
+        model: a member of the ensemble.
+        store: the comparisons.
+        settings: the loss and its options.
+        scoring: how heads are combined and lengths normalised.
+        ids: the comparisons of the micro-batch.
+        segments: the same, packed.
+    """
     values = head_rewards(model, segments, scoring)
     per_head = values.movedim(-1, 1)
     margin = None
@@ -148,7 +172,17 @@ def losses(
 
 
 def reward_loss(settings: Reward, values: Tensor, lengths: Tensor, margin: Tensor | None) -> Tensor:
-    """The loss that `settings` state: rewards [..., K], lengths [..., K], margin [..., pairs] -> [...]."""
+    """Return the loss chosen in `settings`.
+
+    Args:
+        settings: the loss and its options.
+        values: rewards, [..., K].
+        lengths: tokens of each response, [..., K].
+        margin: gaps of scores that the rewards should exceed, [..., pairs].
+
+    Returns:
+        [...].
+    """
     compared = explained_by_length(values, lengths, settings.length_penalty) if settings.length_penalty else values
     if settings.loss == "plackett_luce":
         loss = plackett_luce(compared)

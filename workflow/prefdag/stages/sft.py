@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: base model and demonstrations to the SFT policy."""
+"""Supervised fine-tuning: train the SFT policy from the base model and demonstrations."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,17 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> dict[str, Any]:
-    """Fine-tune the base model on the first response of each demonstration."""
+    """Fine-tune the base model on the first response of each demonstration.
+
+    Args:
+        job: the config.
+        workspace: where to write, and the journal.
+        base: manifest of the base model.
+        demonstrations: manifest of the demonstrations' token stores.
+
+    Returns:
+        Held-out negative log-likelihood in nats per response token, before and after.
+    """
     settings = job.sft
     device = set_up(settings.threads)
     workspace.log_model_input("base", "base")

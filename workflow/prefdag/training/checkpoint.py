@@ -1,8 +1,8 @@
-"""Resumable state of a training, and the wish to stop.
+"""The resumable state of a training, checkpoints of its weights, and stop requests.
 
-Interrupted and resumed equals uninterrupted: weights, optimizer moments and the records so far (the last of which
-holds the loss's adaptive state) are saved together, and everything else is a pure function of the step's number.
-Weights that are to be kept are written before the state that is past them.
+A resumed training equals an uninterrupted one: weights, optimizer moments and records (the last of which has the loss's
+adaptive state) are saved together, and everything else is a function of the step's number. Checkpoints of weights are
+written before the state that is past their step.
 """
 
 import json
@@ -26,11 +26,11 @@ from prefdag.errors import UserError
 from prefdag.models.loading import save
 from prefdag.provenance.manifest import fsync, sha256_of
 
-SECONDS_BETWEEN = 60.0
+SECONDS_BETWEEN = 60.0  # two saves
 
 
 class Checkpoint:
-    """The latest state of one training, in one file that appears by rename."""
+    """The latest state of one training, in one file that is replaced atomically."""
 
     def __init__(self, folder: Path, seconds_between: float = SECONDS_BETWEEN) -> None:
         self.path = folder / "state.pt"
@@ -39,16 +39,17 @@ class Checkpoint:
         self._step = 0
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None. Only tensors and plain values are unpickled.
+        """Return the saved state, or None. Only tensors and plain values are unpickled.
 
-        Raises `UserError` for a file that is not as it was written: torch itself compares no checksum.
+        Raises:
+            UserError: if the file is damaged.
         """
         if not self.path.is_file():
             return None
         try:
-            with zipfile.ZipFile(self.path) as file:
-                whole = file.testzip() is None
-            state = torch.load(self.path, map_location="cpu", weights_only=True) if whole else None
+            with zipfile.ZipFile(self.path) as file:  # torch.load compares no checksums
+                is_intact = file.testzip() is None
+            state = torch.load(self.path, map_location="cpu", weights_only=True) if is_intact else None
         except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
             state = None
         if state is None:
@@ -60,16 +61,18 @@ class Checkpoint:
         return state
 
     def last_good(self) -> str:
-        """Which state there is to go back to, as half a sentence."""
+        """Return which state a rerun continues from, for error messages."""
         return f"the last good state is step {self._step}'s, {self.path}" if self._step else "no state was saved yet"
 
     def due(self) -> bool:
+        """Return whether the last save is `seconds_between` ago."""
         return time.monotonic() - self._saved_at >= self.seconds_between
 
     def save(self, state: dict[str, Any]) -> None:
+        """Replace the saved state."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        with temporary.open("wb") as stream:  # torch's own writer does not say why a write failed
+        with temporary.open("wb") as stream:  # torch hides why its own writer failed
             torch.save(state, stream)
         fsync(temporary)
         os.replace(temporary, self.path)
@@ -77,13 +80,13 @@ class Checkpoint:
 
 
 class WeightsKeeper:
-    """Loadable weights of some steps of a training, kept beside its resumable state until it is done."""
+    """Checkpoints of the weights after some steps, stored with the resumable state until the job is published."""
 
     def __init__(self, folder: Path, steps: Sequence[int], model: PreTrainedModel, tokenizer: Path) -> None:
         self.folder, self.steps, self.model, self.tokenizer = folder, steps, model, tokenizer
 
     def __call__(self, step: int) -> None:
-        """Keep the weights as they are after `step`, if it is one of the steps; a folder appears whole."""
+        """Save the weights if `step` is one of the steps; the folder appears atomically, with a file of digests."""
         if step in self.steps:
             partial, folder = self.folder / f"{step}.partial", self.folder / str(step)
             if is_first():
@@ -95,10 +98,11 @@ class WeightsKeeper:
                 (self.folder / f"{step}.json").write_text(json.dumps(digests, sort_keys=True))
                 os.replace(partial, folder)
 
-    def published(self, folder: Path) -> Sequence[int]:
-        """Set every step's weights into `folder`, made here; they stay kept until the whole job is published.
+    def publish(self, folder: Path) -> Sequence[int]:
+        """Hard-link every checkpoint into the new `folder`, and return their steps.
 
-        Raises `UserError` where what was kept is not there any more, or not as it was written.
+        Raises:
+            UserError: if a checkpoint is missing or damaged.
         """
         folder.mkdir()
         for step in self.steps if is_first() else ():
@@ -109,27 +113,27 @@ class WeightsKeeper:
     def _check(self, folder: Path) -> None:
         try:
             digests = json.loads(folder.with_suffix(".json").read_text())
-            whole = all(sha256_of(folder / name) == digest for name, digest in digests.items())
+            is_intact = all(sha256_of(folder / name) == digest for name, digest in digests.items())
         except (OSError, ValueError):
-            whole = False
-        if not whole:
+            is_intact = False
+        if not is_intact:
             raise UserError(
-                f"{folder}: the weights kept there are missing or damaged; delete {self.folder.parent} and rerun: the "
+                f"{folder}: these weights are missing or damaged; delete {self.folder.parent} and rerun: the "
                 "training then starts at its first step"
             )
 
 
 @contextmanager
 def stop_requested() -> Iterator[list[str]]:
-    """While inside, SIGTERM and SIGINT are noted in the list instead of interrupting a step half-way."""
-    noted: list[str] = []
+    """While active, append the names of SIGTERM and SIGINT to the list instead of interrupting a step."""
+    received: list[str] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(signal.Signals(number).name)
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield noted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What people watch of a preference training, per comparison and whatever the loss: log-probs, log-ratios, margins."""
+"""Metrics of preference training, the same for every loss: log-probs, log-ratios, margins, accuracy."""
 
 from collections.abc import Callable
 
@@ -11,22 +11,29 @@ from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 
-PROBED = 48  # held-out comparisons that are watched during training
+PROBED = 48  # held-out comparisons measured during training
 
 
 def sides(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The best response's value and the mean of the others', for a pair the chosen and the rejected: [B, K] -> [B]."""
+    """Return the best response's value and the mean of the others' (in a pair: chosen, rejected), each [B]."""
     return values[:, 0], values[:, 1] if values.shape[1] == 2 else values[:, 1:].mean(1)
 
 
 @torch.no_grad()
 def preference_metrics(policy: LogProbs, reference: LogProbs | None, labels: Tensor | None) -> dict[str, Tensor]:
-    """Metrics, each of the comparisons that have it.
+    """Compute the metrics of a batch.
 
-    Of K >= 2 responses: summed log-probs of chosen (the best) and rejected (the mean of the others), and with a
-    reference their log-ratios, the margin and whether it is positive; without one, margin and accuracy are of average
-    log-probs. Of single responses: log-probs and log-ratios of the desirable and of the undesirable ones, and with a
-    reference whether the log-ratio has the sign of the label.
+    Pairs and rankings: summed log-probs of chosen (the best) and rejected (the mean of the others), with a reference
+    also log-ratios; margin and accuracy are of log-ratios, without a reference of average log-probs. Single responses:
+    log-probs and log-ratios of desirable and undesirable ones; accuracy is whether the log-ratio has the label's sign.
+
+    Args:
+        policy: log-probs of B x K responses.
+        reference: the same of the reference, if the loss reads it.
+        labels: [B] bool, desirable or not, if responses are single.
+
+    Returns:
+        name -> one value per comparison that has the metric, in nats.
     """
     totals = {"logprob": policy.total} | ({} if reference is None else {"logratio": (policy - reference).total})
     metrics: dict[str, Tensor] = {}
@@ -35,32 +42,36 @@ def preference_metrics(policy: LogProbs, reference: LogProbs | None, labels: Ten
             metrics |= {f"desirable_{name}": total[labels, 0], f"undesirable_{name}": total[~labels, 0]}
         if reference is not None:
             ratio = totals["logratio"][:, 0]
-            metrics["accuracy"] = _won(torch.where(labels, ratio, -ratio))
+            metrics["accuracy"] = _win(torch.where(labels, ratio, -ratio))
         return metrics
     for name, total in totals.items():
         metrics[f"chosen_{name}"], metrics[f"rejected_{name}"] = sides(total)
     chosen, rejected = sides(policy.mean if reference is None else totals["logratio"])
     gap = chosen - rejected
-    return {**metrics, "margin": gap, "accuracy": _won(gap)}
+    return {**metrics, "margin": gap, "accuracy": _win(gap)}
 
 
-def _won(gap: Tensor) -> Tensor:
-    """1 where positive, a tie counting half."""
+def _win(gap: Tensor) -> Tensor:
+    """Return 1 where the gap is positive, 0.5 where it is zero."""
     return (gap > 0) + 0.5 * (gap == 0)
 
 
 def displacement(model: PreTrainedModel, store: Store, tokens_per_batch: int) -> Callable[[], dict[str, float]]:
-    """How far the first held-out comparisons have moved from where the policy starts, whatever the loss reads.
+    """Return a probe of how far the first held-out comparisons have moved from the starting policy.
 
-    The start is measured here, from the policy itself; a resumed training has moved on, so it measures again from the
-    weights that it was given before any state is loaded.
+    The start is measured in this call, so make it before a saved state is loaded.
+
+    Args:
+        model: the policy.
+        store: held-out comparisons, of which PROBED are measured.
+        tokens_per_batch: budget of a micro-batch.
     """
-    watching = [store[index] for index in range(min(PROBED, len(store)))]
+    probed = [store[index] for index in range(min(PROBED, len(store)))]
 
     def measure() -> list[LogProbs]:
         device = next(model.parameters()).device
         with torch.no_grad(), autocast(device):
-            return [logprobs(model, segments.to(device)) for _, segments in iter_packed(watching, tokens_per_batch)]
+            return [logprobs(model, segments.to(device)) for _, segments in iter_packed(probed, tokens_per_batch)]
 
     start = measure()
 
@@ -69,7 +80,7 @@ def displacement(model: PreTrainedModel, store: Store, tokens_per_batch: int) ->
         chosen, rejected = sides(ratio)
         gap = chosen - rejected
         named = {"chosen_logratio": chosen, "rejected_logratio": rejected, "margin": gap}
-        named |= {"accuracy": _won(gap), "chosen_fell": (chosen < 0).float()}
+        named |= {"accuracy": _win(gap), "chosen_fell": (chosen < 0).float()}
         return {f"held_out_{name}": value.double().mean().item() for name, value in named.items()}
 
     return probe

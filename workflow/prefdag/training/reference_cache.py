@@ -1,4 +1,4 @@
-"""The cache of the reference policy's per-token log-probs, and the checks that it is the right one.
+"""The cache of the reference policy's per-token log-probs, and checks that it is the right one.
 
 One cache serves every loss, beta and seed. Its key names everything that the values depend on.
 """
@@ -23,12 +23,12 @@ from prefdag.models.packing import Segments, iter_packed, pack
 from prefdag.provenance.manifest import Manifest
 
 VERIFIED_ROWS = 4
-# Nats per token: another packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
+# Nats per token: packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 
 
 def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> dict[str, Any]:
-    """Everything that cached log-probs depend on: weights, tokens, precision, attention, library versions."""
+    """Return what cached log-probs depend on: weights, tokens, precision, attention, library versions."""
     files = comparisons.content["files"]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {
@@ -42,44 +42,54 @@ def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> 
 
 @torch.no_grad()
 def write_cache(model: PreTrainedModel, store: Comparisons, path: Path, tokens_per_batch: int) -> int:
-    """Log-probs of every response token of a store, in store order, as one float32 array: [response tokens]."""
+    """Write the log-probs of every response token of a store, in store order, as one float32 array.
+
+    Args:
+        model: the reference policy.
+        store: the comparisons.
+        path: the .npy file.
+        tokens_per_batch: budget of a micro-batch.
+
+    Returns:
+        The number of response tokens.
+    """
     device = next(model.parameters()).device
     starts = store.response_starts()
-    values = _allocated(path, int(starts[-1]))
+    values = _allocate(path, int(starts[-1]))
     for ids, segments in iter_packed(store, tokens_per_batch):
         with autocast(device):
-            found = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
+            tokens = logprobs(model, segments.to(device)).tokens.float().cpu().numpy()
         at = 0
         for index in ids:
             size = int(starts[index + 1] - starts[index])
-            values[starts[index] : starts[index + 1]] = found[at : at + size]
+            values[starts[index] : starts[index + 1]] = tokens[at : at + size]
             at += size
     if isinstance(values, np.memmap):
         values.flush()
     return int(starts[-1])
 
 
-def _allocated(path: Path, num: int) -> NDArray[np.float32]:
-    """An array of `num` values in a .npy file whose room on the disk is reserved.
+def _allocate(path: Path, num: int) -> NDArray[np.float32]:
+    """Map a new .npy file of `num` values, with its disk space reserved.
 
-    A mapped page that the disk has no room for kills the process without a word; reserving it raises `OSError`.
+    Writing a mapped page on a full disk kills the process (SIGBUS); reserving the space raises `OSError` instead.
     """
     np.save(path, np.empty(0, np.float32))
     if not num:
         return np.load(path)
     with path.open("wb") as stream:
-        about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (num,)}
-        np.lib.format.write_array_header_1_0(stream, about)
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (num,)}
+        np.lib.format.write_array_header_1_0(stream, header)
         stream.flush()
         os.posix_fallocate(stream.fileno(), stream.tell(), num * np.dtype(np.float32).itemsize)
     return np.lib.format.open_memmap(path, mode="r+")
 
 
 class ReferenceCache:
-    """Cached log-probs of one split, read by memory map."""
+    """Memory-mapped log-probs of one split."""
 
     def __init__(self, manifest: Manifest, split: str, store: Comparisons) -> None:
-        """Open the cache of `split`. Raises `UserError` when it does not fit the store."""
+        """Open the cache of `split`. Raises `UserError` if its size does not fit the store."""
         path = manifest.file(f"{split}.npy")
         self.path = path
         self.starts = store.response_starts()
@@ -88,16 +98,17 @@ class ReferenceCache:
             raise UserError(f"{path}: holds {len(self.values)} tokens, the comparisons {self.starts[-1]}; {_REBUILD}")
 
     def __call__(self, ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
-        """The reference's `LogProbs` of comparisons `ids`, in that order: of a micro-batch, or of a whole step."""
+        """Return the reference's log-probs of comparisons `ids`, laid out as `batch`: a micro-batch or a whole step."""
         parts = [self.values[self.starts[index] : self.starts[index + 1]] for index in ids]
         tokens = to_device(torch.from_numpy(np.concatenate(parts)), batch.owner.device)
         return LogProbs(tokens, batch.owner, batch.shape)
 
     @torch.no_grad()
     def verify(self, model: PreTrainedModel, store: Comparisons) -> float:
-        """Recompute a few rows; returns the largest deviation in nats per token.
+        """Recompute VERIFIED_ROWS comparisons; return the largest deviation in nats per token.
 
-        Raises `UserError` when it is beyond what another packing explains.
+        Raises:
+            UserError: if it is more than packing explains.
         """
         ids = sorted({int(index) for index in np.linspace(0, len(store) - 1, VERIFIED_ROWS)})
         device = next(model.parameters()).device
@@ -111,11 +122,12 @@ class ReferenceCache:
 
 
 def tolerance(device: torch.device) -> float:
+    """Return by how many nats per token recomputed log-probs may differ on a device."""
     return TOLERANCE["bfloat16" if device.type == "cuda" else "float32"]
 
 
 def check_key(manifest: Manifest, expected: dict[str, Any]) -> None:
-    """Refuse a cache of another model, other comparisons, another precision or other library versions."""
+    """Raise `UserError` for a cache of other weights, tokens, precision, attention or library versions."""
     stated = manifest.content["facts"]["key"]
     for name, value in expected.items():
         if stated.get(name) != value:

@@ -1,4 +1,4 @@
-"""Maximum likelihood on the first response: pre-training (the whole document is the response) and SFT."""
+"""Maximum likelihood of the first response: SFT, and pre-training, where a document is the response."""
 
 from collections.abc import Sequence
 
@@ -13,20 +13,20 @@ from prefdag.training.loop import Losses, Task
 
 
 def supervised_task(model: PreTrainedModel, store: Store) -> Task:
-    """Negative log-likelihood per counted token of the step, in nats; summed in float64, for float32's neighbours of a
-    long response's sum are 2.4e-4 apart."""
-    counted = store.offsets[:, 2] - store.offsets[:, 1]
+    """Return the loss: negative log-likelihood per response token of the step, in nats."""
+    num_tokens = store.offsets[:, 2] - store.offsets[:, 1]
 
     def losses(ids: Sequence[int], segments: Segments) -> Losses:
-        found = logprobs(model, segments)
-        return -found.summed(found.tokens.double())[:, 0], {}
+        policy = logprobs(model, segments)
+        # Summed in float64: neighbouring float32 numbers near a long response's sum are 2.4e-4 apart.
+        return -policy.summed(policy.tokens.double())[:, 0], {}
 
-    return Task(losses, lambda ids: float(counted[ids].sum()))
+    return Task(losses, lambda ids: float(num_tokens[ids].sum()))
 
 
 @torch.no_grad()
 def mean_nll(model: PreTrainedModel, store: Store, tokens_per_batch: int) -> float:
-    """Negative log-likelihood per counted token over a whole store, in nats."""
+    """Return the negative log-likelihood per response token over a store, in nats."""
     device = next(model.parameters()).device
     total, num = 0.0, 0
     for _, segments in iter_packed(store, tokens_per_batch):
