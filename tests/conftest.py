@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from prefdag.models.logprobs import margin
 
 def my_dpo(policy, reference, beta: float = 0.1):
-    \"\"\"Rafailov et al. 2023, eq. 7: -log s(beta D).\"\"\"
+    \"\"\"DPO, once more.\"\"\"
     return -F.logsigmoid(beta * margin((policy - reference).total))
 """
 OWN_METHOD = "my_losses.py:my_dpo"

@@ -61,3 +61,17 @@ def test_add_an_adapter(project: Project):
     )
     assert run(project.folder, f"python -c {shlex.quote(code)}").splitlines() == ["q0 b a", "q1 b a", "q2 b a"]
     assert "stack-exchange, arena" in (project.folder / "configs/README.md").read_text()
+
+
+def test_add_a_loss(project: Project):
+    """The golden value holds, the pages list the loss, and the exact suite minimises it."""
+    perform(project, "Add a loss")
+    assert "### `dpo_offset`" in (project.folder / "docs/objectives.md").read_text()
+    code = (
+        "from prefdag.config.jobs import config_of; from prefdag.config.suite import read_suite\n"
+        "print(config_of(read_suite(['configs/exact.yaml']), 'exact', 'dpo-offset'))"
+    )
+    config = run(project.folder, f"python -c {shlex.quote(code)}").strip()
+    run(project.folder, f"prefdag exact --output out/manifest.json --config {shlex.quote(config)}")
+    points = (project.folder / "out/points.csv").read_text().splitlines()
+    assert len(points) == 1 + 3 and all(line.startswith("dpo-offset,dpo_offset,pairs,") for line in points[1:])

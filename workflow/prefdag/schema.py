@@ -15,6 +15,7 @@ from prefdag.errors import UserError
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+LabelSmoothing = Annotated[float, Field(ge=0, le=0.5, description="the fraction of labels taken to be wrong, 0 to 0.5")]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 

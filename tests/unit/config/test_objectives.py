@@ -1,4 +1,4 @@
-"""docs/objectives.md is the registry: every loss, every option, in a form that Markdown shows as written."""
+"""docs/objectives.md lists every loss of the package and its options, escaped for Markdown."""
 
 import re
 from typing import ClassVar, Literal
@@ -15,14 +15,14 @@ from prefdag.schema import Positive
 class Shown(Objective):
     """Takes <all> of `a_b`|c."""
 
-    paper = "Nobody 1900, A_note*"
+    paper = "Doe 1900, A_note*"
     formula = "max(0, |D| - beta)"
     reads = frozenset({"labels", "reference"})
     responses: ClassVar[str] = "one"
     scope: ClassVar[str] = "step"
     first_step: ClassVar[str] = "log(2)"
     conventions: ClassVar[str] = "some tools\n    take means"
-    read_with: ClassVar[tuple[tuple[str, str, str], ...]] = (("whole", "of", "sums"),)
+    read_with: ClassVar[dict[str, tuple[str, str]]] = {"whole": ("of", "sums")}
     method: Literal["shown"]
     beta: Positive = 2.0
     size: int | None = Field(None, ge=1, description="how many; a|b")
@@ -35,10 +35,10 @@ def test_the_page_is_the_registrys():
     assert (ROOT / "docs/objectives.md").read_text() == page()
 
 
-def test_every_loss_stands_there_once_with_its_options():
-    found = re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", page(), re.M | re.S)
-    assert sorted(method for method, _ in found) == sorted(OBJECTIVES)
-    for method, text in found:
+def test_every_loss_is_there_once_with_its_options():
+    sections = re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", page(), re.M | re.S)
+    assert sorted(method for method, _ in sections) == sorted(OBJECTIVES)
+    for method, text in sections:
         entry = OBJECTIVES[method]
         assert re.findall(r"^\| `(\w+)` \|", text, re.M) == [key for key in entry.model_fields if key != "method"]
         assert f"```text\n{entry.formula}\n```" in text
@@ -71,7 +71,7 @@ Takes \<all\> of `a_b`|c.
 max(0, |D| - beta)
 ```
 
-- **Source**: Nobody 1900, A\_note\*
+- **Source**: Doe 1900, A\_note\*
 - **Reads**: `labels`, `reference`
 - **Responses**: one, labelled
 - **Scope**: a whole step

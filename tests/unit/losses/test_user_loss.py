@@ -4,14 +4,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import test_mistakes
 import torch
-import torch.nn.functional as F
 import yaml
-from pydantic import Field
 from torch import Tensor
 
 from artifacts import cache_of
@@ -21,18 +19,16 @@ from conftest import OWN_LOSS as DPO
 from conftest import OWN_METHOD as METHOD
 from prefdag.cli.main import main
 from prefdag.config.loading import merge
-from prefdag.config.objectives import OBJECTIVES, Objective, objective
+from prefdag.config.objectives import objective
 from prefdag.config.suite import resolve
 from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
-from prefdag.losses.registry import LOSSES, loss_of
+from prefdag.losses.registry import loss_of
 from prefdag.losses.user import load_user_loss
-from prefdag.models.logprobs import LogProbs, margin
 from prefdag.provenance.manifest import read_manifest
 from prefdag.provenance.sources import code_digest
 from prefdag.reporting.tables import title
-from prefdag.schema import Positive
 from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.reference_cache import ReferenceCache
@@ -75,25 +71,16 @@ def test_an_own_dpo_trains_to_the_bits_of_the_packages(workdir: Path, store: Sto
     assert not same(trained({"method": METHOD, "beta": 0.31}, store, reference), expected)
 
 
-def test_the_tutorials_loss_added_both_ways_trains_to_the_same_bits(
-    workdir: Path, store: Store, reference: ReferenceCache, monkeypatch: pytest.MonkeyPatch
-):
-    """The tutorial's blocks, verbatim: its own file and row, its function and entry of the package."""
-    own_file, function, entry = blocks("python")
+def test_the_tutorials_loss_trains(workdir: Path, store: Store, reference: ReferenceCache):
+    """The tutorial's file and row, verbatim; with offset 0 the loss is the package's DPO, to the bit."""
+    (workdir / "my_losses.py").write_text(blocks("python")[0])
     (row,) = next(block for block in map(yaml.safe_load, blocks("yaml")) if "runs" in block)["runs"]
-    (workdir / "my_losses.py").write_text(own_file)
     suite = resolve(merge(yaml.safe_load(MINI), {"runs": [row]}), "suite.yaml")
     assert [run.name for run in suite.runs] == [f"dpo-offset0.5-seed{seed}" for seed in (0, 1, 2)]
-    names: dict[str, Any] = {"LogProbs": LogProbs, "Tensor": Tensor, "F": F, "margin": margin, "Literal": Literal}
-    names |= {"Objective": Objective, "Positive": Positive, "Field": Field, "__name__": "prefdag.readme"}
-    exec(function + entry, names)
-    monkeypatch.setitem(LOSSES, "dpo_offset", names["dpo_offset"])
-    monkeypatch.setitem(OBJECTIVES, "dpo_offset", names["DPOOffset"])
-    own = trained(suite.runs[0].objective.model_dump(), store, reference)
-    assert same(own, trained({"method": "dpo_offset", "offset": 0.5}, store, reference))
-    assert own[0][0] == pytest.approx(0.974077, abs=1e-6), "policy and reference agree: -log s(-0.5)"
-    dpo = trained({"method": "dpo"}, store, reference)
-    assert same(trained({"method": "dpo_offset", "offset": 0.0}, store, reference), dpo)
+    values = suite.runs[0].objective.model_dump()
+    losses, _ = trained(values, store, reference)
+    assert losses[0] == pytest.approx(0.974077, abs=1e-6), "policy and reference agree: -log s(-0.5)"
+    assert same(trained({**values, "offset": 0.0}, store, reference), trained({"method": "dpo"}, store, reference))
 
 
 def test_the_command_aligns_by_an_own_loss(
@@ -191,12 +178,24 @@ MISTAKES = {
         AT + "my_losses.py: my_dpo: inputs and options are passed by name",
     ),
     "an unknown scope": (
-        *("\nimport", "\nmy_dpo.scope = 'epoch'\nimport", {}),
-        AT + 'my_losses.py: my_dpo.scope: expected one of "comparison", "step", got \'epoch\'',
+        *("def my_dpo", "@loss(scope='epoch')\ndef my_dpo", {}),
+        AT + 'my_losses.py: my_dpo: @loss(scope=...): expected one of "comparison", "step", got \'epoch\'',
     ),
     "an unknown statement": (
-        *("\nimport", "\nmy_dpo.reads = 'all'\nimport", {}),
-        AT + "my_losses.py: my_dpo.reads says nothing here; responses and scope can be stated",
+        *("def my_dpo", "@loss(reads='all')\ndef my_dpo", {}),
+        AT + "my_losses.py: my_dpo: @loss has no argument reads; its arguments are title, paper, formula, first_step",
+    ),
+    "a statement to work out": (
+        *("def my_dpo", "@loss(title=TITLE)\ndef my_dpo", {}),
+        AT + "my_losses.py: my_dpo: @loss(title=...): write the value out, as text, numbers or tuples of them",
+    ),
+    "a decorator without arguments": (
+        *("def my_dpo", "@loss\ndef my_dpo", {}),
+        AT + "my_losses.py: my_dpo: write the decorator with named arguments, such as @loss(title=",
+    ),
+    "beyond a limit": (
+        *("beta: float = 0.1", "beta: Annotated[float, Field(gt=0, le=1)]", {"beta": 2}),
+        "suite.yaml: runs.a.beta: expected a number of at most 1, got 2 (an option of my_losses.py:my_dpo)",
     ),
     "a relative import": ("\nimport", "\nfrom . import x\nimport", {}, AT + "my_losses.py: relative imports are not"),
 }
@@ -213,20 +212,23 @@ def test_a_mistake_is_a_sentence_before_any_job(mistake: str, workdir: Path):
 
 
 def test_what_a_signature_says(workdir: Path):
-    """Inputs by name, options with their types and defaults, what is stated below; and planning runs nothing."""
+    """Inputs by name, options with types, limits and defaults, the decorator's arguments; and planning runs nothing."""
     (workdir / "own.py").write_text(
         "raise SystemExit('this file was run')\n"
-        "def f(policy, /, scores, *, labels, a: int | None = None, b: Literal['x', 'y'], c=-0.5, d: bool = False):\n"
-        "    return a\n"
-        "f.responses = 'many'\nf.scope = 'step'\n"
+        "@loss(title='F', paper='G 2026', formula='a', responses='many', step_with=('b', 'x'))\n"
+        "def f(policy, /, scores, *, labels, a: int | None = None, b: Literal['x', 'y'], c=-0.5, d: Positive = 1,\n"
+        "      divergence: Literal['kl'] = 'kl', e: bool = False):\n"
+        "    'Say\\n    what.\\n\\n    More.'\n"
     )
-    found = objective({"method": "own.py:f", "b": "y"}, "suite.yaml", "row")
-    assert found.reads == {"scores", "labels"}
-    assert found.parameters() == {"a": None, "b": "y", "c": -0.5, "d": False}
-    assert (found.responses, found.scope) == ("many", "step")
-    own = objective({"method": METHOD}, "suite.yaml", "row")
-    assert (own.paper, own.formula) == ("Rafailov et al. 2023, eq. 7", "-log s(beta D)")
-    assert (own.reads, own.responses, own.scope) == ({"reference"}, "two", "comparison")
+    entry = objective({"method": "own.py:f", "b": "y"}, "suite.yaml", "row")
+    assert entry.reads == {"scores", "labels"}
+    assert entry.parameters() == {"a": None, "b": "y", "c": -0.5, "d": 1.0, "divergence": "kl", "e": False}
+    assert (entry.title, entry.paper, entry.formula, entry.responses) == ("F", "G 2026", "a", "many")
+    assert (type(entry).__doc__, entry.family) == ("Say\nwhat.", "own")
+    by_choice = {choice: objective({"method": "own.py:f", "b": choice}, "suite.yaml", "row").scope for choice in "xy"}
+    assert by_choice == {"x": "step", "y": "comparison"}
+    plain = objective({"method": METHOD}, "suite.yaml", "row")
+    assert (plain.reads, plain.responses, plain.scope, plain.title) == ({"reference"}, "two", "comparison", "")
 
 
 def test_inputs_and_options_are_passed_by_name(workdir: Path):
@@ -242,9 +244,11 @@ def test_inputs_and_options_are_passed_by_name(workdir: Path):
 
 
 COUNTING = """
+from prefdag.losses.decorator import loss
+
+@loss(scope="step")
 def my_dpo(policy, state):
     return policy.total[:, 0], {"seen": state.get("seen", 0) + 1}
-my_dpo.scope = "step"
 """
 
 
@@ -255,9 +259,9 @@ def test_a_loss_with_a_state(workdir: Path):
     assert entry.reads == {"state"}
     values, after = loss_of(entry)(pair(-10, -15), state={"seen": 2})
     assert values.tolist() == [-10] and after == {"seen": 3}
-    (workdir / "my_losses.py").write_text(COUNTING.replace('my_dpo.scope = "step"', ""))
+    (workdir / "my_losses.py").write_text(COUNTING.replace('scope="step"', ""))
     with pytest.raises(
-        UserError, match='reads `state`, which is carried from step to step; write my_dpo.scope = "step"'
+        UserError, match=r'reads `state`, which is carried from step to step; write @loss\(scope="step"\)'
     ):
         objective({"method": METHOD}, "suite.yaml", "row")
 

@@ -9,14 +9,13 @@ from typing import get_args
 from pydantic.fields import FieldInfo
 
 from prefdag.cli.schema import allowed
-from prefdag.config.objectives import OBJECTIVES, Objective
-from prefdag.config.objectives.entry import StepIfPerToken
+from prefdag.config.objectives import OBJECTIVES, Objective, StepWith
 
 LEGEND = r"""# Objectives
 
-Every preference loss of the registry, as a row of a suite names it (`method: dpo`). This page is made by
-`prefdag objectives` from `workflow/prefdag/config/objectives/`, and a test holds it to that. A loss in a Python file of
-your own (`method: my_losses.py:my_loss`) needs no entry here; the README says how.
+Every preference loss of the package, as a row of a suite names it (`method: dpo`). `prefdag objectives` writes this
+page from the functions in `workflow/prefdag/losses/`, and a test compares the two. A loss in a Python file of yours
+(`method: my_losses.py:my_loss`) works in the same way: see [A new loss](tutorials/new-loss.md).
 
 ## Notation
 
@@ -30,15 +29,15 @@ A prompt has K responses, the best first. Of a pair, `w` is the chosen (preferre
 | `A = S / n` | average log-prob of a token |
 | `d_w`, `d_l` | log-ratio to the reference, `d = S - R` |
 | `D` | `d_w - d_l`, the margin of the log-ratios |
-| `r_w`, `r_l` | score of a response: a reward, a rating, whatever the comparisons were labelled by |
+| `r_w`, `r_l` | score of a response: the reward or rating by which the comparisons were labelled |
 | `s` | the sigmoid; `log s` its logarithm, `softplus(x) = log(1 + e^x)` |
 | `beta`, `gamma`, ... | the options of the method, by the names of its table |
 
-One value comes out for each comparison. A step's loss is their sum over the step, divided by the number of its
-comparisons. **Scope** says what a value may depend on: its own comparison only, or the whole step (then the batch size
-is part of the method). **Reads** lists what a loss needs beside the policy's log-probs; one that reads no reference has
-no such edge in the DAG. **First step** is the value where the policy is the reference, where that is one of the options
-alone.
+A loss returns one value per comparison. A step's loss is the sum of the values of its comparisons, divided by their
+number. **Scope** says what a value depends on: its comparison only, or the whole step (then the batch size is part of
+the method). **Reads** lists what a loss needs in addition to the policy's log-probs; without `reference`, the DAG
+computes no log-probs of the reference. **First step** is the value at policy = reference, where it depends on the
+options only.
 
 | input | what it is |
 |---|---|
@@ -72,12 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def page() -> str:
-    """The legend, and the registry's entries in groups, each in the registry's order."""
+    """Return the legend and the losses in groups, each in the order of the registry."""
     return "\n".join([LEGEND, *(_group(title) for title in KINDS if _members(title))])
 
 
 def _members(title: str) -> dict[str, type[Objective]]:
-    """The entries of one group: by how many responses they take and, of pairs, whether they read the reference."""
+    """Select the losses of one group: by number of responses and, for pairs, by whether they read the reference."""
     responses, referred = KINDS[title]
     return {
         method: entry
@@ -93,8 +92,8 @@ def _group(title: str) -> str:
 
 
 def _entry(method: str, entry: type[Objective]) -> str:
-    """One method: what it is, its formula, where it is from, what it reads, its options, where tools differ."""
-    reads = ", ".join(f"`{name}`" for name in sorted(entry.reads)) or "nothing beside the policy's log-probs"
+    """Describe one method: formula, source, inputs, options, and where tools differ."""
+    reads = ", ".join(f"`{name}`" for name in sorted(entry.reads)) or "nothing but the policy's log-probs"
     facts = {
         "Source": _inline(entry.paper),
         "Reads": reads,
@@ -112,28 +111,29 @@ def _entry(method: str, entry: type[Objective]) -> str:
 
 
 def _scope(entry: type[Objective]) -> str:
-    """Of an entry of which some rows are of a step, which."""
-    if isinstance(inspect.getattr_static(entry, "scope"), StepIfPerToken):
-        return "a comparison; with `nll: per_token` a whole step"
+    """Describe the scope, and the option that changes it."""
+    scope = inspect.getattr_static(entry, "scope")
+    if isinstance(scope, StepWith):
+        return f"a comparison; with `{scope.option}: {scope.choice}` a whole step"
     return SCOPES[entry.scope]
 
 
 def _option(entry: type[Objective], name: str, field: FieldInfo) -> str:
     default = "**stated**" if field.is_required() else f"`{json.dumps(field.default, default=str)}`"
-    read_with = [f"with `{other}: {choice}` alone" for option, other, choice in entry.read_with if option == name]
-    meaning = "; ".join(filter(None, [_inline(field.description or ""), *read_with]))
+    read_with = "with `{}: {}` alone".format(*entry.read_with[name]) if name in entry.read_with else ""
+    meaning = "; ".join(filter(None, [_inline(field.description or ""), read_with]))
     cells = (f"`{name}`", default, _allowed(field), meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def _allowed(field: FieldInfo) -> str:
-    """Choices, or the type and its limits."""
+    """Return the choices, or the type and its limits."""
     kinds = (field.annotation, *get_args(field.annotation))
     words = [*(NAMES[kind] for kind in kinds if kind in NAMES), allowed(field)]
     return " ".join(filter(None, words)) + (", or `null`" if type(None) in kinds else "")
 
 
 def _inline(text: str) -> str:
-    """Prose on one line; signs that Markdown or HTML would take for its own are escaped outside `code`."""
+    """Put prose on one line, and escape what Markdown or HTML would interpret, except inside `code`."""
     prose = " ".join(text.split()).split("`")
     return "`".join(re.sub(r"([*_<>\[\]])", r"\\\1", part) if at % 2 == 0 else part for at, part in enumerate(prose))

@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import SerializeAsAny
 
 from prefdag.config.exact import Sweep
-from prefdag.config.objectives import Objective, entry_of, objective
-from prefdag.config.objectives.own import relative_path
+from prefdag.config.objectives import Objective, entry_of, objective, relative_path
 from prefdag.config.preference import Preference
 from prefdag.errors import UserError
 from prefdag.schema import Section

@@ -74,12 +74,11 @@ def measured(world: World, found: Minimum) -> dict[str, float]:
 
 
 def _about(row: Sweep, loss: Objective) -> dict[str, Any]:
-    """Which run and setting: options that the row sweeps are its label; family: where the registry has the loss."""
+    """Which run and setting: options that the row sweeps are its label."""
     options = [other.parameters() for other in row.objectives]
     swept = [key for key in options[0] if len({str(other[key]) for other in options}) > 1]
     label = ", ".join(f"{key}={loss.parameters()[key]}" for key in swept)
-    family = type(loss).__module__.rpartition(".")[2]
-    about = {"run": row.name, "method": loss.method, "family": family, "setting": label, "flips": row.flips}
+    about = {"run": row.name, "method": loss.method, "family": loss.family, "setting": label, "flips": row.flips}
     return {**about, "objective": json.dumps(loss.parameters(), sort_keys=True)}
 
 

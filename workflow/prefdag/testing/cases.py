@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefdag.config.objectives import objective
 from prefdag.errors import UserError
-from prefdag.losses.batchwise import dpo_of_kept, moving
+from prefdag.losses.batchwise import dpo_of_selected, moving
 from prefdag.losses.functional import chosen_nll
 from prefdag.losses.registry import loss_of, reference_free
 from prefdag.losses.reward_model import bradley_terry, each, pair_sum, plackett_luce
@@ -142,7 +142,7 @@ def beta_dpo(case: Case, fixture: Fixture) -> Values:
         drawn = torch.Generator().manual_seed(DRAW)
         places = torch.multinomial(weights, int(len(gap) * (1 - hp["mode_weight"])), generator=drawn)
         kept = torch.zeros_like(weights).index_fill(0, places, 1.0)
-    return dpo_of_kept(gap, kept, after["mean"], hp["beta"], hp["a"]), given.leaves
+    return dpo_of_selected(gap, kept, after["mean"], hp["beta"], hp["a"]), given.leaves
 
 
 def token_unlikelihood(case: Case, fixture: Fixture) -> Values:
