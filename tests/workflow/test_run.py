@@ -349,14 +349,6 @@ def test_mlflow_is_followed_now_or_later(finished: Project):
     assert done.stderr.endswith("prefdag: PREFDAG_TRACK: expected now or later, got 'never'\n")
 
 
-def test_a_failing_job_says_why(copy: Project):
-    copy.edit("configs/mini.yaml", "max_prompt_tokens: 64", "max_prompt_tokens: 1")
-    done = copy.snakemake()
-    assert done.returncode != 0
-    assert "prefdag: " in done.stdout + done.stderr
-    assert "no row of the train split can be used" in done.stdout + done.stderr
-
-
 def test_the_run_continues_by_plain_commands(copy: Project):
     """A stage is an ordinary command: the judge again, without Snakemake, gives the same manifest."""
     folder = copy.folder / RESULTS

@@ -163,7 +163,9 @@ def test_the_time_limit_is_announced_and_the_next_attempt_continues(scenes: dict
     )
     assert len(scene.steps()) == CALLS, "every step was taken once"
     log = scene.project.folder / f".snakemake/slurm_logs/rule_preference/dpo/{jobs[0]}.log"
-    assert "prefdag: stopped by SIGTERM" in log.read_text(), "the shell and tee got the signal too, and waited for it"
+    assert "prefdag: stopped by SIGTERM" in log.read_text(), (
+        "the shell and `record` got the signal too, and waited for it"
+    )
     assert scene.equals(local)
 
 
