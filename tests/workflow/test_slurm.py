@@ -211,7 +211,7 @@ def test_two_nodes_run_one_program():
         doctor = [sys.executable, "-m", "prefdag", "doctor"]
         inside = {**running.environment, "PYTHONPATH": str(ROOT / "workflow")}
         output = subprocess.run(doctor, cwd=ROOT, env=inside, capture_output=True, text=True).stdout
-        assert "squeue knows ended jobs for 300 s, there is no accounting\n" in output
+        assert "squeue lists ended jobs for 300 s, no accounting\n" in output
         assert "warning  slurm     SLURM_CONF is set" in output
         assert "\nok       site " in output
 

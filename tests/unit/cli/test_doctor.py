@@ -1,4 +1,4 @@
-"""`prefdag doctor`: one thing is wrong, and that one is named, with its remedy; everything else stays ok."""
+"""`prefdag doctor`: of one problem at a time, it reports that one with a remedy, and everything else as ok."""
 
 import importlib.metadata
 import json
@@ -28,7 +28,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a suite in it, no GPU, and programs of our own alone: no Slurm yet."""
+    """Make a working folder with a suite, without a GPU and without any program on PATH, Slurm's among them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for name in [name for name in os.environ if name.startswith(("PREFDAG_", "SLURM_", "MLFLOW_", "CUDA_"))]:
@@ -45,20 +45,18 @@ def program(place: Path, name: str, script: str) -> None:
 
 
 def complaints(capsys: pytest.CaptureFixture[str], suite: str = "mini.yaml") -> tuple[int, list[str]]:
-    """The exit code, and every line that is not ok."""
+    """Return the exit code, and every line that is not ok."""
     code = main(["doctor", suite])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 8
     return code, [line for line in lines if not line.startswith("ok ")]
 
 
-def test_a_fit_machine(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_healthy_machine(place: Path, capsys: pytest.CaptureFixture[str]):
     assert complaints(capsys) == (0, [])
 
 
-def test_a_version_that_is_not_the_pin(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_version_other_than_the_pin(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     real = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0" if name == "numpy" else real(name))
     code, lines = complaints(capsys)
@@ -77,11 +75,11 @@ def test_a_version_that_is_not_the_pin(
 
 
 def test_a_folder_that_cannot_be_written_to(place: Path, capsys: pytest.CaptureFixture[str]):
-    """A file where the folder should be: whoever runs this, root too, can write nothing into it."""
+    """A file in place of the folder: even root cannot write into it."""
     (place / "results").write_text("")
     code, lines = complaints(capsys)
     assert code == 1 and len(lines) == 1
-    assert lines[0].startswith("error    write     results cannot be written to (Not a directory); choose another")
+    assert lines[0].startswith("error    write     results is not writable (Not a directory); choose another")
 
 
 def test_a_clock_that_is_ahead(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -89,7 +87,7 @@ def test_a_clock_that_is_ahead(place: Path, capsys: pytest.CaptureFixture[str], 
     monkeypatch.setattr(time, "time", lambda: now() - 600)
     code, lines = complaints(capsys)
     assert code == 0 and len(lines) == 1
-    assert lines[0].startswith("warning  clock     files here are stamped +600 s from this machine's clock; have")
+    assert lines[0].startswith("warning  clock     new files are stamped +600 s from this machine's clock; sync")
 
 
 def test_a_disk_that_is_too_small(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -97,17 +95,17 @@ def test_a_disk_that_is_too_small(place: Path, capsys: pytest.CaptureFixture[str
     suite = merge(yaml.safe_load(MINI), {"size": SIZE})
     (place / "sized.yaml").write_text(yaml.safe_dump(suite))
     assert disk(resolve(suite, "x.yaml"), Size.model_validate(SIZE)) == 36
-    kept = merge(suite, {"preference": {"checkpoints": 2, "max_steps": 6}})
-    assert disk(resolve(kept, "x.yaml"), Size.model_validate(SIZE)) == 36 + 3 * 2 * 4
+    checkpoints = merge(suite, {"preference": {"checkpoints": 2, "max_steps": 6}})
+    assert disk(resolve(checkpoints, "x.yaml"), Size.model_validate(SIZE)) == 36 + 3 * 2 * 4
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 35e9))
     assert complaints(capsys)[1] == [], "this suite states no size"
     code, lines = complaints(capsys, "sized.yaml")
     assert code == 1 and len(lines) == 1
-    assert lines[0].startswith("error    space     35 GB free, 36 GB of weights and states to come; free some")
+    assert lines[0].startswith("error    space     35 GB free, 36 GB needed for weights and states; free some")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1e9))
     code, lines = complaints(capsys)
-    assert (code, lines) == (0, ["warning  space     1 GB free; free some: a full disk stops every job"])
+    assert (code, lines) == (0, ["warning  space     1 GB free; free some space: a full disk stops every job"])
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "lustre", "fuse.sshfs", "cifs"])
@@ -127,7 +125,7 @@ def test_sqlite_on_a_file_system_of_several_machines(
     assert complaints(capsys) == (0, [])
 
 
-def test_files_that_the_hubs_cache_lacks(
+def test_files_missing_from_the_cache_of_the_hub(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     from huggingface_hub import constants
@@ -165,29 +163,29 @@ def test_gpus_that_torch_does_not_see(place: Path, capsys: pytest.CaptureFixture
     code, lines = complaints(capsys)
     assert code == 1 and len(lines) == 1
     assert lines[0].startswith(
-        "error    gpu       the system has 0, torch sees none: it is built for CPUs alone; install"
+        "error    gpu       the system has 0, torch sees none: it is built for CPUs only; install"
     )
 
 
-def test_slurm_that_is_well(place: Path, capsys: pytest.CaptureFixture[str]):
+def test_slurm_in_order(place: Path, capsys: pytest.CaptureFixture[str]):
     for name, script in PROGRAMS.items():
         program(place, name, script)
     assert main(["doctor", "mini.yaml"]) == 0
     version = importlib.metadata.version("snakemake-executor-plugin-slurm")
-    said = f"22.05.8, plugin {version}; squeue knows ended jobs for 300 s, there is no accounting"
-    assert f"ok       slurm     {said}" in capsys.readouterr().out.splitlines()
+    what = f"22.05.8, plugin {version}; squeue lists ended jobs for 300 s, no accounting"
+    assert f"ok       slurm     {what}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(
     ("name", "script", "level", "what"),
     [
-        ("scontrol", "exit 1", "warning", "slurm     sbatch is here, but the controller does not answer"),
-        ("scontrol", "echo 'MinJobAge = 10 sec'", "error", "slurm     a version unknown, plugin"),
-        ("sinfo", "true", "error", "site      there is no partition gpu; `sinfo -s` lists them"),
-        ("sinfo", "echo 'gpu gpu:h100:4'", "error", "site      no node there has a GPU of type a100; `sinfo"),
+        ("scontrol", "exit 1", "warning", "slurm     sbatch is installed, but the controller does not answer"),
+        ("scontrol", "echo 'MinJobAge = 10 sec'", "error", "slurm     unknown version, plugin"),
+        ("sinfo", "true", "error", "site      there is no partition gpu; choose one that `sinfo -s` lists"),
+        ("sinfo", "echo 'gpu gpu:h100:4'", "error", "site      no node has a GPU of type a100; choose one that `sinfo"),
     ],
 )
-def test_slurm_that_is_not(
+def test_slurm_out_of_order(
     name: str, script: str, level: str, what: str,
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
@@ -210,7 +208,7 @@ def test_slurm_conf_is_hidden_from_srun(
     code, lines = complaints(capsys)
     assert code == 0 and len(lines) == 1
     assert lines[0].startswith(
-        "warning  slurm     SLURM_CONF is set, and the plugin hides it from srun inside jobs; put"
+        "warning  slurm     SLURM_CONF is set, but the plugin hides it from srun inside jobs; if jobs fail"
     )
 
 

@@ -1,4 +1,7 @@
-"""Check a machine or cluster before a run, and print what to do about each problem."""
+"""Check a machine or cluster before a run, and print what to do about each problem.
+
+Each check is one function, each finding one line. The exit code is 1 if a finding is an error.
+"""
 
 import argparse
 import importlib.metadata
@@ -29,13 +32,13 @@ from prefdag.tracking.environment import tracking_uri
 
 PROJECT = PACKAGE.parents[1] / "pyproject.toml"
 SHARED = re.compile(r"nfs\d?|cifs|smb\d?|lustre|gpfs|beegfs|ceph|glusterfs|afs|9p|fuse\.\w+")
-FORGETS = 60  # the profile looks at its jobs every 20 s at first; squeue must know an ended one for three looks
-LITTLE = 5.0  # GB
+MIN_JOB_AGE = 60  # seconds: the profile polls every 20 s at first, and squeue must list an ended job for three polls
+LOW_SPACE = 5.0  # GB
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line. remedy: what mends a warning or an error."""
+    """One line of output. remedy: what to do about a warning or an error."""
 
     level: Literal["ok", "warning", "error"]
     topic: str
@@ -44,7 +47,7 @@ class Finding:
 
 
 def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
-    """Everything that is looked at, in the order in which a run would meet it."""
+    """Run every check, in the order in which a run would meet its problem."""
     yield from versions(PROJECT)
     yield from writable(results)
     yield from clock_skew(results)
@@ -57,75 +60,75 @@ def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
 
 
 def versions(project: Path) -> Iterator[Finding]:
-    """Installed packages against the pins: numbers are promised for these versions alone."""
+    """Compare installed packages with the pins: results are reproducible with these versions only."""
     pins = tomllib.loads(project.read_text())["project"]["dependencies"]
     remedy = "install the pins: `make reproduce`, or pip install -e ."
     differing = False
     for name, pinned in (pin.split("==") for pin in pins):
         try:
-            found = importlib.metadata.version(name).partition("+")[0]
+            installed = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            found = None
-        if found != pinned:
+            installed = None
+        if installed != pinned:
             differing = True
-            level: Literal["warning", "error"] = "warning" if found else "error"
-            yield Finding(level, "versions", f"{name} is {found or 'missing'}, the pin is {pinned}", remedy)
+            level: Literal["warning", "error"] = "warning" if installed else "error"
+            yield Finding(level, "versions", f"{name} is {installed or 'missing'}, the pin is {pinned}", remedy)
     if not differing:
         yield Finding("ok", "versions", f"{len(pins)} packages as pinned")
 
 
 def writable(results: Path) -> Iterator[Finding]:
-    """Whether the folders that a run writes to can be written to."""
+    """Check that the folders that a run writes to are writable."""
     for folder in (results, Path(".snakemake"), Path(tempfile.gettempdir())):
         try:
             with tempfile.TemporaryFile(dir=_existing(folder)):
-                yield Finding("ok", "write", f"{folder} can be written to")
+                yield Finding("ok", "write", f"{folder} is writable")
         except OSError as error:
-            remedy = "choose another working folder" if folder.name != "tmp" else "set TMPDIR to a folder that can"
-            yield Finding("error", "write", f"{folder} cannot be written to ({error.strerror})", remedy)
+            remedy = "choose another working folder" if folder.name != "tmp" else "set TMPDIR to a writable folder"
+            yield Finding("error", "write", f"{folder} is not writable ({error.strerror})", remedy)
 
 
 def clock_skew(results: Path) -> Iterator[Finding]:
-    """The file system's clock against this machine's: Snakemake takes a file from the future for a new one."""
+    """Compare the file system's clock with this machine's: a file stamped in the future looks new to Snakemake."""
     try:
         with tempfile.NamedTemporaryFile(dir=_existing(results)) as file:
             ahead = os.stat(file.name).st_mtime - time.time()
     except OSError:
-        return  # said by `writable`
+        return  # `writable` reports it
     if abs(ahead) < 2:
-        yield Finding("ok", "clock", "the file system's agrees with this machine's")
+        yield Finding("ok", "clock", "the file system and this machine agree")
     else:
-        what = f"files here are stamped {ahead:+.0f} s from this machine's clock"
-        yield Finding("warning", "clock", what, "have both machines' clocks set (NTP); Snakemake may redo jobs")
+        what = f"new files are stamped {ahead:+.0f} s from this machine's clock"
+        yield Finding("warning", "clock", what, "synchronise both clocks (NTP); otherwise Snakemake may rerun jobs")
 
 
 def disk_space(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
-    """Free space against what the suite's weights will take, where it states its size."""
+    """Compare free space with what the suite's weights will take, if it states its size."""
     free = shutil.disk_usage(_existing(results)).free / 1e9
     needed = disk(suite, suite.size) if isinstance(suite, Suite) and suite.size else None
     what = f"{free:.0f} GB free"
     if needed is not None:
-        what += f", {needed:.0f} GB of weights and states to come"
+        what += f", {needed:.0f} GB needed for weights and states"
     if needed is not None and free < needed:
-        yield Finding("error", "space", what, "free some, or run on a larger file system")
-    elif free < LITTLE:
-        yield Finding("warning", "space", what, "free some: a full disk stops every job")
+        yield Finding("error", "space", what, "free some space, or use a larger file system")
+    elif free < LOW_SPACE:
+        yield Finding("warning", "space", what, "free some space: a full disk stops every job")
     else:
         yield Finding("ok", "space", what)
 
 
 def left_behind(results: Path) -> Iterator[Finding]:
-    """States of trainings that were stopped: a job removes those of its own name when it is done, and no other's."""
+    """List the saved states of stopped trainings: a finished job removes only the states of its own name."""
     for folder in sorted(results.glob("*/.resume/*")):
         files = [path for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files) / 1e9
         days = (time.time() - max((path.stat().st_mtime for path in files), default=time.time())) / 86400
-        what = f"{folder} ({size:.1f} GB, {days:.0f} days old) is where a training goes on that was stopped"
-        yield Finding("ok", "resume", what, "delete it if that training is given up")
+        what = f"{folder} ({size:.1f} GB, {days:.0f} days old) is the saved state of a stopped training"
+        yield Finding("ok", "resume", what, "delete it if you have given up that training")
 
 
 def tracking(results: Path) -> Iterator[Finding]:
-    """Where MLflow's runs go; SQLite's locks are not to be trusted on file systems shared by machines."""
+    """Check where MLflow's runs go: SQLite's locks are unreliable on file systems that machines share."""
     uri = tracking_uri(results)
     path = uri.removeprefix("sqlite:///")
     if path == uri:
@@ -140,17 +143,17 @@ def tracking(results: Path) -> Iterator[Finding]:
 
 
 def file_system(path: Path, mounts: Path) -> str:
-    """The type of the file system that a path lies on, or will; `unknown` where the system does not say."""
+    """Return the type of the file system of a path, which need not exist yet; `unknown` if the system does not say."""
     if not mounts.is_file():
         return "unknown"
     at = _existing(path).resolve()
-    found = [line.split()[1:3] for line in mounts.read_text().splitlines()]
-    below = [(point, kind) for point, kind in found if at.is_relative_to(point.replace("\\040", " "))]
-    return max(below, key=lambda one: len(one[0]), default=("", "unknown"))[1]
+    mounted = [line.split()[1:3] for line in mounts.read_text().splitlines()]
+    above = [(point, kind) for point, kind in mounted if at.is_relative_to(point.replace("\\040", " "))]
+    return max(above, key=lambda mount: len(mount[0]), default=("", "unknown"))[1]
 
 
 def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
-    """Which of the locked files `fetch` has still to bring from the Hub."""
+    """List the locked files that `fetch` has yet to download from the Hub."""
     if isinstance(suite, ExactSuite):
         return
     entries = read_lock(Path(suite.lock))
@@ -165,7 +168,7 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
         size = sum(entry["files"][file]["size"] for file in missing) / 1e9
         if missing:
             what = f"{len(missing)} of {len(wanted)} files ({size:.1f} GB) of {name} are not in the Hub's cache"
-            remedy = "where jobs have no network: `snakemake --until fetch` where there is one"
+            remedy = "if jobs have no network, run `snakemake --until fetch` where there is one"
             yield Finding("warning", "hub", what, remedy)
         else:
             yield Finding("ok", "hub", f"{len(wanted)} files of {name} are in the Hub's cache")
@@ -182,49 +185,46 @@ def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -
 def _cached(repository: Repository, commit: str, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository.name, file, repo_type=repository.kind, revision=commit)
-    return isinstance(found, str)
+    return isinstance(try_to_load_from_cache(repository.name, file, repo_type=repository.kind, revision=commit), str)
 
 
 def gpus(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """GPUs that the system has, and whether torch sees them."""
-    found = devices(environment)
-    if not found:
+    """List the GPUs of the system, and check that torch sees them."""
+    present = devices(environment)
+    if not present:
         yield Finding("ok", "gpu", "none on this machine; models run on its CPUs")
         return
     import torch
 
     if torch.cuda.is_available():
-        yield Finding("ok", "gpu", f"{', '.join(found)}: a job each at a time")
+        yield Finding("ok", "gpu", f"{', '.join(present)}: one job each at a time")
     else:
-        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs only"
         remedy = "install the build that fits the driver, see pytorch.org"
-        yield Finding("error", "gpu", f"the system has {', '.join(found)}, torch sees none: it {built}", remedy)
+        yield Finding("error", "gpu", f"the system has {', '.join(present)}, torch sees none: it {built}", remedy)
 
 
 def slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Slurm as `snakemake --profile slurm` will meet it."""
+    """Check what `snakemake --profile slurm` needs of Slurm."""
     if shutil.which("sbatch") is None:
-        yield Finding("ok", "slurm", "none here; `snakemake` runs on this machine")
+        yield Finding("ok", "slurm", "not installed; `snakemake` runs on this machine")
         return
     plugin = importlib.metadata.version("snakemake-executor-plugin-slurm")
-    said = _said("scontrol", "show", "config")
-    if said is None:
-        what = "sbatch is here, but the controller does not answer (scontrol show config)"
-        yield Finding("warning", "slurm", what, "`--profile slurm` needs it; `snakemake` alone does not")
+    config = _output("scontrol", "show", "config")
+    if config is None:
+        what = "sbatch is installed, but the controller does not answer (scontrol show config)"
+        yield Finding("warning", "slurm", what, "start the controller, or run `snakemake` without `--profile slurm`")
         return
-    settings = dict(re.findall(r"^(\w+) *= (\S+)", said, re.M))
+    settings = dict(re.findall(r"^(\w+) *= (\S+)", config, re.M))
     age, accounts = int(settings.get("MinJobAge", "0")), "none" not in settings.get("AccountingStorageType", "none")
-    what = f"{settings.get('SLURM_VERSION', 'a version unknown')}, plugin {plugin}; squeue knows ended jobs for {age} s"
-    if age >= FORGETS or (accounts and shutil.which("sacct")):
-        yield Finding("ok", "slurm", what + (", sacct all" if accounts else ", there is no accounting"))
+    what = f"{settings.get('SLURM_VERSION', 'unknown version')}, plugin {plugin}; squeue lists ended jobs for {age} s"
+    if age >= MIN_JOB_AGE or (accounts and shutil.which("sacct")):
+        yield Finding("ok", "slurm", what + (", sacct lists all" if accounts else ", no accounting"))
     else:
-        yield Finding(
-            "error", "slurm", f"{what}, and there is no accounting", f"have MinJobAge set to {FORGETS} or more"
-        )
+        yield Finding("error", "slurm", f"{what}, and no accounting", f"set MinJobAge to {MIN_JOB_AGE} or more")
     if "SLURM_CONF" in environment:
-        what = "SLURM_CONF is set, and the plugin hides it from srun inside jobs"
-        yield Finding("warning", "slurm", what, "put a wrapper on PATH that sets it for srun, if jobs fail at once")
+        what = "SLURM_CONF is set, but the plugin hides it from srun inside jobs"
+        yield Finding("warning", "slurm", what, "if jobs fail at once, put a wrapper on PATH that sets it for srun")
     try:
         yield from _site(read_site())
     except UserError as mistake:
@@ -232,21 +232,25 @@ def slurm(environment: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _site(site: Site) -> Iterator[Finding]:
-    """Whether the cluster has what the site asks for."""
+    """Check that the cluster has what the site asks for."""
     stated = ", ".join(f"{key} {value}" for key, value in site if value is not None)
     partition = ["--partition", site.partition] if site.partition else []
-    offered = _said("sinfo", "--noheader", "--format=%P %G", *partition) or ""
+    offered = _output("sinfo", "--noheader", "--format=%P %G", *partition) or ""
     if not offered.strip():
-        yield Finding("error", "site", f"there is no partition {site.partition}", "`sinfo -s` lists them")
+        yield Finding("error", "site", f"there is no partition {site.partition}", "choose one that `sinfo -s` lists")
     elif site.gpu and f"gpu:{site.gpu}" not in offered:
-        yield Finding("error", "site", f"no node there has a GPU of type {site.gpu}", "`sinfo -o '%P %G'` lists them")
+        yield Finding(
+            "error", "site", f"no node has a GPU of type {site.gpu}", "choose one that `sinfo -o '%P %G'` lists"
+        )
     elif "gpu" not in offered:
-        yield Finding("error", "site", f"no node of {site.partition or 'the cluster'} has GPUs", "choose a partition")
+        yield Finding(
+            "error", "site", f"no node of {site.partition or 'the cluster'} has GPUs", "choose another partition"
+        )
     else:
         yield Finding("ok", "site", stated)
 
 
-def _said(*command: str) -> str | None:
+def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -255,7 +259,7 @@ def _said(*command: str) -> str | None:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """Return the path, or the nearest parent that exists."""
     path = path.absolute()
     return next(one for one in (path, *path.parents) if one.exists())
 
