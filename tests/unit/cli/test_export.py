@@ -1,4 +1,4 @@
-"""A policy as a folder that transformers loads, and in the registry; the Hub hears of nothing unasked."""
+"""`prefdag export` and `prefdag register`: a folder that transformers loads, a version in the registry."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def published(folder: Path, stage: str, config: dict, inputs: dict, files: dict[
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """results/toy of a fetched model, an SFT policy, a DPO run with real weights of nine dimensions, and its scores."""
+    """Make results/toy: a fetched model, an SFT policy, a DPO run with real weights, and its scores."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     monkeypatch.chdir(tmp_path)
@@ -64,7 +64,7 @@ def test_transformers_loads_the_folder(suite: Path, capsys: pytest.CaptureFixtur
     original = AutoModelForCausalLM.from_pretrained(suite / "preference/dpo/model").state_dict()
     assert loaded.keys() == original.keys()
     assert all(torch.equal(loaded[name], original[name]) for name in loaded)
-    assert main(["export", "dpo"]) == 2, "nothing is written over"
+    assert main(["export", "dpo"]) == 2, "an existing folder is never overwritten"
 
 
 def test_the_card_is_made_of_the_manifests(suite: Path, tmp_path: Path) -> None:
@@ -97,14 +97,14 @@ def test_weights_that_are_not_the_manifest_s_are_refused(suite: Path, tmp_path: 
         manifest_of("dpp", None)
 
 
-def test_the_hub_hears_of_it_only_when_asked(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, dict]] = []
+def test_the_hub_is_contacted_only_for_push(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict]] = []
     for name in ("create_repo", "upload_folder"):
-        told = lambda self, *a, _name=name, **options: asked.append((_name, {"repo": a[:1], **options}))  # noqa: E731
-        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", told)
-    assert main(["export", "dpo"]) == 0 and asked == []
+        record = lambda self, *a, _name=name, **options: calls.append((_name, {"repo": a[:1], **options}))  # noqa: E731
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", record)
+    assert main(["export", "dpo"]) == 0 and calls == []
     assert main(["export", "dpo", "--to", "second", "--push", "me/dpo"]) == 0
-    (_, made), (_, sent) = asked
+    (_, made), (_, sent) = calls
     assert made["private"] is True and sent["repo_id"] == "me/dpo" and sent["folder_path"] == Path("second")
     assert main(["export", "dpo", "--to", "third", "--public"]) == 2
 

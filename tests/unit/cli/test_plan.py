@@ -1,4 +1,4 @@
-"""`prefdag plan`: the arithmetic by hand, and a line for every shipped suite of a paper."""
+"""`prefdag plan`: the arithmetic by hand, and the table of every shipped suite of a paper."""
 
 import json
 from pathlib import Path
@@ -34,15 +34,15 @@ def test_by_hand() -> None:
     Reference: 600 pairs of 50 tokens, forward. Pairs: 600 / 6 prompts, 400 samples 64 at a time, so 7 times 20 steps of
     2 bytes a weight, and 400 prompts of 10 tokens. AdamW holds 16 bytes a weight, activations 34 x 10 x 100 a token.
     """
-    found = {one.stage: one for one in job_costs(suite(), Size.model_validate(SIZE))}
-    assert list(found) == ["pretrain", "sft", "pairs", "reward", "reference", "preference", "generate", "score"]
-    assert found["pretrain"].hours * 3600 == pytest.approx(6e9 * 60 * 32 * 128 / FLOPS)
-    assert found["sft"].hours * 3600 == pytest.approx(6e9 * 112 * 30 / FLOPS)
-    assert found["preference"].hours * 3600 == pytest.approx(3 * 6e9 * 10 * 50 / FLOPS)
-    assert found["reference"].hours * 3600 == pytest.approx(2e9 * 600 * 50 / FLOPS)
-    assert found["pairs"].hours * 3600 == pytest.approx(140 * 2e9 / BANDWIDTH + 2e9 * 400 * 10 / FLOPS)
-    assert found["sft"].gigabytes == pytest.approx((16e9 + 34 * 1000 * 4096) / 1e9)
-    assert (found["preference"].jobs, found["generate"].jobs) == (3, 5)
+    costs = {one.stage: one for one in job_costs(suite(), Size.model_validate(SIZE))}
+    assert list(costs) == ["pretrain", "sft", "pairs", "reward", "reference", "preference", "generate", "score"]
+    assert costs["pretrain"].hours * 3600 == pytest.approx(6e9 * 60 * 32 * 128 / FLOPS)
+    assert costs["sft"].hours * 3600 == pytest.approx(6e9 * 112 * 30 / FLOPS)
+    assert costs["preference"].hours * 3600 == pytest.approx(3 * 6e9 * 10 * 50 / FLOPS)
+    assert costs["reference"].hours * 3600 == pytest.approx(2e9 * 600 * 50 / FLOPS)
+    assert costs["pairs"].hours * 3600 == pytest.approx(140 * 2e9 / BANDWIDTH + 2e9 * 400 * 10 / FLOPS)
+    assert costs["sft"].gigabytes == pytest.approx((16e9 + 34 * 1000 * 4096) / 1e9)
+    assert (costs["preference"].jobs, costs["generate"].jobs) == (3, 5)
 
 
 def test_what_is_prepared_counts_instead(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_it_measures_a_suites_own_data(
     (tmp_path / "mini.yaml").write_text(MINI)
     command = ["tune", "mini.yaml", "--budgets", "64", "128", "64", "--rounds", "1"]
     assert main(command) == 2
-    assert "train is not there yet; run the suite until" in capsys.readouterr().err
+    assert "train: does not exist yet; run the suite first" in capsys.readouterr().err
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
     monkeypatch.setitem(SHAPES, "tiny", ("llama", {**sizes, "num_hidden_layers": 2, "num_attention_heads": 2}))
     write_model("tiny", tmp_path / "results/mini/sft/model")

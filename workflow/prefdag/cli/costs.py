@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = arguments.results
     rows = costs(results)
     if not rows:
-        raise UserError(f"{results}: no journal of a finished job there; run the suite first")
+        raise UserError(f"{results}: no journal of a finished job; run the suite first")
     with (results / "costs.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

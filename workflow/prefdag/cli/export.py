@@ -1,4 +1,7 @@
-"""Copy a policy to a folder that `from_pretrained` loads, with a model card."""
+"""Copy a policy to a folder that `from_pretrained` loads, with a model card.
+
+The card is made from the manifests. Nothing is uploaded to the Hub unless `--push` names a repository.
+"""
 
 import argparse
 import json
@@ -22,36 +25,38 @@ MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 
 
 def manifest_of(run: str, results: Path | None) -> Manifest:
-    """The manifest of a policy: a run's or `sft`, in one suite's results; of a checkpoint `<run>@step<N>` its run's.
+    """Find the manifest of a policy: a run, `sft`, or the run of a checkpoint `<run>@step<N>`.
 
-    Raises `UserError` when no suite, or more than one, has it.
+    Raises `UserError` if no suite, or more than one, has the policy.
     """
     folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/fetch"))
     policy = AnswerSet.parse(run).policy
     inside = policy if policy in ("sft", "pretrain") else f"preference/{policy}"
-    found = [folder / inside / MANIFEST for folder in folders if (folder / inside / MANIFEST).is_file()]
-    if len(found) == 1:
-        return read_manifest(found[0])
+    paths = [folder / inside / MANIFEST for folder in folders if (folder / inside / MANIFEST).is_file()]
+    if len(paths) == 1:
+        return read_manifest(paths[0])
     searched = ", ".join(map(str, folders)) or "results/<suite>"
-    if found:
-        raise UserError(f"{run} is in several suites ({searched}); say which by --results")
+    if paths:
+        raise UserError(f"{run}: several suites have this policy ({searched}); choose one with --results")
     known = sorted({path.parent.name for folder in folders for path in folder.glob(f"preference/*/{MANIFEST}")})
-    there = ", ".join(["sft", *known])
-    raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {there}")
+    policies = ", ".join(["sft", *known])
+    raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {policies}")
 
 
 def export(manifest: Manifest, run: str, target: Path) -> Path:
     """Copy the weights of a policy to the new folder `target`, checked against the manifest, with a model card.
 
-    The folder appears whole or not at all. Raises `UserError` when it is there already, or a file is not as stated.
+    The folder appears complete or not at all. Raises `UserError` if it exists, or if a file is not the manifest's.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: there already; name a new folder")
+        raise UserError(f"{target}: exists already; name a new folder")
     weights = weights_of(manifest.path, AnswerSet.parse(run).step)
     inside = weights.relative_to(manifest.folder).as_posix()
     names = [name for name in manifest.content["files"] if name.startswith(f"{inside}/")]
     if not names:
-        raise UserError(f"{manifest.path}: lists no weights in {inside}; kept checkpoints are `preference.checkpoints`")
+        raise UserError(
+            f"{manifest.path}: lists no weights in {inside}; `preference.checkpoints` sets how many a run saves"
+        )
     made = target.with_name(f".{target.name}.partial")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
@@ -68,21 +73,21 @@ def export(manifest: Manifest, run: str, target: Path) -> Path:
 
 
 def card(manifest: Manifest, run: str, weights: str = "model") -> str:
-    """The model card in Markdown, made of the manifests of the policy, of all that it grew from, and of its scores."""
+    """Return the model card in Markdown, from the manifests of the policy and of its ancestors, and from its scores."""
     suite = suite_folder(manifest)
     config = manifest.content["config"]
     aligned = manifest.content["stage"] == "preference"
     loss = objective(config["objective"], str(manifest.path), "config.objective") if aligned else None
-    grown = list(lineage(manifest, suite))
-    origins = [one.content["config"] for one in grown if one.content["stage"] == "fetch"]
+    ancestry = list(lineage(manifest, suite))
+    origins = [one.content["config"] for one in ancestry if one.content["stage"] == "fetch"]
     return _template().render(
         front=yaml.safe_dump(_front(run, loss.method if loss else None, origins), sort_keys=False),
         name=run,
         title=f"Aligned by {loss.title}" if loss else f"Made by the stage `{manifest.content['stage']}`",
         paper=loss.paper if loss else "",
         suite=suite.resolve().name,
-        lineage=[{"name": one.folder.relative_to(suite).as_posix(), "sha256": one.sha256} for one in grown],
-        origins="\n".join(_origin(told) for told in origins),
+        lineage=[{"name": one.folder.relative_to(suite).as_posix(), "sha256": one.sha256} for one in ancestry],
+        origins="\n".join(map(_origin, origins)),
         weights=weights_digest(manifest, weights),
         config=json.dumps(redact(config), indent=1, sort_keys=True),
         **_measured(suite, run),
@@ -90,7 +95,7 @@ def card(manifest: Manifest, run: str, weights: str = "model") -> str:
 
 
 def lineage(manifest: Manifest, suite: Path) -> Iterator[Manifest]:
-    """The manifest and all that it was made from, each once, nearest first; found by their sha256."""
+    """Yield the manifest and its ancestors in the suite, each once, nearest first."""
     known = {one.sha256: one for one in map(read_manifest, sorted(suite.glob("**/" + MANIFEST)))}
     waiting, seen = [manifest.sha256], set()
     while waiting:
@@ -104,7 +109,10 @@ def lineage(manifest: Manifest, suite: Path) -> Iterator[Manifest]:
 
 
 def push(folder: Path, repository: str, public: bool) -> str:
-    """Upload an exported folder to the Hub, private unless `public`; returns its address. Raises `UserError`."""
+    """Upload an exported folder to the Hub, private unless `public`, and return its address.
+
+    Raises `UserError` if the name is not valid, the Hub refuses, or it cannot be reached.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -112,26 +120,26 @@ def push(folder: Path, repository: str, public: bool) -> str:
         HfApi().create_repo(repository, private=not public, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message=f"prefdag export {folder.name}")
     except HFValidationError:
-        raise UserError(f"--push {repository}: not a repository's name; say owner/name") from None
+        raise UserError(f"--push {repository}: not a repository's name; write owner/name") from None
     except HfHubHTTPError as error:
-        told = f"the Hub refuses (HTTP {error.response.status_code}); is HF_TOKEN one that may write?"
-        raise UserError(f"--push {repository}: {told}") from None
+        reason = f"the Hub refuses (HTTP {error.response.status_code}); set HF_TOKEN to a token that may write"
+        raise UserError(f"--push {repository}: {reason}") from None
     except Exception as error:
-        told = f"the Hub cannot be reached ({type(error).__name__})"
-        raise UserError(f"--push {repository}: {told}; {folder} is whole, push it later") from None
+        reason = f"the Hub cannot be reached ({type(error).__name__})"
+        raise UserError(f"--push {repository}: {reason}; {folder} is complete, push it later") from None
     return f"{HfApi().endpoint}/{repository}"
 
 
 def suite_folder(manifest: Manifest) -> Path:
-    """results/<suite> of a policy's manifest."""
+    """Return results/<suite> of a policy's manifest."""
     return manifest.folder.parents[1 if manifest.content["stage"] == "preference" else 0]
 
 
 def _front(run: str, method: str | None, origins: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the Hub reads at the card's head."""
+    """Return the metadata that the Hub reads at the head of the card."""
     hub = "hub:"
-    models = [told["model"]["source"] for told in origins if told.get("model")]
-    data = [told["data"]["source"] for told in origins if told.get("data")]
+    models = [config["model"]["source"] for config in origins if config.get("model")]
+    data = [config["data"]["source"] for config in origins if config.get("data")]
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front |= {"tags": ["prefdag", *([method] if method else [])]}
     for key, sources in (("base_model", models), ("datasets", data)):
@@ -140,14 +148,14 @@ def _front(run: str, method: str | None, origins: list[Mapping[str, Any]]) -> di
     return front
 
 
-def _origin(told: Mapping[str, Any]) -> str:
-    """One fetched source in words, with the commit that its lock states."""
+def _origin(config: Mapping[str, Any]) -> str:
+    """Describe what a `fetch` job fetched, with the commits of its lock."""
     lines = []
     for kind in ("data", "model", "tokenizer"):
-        if told.get(kind):
-            source = told[kind].get("source")
+        if config.get(kind):
+            source = config[kind].get("source")
             lines.append(f"- {kind}: `{source if isinstance(source, str) else json.dumps(redact(source))}`")
-    lock = told.get("lock") or {}
+    lock = config.get("lock") or {}
     return "\n".join([*lines, *(f"  - `{name}` at commit `{entry['commit']}`" for name, entry in _commits(lock))])
 
 
@@ -160,7 +168,7 @@ def _commits(lock: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _measured(suite: Path, run: str) -> dict[str, Any]:
-    """Rows of the card's table, from the summaries of the policy's own answers."""
+    """Return the rows of the card's table, from the scores of the policy's answers."""
     path = suite / "score" / run / "summary.json"
     if not path.is_file():
         return {"scores": [], "num_prompts": 0}
@@ -181,7 +189,7 @@ def _template() -> jinja2.Template:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name, <run>@step<N> for a kept checkpoint, or sft")
+    parser.add_argument("run", help="a run's name, <run>@step<N> for a checkpoint, or sft")
     options(parser, "--results")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exports/<suite>/<run>)")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")

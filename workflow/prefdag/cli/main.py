@@ -28,16 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger = show_diagnostics(logging.INFO)
     try:
         parser = overview()
-        asked = parser.parse_args(words)
-        if asked.version:
+        top = parser.parse_args(words)
+        if top.version:
             from importlib.metadata import version  # 70 ms, which no other command needs
 
             print(f"prefdag {version('prefdag')}")
-        elif asked.command in (None, "help"):
+        elif top.command in (None, "help"):
             parser.print_help()
         else:
-            options = words[: len(words) - len(asked.words) - 1]  # before the command: as good as behind it
-            return _run(asked.command, [*options, *asked.words], logger)
+            options = words[: len(words) - len(top.words) - 1]  # before the command: as good as behind it
+            return _run(top.command, [*options, *top.words], logger)
         return 0
     except UserError as mistake:
         silence_other_ranks()

@@ -1,9 +1,9 @@
 """Estimate the GPU hours and memory of a suite: arithmetic on its size, not a measurement.
 
-A token costs 2 N FLOPs forward and 6 N forward and backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), N the
-parameters. Sampling reads every weight once a step, for all responses drawn at a time. Training keeps float32 weights,
+A token costs 2 N FLOPs forward and 6 N forward and backward, with N parameters (Kaplan et al. 2020, arXiv 2001.08361,
+section 2.1). Sampling reads every weight once a step, for all responses of a batch. Training takes float32 weights,
 gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al.
-2022, arXiv 2205.05198, equation 1, attention scores left out).
+2022, arXiv 2205.05198, equation 1, without attention scores).
 """
 
 import argparse
@@ -32,7 +32,7 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class JobCost:
-    """One stage: jobs of the same kind, GPU hours of all of them, and the most memory that one of them needs."""
+    """The jobs of one stage: how many, their GPU hours in total, and the most memory that one of them needs."""
 
     stage: str
     jobs: int
@@ -40,30 +40,29 @@ class JobCost:
     gigabytes: float
 
 
-def job_costs(suite: Suite, size: Size) -> list[JobCost]:
-    """Every stage that runs a model, in the order of the DAG."""
-    return list(_costs(suite, size))
-
-
 def disk(suite: Suite, size: Size) -> float:
-    """GB of float32 weights that a suite leaves (base, SFT, rewards, runs and their kept checkpoints), and of one
-    training's resumable state."""
+    """Return the GB that a suite takes on disk.
+
+    These are the float32 weights of the base and SFT models, rewards, runs and their checkpoints, and the resumable
+    state of one training.
+    """
     rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
     trainings = [suite.sft, *rewards, *(run.preference for run in suite.runs)]
-    kept = sum(len(run.preference.kept_steps) for run in suite.runs)
+    checkpoints = sum(len(run.preference.kept_steps) for run in suite.runs)
     state = 4 + max(_moments(one) for one in trainings)
-    return size.parameters * (4 * (1 + len(trainings) + kept) + state) / 1e9
+    return size.parameters * (4 * (1 + len(trainings) + checkpoints) + state) / 1e9
 
 
 def _moments(training: Training) -> int:
-    """Bytes that the optimizer keeps of each parameter."""
+    """Return the bytes of optimizer state per parameter."""
     return {"adamw": 8, "rmsprop": 4}[training.optimizer]
 
 
-def _costs(suite: Suite, size: Size) -> Iterator[JobCost]:
+def job_costs(suite: Suite, size: Size) -> Iterator[JobCost]:
+    """Yield the cost of every stage that runs a model, in the order of the DAG."""
     prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
-    whole = pairs * (prompt + 2 * response)
-    held = 4 * size.parameters / 1e9  # float32 weights in GB
+    tokens = pairs * (prompt + 2 * response)
+    weights = 4 * size.parameters / 1e9  # float32, in GB
     prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
     if suite.pretrain and suite.pretrain.max_steps:
         documents = suite.pretrain.max_steps * suite.pretrain.batch_size
@@ -71,21 +70,21 @@ def _costs(suite: Suite, size: Size) -> Iterator[JobCost]:
     if suite.sft.max_steps != 0:
         yield _training("sft", [suite.sft], size, prompts, prompt + response)
     if suite.pairs:
-        yield JobCost("pairs", 1, _sampling(suite.pairs, size, prompts), held)
+        yield JobCost("pairs", 1, _sampling(suite.pairs, size, prompts), weights)
     if suite.reward:
         yield _training("reward", [suite.reward] * len(suite.reward.trainings), size, pairs, prompt + 2 * response)
     if any("reference" in run.objective.reads for run in suite.runs):
-        yield JobCost("reference", 1, 2 * size.parameters * whole / FLOPS / HOUR, held)
+        yield JobCost("reference", 1, 2 * size.parameters * tokens / FLOPS / HOUR, weights)
     runs = [run.preference for run in suite.runs]
     yield _training("preference", runs, size, pairs, prompt + 2 * response)
-    drawn = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
-    prompts_of = [one.max_prompts or pairs // 10 for one in drawn]
-    hours = sum(_sampling(one, size, prompts) for one, prompts in zip(drawn, prompts_of, strict=True))
-    yield JobCost("generate", len(drawn), hours, held)
-    responses = sum(prompts * one.num_samples for one, prompts in zip(drawn, prompts_of, strict=True))
+    sampled = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
+    prompts_of = [one.max_prompts or pairs // 10 for one in sampled]
+    hours = sum(_sampling(one, size, prompts) for one, prompts in zip(sampled, prompts_of, strict=True))
+    yield JobCost("generate", len(sampled), hours, weights)
+    responses = sum(prompts * one.num_samples for one, prompts in zip(sampled, prompts_of, strict=True))
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
     hours = models * 2 * size.parameters * responses * (prompt + response) / FLOPS / HOUR
-    yield JobCost("score", len(drawn), hours, models * held)
+    yield JobCost("score", len(sampled), hours, models * weights)
 
 
 def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> JobCost:
@@ -100,12 +99,12 @@ def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons
 
 
 def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
-    """Hours: each step reads the weights (bf16) once, or computes a token of every response, whichever takes longer."""
-    drawn = prompts * sampling.num_samples
-    steps = math.ceil(drawn / sampling.batch_size) * min(size.response_tokens, sampling.max_new_tokens)
-    batch = min(drawn, sampling.batch_size)
+    """Return GPU hours: a step takes as long as reading the bf16 weights, or as computing a token of every response."""
+    responses = prompts * sampling.num_samples
+    steps = math.ceil(responses / sampling.batch_size) * min(size.response_tokens, sampling.max_new_tokens)
+    batch = min(responses, sampling.batch_size)
     step = max(2 * size.parameters / BANDWIDTH, 2 * size.parameters * batch / FLOPS)
-    return (steps * step + 2 * size.parameters * drawn * size.prompt_tokens / FLOPS) / HOUR
+    return (steps * step + 2 * size.parameters * responses * size.prompt_tokens / FLOPS) / HOUR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,19 +120,19 @@ def run(arguments: argparse.Namespace) -> int:
     for judge in suite.judge.models:
         print(requests(suite, judge, Path("results") / suite.name))
     size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
-    found = job_costs(suite, size)
+    costs = list(job_costs(suite, size))
     tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
     print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
-    print("estimated for one H100 at 40 % of its bf16 peak, nothing measured")
+    print("estimated, not measured, for one H100 at 40 % of its bf16 peak")
     print(f"{'stage':12} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
-    for one in found:
+    for one in costs:
         print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {one.gigabytes:6.0f}")
-    print(f"{'all':12} {'':5} {sum(one.hours for one in found):10.2f} {max(one.gigabytes for one in found):6.0f}")
+    print(f"{'all':12} {'':5} {sum(one.hours for one in costs):10.2f} {max(one.gigabytes for one in costs):6.0f}")
     return 0
 
 
 def requests(suite: Suite, judge: LLM, results: Path) -> str:
-    """What a judge has yet to be asked, in a sentence; without generations as many as the suite's numbers say."""
+    """Return a sentence on the requests to a judge: those that remain, and those for answers still to be generated."""
     prompts, counted, remaining, expected = _prompts(suite), 0, 0, 0
     for name in policies(suite):
         other = against(suite, AnswerSet(name))
@@ -159,7 +158,7 @@ def _pairs(generations: Path, other: Path, suite: Suite) -> list[Pair]:
 
 
 def sized(suite: Suite, audit: Path) -> tuple[Size, str]:
-    """The suite's size, and where its tokens were counted. Raises `UserError` where it states none."""
+    """Return the suite's size, and where its tokens were counted. Raises `UserError` if the suite states none."""
     if suite.size is None:
         raise UserError(f"{suite.name}: size is missing: state parameters, layers, hidden_size, comparisons and tokens")
     if not audit.is_file():

@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     results = arguments.results
     path = results / "report" / "runs.csv"
     if not path.is_file():
-        raise UserError(f"{path}: not there yet; run the suite first")
+        raise UserError(f"{path}: does not exist yet; run the suite first")
     table = Table(title=f"{results.name}: runs (95 % intervals over prompts)", title_justify="left")
     for column in ("run", "reward", "KL to SFT", "length", f"win rate vs {_against(results)}"):
         table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)

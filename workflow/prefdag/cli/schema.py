@@ -15,21 +15,20 @@ from prefdag.schema import Section
 
 INTRODUCTION = """# Suites
 
-One YAML file is one suite. This page is made by `prefdag schema --table` from the config models,
-and a test holds it to them.
-A key without a default must be stated. `seed` and `threads` of the suite hold for every section that
-states none of its own.
+One YAML file is one suite. `prefdag schema --table` writes this page from the config models, and a test keeps them
+equal. A key without a default is required. `seed` and `threads` of the suite apply to every section that does not set
+its own.
 
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
-in which every list is swept and named. A method is a loss below or, in a Python file beside the suite, your own
-(`my_losses.py:my_loss`); `docs/objectives.md` tells more of each. `extends: other.yaml` starts from another suite.
+in which every list is swept and named. A method is a loss below, or your own loss in a Python file next to the suite
+(`my_losses.py:my_loss`); `docs/objectives.md` explains each. `extends: other.yaml` starts from another suite.
 
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
-`dataset: comparisons`. A loss of single responses takes comparisons apart: the best response is desirable, the others
-are not, and `batch_size` counts responses.
+`dataset: comparisons`. A loss of single responses splits comparisons: the best response is desirable, the others are
+not, and `batch_size` counts responses.
 
-A suite with the section `exact` (`configs/exact.yaml`) has no other but `name`, `seed` and `threads`: its rows take
-the method's options and `flips`, the fraction of labels turned round, and an entry of its `grid:` is one job.
+A suite with the section `exact` (`configs/exact.yaml`) has no other section than `name`, `seed` and `threads`: its rows
+take the method's options and `flips`, the fraction of flipped labels, and an entry of its `grid:` is one job.
 """
 
 
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table() -> str:
-    """Every section's keys, and the registry of losses, as Markdown."""
+    """Return every section's keys, and the registry of losses, as Markdown."""
     parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses()]
     return "\n".join(parts)
 
@@ -57,14 +56,14 @@ def _sections(name: str, section: type[Section]) -> list[str]:
     inner = {key: kind for key, field in section.model_fields.items() if (kind := _section_of(field)) and key != "runs"}
     rows = [_row(key, field) for key, field in section.model_fields.items() if _has_row(key, field, inner)]
     title = f"\n## {name or 'The suite'}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n"
-    found = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
+    parts = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
     for key, kind in inner.items():
-        found += _sections(f"{name}.{key}" if name else key, kind)
-    return found
+        parts += _sections(f"{name}.{key}" if name else key, kind)
+    return parts
 
 
 def _has_row(key: str, field: FieldInfo, inner: Container[str]) -> bool:
-    """A section has a table of its own instead of a row, or beside it where there is something to say of it."""
+    """Whether a key has a row: a section has its own table, and a row only if it has a description."""
     return key != "runs" and (key not in inner or field.description is not None)
 
 
@@ -85,7 +84,7 @@ def _row(key: str, field: FieldInfo) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """The choices or the limits of a key, in words; empty where it has none."""
+    """Return the choices or the limits of a key in words; empty if it has none."""
     choices = getattr(field.annotation, "__args__", ())
     texts = [choice for choice in choices if isinstance(choice, str)]
     if texts:
@@ -101,7 +100,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _losses() -> str:
-    """The registry: method, formula, options with their defaults, what it reads, paper."""
+    """Return the table of losses: method, formula, options with their defaults, what it reads, paper."""
     lines = [
         "\n## Losses\n",
         "D: difference of summed log-ratios, S: summed log-prob, A: average log-prob, s: sigmoid.\n",

@@ -24,7 +24,7 @@ from prefdag.config.suite import read_ordinary_suite
 from prefdag.errors import UserError
 
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-NEAR = 0.97  # of the fastest: a short measurement cannot tell such speeds apart
+NEAR = 0.97  # of the fastest: a short measurement does not separate such speeds
 WARM_UP, STEPS = 2, 6  # steps that are not timed, and steps in all
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     results, budgets = Path("results") / suite.name, sorted(set(arguments.budgets))
     for needed in (results / "prepare/comparisons/train", results / "sft/model"):
         if not needed.is_dir():
-            raise UserError(f"{needed} is not there yet; run the suite until its SFT policy and comparisons are made")
+            raise UserError(f"{needed}: does not exist yet; run the suite first, at least `sft` and `prepare`")
     timings: dict[int, list[Timing]] = {budget: [] for budget in budgets}
     for number in range(1, arguments.rounds + 1):
         for budget in budgets:

@@ -1,4 +1,7 @@
-"""Explain why Snakemake would run each job: what is missing, or what changed from what to what."""
+"""Explain why Snakemake would run each job: what is missing, or what changed from what to what.
+
+A dry run of Snakemake lists the jobs; its records of the last run (.snakemake/metadata) say what each was made from.
+"""
 
 import argparse
 import ast
@@ -16,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 RECORDS = Path(".snakemake/metadata")
-LONGEST = 254  # of a record's file name; Snakemake breaks longer ones into folders
-VERSIONS = 200  # of a file that are looked through for the one that a job was run with
+MAX_NAME = 254  # characters of a record's file name; Snakemake splits longer ones into folders
+MAX_COMMITS = 200  # of a file, searched for the version that a job was run with
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A job of a dry run. command: its shell command; reason: in Snakemake's words."""
+    """A job of a dry run. command: its shell command. reason: as Snakemake states it."""
 
     stage: str
     name: str
@@ -36,10 +39,10 @@ class Planned:
         return " ".join(filter(None, [self.stage, self.name]))
 
 
-def planned_jobs(said: str) -> list[Planned]:
-    """The jobs that `snakemake -n --printshellcmds` printed, `all` left out."""
+def planned_jobs(output: str) -> list[Planned]:
+    """Parse the jobs from the output of `snakemake -n --printshellcmds`, without `all`."""
     jobs = []
-    blocks = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)(?:Shell command: (.*)\n)?", said, re.M)
+    blocks = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)(?:Shell command: (.*)\n)?", output, re.M)
     for stage, about, command in blocks:
         stated = dict(re.findall(r"^    (\w+): (.*)$", about, re.M))
         files = [tuple(filter(None, stated.get(key, "").split(", "))) for key in ("input", "output")]
@@ -49,7 +52,7 @@ def planned_jobs(said: str) -> list[Planned]:
 
 
 def explain_jobs(jobs: list[Planned]) -> Iterator[tuple[Planned, list[str]]]:
-    """Each job with its reasons, a line each: what is missing, what changed from what to what, whom it follows."""
+    """Yield each job with its reasons, one line each: what is missing, what changed, which jobs it follows."""
     makers = {path: job for job in jobs for path in job.outputs}
     for job in jobs:
         before = dict.fromkeys(makers[path].title for path in job.inputs if path in makers)
@@ -66,10 +69,10 @@ def _missing(job: Planned) -> Iterator[str]:
 
 
 def _record(job: Planned) -> dict[str, Any] | None:
-    """What Snakemake noted when it last made the job's outputs."""
+    """Return what Snakemake recorded when it last made the job's outputs."""
     for path in job.outputs:
         name = urlsafe_b64encode(path.encode()).decode()
-        parts = [name[start : start + LONGEST] for start in range(0, len(name), LONGEST)]
+        parts = [name[start : start + MAX_NAME] for start in range(0, len(name), MAX_NAME)]
         file = RECORDS.joinpath(*(f"@{part}" for part in parts[:-1]), parts[-1])
         if file.is_file():
             record: dict[str, Any] = json.loads(file.read_text())
@@ -97,24 +100,24 @@ def _checksum(path: str) -> str | None:
 
 
 def _config_of(params: list[str]) -> dict[str, Any]:
-    """The config among a record's parameters, which are Python literals."""
-    for one in params:
+    """Return the config among a record's parameters, which are Python literals."""
+    for parameter in params:
         try:
-            found = json.loads(ast.literal_eval(one))
+            config = json.loads(ast.literal_eval(parameter))
         except (ValueError, SyntaxError, TypeError):
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(config, dict):
+            return config
     return {}
 
 
 def _config(command: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(command[command.index("--config") + 1]) if "--config" in command else {}
-    return found
+    config: dict[str, Any] = json.loads(command[command.index("--config") + 1]) if "--config" in command else {}
+    return config
 
 
 def _config_changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Every key whose value differs, from what to what."""
+    """Yield a line for every key whose value differs."""
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = dict(enumerate(before)), dict(enumerate(now))
     if isinstance(before, dict) and isinstance(now, dict):
@@ -127,8 +130,11 @@ def _config_changes(before: Any, now: Any, key: str = "") -> Iterator[str]:
 
 @cache
 def _lines_changed(path: str, checksum: str) -> str:
-    """Which lines differ from the version of that checksum, where Git has it; how many came and went."""
-    for commit in _git("log", f"--max-count={VERSIONS}", "--format=%H", "--", path).split():
+    """Return which lines differ from the version with that checksum, and how many were added and removed.
+
+    Empty outside a Git repository.
+    """
+    for commit in _git("log", f"--max-count={MAX_COMMITS}", "--format=%H", "--", path).split():
         content = subprocess.run(["git", "show", f"{commit}:./{path}"], capture_output=True).stdout
         if f"sha256:{hashlib.sha256(content).hexdigest()}" == checksum:
             hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", _git("diff", "-U0", commit, "--", path), re.M)
@@ -136,7 +142,7 @@ def _lines_changed(path: str, checksum: str) -> str:
             places = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
             added, removed = _git("diff", "--numstat", commit, "--", path).split()[:2]
             return f" (+{added} -{removed} since {commit[:8]}, lines {places})"
-    return " (Git has no version of it as it was)" if _git("rev-parse", "--git-dir") else ""
+    return " (Git does not have the earlier version)" if _git("rev-parse", "--git-dir") else ""
 
 
 def _git(*arguments: str) -> str:
@@ -150,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask Snakemake for a dry run, and print every job with what changed since its outputs were made."""
+    """Run Snakemake dry, and print every job with what changed since its outputs were made."""
     configfile = ["--configfile", *arguments.configfile] if arguments.configfile else []
     command = [sys.executable, "-m", "snakemake", *arguments.target, "--dry-run", "--printshellcmds", "--quiet", "host"]
     done = subprocess.run([*command, *configfile], capture_output=True, text=True)
