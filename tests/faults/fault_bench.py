@@ -1,4 +1,4 @@
-"""A small world whose every stage can be run, disturbed and looked at: what `faults.py` does its damage to.
+"""A small project whose stages can be run, disturbed and inspected, for the trials of `faults.py`.
 
 Every stage is a real process: `python -m prefdag <stage> ...` in a folder of its own, cold, or forked from a warm
 server as `snakemake` has it. The server's trainings save their state every 0.05 s, not every minute.
@@ -137,7 +137,7 @@ class Job:
 
 @dataclass
 class Bench:
-    """The small world, run to its end undisturbed, in `base`."""
+    """The small project, run to its end undisturbed, in `base`."""
 
     base: Path
     variables: dict[str, str]
@@ -154,7 +154,7 @@ class Bench:
         return Job(subprocess.Popen(command, cwd=folder, env=variables, **pipes))
 
     def copy(self, target: Path, without: str) -> None:
-        """The finished world in a folder, without a stage's output, its journals and the judge's answers."""
+        """Copy the finished project to a folder, without a stage's output, its journals and the judge's answers."""
         shutil.copytree(self.base / R, target / R, ignore=shutil.ignore_patterns(".journal", ".judge"))
         shutil.rmtree(target / R / without)
 
@@ -164,7 +164,7 @@ class Bench:
 
 @contextmanager
 def bench(folder: Path) -> Iterator[Bench]:
-    """Make the world in `folder`: a warm server, an endpoint for the judge, and every stage once."""
+    """Make the project in `folder`: a warm server, an endpoint for the judge, and every stage once."""
     socket = folder / "warm"
     variables = {**environment(), "PYTHONPATH": f"{ROOT / 'workflow'}", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     with (folder / "warm.log").open("w") as log:

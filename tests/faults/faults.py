@@ -1,10 +1,10 @@
-"""Faults of machines, disks and people at every stage: what each one ends in.
+"""Inject faults of machines, disks and people into every stage, and tabulate the outcomes.
 
     python tests/faults/faults.py --times 3     # every fault at every stage, and the table docs/faults.md
 
-A trial disturbs one stage in a copy of a small finished world. It passes if the stage then comes to the manifest of an
-undisturbed run, byte for byte, or says in one sentence which file is wrong and what to do, and comes to that manifest
-once this is done. A traceback, another number, something half-written or a manifest of what is not there fails it.
+A trial disturbs one stage in a copy of a small finished project. It passes if the stage then produces the manifest of
+an undisturbed run, byte for byte, or ends with one message that names the file and what to do, and produces that
+manifest after the fix. A traceback, another number, a half-written file or a manifest without its files is a failure.
 """
 
 import argparse
@@ -55,12 +55,12 @@ from slurm_cluster import missing
 
 Cell = tuple[Callable[..., str], str, int]  # fault, stage, number of the trial
 Counts = dict[tuple[str, str], Counter[str]]
-SAME, REMEDIED, LATE = "same after a rerun", "a sentence; same after its remedy", "not hit"
+SAME, REMEDIED, LATE = "same after a rerun", "an error message; same after the fix", "not hit"
 
 
 @dataclass
 class Trial:
-    """One fault at one stage, in a folder of its own."""
+    """One fault at one stage, in a separate folder."""
 
     on: Bench
     stage: str
@@ -92,7 +92,7 @@ class Trial:
         return job
 
     def sentence(self, code: int, printed: str, *named: str) -> str:
-        """The one sentence of a job that stopped with exit code 2 and left nothing half-written."""
+        """Return the one error message of a job that ended with exit code 2 and left nothing half-written."""
         messages = [line for line in printed.splitlines() if line.startswith("prefdag: ")]
         assert code == 2 and len(messages) == 1 and "Traceback" not in printed, f"exit code {code}\n{printed}"
         assert all(name in messages[0] for name in named) and ";" in messages[0], f"{named} in {messages[0]}"
@@ -115,7 +115,7 @@ class Trial:
         return outcome
 
     def ended(self, code: int, printed: str, *codes: int) -> str:
-        """A process that was ended: nothing is marked finished, unless it was; the rerun is as if nothing had been."""
+        """Check a process that was ended: it has no manifest unless it had finished, and a rerun makes the same one."""
         assert code in (0, *codes) and "Traceback" not in printed, f"exit code {code}\n{printed}"
         if code == 0 or (self.output / "manifest.json").exists():
             return self.same(LATE)
@@ -139,7 +139,7 @@ def told_to_stop(trial: Trial) -> str:
 
 
 def stopped_and_killed(trial: Trial) -> str:
-    """SIGTERM, SIGKILL a moment later, and all of it again before it may finish."""
+    """SIGTERM, then SIGKILL, twice in a row."""
     for _ in range(2):
         job = trial.half_way()
         send(job, signal.SIGTERM)
@@ -152,15 +152,15 @@ def stopped_and_killed(trial: Trial) -> str:
 
 
 def twice(trial: Trial) -> str:
-    """The same job started twice at once: the second waits."""
+    """The same job started twice at once; the second waits."""
     jobs = [trial.start(), trial.start()]
     ends = [job.end() for job in jobs]
     assert [code for code, _ in ends] == [0, 0], ends
-    return trial.same("both end with it")
+    return trial.same("both finish with the same output")
 
 
 def little_memory(trial: Trial) -> str:
-    """ulimit -v, a little above what the process has."""
+    """ulimit -v slightly above what the process uses."""
     job = trial.start()
     if process := wait_for_start(trial.folder, trial.stage, job):
         limit(process, resource.RLIMIT_AS, address_space(process) + trial.draw.randrange(1 << 20))
@@ -193,7 +193,7 @@ def killed_for_memory(trial: Trial) -> str:
 
 
 def full_disk(trial: Trial) -> str:
-    """A tmpfs with room for only a part of what the stage writes."""
+    """A disk (tmpfs) with room for only part of the output."""
     with _mounted(trial) as place:
         written = sum(one["size"] for one in read_manifest(_finished(trial)).content["files"].values())
         free = trial.draw.randrange(4096, max(8192, int(0.9 * written)))
@@ -220,7 +220,7 @@ def limited_files(trial: Trial) -> str:
 
 
 def read_only(trial: Trial) -> str:
-    """An output folder that nothing can be written to."""
+    """A read-only output folder."""
     with _mounted(trial) as place:
         _remount(place, "ro")
         trial.sentence(*trial.start().end(), R, "writable")
@@ -229,12 +229,12 @@ def read_only(trial: Trial) -> str:
 
 
 def cut_state(trial: Trial) -> str:
-    """A saved state of which an end is missing."""
+    """A truncated saved state."""
     return _damaged_state(trial, lambda data: data[: trial.draw.randrange(len(data))])
 
 
 def flipped_state(trial: Trial) -> str:
-    """One bit of a saved state."""
+    """One flipped bit in a saved state."""
     return _damaged_state(trial, lambda data: _flipped(data, trial.draw))
 
 
@@ -248,28 +248,28 @@ def _damaged_state(trial: Trial, damage: Callable[[bytes], bytes]) -> str:
     state.write_bytes(damage(state.read_bytes()))
     code, printed = trial.start().end()
     if code == 0:
-        return trial.same("read as it was")  # a bit of padding, which says nothing
+        return trial.same("read without a difference")  # a bit of padding, which says nothing
     message = trial.sentence(code, printed, "state.pt", "delete")
     shutil.rmtree(trial.folder / _named(message, r"delete (\S+) and rerun"))
     return trial.finish(REMEDIED)
 
 
 def flipped_input(trial: Trial) -> str:
-    """One bit of a file that the stage was given."""
+    """One flipped bit in an input file."""
     file = _input_file(trial)
     file.write_bytes(_flipped(file.read_bytes(), trial.draw))
     return _remedied(trial, str(file.relative_to(trial.folder)))
 
 
 def flipped_weights(trial: Trial) -> str:
-    """One bit of the weights that the stage was given."""
+    """One flipped bit in the input weights."""
     file = _input_file(trial, weights=True)
     file.write_bytes(_flipped(file.read_bytes(), trial.draw))
     return _remedied(trial, str(file.relative_to(trial.folder)))
 
 
 def other_weights(trial: Trial) -> str:
-    """Weights of another training under a manifest that is not theirs."""
+    """Weights of another training under the wrong manifest."""
     file = _input_file(trial, weights=True)
     others = [one for one in trial.folder.glob(f"{R}/**/model.safetensors") if one.read_bytes() != file.read_bytes()]
     shutil.copy(trial.draw.choice(sorted(others)), file)
@@ -277,21 +277,21 @@ def other_weights(trial: Trial) -> str:
 
 
 def flipped_manifest(trial: Trial) -> str:
-    """One bit of a manifest that the stage was given."""
+    """One flipped bit in an input manifest."""
     file = trial.folder / R / trial.draw.choice(list(trial.command.inputs.values())) / "manifest.json"
     file.write_bytes(_flipped(file.read_bytes(), trial.draw))
     return _remedied(trial, str(file.relative_to(trial.folder)))
 
 
 def deleted_input(trial: Trial) -> str:
-    """A file that the stage was given is gone."""
+    """An input file is missing."""
     file = _input_file(trial)
     file.unlink()
     return _remedied(trial, str(file.relative_to(trial.folder)))
 
 
 def deleted_manifest(trial: Trial) -> str:
-    """The manifest of an input is gone."""
+    """The manifest of an input is missing."""
     of = trial.draw.choice(list(trial.command.inputs.values()))
     (trial.folder / R / of / "manifest.json").unlink()
     trial.sentence(*trial.start().end(), f"{R}/{of}/manifest.json", "run the stage")
@@ -307,7 +307,7 @@ def not_finite(trial: Trial) -> str:
     message = trial.sentence(code, printed, "learning_rate", "source rows")
     assert re.search(r"step \d+: the .* is (nan|inf|-inf); the step's comparisons are \d+", message), message
     assert re.search(r"; (the last good state is step \d+'s, \S+state\.pt|no state was saved yet); ", message), message
-    return trial.finish("a sentence with step, comparisons and last good state")
+    return trial.finish("an error message with step, comparisons and last good state")
 
 
 EVERYWHERE = [
@@ -447,7 +447,7 @@ def tally(cells: list[Cell], attempt: Callable[..., str], place: Path, counts: C
 
 
 def table(counts: Counts) -> str:
-    """The page: what was tried how often, and what it ended in."""
+    """Return the page with the number of trials and their outcomes."""
     rows = [
         f"| {about.rstrip('.')} | {stage} | {sum(outcomes.values())} | "
         + "; ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))

@@ -1,4 +1,4 @@
-"""What a cluster does to a job, at every stage: cancelled, out of time, put back in the queue, its node lost.
+"""Inject the faults of a cluster into every stage: a job cancelled, out of time, requeued, its node lost.
 
 A small suite is run to its end on this machine. Each trial is a copy of it that lacks one stage's output, which
 `snakemake --profile slurm` makes on a node of its own (`slurm_cluster.py`), slowly until disturbed. `faults.py` asks
@@ -57,7 +57,7 @@ if sys.orig_argv[1:3] == ["-m", "prefdag"]:
 """
 NODES = ("one", "two")  # trials run side by side, each on its own
 PATIENCE = 240.0
-NEXT, AGAIN = "same in the next attempt", "same once Slurm had started it again"
+NEXT, AGAIN = "same in the next attempt", "same after Slurm restarted it"
 
 
 def cancelled(on: Cluster, job: str, node: str) -> str:
@@ -67,7 +67,7 @@ def cancelled(on: Cluster, job: str, node: str) -> str:
 
 
 def out_of_time(on: Cluster, job: str, node: str) -> str:
-    """Slurm's time limit, announced by a signal ahead of it."""
+    """Slurm's time limit, with a signal in advance."""
     on.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     on.wait(lambda: job not in on.jobs(node, "running"), f"the time limit of {job}", 150)
     return NEXT
@@ -80,7 +80,7 @@ def requeued(on: Cluster, job: str, node: str) -> str:
 
 
 def lost(on: Cluster, job: str, node: str) -> str:
-    """The job's node dies with everything on it, and comes back."""
+    """The job's node dies with all its processes, and comes back."""
     on.stop_node(node)
     on.start_node(node)
     return AGAIN

@@ -1,4 +1,4 @@
-"""Killed, stopped, starved and damaged: some of the trials of `faults.py`, the same ones every time, and Snakemake."""
+"""A fixed selection of the trials of `faults.py`, and a killed and restarted Snakemake."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CELLS = [
     (faults.told_to_stop, "sft", {SAME}),
     (faults.told_to_stop, "judge", {SAME, LATE}),
     (faults.stopped_and_killed, "reward", {SAME}),
-    (faults.twice, "preference", {"both end with it"}),
+    (faults.twice, "preference", {"both finish with the same output"}),
     (faults.little_memory, "sft", {REMEDIED, LATE}),
     (faults.full_disk, "preference", {REMEDIED}),
     (faults.full_disk, "generate", {REMEDIED}),
@@ -40,7 +40,7 @@ CELLS = [
     (faults.flipped_manifest, "generate", {REMEDIED}),
     (faults.deleted_input, "sft", {REMEDIED}),
     (faults.deleted_manifest, "pretrain", {REMEDIED}),
-    (faults.not_finite, "preference", {"a sentence with step, comparisons and last good state"}),
+    (faults.not_finite, "preference", {"an error message with step, comparisons and last good state"}),
 ]
 
 

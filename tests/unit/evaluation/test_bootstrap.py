@@ -48,7 +48,7 @@ def test_a_verdict_between_counts_as_what_it_is():
 
 
 def test_interval_of_two_prompts_is_derived_by_hand():
-    """Prompts 0 and 1 drawn twice: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 95% interval is [0, 1]."""
+    """Two samples of prompts 0 and 1: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 95% interval is [0, 1]."""
     assert bootstrap.bootstrap_interval([0, 1], [0, 1], seed="coin") == (0.0, 1.0)
 
 
@@ -115,7 +115,7 @@ def test_a_value_that_is_no_number_is_refused_with_its_row():
 
 
 def test_what_is_hard_for_both_cancels():
-    """Prompts from -10 to 10 that move both sides alike: ours is 0.5 above at each, and no resample says otherwise."""
+    """Prompts from -10 to 10 move both sides equally: ours is 0.5 above at each, and so in every resample."""
     hard = np.linspace(-10, 10, 20)
     result = bootstrap.paired_difference([hard + 0.5], [hard], seed="paired")
     assert (result.mean, result.n) == (pytest.approx(0.5), 20)

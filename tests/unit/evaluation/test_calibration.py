@@ -58,7 +58,7 @@ def test_which_response_stands_first_does_not_matter():
 
 
 def test_a_calibrated_reward_errs_as_by_chance_and_a_sure_one_more():
-    """Outcomes drawn with sigmoid(gap); the same outcomes with gaps five times as large are over-confident."""
+    """Outcomes sampled with sigmoid(gap); the same outcomes with gaps five times as large are over-confident."""
     rng = generator(0, "calibrated test")
     sizes = rng.exponential(1.0, 4000)
     signs = np.where(rng.random(4000) < 1 / (1 + np.exp(-sizes)), 1, -1)
@@ -81,7 +81,7 @@ def test_length_bins_are_symmetric_thirds():
 
 
 def test_accuracy_by_length_of_a_reward_that_counts_tokens():
-    """Right wherever the better response is longer, wrong where it is shorter, a half where both are equal."""
+    """Right where the better response is longer, wrong where it is shorter, a half where both are equal."""
     tokens = [-9, -5, -2, 0, 0, 2, 5, 9]
     result = accuracy_by_length(pairs([float(gap) for gap in tokens], tokens), seed="test", bootstrap=20)
     assert dict(zip(result["label"], result["accuracy"])) == {

@@ -87,7 +87,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_both_orders_are_asked_and_nothing_twice(server: Judge, tmp_path: Path) -> None:
-    """The longer answer wins wherever it stands: 4 of 6. A second run asks nothing and writes the same bytes."""
+    """The longer answer wins in either position: 4 of 6. A second run asks nothing and writes the same bytes."""
     folder = results(tmp_path / "suite")
     assert main(command(folder)) == 0
     result = summary(folder)
@@ -147,7 +147,7 @@ def test_a_judge_that_goes_with_the_order(server: Judge, tmp_path: Path) -> None
 
 
 def test_unparsable_answers_are_counted_and_left_out(server: Judge, tmp_path: Path) -> None:
-    """No letter for posts 0 and 1 in either order, nor for post 2 where ours stands first: 5 answers, 3 pairs."""
+    """No letter for posts 0 and 1 in either order, nor for post 2 where ours is shown first: 5 answers, 3 pairs."""
 
     def answer(question: str) -> str:
         lost = "Post 0" in question or "Post 1" in question or "Summary A:\nA good long summary, number 2." in question
@@ -278,7 +278,7 @@ def test_an_endpoint_that_is_not_there(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Said at the start: nothing is asked, nothing written."""
+    """The error comes first: nothing is asked, nothing written."""
     monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable)
     folder = results(tmp_path / "suite")
     assert printed in mistake(capsys, *command(folder, attempts=2))
@@ -288,7 +288,7 @@ def test_an_endpoint_that_is_not_there(
 def test_the_key_goes_nowhere(
     server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Servers that tell the key, and one that answers: no run prints or writes it, or a password in the address."""
+    """Servers that repeat the key, and one that answers: no run prints or writes it, or a password in the address."""
     secret = server.address.replace("//", "//somebody:hunter2-canary@")
     folder = results(tmp_path / "suite")
     server.body = json.dumps({"error": {"message": f"no {CANARY} hunter2-canary"}}).encode()
@@ -319,7 +319,7 @@ def test_the_cap_is_kept(server: Judge, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_requests_a_minute(server: Judge, tmp_path: Path) -> None:
-    """1,200 a minute are one in 0.05 s: 12 take 0.55 s at least, whatever the concurrency."""
+    """1,200 a minute are one in 0.05 s: 12 take at least 0.55 s at any concurrency."""
     began = time.monotonic()
     assert main(command(results(tmp_path / "suite"), concurrency=12, requests_per_minute=1200)) == 0
     assert time.monotonic() - began >= 0.55
@@ -333,7 +333,7 @@ def test_requests_at_a_time(concurrency: int, server: Judge, tmp_path: Path) -> 
 
 
 def started(folder: Path, server: Judge, **settings: Any) -> subprocess.Popen[str]:
-    """The job in a process of its own, at the moment when the server holds it up; what was answered is kept by then."""
+    """Start the job as a process; return when the server holds it up and all answers so far are saved."""
     inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
     run = [sys.executable, "-m", "prefdag", *command(folder, **settings)]
     job = subprocess.Popen(run, env=inside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -531,7 +531,7 @@ def test_a_real_server_with_a_tiny_model(tmp_path: Path, monkeypatch: pytest.Mon
 def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs dpo and base against sft: dpo's 12 questions are known exactly, base's 2 x 6 prompts by the suite's numbers.
 
-    A suite without a size has no GPU hours to tell, but its requests are told before that is said.
+    A suite without a size has no estimate of GPU hours; its requests are printed before that message.
     """
     monkeypatch.chdir(tmp_path)
     changes = {"judge": {"judges": ["reward", MODEL]}, "generate": {"max_prompts": 6}, "name": "suite"}

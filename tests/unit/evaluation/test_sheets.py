@@ -26,7 +26,7 @@ def filled(path: Path, *preferred: str) -> Path:
 
 
 def test_a_verdict_is_found_by_its_texts_on_either_side(tmp_path: Path) -> None:
-    """The second pair stands swapped: `a` is theirs. An answer that nobody saw has no verdict."""
+    """The second pair is swapped: `a` is theirs. An answer that was not shown has no verdict."""
     write_sheet(tmp_path / "s.csv", PAIRS, [False, True])
     assert "dpo" not in (tmp_path / "s.csv").read_text()
     filled(tmp_path / "s.csv", "a", "a")

@@ -1,4 +1,4 @@
-"""Words that tell chosen from rejected responses, and the map of their texts."""
+"""Words that distinguish chosen from rejected responses, and the map of their texts."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_log_odds_by_hand():
 
 
 def test_a_rare_word_is_not_the_most_telling():
-    """Said once and on one side, it has the largest plain ratio; said 30 times more often is better known."""
+    """Used once and on one side, it has the largest plain ratio; 30 times more often is stronger evidence."""
     chosen = ["good film"] * 60 + ["bad film"] * 30 + ["zither film"]
     rejected = ["good film"] * 30 + ["bad film"] * 60 + ["a film"]
     result = distinctive_words(chosen, rejected, np.arange(91))

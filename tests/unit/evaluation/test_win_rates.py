@@ -38,7 +38,7 @@ def test_the_fit_of_two_lengths_is_solved_by_hand() -> None:
 
 
 def test_length_control_finds_the_rate_at_equal_lengths() -> None:
-    """Drawn from the model itself, theta = logit 0.4, phi = 2, ours longer nearly always: raw 0.65, controlled 0.4."""
+    """Sampled from the model, theta = logit 0.4, phi = 2, ours longer nearly always: raw 0.65, controlled 0.4."""
     rng = generator(0, "lengths")
     gap = rng.normal(80, 60, 20000)
     chance = 1 / (1 + np.exp(-(np.log(0.4 / 0.6) + 2 * np.tanh(gap / gap.std(ddof=1)))))
@@ -70,7 +70,7 @@ def test_matched_length_leaves_out_pairs_of_other_lengths() -> None:
 
 
 def test_order_bias_of_pairs_shown_both_ways() -> None:
-    """Eight pairs go to whoever stands first: p = 2 / 2^8 = 0.0078, biased. Seven: 2 / 2^7 = 0.0156, not yet."""
+    """Eight pairs go to the answer shown first: p = 2 / 2^8 = 0.0078, biased. Seven: 2 / 2^7 = 0.0156, not yet."""
     result = win_rates.order_bias_of_both([1] * 8 + [1], [0] * 8 + [1])
     assert (result["p_value"], result["judge"]) == (pytest.approx(2 / 2**8), "biased")
     assert (result["ours_first"]["win_rate"], result["ours_second"]["win_rate"]) == (1.0, pytest.approx(1 / 9))

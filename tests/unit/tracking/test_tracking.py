@@ -83,10 +83,10 @@ def rows(database: Path) -> dict[str, list]:
 
 
 def content(client, suite: str) -> dict[str, object]:
-    """What the database holds of a suite, with MLflow's random ids told by what they stand for."""
+    """Return what the database holds of a suite, with journals and names in place of MLflow's random ids."""
     experiment = client.get_experiment_by_name(suite).experiment_id
     models = {model.model_id: model for model in client.search_logged_models([experiment])}
-    message = {key: f"{model.tags['prefdag.journal']}:{model.name}" for key, model in models.items()}
+    labels = {key: f"{model.tags['prefdag.journal']}:{model.name}" for key, model in models.items()}
     result: dict[str, object] = {}
     runs = client.search_runs([experiment])
     for run in runs:
@@ -110,16 +110,16 @@ def content(client, suite: str) -> dict[str, object]:
                 for key, points in history.items()
             },
             sorted(repr(one.to_dictionary()) for one in run.inputs.dataset_inputs),
-            sorted(message[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
-            sorted(message[one.model_id] for one in run.outputs.model_outputs),
+            sorted(labels[one.model_id] for one in client.get_run(run.info.run_id).inputs.model_inputs),
+            sorted(labels[one.model_id] for one in run.outputs.model_outputs),
             sorted((file.path, file.file_size) for file in client.list_artifacts(run.info.run_id, "tables")),
         )
     for key, model in models.items():
         tags = model.tags | {
-            "prefdag.parents": [message[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]
+            "prefdag.parents": [labels[one] for one in model.tags.get("prefdag.parents", "").split(",") if one]
         }
         tied = sorted((one.key, one.value, one.dataset_name, one.dataset_digest) for one in model.metrics or ())
-        result[message[key]] = (model.params, tags, str(model.status), model.model_type, tied)
+        result[labels[key]] = (model.params, tags, str(model.status), model.model_type, tied)
     return result
 
 
@@ -160,7 +160,7 @@ def test_replay_writes_everything(results, client, suite):
     steps = [event for event in events if event["event"] == "metrics"][:3]
     assert history["accuracy"] == [(n, int(one["time"] * 1000), repr(n / 4)) for n, one in enumerate(steps)]
     assert [value for *_, value in history["loss"]][:2] == [repr(math.log(2)), "nan"]
-    assert [one[0] for one in history["test.accuracy"]] == [2]  # a result stands at the last step
+    assert [one[0] for one in history["test.accuracy"]] == [2]  # a result is recorded at the last step
     assert history["job.seconds"][0][2] == "2.0"
     assert len(datasets) == 2  # the first is the test split
     assert f"'digest': '{'b' * 36}'" in datasets[0] and "results/suite/prepare/comparisons/test" in datasets[0]
@@ -278,7 +278,7 @@ def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
 def test_gone():
     assert process_is_gone(dead_pid(), time.time())
     assert not process_is_gone(os.getpid(), time.time())
-    assert process_is_gone(os.getpid(), 1e9)  # whoever had this number in 2001 is another process
+    assert process_is_gone(os.getpid(), 1e9)  # the process with this id in 2001 was another
 
 
 def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):
