@@ -72,6 +72,6 @@ def test_add_a_loss(project: Project):
         "print(config_of(read_suite(['configs/exact.yaml']), 'exact', 'dpo-offset'))"
     )
     config = run(project.folder, f"python -c {shlex.quote(code)}").strip()
-    run(project.folder, f"prefdag exact --output out/manifest.json --config {shlex.quote(config)}")
-    points = (project.folder / "out/points.csv").read_text().splitlines()
+    run(project.folder, f"prefdag exact --output out/exact/dpo-offset/manifest.json --config {shlex.quote(config)}")
+    points = (project.folder / "out/exact/dpo-offset/points.csv").read_text().splitlines()
     assert len(points) == 1 + 3 and all(line.startswith("dpo-offset,dpo_offset,pairs,") for line in points[1:])
