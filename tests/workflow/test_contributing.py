@@ -1,11 +1,13 @@
 """CONTRIBUTING.md: every example, performed in a copy of the project."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conftest import Project, checkout, environment
@@ -75,3 +77,47 @@ def test_add_a_loss(project: Project):
     run(project.folder, f"prefdag exact --output out/exact/dpo-offset/manifest.json --config {shlex.quote(config)}")
     points = (project.folder / "out/exact/dpo-offset/points.csv").read_text().splitlines()
     assert len(points) == 1 + 3 and all(line.startswith("dpo-offset,dpo_offset,pairs,") for line in points[1:])
+
+
+def rerun(project: Project) -> None:
+    """Run Snakemake on a finished suite; it trains nothing again."""
+    trained = project.folder / "results/mini/preference/dpo/manifest.json"
+    before = trained.stat().st_mtime_ns
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert trained.stat().st_mtime_ns == before
+
+
+def test_add_a_metric_and_a_figure(copy: Project):
+    """The metric is in every table, the figure on the page."""
+    perform(copy, "Add a metric")
+    perform(copy, "Add a figure")
+    rerun(copy)
+    results = copy.folder / "results/mini"
+    scores = pd.read_csv(results / "score/dpo/scores.csv")
+    lines = (results / "generate/dpo/generations.jsonl").read_text().splitlines()
+    assert list(scores["questions"]) == [json.loads(line)["response"].count("?") for line in lines]
+    mean = scores["questions"].mean()
+    assert json.loads((results / "score/dpo/summary.json").read_text())["questions"]["mean"] == mean
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")
+    assert runs.loc["dpo", "questions"] == mean
+    assert {"questions_low", "questions_high", "questions_se"} <= set(runs.columns)
+    page = (results / "report/index.html").read_text()
+    assert ">questions</button>" in page
+    assert 'alt="Reward of each policy against the length of its answers"' in page
+    for kind in ("png", "svg"):
+        assert (results / f"report/figures/reward_and_length.{kind}").is_file()
+
+
+def test_add_a_stage(copy: Project):
+    """The suite that states its section has it, the finished one did not."""
+    perform(copy, "Add a stage")
+    copy.edit("configs/mini.yaml", "judge: {bootstrap: 100}", "judge: {bootstrap: 100}\ndiversity: {min_tokens: 2}")
+    rerun(copy)
+    results = copy.folder / "results/mini"
+    with (results / "generate/sft/generations.jsonl").open() as stream:
+        rows = [json.loads(line) for line in stream]
+    answers = [row["response"] for row in rows if len(row["ids"]) >= 2]
+    facts = json.loads((results / "diversity/diversity.json").read_text())
+    assert facts == {"answers": len(answers), "distinct": len(set(answers)) / len(answers)}
+    assert "min_tokens" in (copy.folder / "configs/README.md").read_text()
