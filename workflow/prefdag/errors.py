@@ -1,12 +1,12 @@
-"""The exceptions that a command turns into a sentence."""
+"""Exceptions that the command line reports as one sentence."""
 
 
 class UserError(ValueError):
-    """A mistake in a suite, a file or a command: one sentence saying what, where and how to mend it.
+    """A mistake in a suite, a file or a command, as one sentence: where, what is wrong, and what to do.
 
     The command line prints it without a traceback and exits with 2.
     """
 
 
 class Stopped(Exception):
-    """The job was told to stop (SIGTERM or SIGINT); the argument is the signal's name."""
+    """The job received SIGTERM or SIGINT; the argument is the signal's name."""

@@ -1,4 +1,4 @@
-"""What the system refuses, met anywhere in a stage, as one sentence: no space, no permission, no memory."""
+"""Report failures of the operating system as one sentence: no space, no permission, no memory."""
 
 import errno
 import re
@@ -12,7 +12,7 @@ from prefdag.errors import Stopped, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-# Libraries wrap the system's own error, or leave nothing of it but that a write failed.
+# Libraries wrap the system's error, or report only that a write failed.
 FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 MEMORY_TEXTS = (
     "can't allocate memory",
@@ -27,14 +27,14 @@ NEAR = 0.95  # of the limit on a process's memory
 
 @contextmanager
 def as_sentences(stage: str, root: Path) -> Iterator[None]:
-    """Raise `UserError` for such an error of a job of `stage` in the suite's folder `root`, and any other as it is."""
+    """Raise such an error as `UserError`, and any other unchanged. root: the suite's folder of results."""
     try:
         yield
     except (Stopped, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a library in Rust panics with what is no Exception
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         if isinstance(error, UserError):
-            # A file that could not be opened for want of memory was taken for a broken one.
+            # Without memory a file cannot be opened, and was reported as broken.
             error = next((one for one in _chain(error) if not isinstance(one, UserError) and _says_memory(one)), error)
             if isinstance(error, UserError):
                 raise
@@ -54,16 +54,16 @@ def _sentence(stage: str, root: Path, error: BaseException) -> str | None:
         where = error.filename or root
         return f"{where}: cannot be written or read ({error.strerror}); choose a writable results folder"
     if out_of_memory(error):
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            f"{stage} of {root}: out of memory ({said}); give the job more of it, or lower the section's "
+            f"{stage} of {root}: out of memory ({message}); give the job more of it, or lower the section's "
             "tokens_per_batch, and rerun"
         )
     return None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so, or is any at all of a process that has come to the limit on its memory (ulimit -v)."""
+    """Return whether an error is one of memory, or any error of a process at its memory limit (ulimit -v)."""
     if any(map(_says_memory, _chain(error))):
         return True
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -75,10 +75,10 @@ def _says_memory(error: BaseException) -> bool:
 
 
 def _largest() -> int:
-    """The most virtual memory that this process ever had, in bytes; 0 where the system does not say."""
+    """Return the peak virtual memory of this process in bytes; 0 if the system does not report it."""
     status = Path("/proc/self/status")
-    found = re.search(r"VmPeak:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    return 1024 * int(found[1]) if found else 0
+    peak = re.search(r"VmPeak:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return 1024 * int(peak[1]) if peak else 0
 
 
 def _says(error: BaseException, numbers: set[int], texts: tuple[str, ...]) -> bool:
@@ -86,7 +86,7 @@ def _says(error: BaseException, numbers: set[int], texts: tuple[str, ...]) -> bo
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it was met in the handling of."""
+    """Yield the error and those that caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -174,7 +174,7 @@ def test_the_estimate_counts_every_set() -> None:
         ({"variants": {"a": {"top_p": 0.5, "policies": ["dpo", "ipo"]}}}, "no policy 'ipo'; known are base, sft, dpo"),
         ({"variants": {"a": {"num_samples": 2, "policies": ["dpo"]}}}, "num_samples differs, so SFT's own answers"),
         ({"best_of": 1}, "generate.best_of: expected a number of at least 2, got 1"),
-        ({"best_of": 4, "temperature": 0}, "best_of: samples at temperature 0 are all alike"),
+        ({"best_of": 4, "temperature": 0}, "best_of: samples at temperature 0 are all equal"),
         ({"best_of_prompts": 4}, "best_of_prompts: there is no pool"),
     ],
 )
@@ -198,7 +198,7 @@ def test_checkpoints_need_steps_to_count_from(preference: dict[str, Any], senten
 
 @pytest.mark.parametrize("name", ["chosen", "sft", "dpo@t1"])
 def test_a_run_has_no_name_of_other_answers(name: str) -> None:
-    with pytest.raises(UserError, match="taken by answers that no run gives|expected letters"):
+    with pytest.raises(UserError, match="this name is reserved|expected letters"):
         suite(runs=[{"name": name, "method": "dpo"}])
 
 

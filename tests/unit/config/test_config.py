@@ -39,7 +39,7 @@ MISTAKES = [
         "configs/x.yaml: sft.schedule: expected one of 'cosine', 'linear' or 'constant', got \"up\"",
     ),
     ({"runs": [{**ROW, "beta": -1}]}, "configs/x.yaml: runs.a.beta: expected a number above 0, got -1"),
-    ({"runs": [ROW, ROW]}, "configs/x.yaml: runs.a: this name stands twice; give each row a name of its own"),
+    ({"runs": [ROW, ROW]}, "configs/x.yaml: duplicate run name `a`; run names must be unique"),
     ({"runs": [{**ROW, "gamma": 1}]}, "configs/x.yaml: runs.a.gamma: dpo does not read gamma; its options are beta"),
     (
         {"runs": [{"name": "a", "method": "ipo"}]},
@@ -47,7 +47,7 @@ MISTAKES = [
     ),
     (
         {"runs": [{**ROW, "name": "sft"}]},
-        "configs/x.yaml: runs.sft: this name is taken by answers that no run gives; choose another",
+        "configs/x.yaml: runs.sft: this name is reserved; choose another",
     ),
     ({"runs": [{**ROW, "learning_rate": 0}]}, "configs/x.yaml: runs.a.learning_rate: expected a number above 0, got 0"),
     (
@@ -97,7 +97,7 @@ def test_numbers_that_yaml_reads_as_text():
 def test_a_key_written_twice_is_refused(tmp_path: Path):
     path = tmp_path / "twice.yaml"
     path.write_text(MINI + "threads: 2\n")
-    with pytest.raises(UserError, match="the key 'threads' stands twice"):
+    with pytest.raises(UserError, match="duplicate key 'threads'"):
         read_suite([str(path)])
 
 
@@ -176,7 +176,7 @@ REWARD_MISTAKES = [
     ({"centring_coefficient": 0.1}, f"{REWARDS}: centring_coefficient: read only with centring `pair_sum` or `each`;"),
     ({"combine": "minimum"}, f"{REWARDS}: combine: there is one head, so `minimum` is not read; state several heads"),
     ({"combine": "minimum", "seeds": [3]}, f"{REWARDS}: combine: there is one head, so `minimum` is not read"),
-    ({"heads": 2, "head_std": 0}, f"{REWARDS}: head_std: 0 starts every head alike, so they stay alike; state a "),
+    ({"heads": 2, "head_std": 0}, f"{REWARDS}: head_std: 0 starts every head equal, so they stay equal; state a "),
     ({"seeds": [1, 1]}, f"{REWARDS}: seeds: expected different whole numbers, got [1, 1]"),
     ({"length_normalisation": -1}, f"{REWARDS}.length_normalisation: expected a number of at least 0, got -1"),
 ]

@@ -464,10 +464,10 @@ SLIPS: dict[str, tuple[Any, str]] = {
     "no prompt": ([{"model": "m"}], "judge.judges.0.model.prompt: missing"),
     "key": ([{**MODEL, "temprature": 1}], "judge.judges.0.model.temprature: unknown key"),
     "prompt": ([{"model": "m", "prompt": "poem"}], "expected one of summarisation-simple"),
-    "twice": (["reward", "reward"], "reward stands twice"),
+    "twice": (["reward", "reward"], "duplicate judge reward"),
     "names": (
         [MODEL, {**MODEL, "prompt": "summarisation-concise"}],
-        "tiny-judge stands twice; give each model",
+        "duplicate judge tiny-judge; give each model",
     ),
     "letters": ([{**MODEL, "model": "größer@home"}], "state a `name` of letters, digits"),
     "none": ([], "judge.judges"),

@@ -251,7 +251,7 @@ def test_an_entry_of_the_grid_is_one_job():
         ({"method": "dpo", "flips": 0.5}, "runs.it.flips: expected a number below 0.5, got 0.5"),
         (
             {"method": "plackett_luce", "flips": 0.1},
-            "runs.it: flips turns pairs round, and plackett_luce reads rankings",
+            "runs.it: flips applies to pairs, and plackett_luce reads rankings",
         ),
     ],
 )

@@ -6,7 +6,7 @@ from prefdag.schema import Count, Section, Seed
 
 
 class BestOfN(Section):
-    """What the samples of the pool are selected by, and how the intervals are drawn: all taken from `score`."""
+    """The reward that selects from the pool, and the bootstrap of the intervals: all taken from `score`."""
 
     selected_by: str = Field(description="the headline reward's column in scores.csv")
     seed: Seed = 0

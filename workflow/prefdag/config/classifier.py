@@ -1,4 +1,4 @@
-"""A text classifier whose P(positive) is a suite's ground truth: trained here on labelled rows, or fetched."""
+"""A text classifier whose P(positive) is the ground-truth reward: trained on labelled rows, or fetched."""
 
 from pydantic import Field, model_validator
 
@@ -11,18 +11,18 @@ class TfIdf(Section):
     """Logistic regression on TF-IDF of words, trained on the rows of `data.labelled`."""
 
     ngrams: Count = Field(2, description="words of the longest n-gram")
-    min_df: Count = Field(3, description="an n-gram stands in at least this many texts")
+    min_df: Count = Field(3, description="fewest texts that contain an n-gram")
     max_features: Count = Field(100000, description="only the most frequent n-grams")
     sublinear_tf: bool = Field(True, description="1 + log of a count in place of the count")
     inverse_regularisation: Positive = Field(10.0, description="C of the L2 penalty; larger fits closer")
     max_iterations: Count = Field(1000, description="of L-BFGS")
-    held_out: float = Field(0.1, gt=0, lt=1, description="share of texts that it is measured on and not trained on")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of texts held out of training to measure it")
 
 
 class Classifier(Section):
     """`source: trained` fits it to labelled rows; anything else is a sequence classifier that is fetched."""
 
-    seed: Seed = Field(0, description="of the draw of held-out texts and of the interval of accuracy")
+    seed: Seed = Field(0, description="for the choice of held-out texts and the interval of accuracy")
     source: str = Field(TRAINED, description="`trained`, `hub:owner/name`, or a local folder")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub repository")
     positive: str | None = Field(None, description="of a fetched one: the label whose probability is the reward")

@@ -66,7 +66,7 @@ class Source(Section):
         if ADDRESS.match(self.source) and (self.validation or self.test or self.labelled or self.ood):
             raise ValueError("an address is one file and holds train alone; mix further sources in for other splits")
         if "" in self.replace:
-            raise ValueError("replace: an empty text stands everywhere; name a text to be replaced")
+            raise ValueError("replace: an empty text matches everywhere; name the text to replace")
         return self
 
 
@@ -74,8 +74,8 @@ class Mixed(Source):
     """One source of a mixture."""
 
     weight: Positive | None = Field(None, description="share of the mixture's training rows, relative to the others")
-    count: Count | None = Field(None, description="training rows drawn from this source")
-    adapter: str | None = Field(None, description="where this source's rows need another one than `prepare.adapter`")
+    count: Count | None = Field(None, description="training rows sampled from this source")
+    adapter: str | None = Field(None, description="if this source's rows need another one than `prepare.adapter`")
 
     @field_validator("adapter")
     @classmethod
@@ -88,7 +88,7 @@ class Mixed(Source):
 class Data(Source):
     """One source of rows. `train`, `validation`, `test`, `labelled` and `ood` name files (or globs) inside it."""
 
-    seed: Seed = Field(0, description="of the draw where sources are mixed")
+    seed: Seed = Field(0, description="for the sampling of mixed sources")
     sources: tuple[Mixed, ...] = Field((), description="for `mixed`: a list of sources, each with a weight or a count")
     world: World | None = None
 

@@ -1,4 +1,4 @@
-"""The world small enough to enumerate, and how far a loss is minimised in it."""
+"""A world small enough to enumerate, in which losses are minimised exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from prefdag.schema import Compute, Section
 
 
 class Exact(Compute):
-    """Losses minimised to convergence over every response there is, against the exact optimum."""
+    """Minimise losses to convergence over all responses, and compare them with the exact optimum."""
 
     prompts: int = Field(3, ge=2, le=8, description="2 to 8 prompts")
-    words: int = Field(2, ge=1, le=4, description="1 to 4 words beside the end token")
+    words: int = Field(2, ge=1, le=4, description="1 to 4 words, not counting the end token")
     length: int = Field(3, ge=1, le=4, description="1 to 4 tokens in the longest response")
     ranked: int = Field(3, ge=2, le=4, description="2 to 4 responses in a ranking, for losses of many responses")
 
@@ -33,7 +33,7 @@ class Sweep(Section):
     """One job of an exact suite: a row of `runs`, or all the settings of an entry of `grid`."""
 
     name: str
-    flips: float = Field(0.0, ge=0, lt=0.5, description="the fraction of labels turned round")
+    flips: float = Field(0.0, ge=0, lt=0.5, description="the fraction of labels that are flipped")
     objectives: tuple[SerializeAsAny[Objective], ...] = Field(min_length=1)
 
     @field_validator("objectives", mode="before")
@@ -47,7 +47,7 @@ class Sweep(Section):
             if why := without_population(loss):
                 raise ValueError(f"{loss.method} has no population loss to minimise: {why}; leave the row out")
             if self.flips and loss.responses == "many":
-                raise ValueError(f"flips turns pairs round, and {loss.method} reads rankings; leave it out")
+                raise ValueError(f"flips applies to pairs, and {loss.method} reads rankings; leave it out")
         return self
 
     def user_files(self) -> tuple[Path, ...]:
@@ -55,7 +55,7 @@ class Sweep(Section):
 
 
 def without_population(loss: Objective) -> str | None:
-    """Why a loss cannot be minimised over a population; None where it can."""
+    """Return why a loss cannot be minimised over a population; None if it can."""
     if loss.method in LEFT_OUT:
         return LEFT_OUT[loss.method]
     if loss.scope == "step" and loss.method not in MEANS:

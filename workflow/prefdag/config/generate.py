@@ -12,9 +12,9 @@ from prefdag.schema import Count, NonNegative, Section, Seed
 
 
 class Variant(Section):
-    """What one more set of answers, `<policy>@<its name>`, states differently from `generate`."""
+    """One more set of answers, `<policy>@<name>`: the settings that differ from `generate`."""
 
-    policies: tuple[str, ...] | None = Field(None, min_length=1, description="whose answers; left out: every policy's")
+    policies: tuple[str, ...] | None = Field(None, min_length=1, description="whose answers; default: every policy's")
     seed: Seed | None = None
     num_samples: Count | None = None
     temperature: NonNegative | None = None
@@ -27,7 +27,7 @@ class Variant(Section):
 
 
 class Generate(Generation):
-    """Which prompts, how many responses to each, and further sets of answers beside every policy's own."""
+    """Which prompts, how many responses to each, and further sets of answers."""
 
     variants: dict[str, Variant] = Field({}, description="further settings by name, each stating what differs")
     best_of: int | None = Field(None, ge=2, description="samples per prompt of `sft@pool`, which Best-of-N picks from")
@@ -42,18 +42,18 @@ class Generate(Generation):
             if name in self.variants and (name == POOL or STEP.fullmatch(name)):
                 raise ValueError(f"variants.{name}: this name is taken by other answers; choose another")
             settings = (self.prompts_of(name), self.settings(name))
-            equal = next((other for other, found in known.items() if found == settings), None)
+            equal = next((other for other, others_settings in known.items() if others_settings == settings), None)
             if equal is not None:
                 raise ValueError(f"{_key(name)}: its settings are those of {equal}; state what differs or remove it")
             known[_key(name)] = settings
         if self.best_of_prompts and not self.best_of:
             raise ValueError("best_of_prompts: there is no pool; state `best_of`, its samples per prompt")
         if self.best_of and self.temperature == 0:
-            raise ValueError("best_of: samples at temperature 0 are all alike; state a temperature above 0")
+            raise ValueError("best_of: samples at temperature 0 are all equal; state a temperature above 0")
         return self
 
     def settings(self, variant: str) -> Generation:
-        """How one set of answers is drawn: by its variant's name, `pool`, or empty for a policy's own."""
+        """Return how one set of answers is sampled. variant: its name, `pool`, or empty for a policy's own answers."""
         stated = self.model_dump(include=set(Generation.model_fields))
         if variant == POOL:
             prompts = self.best_of_prompts or self.max_prompts
@@ -63,16 +63,16 @@ class Generate(Generation):
         return Generation(**stated)
 
     def prompts_of(self, variant: str) -> str:
-        """Which prompts a variant answers: `test` or `ood`."""
+        """Return which prompts a variant answers: `test` or `ood`."""
         return self.variants[variant].prompts if variant in self.variants else "test"
 
     def check_policies(self, known: Sequence[str]) -> None:
-        """Raises ValueError for a variant of a policy that is not there, or whose win rate would have no opponent."""
+        """Raise ValueError for a variant of an unknown policy, or one whose win rate would have no opponent."""
         for name, variant in self.variants.items():
-            lacking = next((policy for policy in variant.policies or () if policy not in known), None)
-            if lacking is not None:
+            unknown = next((policy for policy in variant.policies or () if policy not in known), None)
+            if unknown is not None:
                 raise ValueError(
-                    f"generate.variants.{name}.policies: there is no policy {lacking!r}; known are {', '.join(known)}"
+                    f"generate.variants.{name}.policies: there is no policy {unknown!r}; known are {', '.join(known)}"
                 )
             other = [key for key in ("num_samples", "max_prompts") if getattr(variant, key) is not None]
             other += ["prompts"] if variant.prompts != "test" else []

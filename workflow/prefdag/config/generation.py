@@ -1,4 +1,4 @@
-"""One set of answers: all that a job of `generate` is told."""
+"""The settings of one set of answers, which is one job of `generate`."""
 
 from typing import Literal
 
@@ -9,11 +9,11 @@ from prefdag.schema import Count
 
 
 class Generation(Sampling):
-    """Which prompts, how many responses to each, and how they are drawn."""
+    """Which prompts, how many responses to each, and how they are sampled."""
 
     max_prompts: Count | None = Field(None, description="only this many of the test split's prompts")
     backend: Literal["torch", "vllm"] = Field(
-        "torch", description="`vllm`, where it is installed: faster on a GPU; its noise, and so the texts, are others"
+        "torch", description="`vllm`, if installed: faster on a GPU; its random numbers, and so the texts, differ"
     )
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""The lock of a suite: for each Hub repository that it names, the commit and every file's hash, in a file beside it.
+"""The lock file of a suite: the commit and every file's hash of each Hub repository that the suite names.
 
-`configs/<suite>.lock.json` is written once, by `prefdag lock` (the DAG's own first step where it is missing), and is
-the user's to commit. `fetch` takes exactly what stands there. An entry is removed by hand, to be locked anew.
+`prefdag lock` writes `configs/<suite>.lock.json` once (the DAG's first step if the file is missing), and the user
+commits it. `fetch` downloads exactly these files. To lock a repository again, delete its entry.
 """
 
 import json
@@ -40,22 +40,22 @@ class Locked:
 
 
 def lock_path(suite_file: str | Path, name: str) -> str:
-    """Where a suite's lock lies: `name`, from the suite's (last) file, as a path from the working directory."""
+    """Return the path of a suite's lock file from the working directory. name: its path from the suite's last file."""
     return os.path.relpath(Path(suite_file).parent / name)
 
 
 def repositories(
     data: Data | None = None, model: Model | None = None, classifier: Classifier | None = None
 ) -> list[Repository]:
-    """Every Hub repository that a suite's data, model and classifier come from."""
-    found: list[Repository] = []
+    """Return the Hub repositories that a suite's data, model and classifier come from."""
+    named: list[Repository] = []
     for source in (*data.sources, data) if data is not None else ():
-        found += _of("dataset", source.source, source.revision)
+        named += _of("dataset", source.source, source.revision)
     if model is not None:
-        found += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
+        named += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
     if classifier is not None:
-        found += _of("model", classifier.source, classifier.revision)
-    return list(dict.fromkeys(found))
+        named += _of("model", classifier.source, classifier.revision)
+    return list(dict.fromkeys(named))
 
 
 def _of(kind: Literal["dataset", "model"], source: str, revision: str | None) -> list[Repository]:
@@ -63,28 +63,28 @@ def _of(kind: Literal["dataset", "model"], source: str, revision: str | None) ->
 
 
 def unlocked(path: Path, wanted: list[Repository]) -> list[Repository]:
-    """The repositories that the lock says nothing of yet."""
+    """Return the repositories without an entry in the lock."""
     entries = read_lock(path)
     return [repository for repository in wanted if repository.key not in entries]
 
 
 def read_lock(path: Path) -> dict[str, Any]:
-    """The entries of a lock, none where there is no file. Raises `UserError` for a file that is no lock."""
+    """Read the entries of a lock; none if there is no file. Raises `UserError` for a broken one."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a lock (broken JSON); restore it, or delete it to lock anew") from None
+        raise UserError(f"{path}: not a lock (broken JSON); restore it, or delete it to lock again") from None
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and {"commit", "files"} <= set(entry) for entry in entries.values()
     ):
-        raise UserError(f"{path}: not a lock (no entries of commit and files); restore it, or delete it to lock anew")
+        raise UserError(f"{path}: not a lock (no entries of commit and files); restore it, or delete it to lock again")
     return entries
 
 
 def locked(path: Path, repository: Repository) -> Locked:
-    """The entry of a repository. Raises `UserError` where there is none: nothing is fetched that is not locked."""
+    """Return the entry of a repository. Raises `UserError` if there is none: only locked files are fetched."""
     entry = read_lock(path).get(repository.key)
     if entry is None:
         raise UserError(f"{path}: no entry for {repository.key}; `prefdag lock` writes it from the Hub")

@@ -1,6 +1,6 @@
-"""What each job of a suite may read: its config, canonically, and the stages that it follows.
+"""The jobs of a suite: the config that each may read, and the folders of the stages that it depends on.
 
-Torch-free and quick: Snakemake asks while it parses, in every cluster job.
+Imports no torch and is fast: Snakemake parses the rules in every cluster job.
 """
 
 import json
@@ -22,7 +22,7 @@ BEFORE_ALIGNMENT = ("base", "sft")
 
 
 def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> str:
-    """Canonical JSON of the keys that one job may read, and no other: Snakemake compares it as one value."""
+    """Return the keys that one job may read as canonical JSON, which Snakemake compares as one value."""
     if isinstance(suite, ExactSuite):
         return _canonical(_EXACT_PARTS[stage](suite, name))
     if stage == "preference":
@@ -121,7 +121,7 @@ def _canonical(values: dict[str, Any]) -> str:
 
 
 def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:
-    """Threads of one job on a machine, from the suite: the site's number of cores must not change a sum."""
+    """Return the threads of one job, from the suite: the number of cores of a machine must not change a sum."""
     if isinstance(suite, ExactSuite):
         return suite.exact.threads
     section = _section(suite, stage, name)
@@ -129,9 +129,9 @@ def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -
 
 
 def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str, int | str | None]:
-    """What a training asks of a cluster: a GPU a process; on several nodes a task on each, which it starts itself.
+    """Return what a training asks of a cluster: a GPU per process, and one task per node, which the job starts.
 
-    None leaves a resource unstated. Slurm makes tasks of GPUs where it is not told otherwise.
+    None leaves a resource unstated. By default Slurm would start a task per GPU.
     """
     section = _section(suite, stage, name)
     processes, nodes = (section.processes, section.nodes) if isinstance(section, Training) else (1, 1)
@@ -145,7 +145,7 @@ def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str,
 
 
 def _section(suite: Suite, stage: str, name: str | None) -> Any:
-    """The settings of a job, None where the suite has no such stage."""
+    """Return the settings of a job, None if the suite has no such stage."""
     return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
 
 
@@ -173,7 +173,7 @@ def stages_of(suite: Suite | ExactSuite) -> list[str]:
 
 
 def policies(suite: Suite) -> list[str]:
-    """Every policy that is generated from and scored."""
+    """Return every policy that is sampled and scored."""
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
 
 
@@ -220,7 +220,7 @@ def against(suite: Suite, answer_set: AnswerSet) -> AnswerSet | None:
 
 
 def folder_of(suite: Suite, policy: str) -> str:
-    """The stage folder, below the suite's results, that holds a policy's weights."""
+    """Return the stage folder, relative to the suite's results, that holds a policy's weights."""
     if policy == "base":
         return "pretrain" if suite.model.from_scratch else "fetch/model"
     return "sft" if policy == "sft" else f"preference/{policy}"
@@ -232,30 +232,30 @@ def answering_folder(suite: Suite, answer_set: AnswerSet) -> str | None:
 
 
 def tokenizer_folder(suite: Suite) -> str | None:
-    """The fetched tokenizer of a model from scratch, if it has one."""
+    """Return the folder of the fetched tokenizer of a model from scratch, if it has one."""
     return "fetch/tokenizer" if suite.model.from_scratch and suite.model.tokenizer else None
 
 
 def classifier_folder(suite: Suite) -> str | None:
-    """The stage folder that holds the classifier, trained or fetched; None where the suite has none."""
+    """Return the stage folder of the classifier, trained or fetched; None if the suite has none."""
     if suite.classifier is None:
         return None
     return "classifier" if suite.classifier.is_trained else "fetch/classifier"
 
 
 def user_files_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
-    """The user's own files by which a stage reads rows: an adapter, and where prompts are written, a template."""
+    """Return the user's files that a stage reads rows with: an adapter and, unless it pre-trains, a template."""
     return adapter_files(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.user_files()
 
 
 def lock_of(suite: Suite, name: str) -> str | None:
-    """The lock that a job of `fetch` takes its commits from, None for what does not come from the Hub."""
-    found: str | None = _fetch(suite, name).get("lock")
-    return found
+    """Return the lock file that a job of `fetch` reads; None if nothing of it comes from the Hub."""
+    lock: str | None = _fetch(suite, name).get("lock")
+    return lock
 
 
 def user_files_of_run(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
-    """The user's own files that a run's loss lies in, from the working directory; none for a loss of the package."""
+    """Return the user's files that define a run's loss, from the working directory; none for a built-in loss."""
     return suite.run(run).user_files()
 
 
@@ -264,5 +264,5 @@ def reads_reference(suite: Suite, run: str) -> bool:
 
 
 def dataset_of(suite: Suite, run: str) -> str:
-    """The dataset, prepared and with a reference cache of its own, that a run is trained on."""
+    """Return the prepared dataset, `comparisons` or `rankings`, that a run is trained on."""
     return suite.run(run).dataset

@@ -12,37 +12,39 @@ from prefdag.schema import Count, Positive, Section, Seed
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
 NAME = re.compile(r"[\w./:-]+", re.ASCII)
 SHEET = re.compile(r"(?!/)[\w./+ -]+\.csv")
-OWN_PROMPT = re.compile(r"(?!/)[\w./+ -]+\.txt")
+USER_PROMPT = re.compile(r"(?!/)[\w./+ -]+\.txt")
 
 
 class LLM(Section):
-    """An entry that is no column's name: a model behind the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
+    """An entry that is a mapping: a model at the endpoint that OPENAI_BASE_URL and OPENAI_API_KEY name."""
 
     model: str = Field(min_length=1, description="as the endpoint calls it")
     name: str = Field("", description="as verdicts and tables call it; empty: the model's name")
-    prompt: str = Field(description=f"what it is asked: {', '.join(PROMPTS)}, or a `<file>.txt` of your own")
+    prompt: str = Field(description=f"the question: {', '.join(PROMPTS)}, or your own `<file>.txt`")
     max_tokens: Count = Field(512, description="of an answer; the temperature is 0")
-    concurrency: Count = Field(4, description="requests under way at a time, in one job")
-    requests_per_minute: Positive | None = Field(None, description="of one job; none: as many as it takes")
-    max_requests: Count = Field(10_000, description="of one job, repeated ones among them; refused before it asks more")
-    attempts: Count = Field(6, description="at one question where the endpoint is busy, broken or silent")
-    timeout: Positive = Field(120, description="seconds until an answer counts as lost")
+    concurrency: Count = Field(4, description="concurrent requests of one job")
+    requests_per_minute: Positive | None = Field(None, description="of one job; default: no limit")
+    max_requests: Count = Field(
+        10_000, description="of one job, retries included; a job that needs more is refused before its first request"
+    )
+    attempts: Count = Field(6, description="per question, if the endpoint is busy, fails or does not answer")
+    timeout: Positive = Field(120, description="seconds to wait for an answer")
 
     @field_validator("prompt")
     @classmethod
     def _known_prompt(cls, name: str) -> str:
-        if name not in PROMPTS and not OWN_PROMPT.fullmatch(name):
+        if name not in PROMPTS and not USER_PROMPT.fullmatch(name):
             known = ", ".join(PROMPTS)
             raise ValueError(f"expected one of {known}, or <file>.txt relative to the suite's file, got {name!r}")
         return name
 
     def user_files(self) -> tuple[Path, ...]:
-        """The prompt's file where it is the user's own."""
+        """Return the prompt's file if it is the user's."""
         return () if self.prompt in PROMPTS else (Path(self.prompt),)
 
 
 class People(Section):
-    """An entry that names a file instead: what people said of pairs of answers, on a sheet of `prefdag sheet`."""
+    """An entry that names a file: the preferences of people, on a sheet written by `prefdag sheet`."""
 
     people: str = Field(description="a `<file>.csv` with `prompt`, `response_a`, `response_b` and `preferred`")
     name: str = Field("people", description="as verdicts and tables call them")
@@ -66,13 +68,13 @@ OneJudge = Annotated[ByColumn | Annotated[LLM, Tag("model")] | Annotated[People,
 
 
 class Judge(Section):
-    """Who is held against whom, by whom, and how the interval of a win rate is drawn."""
+    """Which answers are compared, who judges them, and the bootstrap of the win rates."""
 
     seed: Seed = 0
     against: Literal["sft", "chosen"] = Field(
-        "sft", description="the other side: the SFT policy's answers, or the test split's chosen responses"
+        "sft", description="the opponent: the SFT policy's answers, or the test split's chosen responses"
     )
-    bootstrap: Count = Field(2000, description="resamples of the prompts behind each interval")
+    bootstrap: Count = Field(2000, description="resamples of the prompts for each interval")
     judges: tuple[OneJudge, ...] = Field(
         ("reward",),
         min_length=1,
@@ -85,7 +87,7 @@ class Judge(Section):
         names = [name_of(judge) for judge in judges]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"{name} stands twice; give each model or sheet a `name` of its own")
+                raise ValueError(f"duplicate judge {name}; give each model or sheet its own `name`")
             if not NAME.fullmatch(name):  # trackers take no other
                 raise ValueError(f"{name!r}: state a `name` of letters, digits and . _ / : - for this judge")
         return judges
@@ -100,31 +102,31 @@ class Judge(Section):
 
     @property
     def reads_answers(self) -> bool:
-        """Whether a judge reads answers; a column is in the scores."""
+        """Whether a judge reads answers: a column is read from the scores."""
         return bool(self.models or self.sheets)
 
     def user_files(self) -> tuple[Path, ...]:
-        """Prompts of the user's own and sheets; a job counts them as its code."""
+        """Return the user's prompts and sheets, which a job counts as its code."""
         prompts = [path for judge in self.models for path in judge.user_files()]
         return (*prompts, *(Path(sheet.people) for sheet in self.sheets))
 
 
 def name_of(judge: str | LLM | People) -> str:
-    """What verdicts and tables call a judge."""
+    """Return a judge's name in verdicts and tables."""
     if isinstance(judge, LLM):
         return judge.name or judge.model
     return judge if isinstance(judge, str) else judge.name
 
 
 def with_relative_paths(values: Any, suite: str) -> Any:
-    """The section as jobs know it: files taken from the suite's file become paths from the working directory."""
+    """Make paths relative to the suite's file relative to the working directory."""
     if not isinstance(values, dict) or not isinstance(values.get("judges"), list):
         return values
     return {**values, "judges": [_located(judge, suite) for judge in values["judges"]]}
 
 
 def _located(judge: Any, suite: str) -> Any:
-    for key, form in (("prompt", OWN_PROMPT), ("people", SHEET)):
+    for key, form in (("prompt", USER_PROMPT), ("people", SHEET)):
         name = judge.get(key) if isinstance(judge, dict) else None
         if isinstance(name, str) and form.fullmatch(name):
             return {**judge, key: os.path.relpath(Path(suite).parent / name)}

@@ -1,4 +1,4 @@
-"""YAML of suites: strict mappings, merged key by key."""
+"""Read the YAML of suites, and merge mappings key by key."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from prefdag.errors import UserError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; a key written twice is a mistake and not the last one's luck."""
+    """Read a YAML mapping. Raises `UserError` for a duplicate key, of which YAML would keep the last."""
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_StrictLoader)
@@ -28,12 +28,12 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.YAMLError(f"the key {key!r} stands twice in the mapping of line {node.start_mark.line + 1}")
+                raise yaml.YAMLError(f"duplicate key {key!r} in the mapping of line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mappings key by key, everything else replaced whole."""
+    """Merge `above` over `below`: mappings key by key; other values are replaced."""
     result = dict(below)
     for key, value in above.items():
         under = result.get(key)

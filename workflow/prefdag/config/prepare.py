@@ -1,4 +1,4 @@
-"""From raw rows to comparisons of token ids. Nothing about tokens has a hidden default."""
+"""Raw rows to comparisons of token ids. No setting of tokenization has a hidden default."""
 
 import os
 import re
@@ -19,17 +19,17 @@ class Prepare(Section):
 
     seed: Seed = 0
     adapter: str = Field(
-        description=f"how rows are read as comparisons: {', '.join(ADAPTERS)}, or `<file>.py:<function>` of your own"
+        description=f"how rows are read as comparisons: {', '.join(ADAPTERS)}, or your own `<file>.py:<function>`"
     )
     template: str = Field(
-        description=f"how prompt and response are written: {', '.join(TEMPLATES)}, or a `<file>.jinja` of your own"
+        description=f"how prompt and response are written: {', '.join(TEMPLATES)}, or your own `<file>.jinja`"
     )
     system: str | None = Field(None, description="system prompt of `chat` and Jinja templates; none: no system prompt")
     counted: Literal["last", "all"] = Field(
         "last", description="assistant turns of a demonstration that are counted: the last, or all (a comparison each)"
     )
     rejected: Literal["second", "worst", "random"] = Field(
-        "second", description="which of K > 2 responses a pair sets against the best"
+        "second", description="which of K > 2 responses is paired with the best"
     )
     bos: bool = Field(description="one beginning-of-sequence token before the prompt")
     end_of_turn: str = Field(
@@ -40,8 +40,8 @@ class Prepare(Section):
     )
     max_prompt_tokens: Count
     max_response_tokens: Count
-    validation_fraction: Fraction = Field(0.0, description="share of prompts held out of train, where no file is")
-    test_fraction: Fraction = Field(0.0, description="share of prompts held out of train for test, where no file is")
+    validation_fraction: Fraction = Field(0.0, description="share of prompts held out of train, if there is no file")
+    test_fraction: Fraction = Field(0.0, description="share of prompts held out of train for test, if there is no file")
     leakage: Literal["error", "drop", "allow"] = Field(
         "error",
         description="prompts shared between splits, or between SFT's training and held-out comparisons; drop: rows of "
@@ -74,17 +74,17 @@ class Prepare(Section):
         return name
 
     def user_files(self) -> tuple[Path, ...]:
-        """Files of the user's own that the section names; a job counts them as its code."""
+        """Return the user's files that the section names, which a job counts as its code."""
         adapter = adapter_files(self.adapter)
         return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter
 
 
 def with_relative_paths(values: Any, suite: str) -> Any:
-    """The section as jobs know it: paths taken from the suite's file become paths from the working directory."""
+    """Make paths relative to the suite's file relative to the working directory."""
     if not isinstance(values, dict):
         return values
-    found = dict(values)
+    located = dict(values)
     for key, form in (("adapter", USER_ADAPTER), ("template", JINJA)):
-        if isinstance(name := found.get(key), str) and form.fullmatch(name):
-            found[key] = os.path.relpath(Path(suite).parent / name)
-    return found
+        if isinstance(name := values.get(key), str) and form.fullmatch(name):
+            located[key] = os.path.relpath(Path(suite).parent / name)
+    return located

@@ -1,4 +1,4 @@
-"""The figures and the page at the end of a suite."""
+"""The figures and the page of a suite."""
 
 from typing import Literal
 
@@ -8,12 +8,12 @@ from prefdag.schema import Count, Positive, Section
 
 
 class Report(Section):
-    """What the page shows beside what is always there."""
+    """What the page shows in addition to what every page has."""
 
     compare: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="runs shown beside base and SFT in lengths, reward scores (the first) and samples; "
+        description="runs shown next to base and SFT in lengths, reward scores (the first) and samples; "
         "default: the middle beta of DPO, then of each other method, three at most",
     )
     samples: Count = Field(8, description="test prompts whose generations are shown side by side")
@@ -30,7 +30,7 @@ Measured = Literal["reward", "kl", "length", "win_rate", "trained", "accuracy", 
 
 
 class Expected(Section):
-    """One published number, and what of this suite it is to be compared with."""
+    """One published number, and the measurement to compare it with."""
 
     run: str = Field(
         description="the run that it belongs to (seeds are averaged), `base`, `sft`, or `reward` its model"
@@ -40,6 +40,6 @@ class Expected(Section):
     source: str = Field(description="paper and table")
     measured: Measured | None = Field(
         None,
-        description="column of runs.csv it stands beside, or the reward model's `accuracy` and `accuracy_untrained`; "
-        "none: this project does not measure it",
+        description="column of runs.csv to compare with, or the reward model's `accuracy` and `accuracy_untrained`; "
+        "none: not measured here",
     )

@@ -53,7 +53,7 @@ class Reward(Training):
                 f"combine: there is one head, so `{self.combine}` is not read; state several heads or seeds"
             )
         if self.heads > 1 and not self.head_std:
-            raise ValueError("head_std: 0 starts every head alike, so they stay alike; state a number above 0")
+            raise ValueError("head_std: 0 starts every head equal, so they stay equal; state a number above 0")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different whole numbers, got {list(self.seeds)}")
         return self

@@ -1,4 +1,4 @@
-"""Rows of a suite: one for each run, with its seeds and its grid, checked before any job starts."""
+"""Expand the rows of a suite to runs, by grid and by seed, and check them before any job starts."""
 
 import itertools
 import re
@@ -41,7 +41,7 @@ def rows_of(rows: Any, key: str, where: str) -> list[dict[str, Any]]:
 
 
 def grid_of(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a grid: every key that holds a list takes each of its values; the name says which."""
+    """Expand a grid: each key with a list takes each of its values, which the row's name states."""
     rows = []
     for entry in grid:
         swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
@@ -53,27 +53,27 @@ def grid_of(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _title(entry: dict[str, Any]) -> str:
-    """What a grid's entry is called: its name, else its method."""
+    """Return the name of a grid's entry, by default its method."""
     return str(entry.get("name", entry.get("method"))).rpartition(":")[2]
 
 
 def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
-    """One job of an exact suite: all the rows that one entry stands for."""
+    """Make one job of an exact suite: all the rows of one entry."""
     name = _title(entry)
     inside = f"runs.{name}"
     losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
     flips = {"flips": entry["flips"]} if "flips" in entry else {}
-    found = [objective(loss, where, inside) for loss in losses]
-    return Sweep.parse({"name": _name_of_row(name, where), "objectives": found, **flips}, where, inside)
+    objectives = [objective(loss, where, inside) for loss in losses]
+    return Sweep.parse({"name": _name_of_row(name, where), "objectives": objectives, **flips}, where, inside)
 
 
 def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
-    """The rows with the files of the user's own losses found from the suite file that states them."""
+    """Make the paths of users' losses relative to the working directory. suite: the file that states the rows."""
     return [{**row, "method": relative_path(row.get("method"), suite)} for row in rows]
 
 
 def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
-    """One `Run` for each row and seed."""
+    """Make a `Run` for each row and seed."""
     runs: list[Run] = []
     for row in rows:
         runs += _runs_of_row(dict(row), preference, where)
@@ -84,7 +84,7 @@ def named_once(runs: list[Any], where: str) -> list[Any]:
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"{where}: runs.{name}: this name stands twice; give each row a name of its own")
+            raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
     return runs
 
 
@@ -99,15 +99,15 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     name = _name_of_row(row.pop("name", None), where)
     inside = f"runs.{name}"
     if name in RESERVED:
-        raise UserError(f"{where}: {inside}: this name is taken by answers that no run gives; choose another")
+        raise UserError(f"{where}: {inside}: this name is reserved; choose another")
     seeds = row.pop("seeds", [None])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
-    own = entry_of(row.get("method"), where, inside).model_fields
-    training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in own}
-    about = (
-        {"dataset": _dataset(row.pop("dataset"), where, inside)} if "dataset" in row and "dataset" not in own else {}
-    )
+    options = entry_of(row.get("method"), where, inside).model_fields
+    training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
+    about = {}
+    if "dataset" in row and "dataset" not in options:
+        about = {"dataset": _dataset(row.pop("dataset"), where, inside)}
     loss = objective(row, where, inside)
     runs = []
     for seed in seeds:
@@ -118,8 +118,8 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     return runs
 
 
-def _dataset(given: Any, where: str, inside: str) -> Dataset:
-    if given not in get_args(Dataset):
-        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {given!r}")
-    found: Dataset = given
-    return found
+def _dataset(value: Any, where: str, inside: str) -> Dataset:
+    if value not in get_args(Dataset):
+        raise UserError(f"{where}: {inside}.dataset: expected one of {', '.join(get_args(Dataset))}, got {value!r}")
+    dataset: Dataset = value
+    return dataset

@@ -8,7 +8,7 @@ from prefdag.schema import Compute, Count
 
 
 class Score(Compute):
-    """What `reward` means in this suite, and how the intervals are drawn."""
+    """What `reward` means in this suite, and the bootstrap of the intervals."""
 
     reward: Literal["vader", "classifier", "trained"] = Field(
         description="the headline reward: ground truth (`vader` or `classifier`), or the reward model (`trained`)"
@@ -17,4 +17,4 @@ class Score(Compute):
         (), description="runs whose implicit reward, beta times the log-ratio to SFT, scores every generation as well"
     )
     tokens_per_batch: Count = 4096
-    bootstrap: Count = Field(1000, description="resamples of the prompts behind each interval")
+    bootstrap: Count = Field(1000, description="resamples of the prompts for each interval")

@@ -1,6 +1,6 @@
-"""What differs from cluster to cluster: read by the cluster profile (profiles/slurm/config.yaml), before anything else.
+"""Settings that differ between clusters, read by the Slurm profile (profiles/slurm/config.yaml).
 
-A key comes from the environment (PREFDAG_SLURM_<KEY>), or from `site.yaml` beside the profile, or has its default.
+A key comes from the environment (PREFDAG_SLURM_<KEY>), from `profiles/slurm/site.yaml`, or has its default.
 """
 
 import os
@@ -25,17 +25,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:+-]*$")]
 class Site(Section):
     """Settings of one cluster; None leaves a setting to the cluster's own default."""
 
-    account: Name | None = Field(None, description="who is charged")
+    account: Name | None = Field(None, description="the account to charge")
     partition: Name | None = Field(None, description="the queue")
     qos: Name | None = Field(None, description="quality of service")
     gpu: Name | None = Field(None, description="type of GPU, as `sinfo -o %G` names it")
     scratch: str | None = Field(None, pattern=r"^/[^'\"\n]*$", description="TMPDIR of the jobs, on every node")
-    minutes: Count | None = Field(None, description="the longest that the partition lets a job run")
-    notice: Count = Field(120, description="seconds before its time limit at which a job is told to save and stop")
+    minutes: Count | None = Field(None, description="time limit of the partition")
+    notice: Count = Field(
+        120, description="seconds before its time limit at which Slurm signals a job to save and stop"
+    )
 
 
 def read_site(path: Path = SITE, environment: Mapping[str, str] = os.environ) -> Site:
-    """The site of `path` under what the environment says. Raises `UserError` for a key or value that is none."""
+    """Read the site of a file; the environment overrides it. Raises `UserError` for an unknown key or a bad value."""
     values = read_yaml(path) if path.is_file() else {}
     Site.parse(values, os.path.relpath(path))
     for key in Site.model_fields:
@@ -46,7 +48,7 @@ def read_site(path: Path = SITE, environment: Mapping[str, str] = os.environ) ->
 
 
 def site_of_profile() -> Site:
-    """The site, or one sentence and exit code 2: Snakemake would wrap an exception in its own usage."""
+    """Read the site, or print one sentence and exit with 2: Snakemake would wrap an exception in its usage."""
     try:
         return read_site()
     except UserError as mistake:

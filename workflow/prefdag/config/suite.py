@@ -1,4 +1,4 @@
-"""A suite: one experiment, one YAML file, checked whole before any job starts."""
+"""A suite: one experiment in one YAML file, validated before any job starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ from prefdag.schema import Count, Positive, Section, Seed
 
 
 class Size(Section):
-    """Counts of parameters and tokens. No job reads them."""
+    """Counts of parameters and tokens for `prefdag plan`. No job reads them."""
 
     parameters: Positive = Field(description="of the model, such as 2.8e9")
     layers: Count
@@ -62,9 +62,11 @@ class Suite(Section):
     score: Score
     judge: Judge = Judge()
     report: Report = Report()
-    expected: tuple[Expected, ...] = Field((), description="published results, shown beside measured ones")
+    expected: tuple[Expected, ...] = Field((), description="published results, shown next to measured ones")
     size: Size | None = None
-    lock: str = Field("", description="where the Hub's commits are kept; default: <name>.lock.json beside the suite")
+    lock: str = Field(
+        "", description="path of the lock file of Hub commits; default: <name>.lock.json in the suite's folder"
+    )
     runs: tuple[Run, ...]
 
     @field_validator("name")
@@ -91,7 +93,7 @@ class Suite(Section):
         return self
 
     def _check_classifier(self) -> None:
-        """Who asks for a classifier has one, a trained one has labelled rows, and neither goes unread."""
+        """Check that a classifier that is read exists, has labelled rows if trained, and that neither is unused."""
         rewards = {"score.reward": self.score.reward, "pairs.reward": self.pairs and self.pairs.reward}
         asking = [key for key, reward in rewards.items() if reward == "classifier"]
         labelled = any(source.labelled for source in (*self.data.sources, self.data))
@@ -105,7 +107,7 @@ class Suite(Section):
             raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
 
     def _check_ood(self) -> None:
-        """Prompts of another distribution are there where a variant answers them, and answered where they are there."""
+        """Check that prompts of another distribution exist if a variant answers them, and the reverse."""
         there = any(source.ood for source in (*self.data.sources, self.data))
         asking = [name for name, variant in self.generate.variants.items() if variant.prompts == "ood"]
         if asking and not there:
@@ -114,7 +116,7 @@ class Suite(Section):
             raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
 
     def _lacking(self, run: Run) -> str | None:
-        """What the data of a run is known to lack before it is made."""
+        """Return what a run needs that its data will not have, as far as the suite shows."""
         method, entry = run.objective.method, run.objective
         if run.dataset == "rankings" and entry.responses == "two":
             return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
@@ -138,12 +140,11 @@ class Suite(Section):
         return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
 
     def _check_implicit(self, name: str) -> None:
-        """beta times a log-ratio to the reference needs a beta and a reference."""
-        found = [run for run in self.runs if run.name == name]
-        known = ", ".join(run.name for run in self.runs)
-        if not found:
+        """Check that a run has an implicit reward: beta times its log-ratio to the reference."""
+        if name not in [run.name for run in self.runs]:
+            known = ", ".join(run.name for run in self.runs)
             raise ValueError(f"score.implicit: there is no run {name!r}; the runs are {known}")
-        objective = found[0].objective
+        objective = self.run(name).objective
         beta = objective.parameters().get("beta")
         if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
             raise ValueError(
@@ -156,7 +157,7 @@ class Suite(Section):
 
 
 class ExactSuite(Section):
-    """A suite with a section `exact`: losses minimised over a world that can be enumerated, and nothing else."""
+    """A suite with a section `exact`: losses minimised in a world that can be enumerated."""
 
     name: str
     seed: Seed = 0
@@ -174,7 +175,7 @@ class ExactSuite(Section):
 
 
 def read_suite(paths: list[str]) -> Suite | ExactSuite:
-    """Read one suite file, with further files merged over it key by key, as Snakemake's --configfile does."""
+    """Read one suite file and merge further files over it key by key, as Snakemake's --configfile does."""
     values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
         read = read_yaml(Path(path))
@@ -183,7 +184,7 @@ def read_suite(paths: list[str]) -> Suite | ExactSuite:
 
 
 def read_ordinary_suite(paths: list[str]) -> Suite:
-    """The same, for what asks about models and data. Raises `UserError` for a suite of the exact world."""
+    """Read a suite that has a model and data. Raises `UserError` for a suite with the section `exact`."""
     suite = read_suite(paths)
     if isinstance(suite, ExactSuite):
         raise UserError(f"{paths[-1]}: a suite with the section `exact` has no model and no data; name another")
@@ -191,9 +192,15 @@ def read_ordinary_suite(paths: list[str]) -> Suite:
 
 
 def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | None = None) -> Suite | ExactSuite:
-    """Validate a suite and expand its rows. `where` names the file in every mistake's sentence.
+    """Validate a suite and expand its rows.
 
-    stated: which file states a section, where several were merged; paths in it are taken from that file.
+    Args:
+        values: the suite's YAML.
+        where: the file that error messages name.
+        stated: file of each section, if several were merged; paths in a section are relative to its file.
+
+    Raises:
+        UserError: for the first mistake, as one sentence.
     """
     values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
     if extended := values.pop("extends", None):

@@ -26,9 +26,9 @@ class Training(Compute):
     tokens_per_batch: Count = Field(4096, description="padded tokens of one forward; decides speed and memory only")
     activation_gb: Positive | None = Field(
         None,
-        description="for kept activations; blocks beyond it are recomputed, to the same bits; none: all are kept",
+        description="memory for saved activations; blocks beyond it are recomputed, bit for bit; default: no limit",
     )
-    processes: Count = Field(1, description="processes that share every step, a GPU each where there are GPUs")
+    processes: Count = Field(1, description="processes that share every step, with a GPU each if there are GPUs")
     nodes: Count = Field(1, description="machines that they are spread over evenly; several only under Slurm")
     sharding: Literal["replicated", "sharded"] = Field(
         "replicated", description="each process holds the whole model, or its share of every layer (FSDP2)"
@@ -39,5 +39,5 @@ class Training(Compute):
         if self.processes % self.nodes:
             raise ValueError(f"processes: {self.processes} cannot be spread evenly over {self.nodes} nodes")
         if self.sharding == "sharded" and self.processes == 1:
-            raise ValueError("sharding: one process has nobody to share with; state processes: 2 or more")
+            raise ValueError("sharding: one process has nothing to shard over; state processes: 2 or more")
         return self
