@@ -17,11 +17,7 @@ ROOT = os.path.abspath(workflow.basedir)
 
 
 def load_suite():
-    """Return the suite that the config files describe, checked.
-
-    Raises:
-        UserError: a key is wrong or written twice (only the files themselves show that), or a user's file is missing.
-    """
+    """Return the suite of the config files. Raises `UserError` for wrong or repeated keys, or a missing user's file."""
     label = str((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
     origin_of_key = {}
     for path in map(os.path.relpath, workflow.configfiles):
