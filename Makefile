@@ -21,7 +21,7 @@ test: $(STAMP)  ## all tests
 lint: $(STAMP)  ## style and types
 	ruff check .
 	ruff format --check .
-	mypy workflow/prefdag benchmarks
+	mypy workflow/prefdag workflow/snakemake_logger_plugin_prefdag benchmarks
 	PYTHONPATH=workflow:. lint-imports --no-logo
 
 docs: $(STAMP)  ## the documentation site, in site/

@@ -27,9 +27,11 @@ def planned(project: Project, suite: str = "configs/mini.yaml") -> set[tuple[str
     assert done.returncode == 0, done.stdout + done.stderr
     text = done.stdout + done.stderr
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", text, re.M)
-    found = {(rule, "".join(re.findall(r"wildcards: \w+=(\S+)", about))) for rule, about in jobs if rule != "all"}
-    assert found or "Nothing to be done" in text, text
-    return found
+    planned_jobs = {
+        (rule, "".join(re.findall(r"wildcards: \w+=(\S+)", about))) for rule, about in jobs if rule != "all"
+    }
+    assert planned_jobs or "Nothing to be done" in text, text
+    return planned_jobs
 
 
 def why(project: Project, *targets: str) -> dict[str, list[str]]:
@@ -38,13 +40,13 @@ def why(project: Project, *targets: str) -> dict[str, list[str]]:
     inside = {**environment(), "PYTHONPATH": str(project.folder / "workflow")}
     done = subprocess.run(command, cwd=project.folder, env=inside, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         if line.startswith("  "):
-            found[next(reversed(found))].append(line.strip())
+            reasons[next(reversed(reasons))].append(line.strip())
         else:
-            found[line] = []
-    return found
+            reasons[line] = []
+    return reasons
 
 
 def following(*policies: str) -> set[tuple[str, str]]:
@@ -83,17 +85,17 @@ def test_why_names_the_lines_that_changed(copy: Project):
     (copy.folder / path).write_text("\n".join([*lines[:at], "NEW = 1", "", "", *lines[at:]]) + "  # so\n")
     commit = subprocess.run([*git, "rev-parse", "HEAD"], cwd=copy.folder, capture_output=True, text=True).stdout[:8]
     changed = f"changed: {path} (+4 -1 since {commit}, lines {at + 1}-{at + 3}, {len(lines) + 3})"
-    asked = why(copy)
-    assert asked.pop("report") == ["after: judge base, judge dpo, judge dpo-strong, judge simpo"]
-    assert asked == {f"judge {run}": [changed] for run in ("base", *RUNS)}
+    reasons = why(copy)
+    assert reasons.pop("report") == ["after: judge base, judge dpo, judge dpo-strong, judge simpo"]
+    assert reasons == {f"judge {run}": [changed] for run in ("base", *RUNS)}
     shutil.rmtree(copy.folder / ".git")
     assert why(copy)["judge dpo"] == [f"changed: {path}"]
 
 
 def test_why_names_what_is_missing_and_what_was_never_there(copy: Project):
     (copy.folder / RESULTS / "judge/dpo/manifest.json").unlink()
-    asked = why(copy, f"{RESULTS}/judge/dpo/manifest.json")
-    assert asked == {"judge dpo": [f"missing: {RESULTS}/judge/dpo/manifest.json"]}
+    reasons = why(copy, f"{RESULTS}/judge/dpo/manifest.json")
+    assert reasons == {"judge dpo": [f"missing: {RESULTS}/judge/dpo/manifest.json"]}
     copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: new, method: cdpo, beta: 0.3}\n")
     assert why(copy, f"{RESULTS}/preference/new/manifest.json") == {"preference new": ["never run"]}
 
@@ -119,8 +121,8 @@ def test_a_variant_runs_itself_alone(copy: Project):
 
 def test_checkpoints_rerun_their_run_and_what_follows(copy: Project):
     copy.edit("configs/mini.yaml", "name: simpo, method: simpo}", "name: simpo, method: simpo, checkpoints: 1}")
-    kept = {(stage, "simpo@step2") for stage in ("generate", "score", "judge")}
-    assert planned(copy) == {("preference", "simpo")} | following("simpo") | kept
+    checkpoints = {(stage, "simpo@step2") for stage in ("generate", "score", "judge")}
+    assert planned(copy) == {("preference", "simpo")} | following("simpo") | checkpoints
 
 
 def test_further_answers_run_to_their_verdicts(copy: Project):
@@ -144,8 +146,8 @@ def test_further_answers_run_to_their_verdicts(copy: Project):
     assert list(best["n"]) == [1, 2, 4] * 3 and list(best["selected_by"]) == ["vader"] * 3 + ["trained"] * 6
     assert len(pd.read_csv(results / "report/runs.csv")) == 5, "the table is of the policies' own answers"
     chosen = [json.loads(line) for line in (results / "generate/chosen/generations.jsonl").read_text().splitlines()]
-    own = [json.loads(line) for line in (results / "generate/sft/generations.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in chosen] == [row["prompt"] for row in own]
+    sampled = [json.loads(line) for line in (results / "generate/sft/generations.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in chosen] == [row["prompt"] for row in sampled]
     rows = [json.loads(line) for line in (results / "pairs/test.jsonl").read_text().splitlines()]
     first = {row["prompt"]: row["responses"][0] for row in reversed(rows)}
     assert {row["prompt"]: row["response"] for row in chosen} == first
@@ -161,7 +163,7 @@ def test_the_losses_rerun_preference_and_later(copy: Project):
 
 
 def test_a_loss_of_the_users_own_reruns_its_run_alone(copy: Project):
-    """A new row by a file beside the suite; a comment in it ends where it began, an edit reruns what it touches."""
+    """Train with a file in the suite's folder: a comment in it reruns only this run, an edit also what follows."""
     manifest = f"{RESULTS}/preference/own/manifest.json"
     copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: own, method: mine.py:chosen}\n")
     mine = copy.folder / "configs/mine.py"
@@ -242,7 +244,7 @@ def test_a_fresh_clone_beside_the_results_reruns_nothing(copy: Project, tmp_path
 
 
 def test_swapped_numbers_are_seen(copy: Project):
-    """The same two values under other keys: Snakemake compares parameters as sets, so they stand in one."""
+    """The same two values under other keys: Snakemake compares parameters as sets, so all keys are in one."""
     copy.edit("configs/mini.yaml", "preference: {batch_size: 2, epochs: 1,", "preference: {batch_size: 1, epochs: 2,")
     assert planned(copy) == {("preference", run) for run in RUNS} | following(*RUNS)
 

@@ -165,7 +165,7 @@ def test_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_warnings_errors_and_messages_of_other_commands_are_shown(monkeypatch: pytest.MonkeyPatch):
-    said = show(
+    text = show(
         monkeypatch,
         record("Unlocked working directory."),
         record("a warning", logging.WARNING),
@@ -178,4 +178,4 @@ def test_warnings_errors_and_messages_of_other_commands_are_shown(monkeypatch: p
         "SyntaxError in file Snakefile",
         "FileNotFoundError: x.yaml",
     ]
-    assert said.splitlines() == expected
+    assert text.splitlines() == expected

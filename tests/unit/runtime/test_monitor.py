@@ -26,7 +26,7 @@ def test_a_job_is_sampled_while_it_runs(tmp_path: Path) -> None:
     record = Record(journal.path)
     record.advance()
     by_name = {name: point for point in record.points for name in point.values}
-    assert by_name["result"].step == 7, "a result stands at the last optimizer step, not at the last sample"
+    assert by_name["result"].step == 7, "a result has the last optimizer step, not at the last sample"
     mega = by_name["system/process_memory_usage_megabytes"].values["system/process_memory_usage_megabytes"]
     assert 10 < mega < psutil.virtual_memory().total / 1e6
     assert not any(point.measured for point in record.points if "result" not in point.values)
@@ -62,7 +62,7 @@ def test_a_full_disk_leaves_no_torn_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_job_does_not_wait_for_a_sampler_that_never_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where memory is refused a new thread dies before its first line, and nobody hears of it."""
+    """Without memory for it, a new thread dies before its first line, silently."""
     monkeypatch.setattr("_thread.start_new_thread", lambda *arguments: 0)
     monkeypatch.setattr("threading._start_new_thread", lambda *arguments: 0)
     began = time.monotonic()

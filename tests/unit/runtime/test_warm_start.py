@@ -1,4 +1,4 @@
-"""Warm starts: a forked job does what a cold one does, and lives and dies with whoever asked for it."""
+"""Warm starts: a forked job does what a cold one does, and ends with its client."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import os, signal, sys, time
 import torch
 
 def main(arguments):
-    print("told", *arguments, os.getcwd(), os.environ.get("MARK"), flush=True)
+    print("started with", *arguments, os.getcwd(), os.environ.get("MARK"), flush=True)
     print("aside", file=sys.stderr, flush=True)
     match arguments[0]:
         case "code":
@@ -60,13 +60,13 @@ def test_a_job_has_its_clients_arguments_folder_environment_files_and_exit_code(
     _, variables = server
     command = [sys.executable, "-c", CLIENT, "code", "7"]
     done = subprocess.run(command, env={**variables, "MARK": "x y"}, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (7, f"told code 7 {tmp_path} x y\n", "aside\n")
+    assert (done.returncode, done.stdout, done.stderr) == (7, f"started with code 7 {tmp_path} x y\n", "aside\n")
 
 
 def test_an_exception_shows_its_traceback_and_fails(server):
     _, variables = server
     out, err = (process := client(variables, "raise")).communicate()
-    assert process.returncode == 1 and "RuntimeError: boom" in err and out.startswith("told raise")
+    assert process.returncode == 1 and "RuntimeError: boom" in err and out.startswith("started with raise")
 
 
 def test_a_signal_reaches_the_job(server, tmp_path: Path):
@@ -87,7 +87,7 @@ def test_a_killed_client_leaves_no_job_behind(server, tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
-def test_a_killed_job_is_told_as_such(number: signal.Signals, server, tmp_path: Path):
+def test_a_killed_job_is_reported(number: signal.Signals, server, tmp_path: Path):
     """By the kernel for its memory, or by a library that aborts where it gets none."""
     process = waiting(server, tmp_path / "job")
     os.kill(int((tmp_path / "job").read_text()), number)
@@ -115,7 +115,7 @@ def alive(job: int) -> bool:
 def test_without_a_server_the_caller_runs_the_command_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert run_warm(["sft"]) is None
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "nobody"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "absent"))
     assert run_warm(["sft"]) is None
 
 
