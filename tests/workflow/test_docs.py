@@ -76,6 +76,8 @@ def test_paths_and_figures_of_the_pages_exist():
         text = page.read_text()
         for name in re.findall(r"`((?:configs|docs|tests|profiles|workflow|benchmarks)/[\w./-]+)`", text):
             assert (ROOT / name).exists() or name.startswith("configs/mine"), f"{page}: {name}"
+        for name in re.findall(r"`([a-z]+/[\w/]+\.py)`", text):
+            assert (ROOT / name).exists() or (PACKAGE / name).exists(), f"{page}: {name}"
         for figure in re.findall(r"!\[.*?\]\((\S+)\)", text):
             assert (page.parent / figure).stat().st_size < 300_000, f"{page}: {figure}"
 
