@@ -132,11 +132,8 @@ class ConsoleHandler(logging.Handler):
             self._print("again: it keeps what is done, and continues trainings from their last saved state.")
         elif vars(record).get("exception") == "FileNotFoundError":  # of --configfile or --profile
             self._print(text.strip().splitlines()[-1], style="red")
-        elif vars(record).get("exception") not in JOB_FAILURES or any(job.log is None for job in self._failed()):
+        elif vars(record).get("exception") not in JOB_FAILURES:
             self._print(text, style="red")
-
-    def _failed(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.status == "failed"]
 
     def _print_plan(self) -> None:
         """Print the jobs of a dry run: how many of each stage, and why."""

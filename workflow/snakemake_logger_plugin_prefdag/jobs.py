@@ -80,7 +80,9 @@ def tail(path: Path) -> str:
 
 def find_sentence(job: Job) -> str:
     """Return why a job failed: the `prefdag: ...` sentence of its log, otherwise the log's last line."""
-    lines = [line for line in tail(job.log).splitlines() if line.strip()] if job.log else []
+    if job.log is None:
+        return "the job has no log; its output is above"
+    lines = [line for line in tail(job.log).splitlines() if line.strip()]
     sentences = [line for line in lines if line.startswith("prefdag: ")]
     return (sentences or lines or ["the job wrote nothing to its log"])[-1]
 

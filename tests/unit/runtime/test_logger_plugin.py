@@ -93,6 +93,7 @@ def test_the_sentence_of_a_failed_job(tmp_path: Path):
     assert find_sentence(job) == "prefdag: the cause"
     job.log.write_text("step 1\nsome library's last words\n\n")
     assert find_sentence(job) == "some library's last words"
+    assert find_sentence(Job("lock", "", None, 0.0)) == "the job has no log; its output is above"
 
 
 def test_a_result_that_cannot_be_read_is_left_out(tmp_path: Path):
