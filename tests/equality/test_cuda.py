@@ -25,13 +25,13 @@ from prefdag.losses.registry import LOSSES
 from prefdag.models.attention import interface
 from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs, logprobs, token_logprobs
-from prefdag.models.ops import linear_logprob, varlen
+from prefdag.models.ops import varlen, vocabulary
 from prefdag.models.ops.varlen import Gather, VarlenLayout, attend_flash
 from prefdag.models.ops.vocabulary import in_place_gradients, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan, pack
 from prefdag.rewards.model import Scoring
 from prefdag.stages import reward
-from prefdag.training import loop, metrics
+from prefdag.training import loop, records
 from prefdag.training.loop import Batch, Losses, Task
 from prefdag.training.preference_metrics import preference_metrics
 from prefdag.training.records import Sums
@@ -42,7 +42,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture
 def apart_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention as on CUDA, its kernel's place taken by a loop; not compared with the mask at first use."""
+    """Attention as on CUDA, with a loop instead of the kernel, and without the comparison at first use."""
     monkeypatch.setattr(interface, "lowering", lambda device, dtype: "apart")
     monkeypatch.setattr(interface, "check", lambda *_: None)
 
@@ -50,8 +50,8 @@ def apart_in_half(monkeypatch: pytest.MonkeyPatch) -> None:
 # Precision: the error against float64 is at most twice that of padded rows under autocast.
 
 
-def error(found: Tensor, truth: Tensor) -> float:
-    return (found.double() - truth).norm().item()
+def error(values: Tensor, truth: Tensor) -> float:
+    return (values.double() - truth).norm().item()
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids=["lively", "certain"])
@@ -63,7 +63,7 @@ def test_the_heads_error_in_half_precision(scale: float) -> None:
     factor = torch.randn(300, generator=draw)
     states, weight = scale**0.5 * states, scale**0.5 * weight
 
-    def found(function: Callable[..., Tensor], dtype: torch.dtype, half: bool) -> list[Tensor]:
+    def compute(function: Callable[..., Tensor], dtype: torch.dtype, half: bool) -> list[Tensor]:
         leaves = [part.to(dtype).requires_grad_() for part in (states, weight)]
         with torch.autocast("cpu", HALF, enabled=half):
             values = function(*leaves)
@@ -77,10 +77,10 @@ def test_the_heads_error_in_half_precision(scale: float) -> None:
     def ours(states: Tensor, weight: Tensor) -> Tensor:
         return target_logprobs(states, weight, None, target, chunk_bytes=4 * 500 * 70)
 
-    truth = found(plain, torch.float64, half=False)
+    truth = compute(plain, torch.float64, half=False)
     assert (truth[0].exp().median() > 0.99) == (scale > 1)
     for one, other, true in zip(
-        found(ours, torch.float32, True), found(plain, torch.float32, True), truth, strict=True
+        compute(ours, torch.float32, True), compute(plain, torch.float32, True), truth, strict=True
     ):
         assert one.dtype == torch.float32
         assert error(one, true) <= 2 * error(other, true)
@@ -90,9 +90,9 @@ def test_the_heads_error_in_half_precision(scale: float) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_models_error_in_half_precision(architecture: str, apart_in_half: None) -> None:
     """Log-probs and every gradient together; the mean of the log-probs' errors is zero within its noise."""
-    found = errors_in_half(tiny(architecture, dtype=torch.float32), comparisons(40, 2))
-    assert 0.05 < found["logprobs"] <= 2 and 0.05 < found["gradients"] <= 2
-    assert abs(found["mean"]) < 4
+    errors = errors_in_half(tiny(architecture, dtype=torch.float32), comparisons(40, 2))
+    assert 0.05 < errors["logprobs"] <= 2 and 0.05 < errors["gradients"] <= 2
+    assert abs(errors["mean"]) < 4
 
 
 def test_the_bounds_on_half_precision_are_able_to_fail(apart_in_half: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,11 +106,11 @@ def test_the_bounds_on_half_precision_are_able_to_fail(apart_in_half: None, monk
 
 
 def test_products_of_half_precision_are_summed_in_float32_on_cuda() -> None:
-    """Called on tensors without data, as no such device is here."""
+    """Called on tensors without data, so that no GPU is needed."""
     with (mode := FakeTensorMode()), torch.no_grad():
         left, right = (on_cuda(mode, torch.empty(size, dtype=HALF)) for size in ((5, 8), (8, 7)))
-        found = linear_logprob._product(left, right, out=on_cuda(mode, torch.empty(5, 7)))
-    assert found.dtype == torch.float32 and found.shape == (5, 7)
+        product = vocabulary._matmul(left, right, out=on_cuda(mode, torch.empty(5, 7)))
+    assert product.dtype == torch.float32 and product.shape == (5, 7)
 
 
 # Waiting: within a micro-batch nothing is asked of the device but that it go on.
@@ -153,31 +153,31 @@ class WithoutData:
         return self.mode.from_tensor(tensor)
 
     def segments(self, segments: Segments) -> Segments:
-        found = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
+        copy = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
         layout = segments.varlen_layout
         taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (layout.queries, layout.keys))
         starts = self.tensor(layout.query_starts), self.tensor(layout.key_starts)
-        found.__dict__["varlen_layout"] = VarlenLayout(*taken, *starts, layout.longest)
+        copy.__dict__["varlen_layout"] = VarlenLayout(*taken, *starts, layout.longest)
         for name in ("predicting", "ending"):
-            found.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))
-        return found
+            copy.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))
+        return copy
 
 
 @pytest.fixture
 def without_data(monkeypatch: pytest.MonkeyPatch, apart_in_half: None) -> WithoutData:
-    """The loop fetches what it found at the end of a step, once; here that is the end."""
+    """The loop fetches values once, at the end of a step; here it fetches zeros."""
     monkeypatch.setattr(varlen, "attend_loop", attend_flash)
     monkeypatch.setattr(loop, "autocast", lambda device: torch.autocast(device.type, HALF))
-    for module in (loop, metrics):
-        monkeypatch.setattr(module, "fetched", lambda values: [0.0] * len(values))
+    for module in (loop, records):
+        monkeypatch.setattr(module, "to_floats", lambda values: [0.0] * len(values))
     return WithoutData()
 
 
-def stepped(given: WithoutData, model: Any, losses: Callable[..., Losses]) -> list[Tensor | None]:
+def stepped(without: WithoutData, model: Any, losses: Callable[..., Losses]) -> list[Tensor | None]:
     """A step of two micro-batches as the loop accumulates it; the gradients."""
     packings = [pack(comparisons(4, 2, seed=seed), [[0, 1], [2, 3]]) for seed in range(2)]
-    batches = [(list(range(4)), given.segments(segments)) for segments in packings]
-    with given.mode, in_place_gradients():
+    batches = [(list(range(4)), without.segments(segments)) for segments in packings]
+    with without.mode, in_place_gradients():
         outcome = Task(losses, len).accumulate(Batch(0, list(range(8)), lambda: iter(batches)), {})
     assert outcome.loss == 0
     return [parameter.grad for parameter in model.parameters()]
@@ -229,11 +229,11 @@ def test_who_waits_is_caught(without_data: WithoutData) -> None:
 
 
 def test_sums_are_those_of_a_plain_loop() -> None:
-    found, expected = Sums(), 0.0
+    sums, expected = Sums(), 0.0
     for part in torch.randn(50, 3, generator=torch.Generator().manual_seed(0)):
-        found.add({"one": part, "none": part[:0]})
+        sums.add({"one": part, "none": part[:0]})
         expected += part.sum().item()
-    assert found.to_floats() == {"one": (expected, 150), "none": (0.0, 0)}
+    assert sums.to_floats() == {"one": (expected, 150), "none": (0.0, 0)}
 
 
 # What torch refuses on CUDA under deterministic algorithms, by its own documentation, among what a training could use.
@@ -246,10 +246,10 @@ class Asked(TorchDispatchMode):
         super().__init__()
         self.names: set[tuple[str, bool]] = set()
 
-    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        first = given[0] if given and isinstance(given[0], Tensor) else None
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        first = args[0] if args and isinstance(args[0], Tensor) else None
         self.names.add((function.overloadpacket.__name__, first is not None and first.is_floating_point()))
-        return function(*given, **(named or {}))
+        return function(*args, **(kwargs or {}))
 
     def refused(self) -> list[str]:
         floats = {"cumsum", "cumsum_", "median", "nanmedian", "histc", "kthvalue", "put_", "put", "scatter_reduce"}
@@ -260,22 +260,22 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize("name", ROWS)
 def test_no_training_uses_what_is_refused(name: str, tmp_path: Path) -> None:
     one = aligned(name, tmp_path)
-    with Asked() as asked:
+    with Asked() as operations:
         one.accumulate(batch_of(one.store, list(range(7)), 60), {})
-    assert len(asked.names) > 20 and not asked.refused()
+    assert len(operations.names) > 20 and not operations.refused()
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_no_sampling_uses_what_is_refused(top_p: float) -> None:
-    with Asked() as asked:
+    with Asked() as operations:
         sample_tokens(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
-    assert asked.names and not asked.refused()
+    assert operations.names and not operations.refused()
 
 
 def test_what_is_refused_is_seen() -> None:
-    with Asked() as asked:
+    with Asked() as operations:
         torch.ones(3).cumsum(0), torch.ones(3, dtype=torch.int64).cumsum(0)
-    assert asked.refused() == ["cumsum"]
+    assert operations.refused() == ["cumsum"]
 
 
 def test_sampling_from_whole_parts_is_sampling_from_the_sums() -> None:

@@ -34,21 +34,21 @@ def crews(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Seen]
     return {size: crew(size, {**NAMED, **(TWIN if size == 2 else {})}, folder) for size in SIZES}
 
 
-def apart(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+def differences_of(result: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
     """How far two trainings are apart in each respect; gradients relative to their largest entry."""
-    gradients = zip(found["gradients"], expected["gradients"], strict=True)
+    gradients = zip(result["gradients"], expected["gradients"], strict=True)
     values = [
         (one[name], other[name])
-        for one, other in zip(found["metrics"], expected["metrics"], strict=True)
+        for one, other in zip(result["metrics"], expected["metrics"], strict=True)
         for name in other
     ]
-    assert [set(step) for step in found["metrics"]] == [set(step) for step in expected["metrics"]]
+    assert [set(step) for step in result["metrics"]] == [set(step) for step in expected["metrics"]]
     return {
-        "loss": float(np.abs(np.subtract(found["losses"], expected["losses"])).max()),
-        "norm": float(np.abs(np.divide(found["norms"], expected["norms"]) - 1).max()),
+        "loss": float(np.abs(np.subtract(result["losses"], expected["losses"])).max()),
+        "norm": float(np.abs(np.divide(result["norms"], expected["norms"]) - 1).max()),
         "gradient": max(((one - other).abs().max() / other.abs().max()).item() for one, other in gradients),
         "metrics": max(abs(one - other) / max(1.0, abs(other)) for one, other in values) if values else 0.0,
-        "weights": max((found["weights"][k] - v).abs().max().item() for k, v in expected["weights"].items()),
+        "weights": max((result["weights"][k] - v).abs().max().item() for k, v in expected["weights"].items()),
     }
 
 
@@ -58,8 +58,8 @@ def test_several_processes_are_one(name: str, size: int, crews: dict[int, dict[s
     """In float64 to 1e-10, though sums are taken in another order; metrics, some of them float32, to 1e-6."""
     (expected,) = crews[1][name]
     assert len(expected["losses"]) == 3 and expected["held"] == sum(v.numel() for v in unique(expected["weights"]))
-    for found in crews[size][name]:
-        differences = apart(found, expected)
+    for result in crews[size][name]:
+        differences = differences_of(result, expected)
         assert differences.pop("metrics") < 1e-6
         assert max(differences.values()) < 1e-10, differences
 
@@ -69,9 +69,9 @@ def test_several_processes_are_one(name: str, size: int, crews: dict[int, dict[s
 def test_in_float32_to_a_millionth(name: str, size: int, crews: dict[int, dict[str, Seen]]) -> None:
     """Loss and gradient of the first step; later ones start from weights that Adam has moved by signs."""
     (expected,) = crews[1][name]
-    for found in crews[size][name]:
-        assert abs(found["losses"][0] - expected["losses"][0]) < 1e-6
-        first, other = found["gradients"][0], expected["gradients"][0]
+    for result in crews[size][name]:
+        assert abs(result["losses"][0] - expected["losses"][0]) < 1e-6
+        first, other = result["gradients"][0], expected["gradients"][0]
         assert ((first - other).abs().max() / other.abs().max()).item() < 1e-6
 
 
@@ -85,7 +85,7 @@ def test_all_ranks_hold_the_same_bits(name: str, size: int, crews: dict[int, dic
 
 
 def test_a_mean_over_processes_is_caught(crews: dict[int, dict[str, Seen]]) -> None:
-    differences = apart(crews[2]["twin"][0], crews[1]["dpo"][0])
+    differences = differences_of(crews[2]["twin"][0], crews[1]["dpo"][0])
     assert differences["gradient"] > 0.1 and differences["norm"] > 0.1
 
 
@@ -106,18 +106,18 @@ def unique(weights: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("first", "second"), [(False, False), (True, False), (False, True)])
 def test_a_training_goes_on_with_another_number_of_processes(first: bool, second: bool, tmp_path: Path) -> None:
-    """Two processes, told to stop in step 2; three, told in step 4; then one. Layers shared by either or neither."""
-    whole, kept = Trial("dpo", steps=6), tmp_path / "kept"
+    """Two processes, stopped in step 2; three, stopped in step 4; then one. Layers sharded by either or neither."""
+    whole, resume = Trial("dpo", steps=6), tmp_path / "resume"
     (expected,) = crew(1, {"whole": whole}, tmp_path)["whole"]
-    seen = crew(2, {"a": Trial("dpo", first, steps=6, stop=1, resumed=kept)}, tmp_path)["a"]
+    seen = crew(2, {"a": Trial("dpo", first, steps=6, stop=1, resumed=resume)}, tmp_path)["a"]
     assert [(one["stopped"], len(one["losses"])) for one in seen] == [("SIGTERM", 1)] * 2
-    seen = crew(3, {"b": Trial("dpo", second, steps=6, stop=3, resumed=kept)}, tmp_path)["b"]
+    seen = crew(3, {"b": Trial("dpo", second, steps=6, stop=3, resumed=resume)}, tmp_path)["b"]
     assert [(one["stopped"], len(one["losses"])) for one in seen] == [("SIGTERM", 3)] * 3
-    (found,) = crew(1, {"c": Trial("dpo", steps=6, resumed=kept)}, tmp_path)["c"]
-    assert len(found["gradients"]) == 2, "four steps were taken before"
-    found["gradients"] = [*seen[0]["gradients"], *found["gradients"]]
+    (result,) = crew(1, {"c": Trial("dpo", steps=6, resumed=resume)}, tmp_path)["c"]
+    assert len(result["gradients"]) == 2, "four steps were taken before"
+    result["gradients"] = [*seen[0]["gradients"], *result["gradients"]]
     expected["gradients"] = expected["gradients"][2:]
-    differences = apart(found, expected)
+    differences = differences_of(result, expected)
     assert differences.pop("metrics") < 1e-6
     assert max(differences.values()) < 1e-10, differences
 

@@ -38,9 +38,9 @@ class Run:
             weight_decay=0.1, tokens_per_batch=60,
         )  # fmt: skip
 
-    def steps(self, checkpoint: Checkpoint | None = None, kept: WeightsKeeper | None = None) -> Iterator[Step]:
+    def steps(self, checkpoint: Checkpoint | None = None, keeper: WeightsKeeper | None = None) -> Iterator[Step]:
         probe = displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
-        return train(self.model, self.store, self.settings, self.task, checkpoint, probe, kept)
+        return train(self.model, self.store, self.settings, self.task, checkpoint, probe, keeper)
 
     def same_weights(self, other: "Run") -> bool:
         theirs = other.model.state_dict()
@@ -98,12 +98,12 @@ def test_a_training_told_to_stop_saves_and_resumes_bit_for_bit(
     """A real SIGTERM in the middle of step 6: the step is finished, saved, and `Stopped` is raised."""
     whole = Run(store, reference, optimizer)
     expected = list(whole.steps())
-    stopped, told = Run(store, reference, optimizer), []
+    stopped, sent = Run(store, reference, optimizer), []
     right, before = stopped.task.task(0), signal.getsignal(signal.SIGTERM)
 
     def losses(ids, segments):
-        if len(seen) == 5 and not told:
-            told.append(True)
+        if len(seen) == 5 and not sent:
+            sent.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
         return right.losses(ids, segments)
 
@@ -127,16 +127,16 @@ def test_a_finished_training_is_only_read_again(store: Store, reference: Referen
     assert list(again.steps(checkpoint)) == expected and again.same_weights(whole)
 
 
-def kept_by(run: Run, folder: Path) -> WeightsKeeper:
+def keeper_of(run: Run, folder: Path) -> WeightsKeeper:
     """Checkpoints of steps 4 and 8 of `run`; its tokenizer is a folder with one file."""
     (folder.parent / "tokenizer").mkdir(parents=True, exist_ok=True)
     (folder.parent / "tokenizer/tokenizer.json").write_text("{}")
     return WeightsKeeper(folder, (4, 8), run.model, folder.parent / "tokenizer")
 
 
-def published(kept: WeightsKeeper, folder: Path) -> dict[str, bytes]:
+def published(keeper: WeightsKeeper, folder: Path) -> dict[str, bytes]:
     """Every file of the checkpoints, by name."""
-    kept.publish(folder)
+    keeper.publish(folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -144,30 +144,30 @@ def published(kept: WeightsKeeper, folder: Path) -> dict[str, bytes]:
 def test_kept_checkpoints_are_those_of_an_undisturbed_training(
     saved_at: int, store: Store, reference: ReferenceCache, tmp_path: Path
 ) -> None:
-    """The last state before the process vanished is of a step before, at, and after one that is kept."""
+    """The last state before the process vanished is of a step before, at, and after a checkpoint."""
 
     class SavedAt(Checkpoint):
         def due(self) -> bool:
             return len(taken) + 1 == saved_at
 
     whole, killed, resumed = (Run(store, reference, "adamw") for _ in range(3))
-    taken = list(whole.steps(kept=(kept := kept_by(whole, tmp_path / "whole"))))
-    expected = published(kept, tmp_path / "expected")
+    taken = list(whole.steps(keeper=(keeper := keeper_of(whole, tmp_path / "whole"))))
+    expected = published(keeper, tmp_path / "expected")
     assert {name.split("/")[0] for name in expected} == {"4", "8"} and "4/model.safetensors" in expected
     assert expected["4/model.safetensors"] != expected["8/model.safetensors"]
-    taken, steps = [], killed.steps(SavedAt(tmp_path / "resume"), kept_by(killed, tmp_path / "resume/checkpoints"))
+    taken, steps = [], killed.steps(SavedAt(tmp_path / "resume"), keeper_of(killed, tmp_path / "resume/checkpoints"))
     for step in islice(steps, min(saved_at + 2, STEPS)):
         taken.append(step)
     steps.close()
-    kept = kept_by(resumed, tmp_path / "resume/checkpoints")
-    list(resumed.steps(LongAgo(tmp_path / "resume"), kept))
-    assert published(kept, tmp_path / "found") == expected
+    keeper = keeper_of(resumed, tmp_path / "resume/checkpoints")
+    list(resumed.steps(LongAgo(tmp_path / "resume"), keeper))
+    assert published(keeper, tmp_path / "found") == expected
 
 
 def test_a_training_stopped_at_a_kept_step_has_kept_it(store: Store, reference: ReferenceCache, tmp_path: Path) -> None:
     """SIGTERM in the middle of step 4: the record is not yielded, the state is saved, and so is the checkpoint."""
     whole, stopped, resumed = (Run(store, reference, "adamw") for _ in range(3))
-    list(whole.steps(kept=(kept := kept_by(whole, tmp_path / "whole"))))
+    list(whole.steps(keeper=(keeper := keeper_of(whole, tmp_path / "whole"))))
     right = stopped.task.task(0)
 
     def losses(ids, segments):
@@ -177,10 +177,10 @@ def test_a_training_stopped_at_a_kept_step_has_kept_it(store: Store, reference: 
 
     stopped.task, seen = Task(losses, right.normaliser), []
     with pytest.raises(Stopped):
-        read(stopped.steps(LongAgo(tmp_path / "resume"), kept_by(stopped, tmp_path / "resume/checkpoints")), seen)
-    again = kept_by(resumed, tmp_path / "resume/checkpoints")
+        read(stopped.steps(LongAgo(tmp_path / "resume"), keeper_of(stopped, tmp_path / "resume/checkpoints")), seen)
+    again = keeper_of(resumed, tmp_path / "resume/checkpoints")
     list(resumed.steps(LongAgo(tmp_path / "resume"), again))
-    assert published(again, tmp_path / "found") == published(kept, tmp_path / "expected")
+    assert published(again, tmp_path / "found") == published(keeper, tmp_path / "expected")
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "model"])
@@ -241,9 +241,9 @@ def test_a_damaged_state_is_a_sentence(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
 def test_damaged_kept_weights_are_a_sentence(damage: str, store: Store, reference: ReferenceCache, tmp_path: Path):
     run = Run(store, reference, "adamw")
-    kept = kept_by(run, tmp_path / "resume/checkpoints")
-    kept(4)
-    kept(8)
+    keeper = keeper_of(run, tmp_path / "resume/checkpoints")
+    keeper(4)
+    keeper(8)
     path = tmp_path / "resume/checkpoints/8/model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -251,7 +251,7 @@ def test_damaged_kept_weights_are_a_sentence(damage: str, store: Store, referenc
     if damage == "gone":
         path.unlink()
     with pytest.raises(UserError, match=f"{path.parent}: .* missing or damaged; delete {tmp_path}/resume and rerun"):
-        kept.publish(tmp_path / "published")
+        keeper.publish(tmp_path / "published")
 
 
 def test_signals_are_noted_by_name_and_handlers_put_back() -> None:

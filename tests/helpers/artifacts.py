@@ -34,6 +34,6 @@ def run_of(folder: Path, method: str, inputs: dict[str, str], **options: float) 
     model.save_pretrained(folder / "model")
     manifest = manifest_of(folder)
     content = {**manifest.content, "inputs": inputs, "config": {"objective": {"method": method, **options}}}
-    del content["seal"]  # of what it said before
+    del content["seal"]  # of the old content
     manifest.path.write_text(json.dumps(content))
     return manifest.path

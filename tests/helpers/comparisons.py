@@ -79,34 +79,36 @@ def comparisons(num: int, num_responses: int, seed: int = 0, longest: int = 8) -
 
 def stored(
     folder: Path,
-    found: Sequence[Comparison],
+    pairs: Sequence[Comparison],
     scores: Sequence[list[float]] | None = None,
     prompts: Sequence[int] | None = None,
 ) -> Store:
     """The comparisons as a token store; every prompt differs unless `prompts` says which are equal."""
-    with StoreWriter(folder, num_responses=len(found[0].responses), scored=scores is not None) as writer:
-        for row, one in enumerate(found):
+    with StoreWriter(folder, num_responses=len(pairs[0].responses), scored=scores is not None) as writer:
+        for row, one in enumerate(pairs):
             responses = [response.tolist() for response in one.responses]
-            given = None if scores is None else scores[row]
-            writer.add(one.prompt.tolist(), responses, row=row, prompt=prompts[row] if prompts else row, scores=given)
+            row_scores = None if scores is None else scores[row]
+            writer.add(
+                one.prompt.tolist(), responses, row=row, prompt=prompts[row] if prompts else row, scores=row_scores
+            )
     return Store.open(folder)
 
 
 def measured(model: nn.Module, compute: Callable[[], Values]) -> Values:
     """What `compute` finds, and the gradient of its "loss" with respect to every parameter."""
     model.zero_grad()
-    found = compute()
-    found["loss"].backward()
+    results = compute()
+    results["loss"].backward()
     gradients = {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
     missing = [name for name, gradient in gradients.items() if gradient is None]
     assert not missing, f"no gradient reached {missing}"
-    return {name: value.detach().clone() for name, value in {**found, **gradients}.items()}
+    return {name: value.detach().clone() for name, value in {**results, **gradients}.items()}
 
 
-def distance(found: Values, expected: Values) -> float:
+def distance(values: Values, expected: Values) -> float:
     """The largest difference of any value or gradient."""
-    assert found.keys() == expected.keys()
-    return max((found[name] - expected[name]).abs().max().item() for name in expected)
+    assert values.keys() == expected.keys()
+    return max((values[name] - expected[name]).abs().max().item() for name in expected)
 
 
 def weights(num: int) -> Tensor:
@@ -114,22 +116,22 @@ def weights(num: int) -> Tensor:
     return torch.randn(num, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def naive_rewards(model: PreTrainedModel, found: Sequence[Comparison]) -> Tensor:
+def naive_rewards(model: PreTrainedModel, pairs: Sequence[Comparison]) -> Tensor:
     """Rewards [B, K] the obvious way: each response alone in a padded row, the head read at its last real token."""
-    tokens, mask, _ = padded_rows(found)
+    tokens, mask, _ = padded_rows(pairs)
     with transformers_attention(model):
         states = model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     last = states[torch.arange(len(tokens)), mask.sum(1) - 1]
-    return model.score(last).view(len(found), -1)
+    return model.score(last).view(len(pairs), -1)
 
 
-def naive_values(models: Sequence[PreTrainedModel], found: Sequence[Comparison]) -> Tensor:
+def naive_values(models: Sequence[PreTrainedModel], pairs: Sequence[Comparison]) -> Tensor:
     """[B, K, H]: each head alone on each response alone."""
     columns = []
     for model in models:
         rows = model.score.weight.data
         for row in rows:
             model.score.weight.data = row[None]
-            columns.append(naive_rewards(model, found))
+            columns.append(naive_rewards(model, pairs))
         model.score.weight.data = rows
     return torch.stack(columns, -1)

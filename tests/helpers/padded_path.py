@@ -26,18 +26,18 @@ PACKINGS: dict[str, Rows] = {
 }
 
 
-def of_tokens(found: LogProbs) -> Values:
+def of_tokens(policy: LogProbs) -> Values:
     """Per-token values, sums, and a loss that weighs every token differently."""
-    return {"tokens": found.tokens, "total": found.total, "loss": (found.tokens * weights(len(found.tokens))).sum()}
+    return {"tokens": policy.tokens, "total": policy.total, "loss": (policy.tokens * weights(len(policy.tokens))).sum()}
 
 
 def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
     """The loss of the log-probs, its other inputs being given."""
-    given, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
-    given = given.with_(reference=reference, collision=reference.tokens, divergence=each_token)
+    inputs, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
+    inputs = inputs.with_(reference=reference, collision=reference.tokens, divergence=each_token)
 
-    def values(found: LogProbs) -> Values:
-        each = given.with_(found).loss(**row)
+    def values(policy: LogProbs) -> Values:
+        each = inputs.with_(policy).loss(**row)
         return {"each": each, "loss": each.sum()}
 
     return values
@@ -56,17 +56,17 @@ def on_every_case(test: Callable[..., None]) -> Callable[..., None]:
 
 def logprob_distance(
     model: PreTrainedModel,
-    found: Sequence[Comparison],
+    pairs: Sequence[Comparison],
     segments: Segments,
     values: Callable[[LogProbs], Values] = of_tokens,
 ) -> float:
     """How far the segment path is from the padded path, gradients included. The broken twins are put through it too."""
     fast = measured(model, lambda: values(logprobs(model, segments)))
-    slow = measured(model, lambda: values(naive_logprobs(model, found)))
+    slow = measured(model, lambda: values(naive_logprobs(model, pairs)))
     return distance(fast, slow)
 
 
-def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segments: Segments) -> float:
+def reward_distance(model: PreTrainedModel, pairs: Sequence[Comparison], segments: Segments) -> float:
     """The same for the score head and the Bradley-Terry loss."""
 
     def of(scores: Tensor) -> Values:
@@ -74,5 +74,5 @@ def reward_distance(model: PreTrainedModel, found: Sequence[Comparison], segment
         return {"scores": scores, "each": each, "loss": each.sum()}
 
     fast = measured(model, lambda: of(RewardModel((model,))(segments)))
-    slow = measured(model, lambda: of(naive_rewards(model, found)))
+    slow = measured(model, lambda: of(naive_rewards(model, pairs)))
     return distance(fast, slow)

@@ -73,7 +73,7 @@ TRAININGS: dict[str, Callable[..., Made]] = {
 
 @dataclass
 class Interrupted:
-    """A training whose last rank is told to stop in the middle of a step."""
+    """A training whose last rank gets SIGTERM in the middle of a step."""
 
     task: Trainable
     at: int
@@ -86,7 +86,7 @@ class Interrupted:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training. twin: the broken one, a mean over ranks; stop: the step, from 0, in which it is told to stop."""
+    """One training. twin: the broken one, a mean over ranks; stop: the step, from 0, in which it is stopped."""
 
     of: str
     sharded: bool = False
@@ -109,19 +109,19 @@ class Trial:
             sharding="sharded" if sharded else "replicated",
         )  # fmt: skip
         checkpoint = None if self.resumed is None else Checkpoint(self.resumed)
-        found: dict[str, Any] = {"losses": [], "metrics": [], "norms": [], "gradients": [], "stopped": None}
-        with watched_gradients(found["gradients"]), float64_norms(), broken(self.twin):
+        result: dict[str, Any] = {"losses": [], "metrics": [], "norms": [], "gradients": [], "stopped": None}
+        with watched_gradients(result["gradients"]), float64_norms(), broken(self.twin):
             try:
-                given = task if self.stop is None else Interrupted(task, self.stop)
-                for step in train(model, store, settings, given, checkpoint):
-                    found["losses"].append(step.loss)
-                    found["norms"].append(step.grad_norm)
-                    found["metrics"].append({**step.metrics, **step.state})
+                trainable = task if self.stop is None else Interrupted(task, self.stop)
+                for step in train(model, store, settings, trainable, checkpoint):
+                    result["losses"].append(step.loss)
+                    result["norms"].append(step.grad_norm)
+                    result["metrics"].append({**step.metrics, **step.state})
             except Stopped as stop:
-                found["stopped"] = str(stop)
-            found["weights"] = {name: value.clone() for name, value in fsdp.full_tensor(model.state_dict()).items()}
+                result["stopped"] = str(stop)
+            result["weights"] = {name: value.clone() for name, value in fsdp.full_tensor(model.state_dict()).items()}
         held = [fsdp.local_shard(parameter).numel() for parameter in model.parameters()]
-        return {**found, "held": sum(held)}
+        return {**result, "held": sum(held)}
 
 
 @contextmanager
@@ -158,8 +158,8 @@ def _work(number: int, size: int, port: int, trials: dict[str, Trial], folder: P
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
         join()
     for name, trial in trials.items():
-        found = trial.run(folder / f"{name}-{size}-{number}")
-        torch.save(found, folder / f"{name}-{size}-{number}.pt")
+        result = trial.run(folder / f"{name}-{size}-{number}")
+        torch.save(result, folder / f"{name}-{size}-{number}.pt")
 
 
 def crew(size: int, trials: dict[str, Trial], folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_t
 
 
 def tiny_roberta(folder: Path, words: Sequence[str], labels: Sequence[str] = ("NEGATIVE", "POSITIVE")) -> Path:
-    """Write one that reads 512 tokens and tells these labels apart; weights large enough that texts differ."""
+    """Write one of these labels that reads 512 tokens, with weights large enough that texts differ."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL.values(), *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

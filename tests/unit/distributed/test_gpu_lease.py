@@ -141,7 +141,7 @@ def test_two_jobs_have_two_gpus_and_a_third_waits_for_the_first_to_be_killed(mac
 
 
 def test_the_lease_is_the_jobs_own(machine: Machine):
-    """Of a forked job, too: its own process is killed, not whoever asked for it."""
+    """Also of a forked job: its own process is killed, not the one that requested it."""
     machine.start("first")
     machine.device("first")
     machine.start("second")
@@ -181,10 +181,10 @@ def test_a_job_of_several_processes_takes_as_many_gpus(monkeypatch: pytest.Monke
     monkeypatch.setenv("PREFDAG_GPUS", ",".join(gpus))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what was is noted now, and put back after the test
-    for number, found in ((2, gpus[:2]), (1, gpus[2:])):
+    for number, taken in ((2, gpus[:2]), (1, gpus[2:])):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         gpu_lease.take_gpus("sft", number)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(found)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ",".join(taken)
     with pytest.raises(UserError, match="sft: 4 processes on this machine need a GPU each, and it has 3"):
         gpu_lease.take_gpus("sft", 4)
     for gpu in gpus:

@@ -52,16 +52,16 @@ def command(suite: Path, folder: Path, **settings: Any) -> list[str]:
 
 
 class Training:
-    """`prefdag sft` of a number of processes, beside this one."""
+    """`prefdag sft` on a number of processes, in the background."""
 
     def __init__(self, suite: Path, folder: Path, **settings: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.said = folder / "said"
-        with self.said.open("wb") as said:
+        self.log = folder / "log.txt"
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "prefdag", *command(suite, folder, **settings)],
-                env={**environment(), "PYTHONPATH": str(ROOT / "workflow")}, stdout=said, stderr=said,
+                env={**environment(), "PYTHONPATH": str(ROOT / "workflow")}, stdout=log, stderr=log,
             )  # fmt: skip
 
     def ended(self) -> int:
@@ -75,7 +75,7 @@ class Training:
     def trains(self) -> list[psutil.Process]:
         """Wait for a few steps; the processes that take them."""
         while self.steps() < 5:
-            assert self.process.poll() is None, self.said.read_text()
+            assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
         return psutil.Process(self.process.pid).children()
 
@@ -95,46 +95,46 @@ def started() -> Iterator[list[Training]]:
         training.process.wait()
 
 
-def test_two_processes_told_to_stop_leave_their_state_to_one(
+def test_two_processes_that_are_stopped_leave_their_state_to_one(
     suite: Path, tmp_path: Path, started: list[Training]
 ) -> None:
-    """The command is told; both ranks end their step, one of them speaks, and nobody is left behind."""
-    started.append(told := Training(suite, tmp_path / "told", processes=2))
-    ranks = told.trains()
+    """The command gets the signal; both ranks end their step, one of them reports it, and no process remains."""
+    started.append(stopped := Training(suite, tmp_path / "stopped", processes=2))
+    ranks = stopped.trains()
     assert len(ranks) == 2
-    told.process.send_signal(signal.SIGTERM)
-    assert told.ended() == 128 + signal.SIGTERM
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.ended() == 128 + signal.SIGTERM
     sentence = "prefdag: stopped by SIGTERM; the next run continues from its saved state"
-    assert told.said.read_text().count("prefdag:") == 1 and sentence in told.said.read_text()
+    assert stopped.log.read_text().count("prefdag:") == 1 and sentence in stopped.log.read_text()
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
-    assert not (told.folder / "sft/manifest.json").exists() and not list((told.folder / ".partial").iterdir())
-    assert told.steps() < STEPS
-    assert main(command(suite, told.folder)) == main(command(suite, tmp_path / "whole")) == 0
-    resumed, whole = losses(told.folder), losses(tmp_path / "whole")
+    assert not (stopped.folder / "sft/manifest.json").exists() and not list((stopped.folder / ".partial").iterdir())
+    assert stopped.steps() < STEPS
+    assert main(command(suite, stopped.folder)) == main(command(suite, tmp_path / "whole")) == 0
+    resumed, whole = losses(stopped.folder), losses(tmp_path / "whole")
     assert len(resumed) == STEPS and resumed == pytest.approx(whole, abs=1e-4)
     assert resumed != whole, "some steps were taken by two processes, in other sums"
-    assert not list((told.folder / ".resume").iterdir())
+    assert not list((stopped.folder / ".resume").iterdir())
 
 
 def test_two_processes_make_what_one_makes(suite: Path, tmp_path: Path, started: list[Training]) -> None:
-    """Three steps with shared layers: curve, weights under the same names, one journal, one voice."""
+    """Three steps with shared layers: curve, weights under the same names, one journal, one report."""
     started.append(two := Training(suite, tmp_path / "two", max_steps=3, processes=2, sharding="sharded"))
-    assert two.ended() == 0, two.said.read_text()
+    assert two.ended() == 0, two.log.read_text()
     assert main(command(suite, tmp_path / "one", max_steps=3)) == 0
     assert losses(two.folder) == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
     one, other = (load_file(tmp_path / name / "sft/model/model.safetensors") for name in ("one", "two"))
     assert one.keys() == other.keys()
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-6
     assert len(list((two.folder / ".journal").iterdir())) == 1
-    assert two.said.read_text().count("step 3/3") == 1
+    assert two.log.read_text().count("step 3/3") == 1
     config = json.loads((two.folder / "sft/manifest.json").read_text())["config"]["sft"]
     assert (config["processes"], config["sharding"]) == (2, "sharded")
 
 
-def test_a_mistake_of_all_is_told_once(suite: Path, tmp_path: Path, started: list[Training]) -> None:
+def test_an_error_of_all_ranks_is_reported_once(suite: Path, tmp_path: Path, started: list[Training]) -> None:
     started.append(Training(suite, tmp_path, processes=2, learning_rate=1e30))
     assert started[0].ended() == 2
-    (line,) = (line for line in started[0].said.read_text().splitlines() if "step 1/" not in line)
+    (line,) = (line for line in started[0].log.read_text().splitlines() if "step 1/" not in line)
     assert re.match(
         r"prefdag: step \d: the (loss|gradient's norm) is nan; the step's comparisons are (\d+, )+\d+ \(", line
     )
@@ -193,11 +193,11 @@ def test_processes_that_do_not_agree_are_refused(settings: dict[str, Any], sente
 def test_what_a_training_asks_of_a_cluster(settings: dict[str, Any], gpu: int, tasks: int, others: Any) -> None:
     """A row's own number of processes; threads are those of a machine's processes together."""
     rows = [{"name": "a", "method": "dpo", "threads": 3, **settings}, {"name": "b", "method": "dpo"}]
-    found = resolve({**yaml.safe_load(MINI), "runs": rows}, "tests")
-    assert isinstance(found, Suite)
-    assert resources_of(found, "preference", "a") == {"gpu": gpu, "nodes": tasks, "tasks": tasks, **others}
-    assert threads_of(found, "preference", "a") == 3 * gpu // tasks
-    assert resources_of(found, "preference", "b")["gpu"] == resources_of(found, "sft")["gpu"] == 1
+    resolved = resolve({**yaml.safe_load(MINI), "runs": rows}, "tests")
+    assert isinstance(resolved, Suite)
+    assert resources_of(resolved, "preference", "a") == {"gpu": gpu, "nodes": tasks, "tasks": tasks, **others}
+    assert threads_of(resolved, "preference", "a") == 3 * gpu // tasks
+    assert resources_of(resolved, "preference", "b")["gpu"] == resources_of(resolved, "sft")["gpu"] == 1
 
 
 def test_the_saved_state_is_found_by_any_number_of_processes() -> None:

@@ -33,7 +33,7 @@ def policy(shape: str = "llama", seed: int = 0) -> PreTrainedModel:
     return tiny(shape, seed=seed, dtype=torch.float32)
 
 
-def drawn(
+def draw_samples(
     model: PreTrainedModel, prompts: Sequence[list[int]] = PROMPTS, **settings: object
 ) -> dict[tuple[int, int], Sample]:
     keys = KEYS[: len(prompts)]
@@ -54,13 +54,13 @@ def test_a_prompt_draws_the_same_whatever_its_batch(shape: str, monkeypatch: pyt
 
     monkeypatch.setattr(KVCache, "select", counted)
     model = policy(shape)
-    found = [drawn(model, batch_size=size, **ENDING) for size in (1, 3, 64)]
-    assert [len(one) for one in found] == [12] * 3
-    for other in found[1:]:
-        for place, one in found[0].items():
+    runs = [draw_samples(model, batch_size=size, **ENDING) for size in (1, 3, 64)]
+    assert [len(one) for one in runs] == [12] * 3
+    for other in runs[1:]:
+        for place, one in runs[0].items():
             assert (other[place].ids, other[place].ended) == (one.ids, one.ended)
             assert other[place].logprobs == pytest.approx(one.logprobs, abs=1e-4)
-    assert len({len(one.ids) for one in found[0].values()}) > 3
+    assert len({len(one.ids) for one in runs[0].values()}) > 3
     assert len([size for size in compactions if size > 1]) > 1, (
         "hardly a batch was compacted, so nothing was shown of it"
     )
@@ -68,7 +68,7 @@ def test_a_prompt_draws_the_same_whatever_its_batch(shape: str, monkeypatch: pyt
 
 def test_a_prompt_draws_the_same_whatever_stands_beside_it() -> None:
     """Its key names its noise, not its place."""
-    together, reversed_ = drawn(policy()), {}
+    together, reversed_ = draw_samples(policy()), {}
     chosen = Sampling(num_samples=3, max_new_tokens=30, batch_size=5)
     for one in sample(policy(), PROMPTS[::-1], KEYS[::-1], chosen, EOS):
         reversed_[5 - one.prompt, one.sample] = one
@@ -76,19 +76,19 @@ def test_a_prompt_draws_the_same_whatever_stands_beside_it() -> None:
 
 
 def test_samples_of_a_prompt_differ_and_so_do_seeds() -> None:
-    found, other = drawn(policy()), drawn(policy(), seed=1)
-    assert len({tuple(one.ids) for one in found.values()}) == len(found)
-    assert all(found[place].ids != other[place].ids for place in found)
+    samples, other = draw_samples(policy()), draw_samples(policy(), seed=1)
+    assert len({tuple(one.ids) for one in samples.values()}) == len(samples)
+    assert all(samples[place].ids != other[place].ids for place in samples)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.3}])
 @pytest.mark.parametrize("shape", ARCHITECTURES)
 def test_the_plain_way_draws_the_same(shape: str, settings: dict) -> None:
-    """One response at a time, the whole sequence encoded anew for every token, no cache and no padding."""
+    """One response at a time, the whole sequence encoded again for every token, no cache and no padding."""
     model = policy(shape)
-    found = drawn(model, num_samples=2, max_new_tokens=12, **settings)
+    samples = draw_samples(model, num_samples=2, max_new_tokens=12, **settings)
     chosen = Sampling(num_samples=2, max_new_tokens=12, **settings)
-    for (index, number), one in found.items():
+    for (index, number), one in samples.items():
         ids, values = naive_sample(model, PROMPTS[index], KEYS[index], number, chosen, EOS)
         assert one.ids == ids and one.logprobs == pytest.approx(values, abs=1e-4)
 
@@ -103,7 +103,7 @@ def test_a_prompt_is_encoded_once_for_all_its_samples(monkeypatch: pytest.Monkey
         return forward(input_ids=input_ids, **options)
 
     monkeypatch.setattr(model, "forward", watched)
-    drawn(model, num_samples=3, max_new_tokens=5)
+    draw_samples(model, num_samples=3, max_new_tokens=5)
     assert shapes[0] == (6, 9) and shapes[1] == (18, 1) and len(shapes) == 5
 
 
@@ -113,16 +113,16 @@ def test_a_greedy_prompt_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         KVCache, "advance", lambda self, new: (rows.append(len(self._layers[0][0])), advance(self, new))
     )
-    found = drawn(policy(), temperature=0, num_samples=3)
-    assert max(rows) == 6 and len(found) == 18
-    assert all(found[index, 0].ids == found[index, number].ids for index in range(6) for number in (1, 2))
+    samples = draw_samples(policy(), temperature=0, num_samples=3)
+    assert max(rows) == 6 and len(samples) == 18
+    assert all(samples[index, 0].ids == samples[index, number].ids for index in range(6) for number in (1, 2))
 
 
 def test_the_cache_grows_when_its_room_is_used_up() -> None:
-    """Longer than a block of room, with and without padding: the same as drawn one by one."""
+    """Longer than a block of room, with and without padding: the same as one by one."""
     model = policy("llama")
     longest = {"max_new_tokens": 2 * ROOM + 3, "num_samples": 1}
-    together, alone = (drawn(model, batch_size=size, **longest) for size in (64, 1))
+    together, alone = (draw_samples(model, batch_size=size, **longest) for size in (64, 1))
     assert max(len(one.ids) for one in together.values()) > 2 * ROOM
     assert all(together[place].ids == one.ids for place, one in alone.items())
 
@@ -130,13 +130,13 @@ def test_the_cache_grows_when_its_room_is_used_up() -> None:
 @pytest.mark.parametrize("lost", ["mask", "order"])
 def test_a_cache_that_mixes_rows_is_caught(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broken twins: padding that is attended to, and rows taken in another order than asked for."""
-    whole = drawn(policy())
+    whole = draw_samples(policy())
     if lost == "mask":
         monkeypatch.setattr(KVCache, "mask", lambda self: self._mask if self.columns == 0 else None)
     else:
         select = KVCache.select
         monkeypatch.setattr(KVCache, "select", lambda self, rows: select(self, rows.flip(0)))
-    broken = drawn(policy())
+    broken = draw_samples(policy())
     assert any(broken[place].ids != one.ids for place, one in whole.items())
 
 
@@ -147,19 +147,21 @@ def test_greedy_stories_are_those_of_generate() -> None:
     tokenizer = load_tokenizer(STORIES)
     texts = ["Once upon a time", "Lily and Tom went to the park. They saw a big", "One day, a cat", "The"]
     prompts = [[1, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    found = list(sample(model, prompts, range(4), Sampling(temperature=0, max_new_tokens=64, batch_size=64), 2))
+    samples = list(sample(model, prompts, range(4), Sampling(temperature=0, max_new_tokens=64, batch_size=64), 2))
     width = max(map(len, prompts))
     padded = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
     options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": 2, "pad_token_id": 0}
     with transformers_attention(model):
         together = model.generate(padded, attention_mask=mask, **options)[:, width:]
-        for one in found:
+        for one in samples:
             ids = torch.tensor([prompts[one.prompt]])
             alone = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
             assert one.ids == alone.tolist()[: len(one.ids)] == together[one.prompt].tolist()[: len(one.ids)]
             assert len(one.ids) == 64 or one.ended
-    text = tokenizer.decode([*prompts[0], *next(one.ids for one in found if one.prompt == 0)], skip_special_tokens=True)
+    text = tokenizer.decode(
+        [*prompts[0], *next(one.ids for one in samples if one.prompt == 0)], skip_special_tokens=True
+    )
     assert text.startswith("Once upon a time"), text
 
 
@@ -170,17 +172,17 @@ def test_sampled_stories_do_not_depend_on_the_batch() -> None:
     texts = ["Once upon a time", "Lily and Tom went to the park. They saw a big", "One day, a cat", "The"]
     prompts = [[1, *ids] for ids in load_tokenizer(STORIES)(texts, add_special_tokens=False)["input_ids"]]
     for temperature in (1.0, 0.7):
-        found = []
+        samples = []
         for size in (1, 3, 64):
             settings = Sampling(num_samples=3, temperature=temperature, max_new_tokens=32, batch_size=size)
-            found.append({(one.prompt, one.sample): one.ids for one in sample(model, prompts, range(4), settings, 2)})
-        assert found[0] == found[1] == found[2] and len(set(map(tuple, found[0].values()))) == 12
+            samples.append({(one.prompt, one.sample): one.ids for one in sample(model, prompts, range(4), settings, 2)})
+        assert samples[0] == samples[1] == samples[2] and len(set(map(tuple, samples[0].values()))) == 12
 
 
 @pytest.mark.parametrize("shape", ARCHITECTURES)
 def test_greedy_equals_transformers_generate(shape: str) -> None:
     model = policy(shape)
-    found = drawn(model, temperature=0, num_samples=1, max_new_tokens=12)
+    samples = draw_samples(model, temperature=0, num_samples=1, max_new_tokens=12)
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": EOS, "pad_token_id": 0}
     for index, prompt in enumerate(PROMPTS):
         with transformers_attention(model):
@@ -188,7 +190,7 @@ def test_greedy_equals_transformers_generate(shape: str) -> None:
             expected = model.generate(tokens, attention_mask=torch.ones_like(tokens), **options)[
                 0, len(prompt) :
             ].tolist()
-        assert found[index, 0].ids == expected
+        assert samples[index, 0].ids == expected
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
@@ -196,29 +198,29 @@ def test_greedy_equals_transformers_generate(shape: str) -> None:
 def test_stored_logprobs_are_the_segment_paths(shape: str, top_p: float) -> None:
     """Of the policy itself: neither temperature nor top_p is in them. 1e-5 nats in float32."""
     model = policy(shape)
-    found = list(drawn(model, top_p=top_p, temperature=0.7).values())
-    made = [Comparison(np.array(PROMPTS[one.prompt]), (np.array(one.ids),)) for one in found]
+    samples = list(draw_samples(model, top_p=top_p, temperature=0.7).values())
+    made = [Comparison(np.array(PROMPTS[one.prompt]), (np.array(one.ids),)) for one in samples]
     with torch.no_grad():
         expected = logprobs(model, pack(made)).tokens
-    stored = torch.tensor([value for one in found for value in one.logprobs])
+    stored = torch.tensor([value for one in samples for value in one.logprobs])
     assert (stored - expected).abs().max() < 1e-5
 
 
 def test_an_ended_response_holds_its_end_of_turn_and_nothing_after() -> None:
-    found = drawn(policy(), **ENDING).values()
-    assert {one.ended for one in found} == {True, False}
-    for one in found:
+    samples = draw_samples(policy(), **ENDING).values()
+    assert {one.ended for one in samples} == {True, False}
+    for one in samples:
         assert one.ended == (one.ids[-1] == EOS) and EOS not in one.ids[:-1]
         assert len(one.ids) == len(one.logprobs) and (one.ended or len(one.ids) == 50)
 
 
 def test_the_model_attends_over_segments_again_afterwards() -> None:
     """Also when the reader stops half-way; otherwise a later log-prob would let everything in a row see everything."""
-    model, found = policy(), comparisons(3, 2)
-    before = logprobs(model, pack(found)).tokens
+    model, samples = policy(), comparisons(3, 2)
+    before = logprobs(model, pack(samples)).tokens
     next(sample(model, PROMPTS, KEYS, Sampling(max_new_tokens=3, batch_size=1), EOS))
     assert model.config._attn_implementation == NAME
-    assert torch.equal(logprobs(model, pack(found)).tokens, before)
+    assert torch.equal(logprobs(model, pack(samples)).tokens, before)
 
 
 def test_segments_under_another_attention_are_refused() -> None:
@@ -237,15 +239,15 @@ UNIFORM = torch.tensor([0.0, 0.12, 0.13, 0.62, 0.63, 0.74, 0.76, 0.999])
 
 def test_choose_inverts_the_cumulative_distribution() -> None:
     """Probabilities 1/8, 1/2, 1/8, 1/4: token 0 below 0.125, 1 below 0.625, 2 below 0.75, then 3."""
-    found = sample_tokens(logits(0.125, 0.5, 0.125, 0.25, rows=8), UNIFORM, 1.0, 1.0)
-    assert found.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    samples = sample_tokens(logits(0.125, 0.5, 0.125, 0.25, rows=8), UNIFORM, 1.0, 1.0)
+    assert samples.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:
     """0.6 keeps tokens 1 and 3 (1/2 and 1/4): 1 below two thirds, then 3. 0.5 keeps 1 alone."""
-    given = logits(0.125, 0.5, 0.125, 0.25, rows=8)
-    assert sample_tokens(given, UNIFORM, 1.0, 0.6).tolist() == [1, 1, 1, 1, 1, 3, 3, 3]
-    assert sample_tokens(given, UNIFORM, 1.0, 0.5).tolist() == [1] * 8
+    rows = logits(0.125, 0.5, 0.125, 0.25, rows=8)
+    assert sample_tokens(rows, UNIFORM, 1.0, 0.6).tolist() == [1, 1, 1, 1, 1, 3, 3, 3]
+    assert sample_tokens(rows, UNIFORM, 1.0, 0.5).tolist() == [1] * 8
     equal = sample_tokens(torch.zeros(8, 4), UNIFORM, 1.0, 0.5)
     assert equal.tolist() == [0, 0, 0, 1, 1, 1, 1, 1], "two quarters reach a half exactly"
 
@@ -253,14 +255,14 @@ def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_choose_never_takes_a_token_without_probability(top_p: float) -> None:
     """The largest uniform number below 1 may round to the whole sum; the last tokens have probability 0."""
-    given = torch.tensor([[0.3, 0.1, 0.2, -torch.inf, -torch.inf]]).expand(2, -1)
-    found = sample_tokens(given, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), 1.0, top_p)
-    assert found.max() <= 2
+    rows = torch.tensor([[0.3, 0.1, 0.2, -torch.inf, -torch.inf]]).expand(2, -1)
+    samples = sample_tokens(rows, torch.tensor([0.0, np.nextafter(1, 0)], dtype=torch.float64), 1.0, top_p)
+    assert samples.max() <= 2
 
 
-def chi_square(found: torch.Tensor, expected: Sequence[float]) -> float:
-    counts = torch.bincount(found, minlength=len(expected)).double()
-    wanted = torch.tensor(expected, dtype=torch.float64) * len(found)
+def chi_square(tokens: torch.Tensor, expected: Sequence[float]) -> float:
+    counts = torch.bincount(tokens, minlength=len(expected)).double()
+    wanted = torch.tensor(expected, dtype=torch.float64) * len(tokens)
     assert counts[wanted == 0].sum() == 0
     return ((counts - wanted)[wanted > 0] ** 2 / wanted[wanted > 0]).sum().item()
 
@@ -278,17 +280,17 @@ def test_choose_draws_with_the_right_frequencies(temperature: float, top_p: floa
     """20,000 draws: chi-square of 3 degrees of freedom is above 16.3 once in a thousand."""
     num = 20_000
     uniform = torch.from_numpy(np.random.default_rng(1).random(num))
-    found = sample_tokens(logits(0.5, 0.3, 0.15, 0.05, rows=num), uniform, temperature, top_p)
-    assert chi_square(found, expected) < 16.3
+    samples = sample_tokens(logits(0.5, 0.3, 0.15, 0.05, rows=num), uniform, temperature, top_p)
+    assert chi_square(samples, expected) < 16.3
 
 
 def test_the_bound_on_frequencies_is_able_to_fail() -> None:
     """Draws from a distribution two points away are beyond it."""
     uniform = torch.from_numpy(np.random.default_rng(1).random(20_000))
-    found = sample_tokens(logits(0.48, 0.32, 0.15, 0.05, rows=20_000), uniform, 1.0, 1.0)
-    assert chi_square(found, [0.5, 0.3, 0.15, 0.05]) > 16.3
+    samples = sample_tokens(logits(0.48, 0.32, 0.15, 0.05, rows=20_000), uniform, 1.0, 1.0)
+    assert chi_square(samples, [0.5, 0.3, 0.15, 0.05]) > 16.3
 
 
 def test_temperature_zero_takes_the_most_likely() -> None:
-    found = sample_tokens(logits(0.2, 0.5, 0.3, rows=3), torch.tensor([0.0, 0.5, 0.99]), 0.0, 1.0)
-    assert found.tolist() == [1, 1, 1]
+    samples = sample_tokens(logits(0.2, 0.5, 0.3, rows=3), torch.tensor([0.0, 0.5, 0.99]), 0.0, 1.0)
+    assert samples.tolist() == [1, 1, 1]

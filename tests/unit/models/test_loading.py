@@ -66,16 +66,16 @@ def test_dropout_that_a_config_states_is_off_in_training(shape: str, rates: dict
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_scorer_is_the_policy_under_a_head(shape: str, tmp_path: Path) -> None:
-    """Its head is drawn from the seed; saved and loaded, it gives the very same rewards."""
+    """Its head is initialised from the seed; saved and loaded, it gives the very same rewards."""
     where = written(tiny(shape, dtype=torch.float32), tmp_path)
-    segments, found = pack(comparisons(4, 2)), []
+    segments, rewards = pack(comparisons(4, 2)), []
     for seed in (0, 0, 1):
         model = load_scorer(where, CPU, new_heads=1)
         initial_heads(model, 0.5, (seed,))
-        found.append(RewardModel((model,))(segments))
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+        rewards.append(RewardModel((model,))(segments))
+    assert torch.equal(rewards[0], rewards[1]) and not torch.equal(rewards[0], rewards[2])
     save(model, tmp_path / "tokenizer", tmp_path / "scorer")
-    assert torch.equal(RewardModel((load_scorer(tmp_path / "scorer", CPU),))(segments), found[2])
+    assert torch.equal(RewardModel((load_scorer(tmp_path / "scorer", CPU),))(segments), rewards[2])
 
 
 def test_a_policy_is_no_reward_model(folder: Path) -> None:

@@ -25,9 +25,9 @@ ORACLES = Path(__file__).parents[4] / "shared/reference/oracles-open.json"
 
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 50 * 3, 4 * 50 * 1000])
 def test_a_chunked_head_equals_the_whole_one(chunk_bytes: int) -> None:
-    """One token at a time, three at a time, all at once: values and every gradient, recomputed or kept."""
-    model, found = tiny("qwen2 untied"), comparisons(6, 2)
-    segments = pack(found)
+    """One token at a time, three at a time, all at once: values and every gradient, recomputed or saved."""
+    model, pairs = tiny("qwen2 untied"), comparisons(6, 2)
+    segments = pack(pairs)
 
     def chunked() -> Values:
         states = hidden_states(model, segments, segments.predicting)
@@ -41,8 +41,8 @@ def test_a_chunked_head_equals_the_whole_one(chunk_bytes: int) -> None:
 def test_token_logprobs_of_given_logits() -> None:
     """Logits 0 and ln 3: the second token has probability 3 / 4, the first 1 / 4."""
     logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])
-    found = token_logprobs(logits, torch.tensor([1, 0]), lambda states: states)
-    assert found.exp().tolist() == pytest.approx([0.75, 0.25])
+    values = token_logprobs(logits, torch.tensor([1, 0]), lambda states: states)
+    assert values.exp().tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_log_ratios_are_subtracted_before_they_are_summed() -> None:
@@ -60,27 +60,27 @@ def test_token_logprobs_of_a_peer(name: str) -> None:
     if not ORACLES.exists():
         pytest.skip("../shared/reference/oracles-open.json is absent: peers' values are not compared")
     oracles = json.loads(ORACLES.read_text())
-    given = oracles["fixtures"]["logits"][name]
+    case = oracles["fixtures"]["logits"][name]
     (expected,) = [case["expected"] for case in oracles["cases"] if case["id"] == f"batch_logps|{name}|"]
-    logits = torch.tensor(given["policy_logits"], dtype=torch.float64, requires_grad=True)
-    tokens, ends = torch.tensor(given["input_ids"]), torch.tensor(given["attention_mask"]).sum(1)
-    prompts = torch.as_tensor(given["prompt_len"]).expand(len(tokens))
+    logits = torch.tensor(case["policy_logits"], dtype=torch.float64, requires_grad=True)
+    tokens, ends = torch.tensor(case["input_ids"]), torch.tensor(case["attention_mask"]).sum(1)
+    prompts = torch.as_tensor(case["prompt_len"]).expand(len(tokens))
     places = [(row, at) for row in range(len(tokens)) for at in range(int(prompts[row]), int(ends[row]))]
     rows, at = torch.tensor(places).T
-    found = LogProbs(
+    policy = LogProbs(
         token_logprobs(logits[rows, at - 1], tokens[rows, at], lambda states: states), rows, (len(tokens), 1)
     )
-    found.total.sum().backward()
-    assert found.total.flatten().tolist() == pytest.approx(expected["loss"], abs=1e-9)
-    assert found.mean.flatten().tolist() == pytest.approx(expected["mean"], abs=1e-9)
-    assert found.count.flatten().tolist() == expected["n"]
+    policy.total.sum().backward()
+    assert policy.total.flatten().tolist() == pytest.approx(expected["loss"], abs=1e-9)
+    assert policy.mean.flatten().tolist() == pytest.approx(expected["mean"], abs=1e-9)
+    assert policy.count.flatten().tolist() == expected["n"]
     assert torch.allclose(logits.grad, torch.tensor(expected["grad"]["policy_logits"], dtype=torch.float64), atol=1e-9)
 
 
-def full_distributions(model: PreTrainedModel, found: Sequence[Comparison]) -> list[Tensor]:
+def full_distributions(model: PreTrainedModel, pairs: Sequence[Comparison]) -> list[Tensor]:
     """log p over the vocabulary at each response token, [tokens, V], a response at a time and nothing padded."""
     parts = []
-    for one in found:
+    for one in pairs:
         for response in one.responses:
             tokens = torch.from_numpy(np.concatenate([one.prompt, response]).astype(np.int64))[None]
             with torch.no_grad(), transformers_attention(model):
@@ -92,12 +92,12 @@ def full_distributions(model: PreTrainedModel, found: Sequence[Comparison]) -> l
 @pytest.mark.parametrize("shape", ["gpt2", "gpt_neox"])
 def test_divergence_equals_brute_force(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum over the vocabulary of p (log p - log q) at each token, chunked into three tokens or whole."""
-    policy, reference, found = tiny(shape), tiny(shape, seed=1), comparisons(5, 2)
-    p, q = (torch.cat(full_distributions(model, found)) for model in (policy, reference))
-    targets = torch.from_numpy(np.concatenate([r for one in found for r in one.responses]).astype(np.int64))[:, None]
+    policy, reference, pairs = tiny(shape), tiny(shape, seed=1), comparisons(5, 2)
+    p, q = (torch.cat(full_distributions(model, pairs)) for model in (policy, reference))
+    targets = torch.from_numpy(np.concatenate([r for one in pairs for r in one.responses]).astype(np.int64))[:, None]
     for chunk_bytes in (4 * 100 * 3, 1 << 20):
         monkeypatch.setattr("prefdag.models.logprobs.CHUNK_BYTES", chunk_bytes)
-        tokens = divergence(policy, reference, pack(found, [[0, 2], [1, 4], [3]]))
+        tokens = divergence(policy, reference, pack(pairs, [[0, 2], [1, 4], [3]]))
         assert (tokens.kl - (p.exp() * (p - q)).sum(-1)).abs().max() < 1e-9
         assert (tokens.policy - p.gather(1, targets)[:, 0]).abs().max() < 1e-9
         assert (tokens.reference - q.gather(1, targets)[:, 0]).abs().max() < 1e-9
@@ -116,8 +116,8 @@ def test_k1_agrees_with_the_full_divergence_on_the_policys_own_samples() -> None
     policy, reference = (tiny("gpt2", seed=seed, dtype=torch.float32) for seed in (0, 1))
     settings = Sampling(num_samples=500, max_new_tokens=6, batch_size=500)
     prompts = [[3, 4], [5], [6, 7, 8]]
-    found = list(sample(policy, prompts, [0, 1, 2], settings, EOS))
-    made = [Comparison(np.array(prompts[one.prompt]), (np.array(one.ids),)) for one in found]
+    samples = list(sample(policy, prompts, [0, 1, 2], settings, EOS))
+    made = [Comparison(np.array(prompts[one.prompt]), (np.array(one.ids),)) for one in samples]
     segments = pack(made)
     tokens = divergence(policy, reference, segments)
     kl, k1 = (

@@ -37,7 +37,7 @@ def test_membership_is_a_function_of_seed_and_step_alone() -> None:
 def test_micro_batches_use_each_comparison_once_within_the_budget(
     lengths: list[int], budget: int, data: st.DataObject
 ) -> None:
-    """Only a comparison that alone exceeds the budget may, and then it stands alone."""
+    """Only a comparison that exceeds the budget by itself may, and then it is alone."""
     sizes = np.array(lengths)
     ids = data.draw(st.lists(st.integers(0, len(lengths) - 1), unique=True, min_size=1))
     planned = list(micro_batches(ids, sizes, budget))
@@ -91,7 +91,7 @@ def test_a_warm_up_longer_than_the_training_only_warms_up() -> None:
 
 
 def test_named_seeds_do_not_move_each_other() -> None:
-    """Every purpose has draws of its own, the same whatever else was drawn; 63 bits are what torch takes."""
+    """Every purpose has its own seeds, independent of the others; torch takes 63 bits."""
     assert named_seed(0, "order", 1) != named_seed(0, "order", 2) != named_seed(1, "order", 2)
     assert 0 <= named_seed(0) < 2**63
     first = generator(3, "sampling", 7).random(4)

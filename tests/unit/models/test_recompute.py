@@ -1,4 +1,4 @@
-"""Activations within a budget: the same bits, fewer of them kept."""
+"""Activations within a budget: the same bits, fewer of them saved."""
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from prefdag.models.packing import pack
 
 
 def trained(model: PreTrainedModel, budget_gb: float | None) -> tuple[list[Tensor], list[int]]:
-    """Gradients over two micro-batches, and the bytes that each forward pass had kept for its backward pass."""
-    kept: list[int] = []
+    """Gradients over two micro-batches, and the bytes that each forward pass saved for its backward pass."""
+    saved: list[int] = []
     with in_place_gradients(), recompute_blocks(model, budget_gb):
         for part in (slice(0, 4), slice(4, 6)):
             sizes: dict[int, int] = {}
@@ -26,9 +26,9 @@ def trained(model: PreTrainedModel, budget_gb: float | None) -> tuple[list[Tenso
 
             with saved_tensors_hooks(pack_, lambda tensor: tensor):
                 total = logprobs(model, pack(comparisons(6, 2)[part])).total
-            kept.append(sum(sizes.values()))
+            saved.append(sum(sizes.values()))
             (total * torch.arange(1, 3)).sum().backward()
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], kept
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None], saved
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -30,9 +30,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @on_every_case
 def test_logprobs_and_gradients_equal_the_padded_path(architecture: str, num_responses: int, rows: Rows, small: None):
-    found = comparisons(6, num_responses)
+    pairs = comparisons(6, num_responses)
     with float64_norms():
-        assert logprob_distance(tiny(architecture), found, pack(found, rows)) < TOLERANCE
+        assert logprob_distance(tiny(architecture), pairs, pack(pairs, rows)) < TOLERANCE
 
 
 def of_lengths(prompt: int, *responses: int) -> Comparison:
@@ -43,11 +43,11 @@ def parts(segments: Segments, dtype: torch.dtype, groups: int = 2, heads: int = 
     draw = torch.Generator().manual_seed(0)
     rows, length = segments.tokens.shape
 
-    def drawn(heads: int) -> torch.Tensor:
+    def normal(heads: int) -> torch.Tensor:
         values = torch.randn(rows, length, heads, 8, generator=draw, dtype=torch.float64).to(dtype)
         return values.transpose(1, 2).requires_grad_()
 
-    return drawn(heads), drawn(heads // groups), drawn(heads // groups)
+    return normal(heads), normal(heads // groups), normal(heads // groups)
 
 
 @pytest.mark.parametrize("lengths", [(300, 40, 40), (20, 90, 200), (1, 64, 128), (63, 1, 1)])
@@ -60,8 +60,8 @@ def test_in_float32_it_is_as_near_the_truth_as_the_mask(lengths: tuple[int, int,
     truth = followed(masked_lowering, segments, torch.float64, real)
     for way in (masked_lowering, tiles_of):
         errors[way] = [
-            (found - true).norm()
-            for found, true in zip(followed(way, segments, torch.float32, real), truth, strict=True)
+            (values - true).norm()
+            for values, true in zip(followed(way, segments, torch.float32, real), truth, strict=True)
         ]
     exact = followed(tiles_of, segments, torch.float64, real)
     for plain, fast, true, wide in zip(errors[masked_lowering], errors[tiles_of], truth, exact, strict=True):
@@ -80,20 +80,20 @@ def tiles_of(
 
 def followed(way: Way, segments: Segments, dtype: torch.dtype, real: torch.Tensor) -> list[torch.Tensor]:
     """The output at real tokens, and gradients of a weighted sum of it."""
-    given = parts(segments, dtype)
-    out = way(*given, segments, None)[real]
+    inputs = parts(segments, dtype)
+    out = way(*inputs, segments, None)[real]
     weights = torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)
-    return [out.detach().double(), *(each.double() for each in torch.autograd.grad((out * weights).sum(), given))]
+    return [out.detach().double(), *(each.double() for each in torch.autograd.grad((out * weights).sum(), inputs))]
 
 
 def test_what_is_not_seen_has_exactly_no_gradient(small: None):
     """Of a response's output: none for its sibling, for another comparison, or for what comes after it."""
     segments = pack([of_lengths(3, 2, 4), of_lengths(5, 4, 5)], [[0, 1]])
-    given = parts(segments, torch.float32)
-    out = tiled_lowering(*given, segments, None)
+    inputs = parts(segments, torch.float32)
+    out = tiled_lowering(*inputs, segments, None)
     at = int(torch.nonzero((segments.comparison[0] == 1) & (segments.response[0] == 2))[1])
     seen = segments.mask[0, 0, at]
-    of_query, of_key, of_value = torch.autograd.grad(out[0, at].sum(), given)
+    of_query, of_key, of_value = torch.autograd.grad(out[0, at].sum(), inputs)
     for gradient in (of_key, of_value):
         assert not gradient[0][:, ~seen].any() and gradient[0][:, seen].all()
     assert not of_query[0][:, torch.arange(len(seen)) != at].any()

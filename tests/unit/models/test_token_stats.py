@@ -1,4 +1,4 @@
-"""Per-token quantities of whole distributions equal the padded path's, without any [T, V] kept beyond a chunk."""
+"""Per-token quantities of whole distributions equal the padded path's, without saving any [T, V] beyond a chunk."""
 
 from collections.abc import Iterator
 
@@ -30,8 +30,8 @@ def weighed(tokens: torch.Tensor, collision: torch.Tensor, divergence: torch.Ten
     return {"tokens": tokens, "collision": collision, "divergence": divergence, "loss": loss}
 
 
-def by_segments(found: TokenStats) -> Values:
-    return weighed(found.policy.tokens, found.extras["collision"], found.extras["divergence"])
+def by_segments(stats: TokenStats) -> Values:
+    return weighed(stats.policy.tokens, stats.extras["collision"], stats.extras["divergence"])
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 3 * VOCABULARY * 5, 1 << 20])
@@ -45,8 +45,8 @@ def test_values_and_gradients_equal_the_padded_path(shape: str, chunk_bytes: int
         targets = segments.target[:, None]
         return weighed(p.gather(1, targets)[:, 0], (p.detach().exp() ** 2).sum(-1).log(), (q.exp() * (q - p)).sum(-1))
 
-    found = measured(model, lambda: by_segments(token_stats(model, segments, PER_TOKEN, other, chunk_bytes)))
-    assert distance(found, measured(model, plain)) < 1e-9
+    stats = measured(model, lambda: by_segments(token_stats(model, segments, PER_TOKEN, other, chunk_bytes)))
+    assert distance(stats, measured(model, plain)) < 1e-9
     assert all(parameter.grad is None for parameter in other.parameters())
 
 
@@ -65,14 +65,14 @@ def largest_kept(chunk_bytes: int) -> int:
 
 
 def test_no_whole_distribution_is_kept() -> None:
-    """In chunks of five tokens nothing of [T, V] is kept; in one chunk it is, so the measurement can tell."""
+    """In chunks of five tokens nothing of [T, V] is saved; in one chunk it is, so the measurement can fail."""
     assert largest_kept(1 << 20) == NUM_TOKENS * VOCABULARY
     assert largest_kept(4 * 3 * VOCABULARY * 5) == 0
 
 
 def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, right = [], head.target_logprobs
-    monkeypatch.setattr(head, "target_logprobs", lambda *given: calls.append(1) or right(*given))
+    monkeypatch.setattr(head, "target_logprobs", lambda *args: calls.append(1) or right(*args))
     model, segments = tiny(), pack(FOUND, ROWS)
     plain = token_stats(model, segments)
     assert calls == [1] and plain.extras == {}
@@ -81,6 +81,6 @@ def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.Monk
 
 
 def test_equal_models_diverge_nowhere() -> None:
-    found = token_stats(tiny(), pack(FOUND), {"divergence"}, tiny())
-    assert found.extras.keys() == {"divergence"} and found.extras["divergence"].abs().max() < 1e-14
+    stats = token_stats(tiny(), pack(FOUND), {"divergence"}, tiny())
+    assert stats.extras.keys() == {"divergence"} and stats.extras["divergence"].abs().max() < 1e-14
     assert token_stats(tiny(), pack(FOUND), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0

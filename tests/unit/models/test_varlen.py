@@ -26,9 +26,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @on_every_case
 def test_logprobs_and_gradients_equal_the_padded_path(architecture: str, num_responses: int, rows: Rows, forced: None):
-    found = comparisons(6, num_responses)
+    pairs = comparisons(6, num_responses)
     with float64_norms():
-        assert logprob_distance(tiny(architecture), found, pack(found, rows)) < TOLERANCE
+        assert logprob_distance(tiny(architecture), pairs, pack(pairs, rows)) < TOLERANCE
     assert interface._checked
 
 
@@ -36,14 +36,14 @@ def test_the_sequences_of_a_row() -> None:
     """Two comparisons of K = 2 in a row, padding behind them: [P P A B B | P A A B | .]."""
     comparison = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, -1]]).numpy()
     response = torch.tensor([[0, 0, 1, 2, 2, 0, 1, 1, 2, 0]]).numpy()
-    given = sequences(comparison, response)
-    assert given == [((0, 0), (0, 3)), ((0, 2), (3, 5)), ((5, 5), (5, 8)), ((5, 6), (8, 9))]
-    found = VarlenLayout.of(given, comparison.size)
-    assert found.queries.places.tolist() == list(range(9))
-    assert found.query_starts.tolist() == [0, 3, 5, 8, 9]
-    assert found.keys.places.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
-    assert found.key_starts.tolist() == [0, 3, 7, 10, 12]
-    assert found.longest == (3, 4)
+    spans = sequences(comparison, response)
+    assert spans == [((0, 0), (0, 3)), ((0, 2), (3, 5)), ((5, 5), (5, 8)), ((5, 6), (8, 9))]
+    layout = VarlenLayout.of(spans, comparison.size)
+    assert layout.queries.places.tolist() == list(range(9))
+    assert layout.query_starts.tolist() == [0, 3, 5, 8, 9]
+    assert layout.keys.places.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 5, 8]
+    assert layout.key_starts.tolist() == [0, 3, 7, 10, 12]
+    assert layout.longest == (3, 4)
 
 
 def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
@@ -51,8 +51,8 @@ def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
     values = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(5, 2, 4, dtype=torch.float64)
     gradients = []
-    for found in (Gather.of(places.numpy(), 6)(values), values[places]):
-        gradients.append(torch.autograd.grad((found * weights).sum(), values)[0])
+    for rows in (Gather.of(places.numpy(), 6)(values), values[places]):
+        gradients.append(torch.autograd.grad((rows * weights).sum(), values)[0])
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
     assert not gradients[0][[2, 4, 5]].any()
 
@@ -63,15 +63,15 @@ def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pyt
     def top_left(query: Tensor, key: Tensor, value: Tensor, apart: VarlenLayout, scale: float | None) -> Tensor:
         sizes = [starts.diff().tolist() for starts in (apart.query_starts, apart.key_starts)]
         sequences = zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True)
-        found = []
+        outputs = []
         for parts in sequences:
             q, k, v = (part.transpose(0, 1) for part in parts)
             mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril()
             out = F.scaled_dot_product_attention(
                 q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True
             )
-            found.append(out[0].transpose(0, 1))
-        return torch.cat(found)
+            outputs.append(out[0].transpose(0, 1))
+        return torch.cat(outputs)
 
     monkeypatch.setattr(varlen, "attend_loop", top_left)
     pairs = comparisons(4, 2)
@@ -92,14 +92,14 @@ def test_what_the_comparison_keeps_is_not_counted(monkeypatch: pytest.MonkeyPatc
 def test_the_kernels_arguments_fit_it(heads: int) -> None:
     """Called on bf16 tensors without data: shapes of the output and of gradients, heads grouped or not."""
     segments = pack(comparisons(4, 2))
-    found = segments.varlen_layout
+    layout = segments.varlen_layout
     with FakeTensorMode(allow_non_fake_inputs=True):
-        sizes = ((len(found.queries.places), 4), (len(found.keys.places), heads), (len(found.keys.places), heads))
-        given = [torch.empty(*size, 16, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
-        out = attend_flash(*given, found, 0.25)
-        assert out.shape == given[0].shape and out.dtype == torch.bfloat16
-        gradients = torch.autograd.grad(out.sum(), given)
-        assert [gradient.shape for gradient in gradients] == [part.shape for part in given]
+        sizes = ((len(layout.queries.places), 4), (len(layout.keys.places), heads), (len(layout.keys.places), heads))
+        inputs = [torch.empty(*size, 16, dtype=torch.bfloat16, requires_grad=True) for size in sizes]
+        out = attend_flash(*inputs, layout, 0.25)
+        assert out.shape == inputs[0].shape and out.dtype == torch.bfloat16
+        gradients = torch.autograd.grad(out.sum(), inputs)
+        assert [gradient.shape for gradient in gradients] == [part.shape for part in inputs]
 
 
 def test_where_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,9 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(suite: Path, folder: Path, comparisons: str = "prepare/comparisons", **options: Any) -> int:
     """Run the stage into `folder`/reward; returns its exit code."""
     config = json.dumps({"reward": {**BASE, **options}})
-    given = ["--policy", str(suite / "sft/manifest.json"), "--comparisons", str(suite / comparisons / "manifest.json")]
-    return main(["reward", "--config", config, *given, "--output", str(folder / "reward/manifest.json")])
+    inputs = {"--policy": suite / "sft/manifest.json", "--comparisons": suite / comparisons / "manifest.json"}
+    arguments = [str(word) for pair in inputs.items() for word in pair]
+    return main(["reward", "--config", config, *arguments, "--output", str(folder / "reward/manifest.json")])
 
 
 def plain_loss(options: dict[str, Any], values: list[float], lengths: list[int], scores: list[float]) -> float:
@@ -95,46 +96,46 @@ OPTIONS = [
 def test_every_option_trains_what_it_says(options: dict[str, Any], suite: Path, tmp_path: Path) -> None:
     """The first step, of all comparisons, has the loss that plain arithmetic finds for the untrained heads.
 
-    What is kept scores as the stage said it would, trained and untrained; training lowers the loss.
+    The saved model scores as the stage reported, trained and untrained; training lowers the loss.
     """
     assert train(suite, tmp_path, **options) == 0
     folder, seeds = tmp_path / "reward", options.get("seeds", [0])
     store = Store.open(suite / "prepare/comparisons/train")
-    found = [store[index] for index in range(len(store))]
+    pairs = [store[index] for index in range(len(store))]
     untrained = untrained_reward_model(suite / "sft/model", folder, CPU)
-    values = values_of(untrained.members, found, options)
+    values = values_of(untrained.members, pairs, options)
     heads = options.get("heads", 1)
     curves = pd.read_csv(folder / "curves.csv")
     assert list(curves["step"]) == list(range(1, 3 * len(seeds) + 1))
     for place in range(len(seeds)):
-        own = values[..., place * heads : (place + 1) * heads]
+        member = values[..., place * heads : (place + 1) * heads]
         losses = [
-            plain_loss(options, own[row, :, head].tolist(), [len(r) for r in one.responses], SCORED[row])
-            for row, one in enumerate(found)
+            plain_loss(options, member[row, :, head].tolist(), [len(r) for r in one.responses], SCORED[row])
+            for row, one in enumerate(pairs)
             for head in range(heads)
         ]
         assert curves["loss"][3 * place] == pytest.approx(np.mean(losses), abs=1e-5)
         assert curves["loss"][3 * place + 2] < curves["loss"][3 * place]
-    kept = pd.read_csv(folder / "held_out.csv")
+    table = pd.read_csv(folder / "held_out.csv")
     held_out = Store.open(suite / "prepare/comparisons/test")
-    assert kept[["row", "prompt"]].to_numpy().tolist() == [list(pair) for pair in zip(held_out.rows, held_out.prompts)]
+    assert table[["row", "prompt"]].to_numpy().tolist() == [list(pair) for pair in zip(held_out.rows, held_out.prompts)]
     tokens = [[len(response) for response in held_out[index].responses] for index in range(len(held_out))]
-    assert kept[[f"tokens_rank{k}" for k in (1, 2, 3)]].to_numpy().tolist() == tokens
+    assert table[[f"tokens_rank{k}" for k in (1, 2, 3)]].to_numpy().tolist() == tokens
     for when, model in (("before", untrained), ("after", load_reward_model(folder, CPU))):
         scored = score_all(model, held_out, BASE["tokens_per_batch"], CPU)
-        assert np.array_equal(kept[[f"{when}_rank{k}" for k in (1, 2, 3)]].to_numpy(np.float32), scored)
+        assert np.array_equal(table[[f"{when}_rank{k}" for k in (1, 2, 3)]].to_numpy(np.float32), scored)
     facts = json.loads((folder / "evaluation.json").read_text())
     assert facts == json.loads((folder / "manifest.json").read_text())["facts"]
     assert len(facts) == 2 + (heads * len(seeds) if heads * len(seeds) > 1 else 0)
 
 
 @torch.no_grad()
-def values_of(members: Any, found: list[Comparison], options: dict[str, Any]) -> Tensor:
+def values_of(members: Any, pairs: list[Comparison], options: dict[str, Any]) -> Tensor:
     """Values of the untrained heads [B, K, H], length normalised where the options say so."""
-    values = naive_values(members, found)
+    values = naive_values(members, pairs)
     if "length_normalisation" not in options:
         return values
-    lengths = torch.tensor([[len(response) for response in one.responses] for one in found])
+    lengths = torch.tensor([[len(response) for response in one.responses] for one in pairs])
     return values / (options["length_normalisation"] + lengths)[..., None]
 
 
@@ -165,7 +166,7 @@ def test_members_are_trainings_of_their_own(suite: Path, tmp_path: Path) -> None
         assert facts[f"seed {seed}"] == alone["after"]
 
 
-@pytest.mark.parametrize("seconds_between", [0, 60], ids=["saved at every step", "saved when told to stop"])
+@pytest.mark.parametrize("seconds_between", [0, 60], ids=["saved at every step", "saved when stopped"])
 def test_an_interrupted_ensemble_resumes_bit_for_bit(
     seconds_between: float, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,12 +176,12 @@ def test_an_interrupted_ensemble_resumes_bit_for_bit(
     monkeypatch.setattr(stage, "Checkpoint", partial(Checkpoint, seconds_between=seconds_between))
     right, steps = stage.losses, list[int]()
 
-    def interrupting(*given: Any) -> Any:
+    def interrupting(*arguments: Any) -> Any:
         taken = sum(len(ids) for ids in steps)
-        steps.append(given[4])
+        steps.append(arguments[4])
         if taken == 5 + 5 + 2 + 5:  # three steps of the first member (12 comparisons), one of the second
             os.kill(os.getpid(), signal.SIGTERM)
-        return right(*given)
+        return right(*arguments)
 
     monkeypatch.setattr(stage, "losses", interrupting)
     assert train(suite, tmp_path / "stopped", **options) == 143
@@ -214,10 +215,10 @@ def test_comparisons_that_an_option_cannot_use(suite: Path, tmp_path: Path, caps
         assert sentence.format(tmp_path / name) in capsys.readouterr().err
 
 
-def generations(folder: Path, found: list[Comparison]) -> None:
+def generations(folder: Path, answers: list[Comparison]) -> None:
     folder.mkdir(parents=True)
     with (folder / "generations.jsonl").open("w") as stream:
-        for index, one in enumerate(found):
+        for index, one in enumerate(answers):
             ids = {"prompt_ids": one.prompt.tolist(), "ids": one.responses[0].tolist()}
             about = {"prompt_id": index // 2, "sample": index % 2, "prompt": "p", "response": "r", "ended": True}
             stream.write(json.dumps({**about, **ids}) + "\n")
@@ -230,24 +231,24 @@ BETAS = {"dpo": 0.1, "strong": 0.4}
 def score(folder: Path, suite: Path, implicit: tuple[str, ...] = tuple(BETAS), output: str = "dpo") -> int:
     """Score the generations of `dpo` by the reward model and the implicit rewards; returns the exit code."""
     names = {"generations": "generate/dpo", "policy": "preference/dpo", "reward": "reward"}
-    given = [text for name, path in names.items() for text in (f"--{name}", str(folder / path / "manifest.json"))]
+    arguments = [text for name, path in names.items() for text in (f"--{name}", str(folder / path / "manifest.json"))]
     for name, path in {"reference": "sft", "comparisons": "prepare/comparisons"}.items():
-        given += [f"--{name}", str(suite / path / "manifest.json")]
-    given += ["--implicit", *(str(folder / f"preference/{run}/manifest.json") for run in implicit)]
+        arguments += [f"--{name}", str(suite / path / "manifest.json")]
+    arguments += ["--implicit", *(str(folder / f"preference/{run}/manifest.json") for run in implicit)]
     config = json.dumps({"score": {"reward": "trained", "implicit": list(BETAS), "tokens_per_batch": 40}})
-    return main(["score", "--config", config, *given, "--output", str(folder / f"score/{output}/manifest.json")])
+    return main(["score", "--config", config, *arguments, "--output", str(folder / f"score/{output}/manifest.json")])
 
 
 @pytest.fixture(scope="module")
 def scored(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Comparison]]:
     """Generations of the run `dpo` scored by an ensemble and by two implicit rewards, one of them its own."""
-    folder, found = tmp_path_factory.mktemp("scored"), comparisons(6, 1, seed=9)
+    folder, pairs = tmp_path_factory.mktemp("scored"), comparisons(6, 1, seed=9)
     assert train(suite, folder, heads=2, combine="minimum", normalise="train") == 0
-    generations(folder / "generate/dpo", found)
+    generations(folder / "generate/dpo", pairs)
     for run, beta in BETAS.items():
         run_of(folder / f"preference/{run}", "dpo", {"reference": "x"}, beta=beta)
     assert score(folder, suite) == 0
-    return folder, found
+    return folder, pairs
 
 
 def test_implicit_rewards_are_given_in_the_suites_order(
@@ -261,15 +262,15 @@ def test_implicit_rewards_are_given_in_the_suites_order(
 @torch.no_grad()
 def test_generations_are_scored_by_every_reward(suite: Path, scored: tuple[Path, list[Comparison]]) -> None:
     """The ensemble as it is read back, and beta (S - R) of the plain path for each run; each has its interval."""
-    folder, found = scored
+    folder, pairs = scored
     table = pd.read_csv(folder / "score/dpo/scores.csv")
     assert list(table.columns[2:7]) == ["reward", "trained", "untrained", "implicit_dpo", "implicit_strong"]
-    expected = score_all(load_reward_model(folder / "reward", CPU), found, 40, CPU)[:, 0]
+    expected = score_all(load_reward_model(folder / "reward", CPU), pairs, 40, CPU)[:, 0]
     assert np.array_equal(table["trained"].to_numpy(np.float32), expected) and table["reward"].equals(table["trained"])
     policy, reference = (
         load_policy(path, CPU).double() for path in (folder / "preference/dpo/model", suite / "sft/model")
     )
-    ratio = (naive_logprobs(policy, found).total - naive_logprobs(reference, found).total)[:, 0]
+    ratio = (naive_logprobs(policy, pairs).total - naive_logprobs(reference, pairs).total)[:, 0]
     for run, beta in BETAS.items():
         assert table[f"implicit_{run}"].to_numpy() == pytest.approx((beta * ratio).numpy(), abs=1e-4)
     summary = json.loads((folder / "score/dpo/summary.json").read_text())
@@ -290,9 +291,9 @@ def test_the_implicit_reward_is_evaluated_on_what_was_held_out(suite: Path, scor
     )
     reward = 0.1 * (naive_logprobs(policy, held_out).total - naive_logprobs(reference, held_out).total)
     right = [float(row[better] > row[worse]) for row in reward for better, worse in ((0, 1), (0, 2), (1, 2))]
-    found = json.loads((folder / "score/dpo/evaluation.json").read_text())["implicit"]
-    assert found["accuracy"] == pytest.approx(sum(right) / len(right)) and 0 < found["accuracy"] < 1
-    assert found["n"] == 7 and found["mean"] == pytest.approx(reward.mean().item(), abs=1e-4)
-    kept = pd.read_csv(folder / "score/dpo/held_out.csv")
-    assert kept[[f"implicit_rank{k}" for k in (1, 2, 3)]].to_numpy() == pytest.approx(reward.numpy(), abs=1e-4)
+    evaluation = json.loads((folder / "score/dpo/evaluation.json").read_text())["implicit"]
+    assert evaluation["accuracy"] == pytest.approx(sum(right) / len(right)) and 0 < evaluation["accuracy"] < 1
+    assert evaluation["n"] == 7 and evaluation["mean"] == pytest.approx(reward.mean().item(), abs=1e-4)
+    table = pd.read_csv(folder / "score/dpo/held_out.csv")
+    assert table[[f"implicit_rank{k}" for k in (1, 2, 3)]].to_numpy() == pytest.approx(reward.numpy(), abs=1e-4)
     assert {"held_out.csv", "evaluation.json"} < set(read_manifest(folder / "score/dpo/manifest.json").content["files"])

@@ -99,9 +99,9 @@ def test_micro_batches_really_differ_between_the_budgets(tmp_path: Path) -> None
 
 def test_a_steps_loss_is_the_sum_over_the_global_count(tmp_path: Path) -> None:
     """SFT: the step's negative log-likelihood over the step's counted tokens, both computed apart."""
-    found = comparisons(13, 1)
-    store, model = stored(tmp_path, found), tiny()
-    taken = [found[index] for index in step_members(0, 13, 5, 0)]
+    pairs = comparisons(13, 1)
+    store, model = stored(tmp_path, pairs), tiny()
+    taken = [pairs[index] for index in step_members(0, 13, 5, 0)]
     expected = -logprobs(model, pack(taken)).tokens.mean().item()
     (first, *_), _ = trained(supervised_task, store, tokens_per_batch=40)
     assert first.loss == pytest.approx(expected, abs=1e-12)
@@ -114,10 +114,10 @@ def simpo_per_token(model: PreTrainedModel, store: Store) -> Task:
 
 
 def test_metrics_are_means_over_the_steps_comparisons(tmp_path: Path) -> None:
-    """Whatever the loss is divided by."""
-    found = comparisons(13, 2)
-    store, model = stored(tmp_path, found), tiny()
-    total = logprobs(model, pack([found[index] for index in step_members(0, 13, 5, 0)])).total
+    """Independent of what the loss is divided by."""
+    pairs = comparisons(13, 2)
+    store, model = stored(tmp_path, pairs), tiny()
+    total = logprobs(model, pack([pairs[index] for index in step_members(0, 13, 5, 0)])).total
     (first, *_), _ = trained(simpo_per_token, store, tokens_per_batch=40)
     assert first.metrics["chosen_logprob"] == pytest.approx(total[:, 0].mean().item(), abs=1e-10)
     assert first.metrics["rejected_logprob"] == pytest.approx(total[:, 1].mean().item(), abs=1e-10)
@@ -150,7 +150,7 @@ def test_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
 
 
 def test_rmsprop_by_hand(tmp_path: Path) -> None:
-    """First step: lr * g / sqrt(0.01 g^2) = 10 lr sign(g), whatever the gradient's size."""
+    """First step: lr * g / sqrt(0.01 g^2) = 10 lr sign(g), independent of the gradient's size."""
     _, after, _ = moved(folder=tmp_path, learning_rate=0.01, optimizer="rmsprop")
     assert after[0].tolist() == pytest.approx([2.9, -3.9, 0], abs=1e-6)
 
@@ -193,8 +193,11 @@ def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
 def test_without_a_saved_state_it_says_so(tmp_path: Path) -> None:
     store, model = stored(tmp_path, comparisons(4, 1)), tiny()
     infinite = Task(lambda ids, segments: (supervised_task(model, store).losses(ids, segments)[0] * math.inf, {}), len)
-    for checkpoint, said in ((None, "no state was saved"), (Checkpoint(tmp_path / "resume"), "no state was saved yet")):
-        with pytest.raises(UserError, match=f"; {said}; lower"):
+    for checkpoint, last_good in (
+        (None, "no state was saved"),
+        (Checkpoint(tmp_path / "resume"), "no state was saved yet"),
+    ):
+        with pytest.raises(UserError, match=f"; {last_good}; lower"):
             list(train(model, store, settings(batch_size=4), infinite, checkpoint))
 
 

@@ -47,17 +47,17 @@ def taken(alignment: PreferenceTask, ids: list[int], budget: int, state: dict[st
     """Loss, state, metrics and gradients of one step."""
     alignment.model.zero_grad()
     outcome = alignment.accumulate(batch_of(alignment.store, ids, budget), state)
-    found = {"loss": outcome.loss} | {f"state {name}": value for name, value in outcome.state.items()}
-    found |= outcome.metrics
+    values = {"loss": outcome.loss} | {f"state {name}": value for name, value in outcome.state.items()}
+    values |= outcome.metrics
     gradients = {name: parameter.grad.clone() for name, parameter in alignment.model.named_parameters()}
     scale = max(gradient.abs().max().item() for gradient in gradients.values())
-    relative = {name: torch.tensor(value).double() / max(1.0, abs(value)) for name, value in found.items()}
+    relative = {name: torch.tensor(value).double() / max(1.0, abs(value)) for name, value in values.items()}
     return relative | {f"gradient of {name}": gradient / scale for name, gradient in gradients.items()}
 
 
 def test_the_losses_of_whole_steps_are_known(tmp_path: Path) -> None:
-    found = [name for name in ROWS if PreferenceTask(objective(ROWS[name], "t", name), None, None).needs_whole_step]
-    assert sorted(found) == WHOLE
+    names = [name for name in ROWS if PreferenceTask(objective(ROWS[name], "t", name), None, None).needs_whole_step]
+    assert sorted(names) == WHOLE
 
 
 @pytest.mark.parametrize("order", range(len(ORDERS)))
@@ -76,9 +76,9 @@ def test_parts_that_do_not_meet_are_caught(name: str, tmp_path: Path) -> None:
     """The broken twin: each micro-batch is taken for the step."""
     right, twin, state = aligned(name, tmp_path), aligned(name, tmp_path), STATE.get(name, {})
     twin.__dict__["needs_whole_step"] = False
-    found = {key: value for key, value in taken(right, ORDERS[0], 35, state).items() if "state" not in key}
+    expected = {key: value for key, value in taken(right, ORDERS[0], 35, state).items() if "state" not in key}
     broken = {key: value for key, value in taken(twin, ORDERS[0], 35, {}).items() if "state" not in key}
-    assert distance(broken, found) > 1e-4
+    assert distance(broken, expected) > 1e-4
 
 
 OWN = """
@@ -115,7 +115,7 @@ def test_the_order_of_a_step_does_not_matter(name: str, tmp_path: Path) -> None:
 def test_how_often_the_policy_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each micro-batch; twice where the step's comparisons meet and it takes more than one."""
     one, passes, right = aligned(name, tmp_path), [], module.token_stats
-    monkeypatch.setattr(module, "token_stats", lambda *given: passes.append(1) or right(*given))
+    monkeypatch.setattr(module, "token_stats", lambda *args: passes.append(1) or right(*args))
     for budget in (1, ONE_PASS):
         passes.clear()
         taken(one, ORDERS[0], budget, STATE.get(name, {}))
@@ -160,7 +160,7 @@ def test_a_loss_whose_comparisons_do_not_meet_is_a_plain_loop_bit_for_bit(tmp_pa
     one = replace(one, reference=reference)
     batch = batch_of(one.store, ORDERS[0], 60)
     outcome, loss = one.accumulate(batch, {}), 0.0
-    found = [parameter.grad.clone() for parameter in one.model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in one.model.parameters()]
     one.model.zero_grad()
     for ids, segments in batch.micro_batches():
         with autocast(segments.owner.device):
@@ -168,7 +168,7 @@ def test_a_loss_whose_comparisons_do_not_meet_is_a_plain_loop_bit_for_bit(tmp_pa
         part.backward()
         loss += part.item()
     assert outcome.loss == loss and outcome.state == {}
-    assert all(torch.equal(a, b.grad) for a, b in zip(found, one.model.parameters(), strict=True))
+    assert all(torch.equal(a, b.grad) for a, b in zip(gradients, one.model.parameters(), strict=True))
 
 
 def steps_of(
@@ -191,9 +191,9 @@ class Forgetful(Checkpoint):
     """The broken twin: the loss's state is lost, as by a process that keeps it to itself."""
 
     def load(self) -> dict[str, Any] | None:
-        found = super().load()
-        found["history"][-1]["state"] = {}
-        return found
+        state = super().load()
+        state["history"][-1]["state"] = {}
+        return state
 
 
 @pytest.mark.parametrize("name", STATE)
@@ -215,7 +215,7 @@ def test_adaptive_state_is_resumed_bit_for_bit(name: str, tmp_path: Path) -> Non
 
 
 def test_ktos_start_is_the_policy_before_any_state_is_loaded(tmp_path: Path) -> None:
-    """Where the log-ratios of mismatched responses start from is measured anew by every process: z is the same."""
+    """Every process measures the start of the mismatched log-ratios again: z is the same."""
 
     def steps(checkpoint: Checkpoint | None = None) -> Iterator[Step]:
         one = aligned("kto", tmp_path)
@@ -233,7 +233,7 @@ def test_ktos_start_is_the_policy_before_any_state_is_loaded(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", [*WHOLE, "dpo"])
 def test_held_out_means_are_of_one_step_and_change_nothing(name: str, tmp_path: Path) -> None:
-    """The loss of all comparisons together, whatever the packing; state and weights stay as they were."""
+    """The loss of all comparisons together, in any packing; state and weights stay as they were."""
     one, state = aligned(name, tmp_path), dict(STATE.get(name, {}))
     before, weights = copy.deepcopy(state), torch.nn.utils.parameters_to_vector(one.model.parameters()).clone()
     means = one.evaluate(60, state)
@@ -292,9 +292,9 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
         (single, "kto", "kto reads labelled responses, and these single ones have no labels"),
         (single, "plackett_luce", "plackett_luce compares two responses or more, and here each prompt has 1"),
     ):
-        with pytest.raises(UserError, match="(?s)store|plain|turned|single") as found:
+        with pytest.raises(UserError, match="(?s)store|plain|turned|single") as error:
             objective_view(store, objective(ROWS[name], "tests", name))
-        assert sentence in str(found.value) and "\n" not in str(found.value)
+        assert sentence in str(error.value) and "\n" not in str(error.value)
     assert objective_view(turned, objective(ROWS["rebel"], "tests", "rebel")) is turned
     assert objective_view(pairs, objective(ROWS["plackett_luce"], "tests", "many")) is pairs
     assert len(objective_view(four, objective(ROWS["kto"], "tests", "one"))) == 4 * NUM

@@ -141,7 +141,7 @@ def test_verify_refuses_another_models_cache(store: Store, cache: ReferenceCache
 
 
 def test_a_cache_of_another_size_is_refused(cache: ReferenceCache, tmp_path: Path) -> None:
-    """Of other comparisons; and cut short, which the manifest's size tells."""
+    """Of other comparisons; and cut short, which the manifest's size shows."""
     fewer = stored(tmp_path / "fewer", comparisons(19, 2))
     manifest = read_manifest(cache.path.parent / "manifest.json")
     with pytest.raises(UserError, match=r"train.npy: holds \d+ tokens, the comparisons \d+; .* rerun `reference`"):
