@@ -25,7 +25,7 @@ from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
 from prefdag.data.rows import read_rows
 from prefdag.models.loading import build, save
-from prefdag.rewards.ground_truth import ground_truth
+from prefdag.rewards.ground_truth import load_ground_truth
 from preparing import byte_tokenizer
 from sequence_classifier import tiny_roberta
 
@@ -261,7 +261,9 @@ def test_it_runs_to_its_report(name: str, tmp_path: Path) -> None:
 def _check_classified(suite: Suite, results: Path, policies: list[str]) -> None:
     """Headline and labels of the pairs, of no more prompts than asked for, are P(positive) of prompt and response."""
     assert suite.pairs is not None
-    scorer = ground_truth("classifier", results / f"{jobs.classifier_folder(suite)}/manifest.json", torch.device("cpu"))
+    scorer = load_ground_truth(
+        "classifier", results / f"{jobs.classifier_folder(suite)}/manifest.json", torch.device("cpu")
+    )
     for policy in policies:
         rows = list(read_rows(results / f"generate/{policy}/generations.jsonl"))
         table = pd.read_csv(results / f"score/{policy}/scores.csv")

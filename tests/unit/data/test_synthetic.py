@@ -13,7 +13,7 @@ from prefdag.data.synthetic.grammar import past, third_person
 from prefdag.data.synthetic.lexicon import Opinion
 from prefdag.data.synthetic.reviews import MAX_PROMPT_WORDS, MAX_WORDS, MIN_PROMPT_WORDS, MIN_WORDS, prompts, reviews
 from prefdag.errors import UserError
-from prefdag.rewards.ground_truth import sentiment
+from prefdag.rewards.ground_truth import vader
 
 ADJECTIVES = (lexicon.MILD, lexicon.STRONG, lexicon.FEELINGS)
 OPINIONS = (*ADJECTIVES, lexicon.VERDICTS, lexicon.COMPARATIVES, lexicon.REACTIONS)
@@ -36,7 +36,7 @@ def sample() -> list[str]:
 
 @pytest.fixture(scope="module")
 def scores(sample: list[str]) -> np.ndarray:
-    return sentiment(sample)
+    return vader(sample)
 
 
 def plain_words() -> set[str]:
@@ -90,7 +90,7 @@ def test_too_many_prompts_are_refused():
 
 
 def test_prompts_leave_the_sentiment_to_the_continuation():
-    assert np.abs(sentiment(prompts(2, 1000, set()))).mean() < 0.05
+    assert np.abs(vader(prompts(2, 1000, set()))).mean() < 0.05
 
 
 def test_the_vocabulary_is_rich():
@@ -169,7 +169,7 @@ def test_negation_and_contrast_occur_and_count(sample: list[str], scores: np.nda
             "The plot felt terrible, but the acting was wonderful.",
         ),
     ]
-    signs = [np.sign(sentiment(pair)) for pair in pairs]
+    signs = [np.sign(vader(pair)) for pair in pairs]
     assert all(first == -second != 0 for first, second in signs)
 
 
@@ -194,14 +194,14 @@ def test_content_follows_the_genre(sample: list[str]):
 
 def test_strong_words_say_more_than_mild_ones():
     def mean_size(words: Opinion) -> float:
-        return float(np.abs(sentiment([*words.praise, *words.blame])).mean())
+        return float(np.abs(vader([*words.praise, *words.blame])).mean())
 
     assert mean_size(lexicon.STRONG) > mean_size(lexicon.MILD) + 0.1
 
 
 def test_sentiment_is_vaders_compound():
     """One word of valence v scores v / sqrt(v^2 + 15): `good` 1.9 gives 0.4404 (VADER rounds to 4 digits)."""
-    values = sentiment(text for text in ("good", "", "a table"))
+    values = vader(text for text in ("good", "", "a table"))
     assert values.dtype == np.float64 and values.shape == (3,)
     assert values.tolist() == [0.4404, 0.0, 0.0]
-    assert sentiment([]).shape == (0,)
+    assert vader([]).shape == (0,)

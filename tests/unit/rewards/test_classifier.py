@@ -22,7 +22,7 @@ from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.classifier import load_classifier, sorted_batches
-from prefdag.rewards.ground_truth import ground_truth, sentiment
+from prefdag.rewards.ground_truth import load_ground_truth, vader
 from prefdag.stages.classifier import evaluation
 from preparing import write_rows
 from sequence_classifier import tiny_roberta
@@ -211,9 +211,9 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
     assert fetch(tmp_path, "hub:some/classifier", tmp_path / "configs/mini.lock.json") == 0
     manifest = read_manifest(tmp_path / "out/fetch/classifier/manifest.json")
     assert manifest.content["facts"] == {"commit": COMMIT}
-    from_hub = ground_truth("classifier", manifest.path, CPU)(["good film", "bad"])
+    from_hub = load_ground_truth("classifier", manifest.path, CPU)(["good film", "bad"])
     assert fetch(tmp_path, str(tmp_path / "raw")) == 0
-    assert from_hub.tolist() == ground_truth("classifier", manifest.path, CPU)(["good film", "bad"]).tolist()
+    assert from_hub.tolist() == load_ground_truth("classifier", manifest.path, CPU)(["good film", "bad"]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_mistakes_are_found_before_anything_runs(changes: dict[str, Any], told: 
 
 def test_the_ground_truth_is_one_function(tmp_path: Path):
     texts = ["a great good film", "an awful story"]
-    assert ground_truth("vader", None, CPU)(texts).tolist() == sentiment(texts).tolist()
+    assert load_ground_truth("vader", None, CPU)(texts).tolist() == vader(texts).tolist()
     with pytest.raises(UserError, match="give its manifest as --classifier"):
-        ground_truth("classifier", None, CPU)
+        load_ground_truth("classifier", None, CPU)
     assert Classifier().is_trained and not Classifier(source="a", positive="b").is_trained

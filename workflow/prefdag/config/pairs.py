@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.sampling import Sampling
 from prefdag.schema import Count
 
@@ -13,6 +14,6 @@ class Pairs(Sampling):
 
     num_samples: int = Field(4, ge=2)
     max_prompts: Count | None = Field(None, description="only the first distinct prompts of each split")
-    reward: Literal["vader", "classifier"] = Field(
+    reward: Literal[GROUND_TRUTHS] = Field(  # type: ignore[valid-type]
         "vader", description="the ground truth that labels: `vader`, or P(positive) of the `classifier`"
     )

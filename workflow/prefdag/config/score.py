@@ -4,13 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.schema import Compute, Count
 
 
 class Score(Compute):
     """What `reward` means in this suite, and the bootstrap of the intervals."""
 
-    reward: Literal["vader", "classifier", "trained"] = Field(
+    reward: Literal[(*GROUND_TRUTHS, "trained")] = Field(  # type: ignore[valid-type]
         description="the headline reward: ground truth (`vader` or `classifier`), or the reward model (`trained`)"
     )
     implicit: tuple[str, ...] = Field(

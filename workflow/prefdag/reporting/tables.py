@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.errors import UserError
 from prefdag.evaluation.calibration import Calibration
@@ -17,7 +18,7 @@ FIRST_COLUMNS = (
     + ["win_rate", "win_low", "win_high", "objective", "k1", "k3", "distinct1", "distinct2", "trained", "untrained"]
     + ["num_prompts", "num_generations"]
 )
-CSV_ONLY = ("ended", "repetition", "vader", "classifier")  # in scores.csv and summary.json, not in the report's tables
+CSV_ONLY = ("ended", "repetition", *GROUND_TRUTHS)  # in scores.csv and summary.json, not in the report's tables
 METRICS = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
 BEFORE_TITLES = {"base": "base", "sft": "SFT"}
 SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}

@@ -21,7 +21,7 @@ from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.window import check_window
-from prefdag.rewards.ground_truth import GroundTruth, ground_truth
+from prefdag.rewards.ground_truth import GroundTruth, load_ground_truth
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.seeds import named_seed
@@ -38,7 +38,7 @@ class Job(Section):
 def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
     """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
     device = set_up(job.pairs.threads)
-    truth = ground_truth(job.pairs.reward, classifier, device)
+    truth = load_ground_truth(job.pairs.reward, classifier, device)
     workspace.log_model_input("policy", "sft")
     if classifier is not None:
         workspace.log_model_input("classifier", "classifier")

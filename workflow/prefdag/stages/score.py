@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from prefdag.config.answer_sets import AnswerSet, weights_of
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.score import Score
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
@@ -19,7 +20,7 @@ from prefdag.models.logprobs import divergence
 from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 from prefdag.provenance.manifest import read_manifest
-from prefdag.rewards.ground_truth import ground_truth
+from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.model import (
     ImplicitReward,
     Rewards,
@@ -77,7 +78,7 @@ def run(
     columns: Columns = {}
     for truth in _truths(settings, classifier):
         said = [row["prompt"] + row["response"] for row in rows]
-        columns[truth] = ground_truth(truth, classifier, device)(said).tolist()
+        columns[truth] = load_ground_truth(truth, classifier, device)(said).tolist()
     budget = settings.tokens_per_batch
     if reward is not None:
         trained = load_reward_model(reward.parent, device)
@@ -118,8 +119,8 @@ def _check_weights(reference: Path, reward: Path | None, implicit: Sequence[Path
 
 def _truths(settings: Score, classifier: Path | None) -> list[str]:
     """The ground truths that are measured: the headline's, and the classifier wherever the suite has one."""
-    wanted = {"vader": settings.reward == "vader", "classifier": settings.reward == "classifier" or bool(classifier)}
-    return [name for name, needed in wanted.items() if needed]
+    wanted = {settings.reward, "classifier"} if classifier else {settings.reward}
+    return [name for name in GROUND_TRUTHS if name in wanted]
 
 
 _LOGGED = (("", "mean"), ("_low", "low"), ("_high", "high"))
