@@ -121,3 +121,16 @@ def test_add_a_stage(copy: Project):
     facts = json.loads((results / "diversity/diversity.json").read_text())
     assert facts == {"answers": len(answers), "distinct": len(set(answers)) / len(answers)}
     assert "min_tokens" in (copy.folder / "configs/README.md").read_text()
+
+
+def test_add_a_reward(project: Project):
+    """Its golden value holds, and a suite may label pairs by it and make it the headline reward."""
+    perform(project, "Add a reward")
+    project.edit("configs/mini.yaml", "pairs: {", "pairs: {reward: brevity, ")
+    project.edit("configs/mini.yaml", "reward: vader", "reward: brevity")
+    code = (
+        "from prefdag.config.suite import read_suite; suite = read_suite(['configs/mini.yaml'])\n"
+        "print(suite.pairs.reward, suite.score.reward)"
+    )
+    assert run(project.folder, f"python -c {shlex.quote(code)}").split() == ["brevity", "brevity"]
+    assert "`brevity`" in (project.folder / "configs/README.md").read_text()

@@ -7,12 +7,14 @@ from pydantic import Field
 from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.schema import Compute, Count
 
+_CHOICES = " or ".join(f"`{name}`" for name in GROUND_TRUTHS)
+
 
 class Score(Compute):
     """What `reward` means in this suite, and the bootstrap of the intervals."""
 
     reward: Literal[(*GROUND_TRUTHS, "trained")] = Field(  # type: ignore[valid-type]
-        description="the headline reward: ground truth (`vader` or `classifier`), or the reward model (`trained`)"
+        description=f"the headline reward: ground truth ({_CHOICES}), or the reward model (`trained`)"
     )
     implicit: tuple[str, ...] = Field(
         (), description="runs whose implicit reward, beta times the log-ratio to SFT, scores every generation as well"
