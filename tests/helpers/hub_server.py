@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on loopback: repositories, their file lists and files, and whatever can go wrong with them."""
+"""A local server with the Hub's protocol: repositories, their file lists and files, and failures on demand."""
 
 import hashlib
 import json
@@ -53,8 +53,8 @@ class Hub:
         return any("cut" in faults for end, faults in self.faults.items() if path.endswith(end))
 
     def fault(self, path: str) -> int | str | None:
-        found = next((faults for end, faults in self.faults.items() if path.endswith(end) and faults), None)
-        return found.pop(0) if found else None
+        pending = next((faults for end, faults in self.faults.items() if path.endswith(end) and faults), None)
+        return pending.pop(0) if pending else None
 
 
 @contextmanager
@@ -117,23 +117,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.log.append((self.command, path, self.headers.get("Range")))
         fault = self.hub.fault(path) if body or not self.hub.cuts(path) else None
         if isinstance(fault, int):
-            self._send(fault, b'{"error": "as asked"}')
+            self._send(fault, b'{"error": "by the test"}')
             return
-        found = API.fullmatch(path) or FILE.fullmatch(path)
-        kind = "dataset" if found and (found["kind"] or "").startswith("datasets") else "model"
-        repository = self.hub.repositories.get((kind, found["name"])) if found else None
-        if found is None or repository is None:
+        match = API.fullmatch(path) or FILE.fullmatch(path)
+        kind = "dataset" if match and (match["kind"] or "").startswith("datasets") else "model"
+        repository = self.hub.repositories.get((kind, match["name"])) if match else None
+        if match is None or repository is None:
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"})  # as the Hub says to who has no token
         elif repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif found["revision"] not in (None, "main", repository.commit):
+        elif match["revision"] not in (None, "main", repository.commit):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        elif found.re is API:
-            self._send(200, _about(found["name"], repository))
-        elif found["file"] not in repository.files:
+        elif match.re is API:
+            self._send(200, _about(match["name"], repository))
+        elif match["file"] not in repository.files:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
-            self._file(repository, found["file"], body, cut=fault == "cut")
+            self._file(repository, match["file"], body, cut=fault == "cut")
 
     def _file(self, repository: Repository, name: str, body: bool, cut: bool) -> None:
         content = repository.files[name]

@@ -1,4 +1,4 @@
-"""Fetch and prepare by their commands, with a tokenizer of bytes: rows in, token stores and an audit out."""
+"""Run the commands fetch and prepare with a tokenizer of bytes: rows in, token stores and an audit out."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from conftest import ROOT
 from prefdag.cli.main import main
 
 SHARED = ROOT.parent / "shared/data"
-ABSENT = "../shared/data is not here"
+ABSENT = "../shared/data does not exist"
 PREPARE: dict[str, Any] = {
     "adapter": "pairs",
     "template": "plain",

@@ -23,9 +23,9 @@ SMALL = {
 }
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data does not exist")
 def test_hh_on_local_files(tmp_path: Path):
-    """configs/hh.yaml with a second config file that replaces source, model and sizes, by Snakemake's own merging."""
+    """configs/hh.yaml with a second config file that replaces source, model and sizes, merged by Snakemake."""
     project = checkout(tmp_path / "clone")
     (project.folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     done = project.snakemake("--configfile", "configs/hh.yaml", "small.yaml", suite="")
@@ -35,7 +35,7 @@ def test_hh_on_local_files(tmp_path: Path):
     assert list(runs["run"]) == ["base", "sft", "dpo"]
     assert runs.set_index("run")["trained"].equals(runs.set_index("run")["reward"])
     audits = json.loads((results / "prepare/comparisons/audit.json").read_text())["splits"]
-    told = sum(
+    listed = sum(
         split["used"] + sum(reason["count"] for reason in split["dropped"].values()) for split in audits.values()
     )
-    assert told == 48, "every row is used or named"
+    assert listed == 48, "every row is used or listed"

@@ -1,4 +1,4 @@
-"""A loss in a Python file of the user's own: which files it counts as its code, and which runs they belong to."""
+"""A loss in a user's Python file: which files count as its code, and which runs depend on them."""
 
 import json
 import re
@@ -17,26 +17,26 @@ from prefdag.losses.registry import loss_of
 from prefdag.provenance.sources import code_digest, sources
 from registry import pair
 
-BESIDE = DPO.replace("from prefdag.models.logprobs import margin", "from own_margins import margin")
+IMPORTING = DPO.replace("from prefdag.models.logprobs import margin", "from own_margins import margin")
 MARGINS = "def margin(values):\n    return values[:, 0] - values[:, 1]\n"
 
 
-def test_modules_beside_the_file_are_counted_and_imported(workdir: Path, tmp_path: Path):
-    """The lecture's 0.5544; a module beside the file that is not imported is not counted, nor one of the package's."""
+def test_imported_neighbours_are_counted(workdir: Path, tmp_path: Path):
+    """The lecture's 0.5544; a module in the same folder counts only if it is imported."""
     folder = workdir / "losses of mine"
     folder.mkdir()
-    (folder / "my_losses.py").write_text(BESIDE)
+    (folder / "my_losses.py").write_text(IMPORTING)
     (folder / "own_margins.py").write_text(MARGINS)
     (folder / "other.py").write_text("raise SystemExit('this file was run')\n")
-    found = objective({"method": f"losses of mine/{METHOD}", "beta": 0.1}, "tests", "row")
-    counted = set(sources("preference", found.user_files())) - set(sources("preference"))
+    loss = objective({"method": f"losses of mine/{METHOD}", "beta": 0.1}, "tests", "row")
+    counted = set(sources("preference", loss.user_files())) - set(sources("preference"))
     assert counted == {Path("losses of mine/my_losses.py"), Path("losses of mine/own_margins.py")}
-    assert loss_of(found)(pair(-10, -15), reference=pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
+    assert loss_of(loss)(pair(-10, -15), reference=pair(-12, -14)).item() == pytest.approx(0.554355, abs=1e-6)
 
 
 @pytest.mark.parametrize("folder", [".", "configs"])
 def test_what_is_not_counted_cannot_be_imported(folder: str, workdir: Path, monkeypatch: pytest.MonkeyPatch):
-    """Neither beside the file by a name made at run time, nor in the working directory, where `python -m` looks."""
+    """Neither in its folder by a name made at run time, nor in the working directory, where `python -m` looks."""
     monkeypatch.syspath_prepend(str(workdir))
     (workdir / "configs").mkdir()
     (workdir / folder / "uncounted.py").write_text("")
@@ -53,47 +53,47 @@ def test_a_file_counts_what_it_imports_from_the_package(workdir: Path):
 
 
 def test_the_code_digest_is_what_the_files_say(workdir: Path):
-    (workdir / "my_losses.py").write_text(BESIDE)
+    (workdir / "my_losses.py").write_text(IMPORTING)
     (workdir / "own_margins.py").write_text(MARGINS)
 
     def digest() -> str:
         return code_digest("preference", [Path("my_losses.py")])
 
     before = digest()
-    (workdir / "my_losses.py").write_text("# a comment\n" + BESIDE.replace("Rafailov et al.", "Rafailov and others"))
+    (workdir / "my_losses.py").write_text("# a comment\n" + IMPORTING.replace("Rafailov et al.", "Rafailov and others"))
     assert digest() == before
     (workdir / "own_margins.py").write_text(MARGINS.replace("-", "+"))
     assert digest() != before
     (workdir / "own_margins.py").write_text(MARGINS)
-    (workdir / "my_losses.py").write_text(BESIDE.replace("return -", "return 2 * -"))
+    (workdir / "my_losses.py").write_text(IMPORTING.replace("return -", "return 2 * -"))
     assert digest() != before
     assert code_digest("preference") == code_digest("preference", []) != before
 
 
 def test_an_edit_of_the_byte_code_kind_is_seen(workdir: Path):
-    """Same second, same size: Python's own cache would not notice; D = 3, beta 1 and then 2."""
+    """Same second, same size: Python's cache would not notice; D = 3, beta 1 and then 2."""
     for beta, expected in ((1, 0.048587), (2, 0.002476)):
         (workdir / "my_losses.py").write_text(DPO.replace("logsigmoid(beta", f"logsigmoid({beta}"))
-        found = loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))
-        assert found.item() == pytest.approx(expected, abs=1e-6)
+        value = loss_of(objective({"method": METHOD}, "tests", "row"))(pair(-10, -15), reference=pair(-12, -14))
+        assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def suite_in(folder: Path, rows: str = f"runs:\n  - {{name: own, method: {METHOD}}}\n") -> Suite:
+def suite_in(folder: Path, rows: str = f"runs:\n  - {{name: mine, method: {METHOD}}}\n") -> Suite:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "my_losses.py").write_text(DPO)
     (folder / "suite.yaml").write_text(MINI.partition("runs:")[0] + rows)
     return read_suite([str(folder / "suite.yaml")])
 
 
-def test_a_plan_does_not_say_where_the_project_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_does_not_depend_on_the_projects_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     configs = []
     for clone in ("one", "two"):
         (tmp_path / clone).mkdir()
         monkeypatch.chdir(tmp_path / clone)
-        configs.append(jobs.config_of(suite_in(Path("configs")), "preference", "own"))
+        configs.append(jobs.config_of(suite_in(Path("configs")), "preference", "mine"))
         absolute = suite_in(tmp_path / clone / "configs")  # as `prefdag show` may be called
-        assert jobs.config_of(absolute, "preference", "own") == configs[-1]
-        assert jobs.user_files_of_run(absolute, "own") == (Path("configs/my_losses.py"),)
+        assert jobs.config_of(absolute, "preference", "mine") == configs[-1]
+        assert jobs.user_files_of_run(absolute, "mine") == (Path("configs/my_losses.py"),)
     assert configs[0] == configs[1]
     assert json.loads(configs[0])["objective"] == {"method": "configs/my_losses.py:my_dpo", "beta": 0.1}
 
@@ -105,24 +105,24 @@ def test_the_path_is_taken_from_the_file_that_states_the_row(workdir: Path):
     Path("configs/local/over.yaml").write_text("name: over\n")
     Path("configs/local/more.yaml").write_text("extends: ../suite.yaml\nname: more\n")
     for files in (["configs/suite.yaml", "configs/local/over.yaml"], ["configs/local/more.yaml"]):
-        found = read_suite(files)
-        assert [run.name for run in found.runs] == ["my_dpo-beta1", "my_dpo-beta2"]
-        assert {run.objective.method for run in found.runs} == {"configs/my_losses.py:my_dpo"}
+        suite = read_suite(files)
+        assert [run.name for run in suite.runs] == ["my_dpo-beta1", "my_dpo-beta2"]
+        assert {run.objective.method for run in suite.runs} == {"configs/my_losses.py:my_dpo"}
 
 
 def test_only_its_own_run_has_the_file_among_its_inputs(tmp_path: Path):
     """Through Snakemake; and a mistake in the file is one sentence there."""
     project = checkout(tmp_path / "clone")
-    project.edit("configs/mini.yaml", "runs:\n", f"runs:\n  - {{name: own, method: {METHOD}}}\n")
-    (project.folder / "configs/my_losses.py").write_text(BESIDE)
+    project.edit("configs/mini.yaml", "runs:\n", f"runs:\n  - {{name: mine, method: {METHOD}}}\n")
+    (project.folder / "configs/my_losses.py").write_text(IMPORTING)
     (project.folder / "configs/own_margins.py").write_text(MARGINS)
     done = project.snakemake("-n", "-p")
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = re.findall(r"^rule (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.M)
     having = [about for _, about in jobs if "configs/my_losses.py" in about]
     assert len(jobs) > 20 and len(having) == 1
-    assert "wildcards: run=own" in having[0] and "configs/own_margins.py" in having[0]
+    assert "wildcards: run=mine" in having[0] and "configs/own_margins.py" in having[0]
     project.edit("configs/my_losses.py", "reference, beta", "reference, *, gamma, beta")
     done = project.snakemake("-n", "-p")
-    sentence = "configs/mini.yaml: runs.own.method: configs/my_losses.py: my_dpo: gamma needs a type"
+    sentence = "configs/mini.yaml: runs.mine.method: configs/my_losses.py: my_dpo: gamma needs a type"
     assert done.returncode == 2 and f"prefdag: {sentence}" in done.stderr and "Traceback" not in done.stderr

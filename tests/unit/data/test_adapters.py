@@ -1,4 +1,4 @@
-"""Adapters: a row of each shape, the comparison it must give, and what is refused with its reason."""
+"""Adapters: rows of each shape, the comparisons that they give, and the reasons for refusing a row."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from preparing import audit, fetch, prepare, write_rows
 
-USER, SAID = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 LAST = [{"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}]
 POST = {"subreddit": "r/x", "title": "t", "post": "p"}
 JUDGED = {"query": "q", "postprocessed_response": " mine", "reference_responses": " theirs", "preferred": "reference"}
@@ -29,12 +29,12 @@ ROWS: list[tuple[str, dict[str, Any], TextComparison]] = [
     ("pairs", {"prompt": "q", "chosen": "good", "rejected": "bad"}, TextComparison("q", ("good", "bad"))),
     (
         "pairs",
-        {"chosen": [USER, SAID, USER, LAST[0]], "rejected": [USER, SAID, USER, LAST[1]]},
+        {"chosen": [USER, REPLY, USER, LAST[0]], "rejected": [USER, REPLY, USER, LAST[1]]},
         TextComparison(DIALOGUE, ("good", "bad")),
     ),
     (
         "pairs",
-        {"prompt": [USER, SAID, USER], "chosen": [LAST[0]], "rejected": [LAST[1]]},
+        {"prompt": [USER, REPLY, USER], "chosen": [LAST[0]], "rejected": [LAST[1]]},
         TextComparison(DIALOGUE, ("good", "bad")),
     ),
     (
@@ -141,10 +141,14 @@ def test_every_adapter_is_named_tested_and_documented():
     ("adapter", "row", "reason"),
     [
         ("pairs", {"chosen": "one", "rejected": "other"}, "no common prompt"),
-        ("pairs", {"chosen": [USER, SAID, LAST[0]], "rejected": [USER, LAST[1]]}, "prompts differ"),
-        ("pairs", {"chosen": [USER, SAID], "rejected": [SAID, USER]}, "the last turn is not the assistant's"),
+        ("pairs", {"chosen": [USER, REPLY, LAST[0]], "rejected": [USER, LAST[1]]}, "prompts differ"),
+        ("pairs", {"chosen": [USER, REPLY], "rejected": [REPLY, USER]}, "the last turn is not the assistant's"),
         ("pairs", {"prompt": "q", "chosen": "a", "rejected": " \n"}, "empty rejected"),
-        ("pairs", {"chosen": [{"role": "user"}], "rejected": [SAID]}, "`chosen` holds a message without role or text"),
+        (
+            "pairs",
+            {"chosen": [{"role": "user"}], "rejected": [REPLY]},
+            "`chosen` holds a message without role or text",
+        ),
         ("ranked", {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, "tie"),
         ("ranked", {"prompt": "q", "responses": ["a", "b"], "scores": [1, True]}, "`scores` is not a list of numbers"),
         (
@@ -182,9 +186,9 @@ def test_what_is_refused_says_why(adapter: str, row: dict[str, Any], reason: str
 
 def test_imdb_prompts_are_of_2_to_8_words_and_nothing_is_lost():
     reviews = [f"Number {n} is a film that I have seen more often\nthan I like." for n in range(200)]
-    found = [ADAPTERS["imdb"]({"text": review}) for review in reviews]
-    assert [str(one.prompt) + one.responses[0] for one in found] == reviews
-    assert {len(str(one.prompt).split()) for one in found} == {2, 3, 4, 5, 6, 7, 8}
+    comparisons = [ADAPTERS["imdb"]({"text": review}) for review in reviews]
+    assert [str(one.prompt) + one.responses[0] for one in comparisons] == reviews
+    assert {len(str(one.prompt).split()) for one in comparisons} == {2, 3, 4, 5, 6, 7, 8}
 
 
 RANKED_RUN = [{"name": "r", "method": "nca_k", "dataset": "rankings"}]
@@ -193,7 +197,7 @@ from prefdag.data.adapters.records import TextComparison, Unusable, adapter
 from words import POLITE
 
 def duels(row):
-    if row["winner"] == "nobody":
+    if row["winner"] == "none":
         raise Unusable("no winner")
     return TextComparison(row["duel"], tuple(row["fighters"]))
 
@@ -209,13 +213,13 @@ def returns(row):
 def user_folder(tmp_path: Path) -> Path:
     (tmp_path / "words.py").write_text("POLITE = True\n")
     (tmp_path / "duels.py").write_text(USER_ADAPTER)
-    rows = [{"duel": f"d{n}", "fighters": ["a", "b"], "winner": "nobody" if n == 2 else "a"} for n in range(4)]
+    rows = [{"duel": f"d{n}", "fighters": ["a", "b"], "winner": "none" if n == 2 else "a"} for n in range(4)]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}) == 0
     return tmp_path
 
 
-def test_an_adapter_in_a_file_of_ones_own(user_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Named from the suite's file, known to jobs from the working directory, and it can import what lies beside it."""
+def test_a_users_adapter(user_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its path is relative to the suite in YAML and to the working directory in jobs; it can import its neighbours."""
     monkeypatch.chdir(user_folder)
     suite = merge(yaml.safe_load(MINI), {"prepare": {"adapter": "duels.py:duels"}})
     section = resolve(suite, str(user_folder / "suites/x.yaml")).prepare
@@ -247,7 +251,7 @@ def test_a_users_adapter_may_declare_what_its_rows_hold(user_folder: Path):
         ("none.py:absent", "none.py: no such file; paths are relative to the suite's file"),
     ],
 )
-def test_an_own_adapters_mistake_is_a_sentence(
+def test_a_users_adapters_mistake_is_one_sentence(
     user_folder: Path, name: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(user_folder)
@@ -265,20 +269,20 @@ def test_a_column_map_needs_no_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     data = {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}
     columns = {"prompt": "ask.text", "chosen": "answers.0", "rejected": "answers.1"}
     assert fetch(tmp_path, {**data, "columns": columns}) == 0
-    found = [adapter_of("pairs")(row) for row in read_rows(tmp_path / "out/fetch/data/train.jsonl")]
-    assert found == [TextComparison(f"q{n}", ("yes", "no")) for n in range(3)]
+    comparisons = [adapter_of("pairs")(row) for row in read_rows(tmp_path / "out/fetch/data/train.jsonl")]
+    assert comparisons == [TextComparison(f"q{n}", ("yes", "no")) for n in range(3)]
     assert fetch(tmp_path, {**data, "columns": {"prompt": "ask.words"}}) == 2
     assert "data.columns: row 0 has no column 'ask.words'; it has ask, answers" in capsys.readouterr().err
 
 
 def test_texts_are_replaced_in_every_column_the_longest_first(tmp_path: Path):
     """Two breaks are one match and not two, in messages as in plain text; numbers and names of columns stay."""
-    rows = [{"text": "a<br /><br />b<br />c", "turns": [{"said": "<br />"}], "n": 1, "<br />": None}]
+    rows = [{"text": "a<br /><br />b<br />c", "turns": [{"by": "<br />"}], "n": 1, "<br />": None}]
     data = {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}
     for replace in ({"<br />": "|", "<br /><br />": "+"}, {"<br /><br />": "+", "<br />": "|"}):
         assert fetch(tmp_path, {**data, "replace": replace}) == 0
-        found = list(read_rows(tmp_path / "out/fetch/data/train.jsonl"))
-        assert found == [{"text": "a+b|c", "turns": [{"said": "|"}], "n": 1, "<br />": None}]
+        fetched = list(read_rows(tmp_path / "out/fetch/data/train.jsonl"))
+        assert fetched == [{"text": "a+b|c", "turns": [{"by": "|"}], "n": 1, "<br />": None}]
 
 
 def mixture(folder: Path, **how: list[float]) -> dict[str, Any]:
@@ -299,22 +303,22 @@ def test_shares_by_weight_repeat_no_row():
 
 
 def test_sources_are_mixed_by_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Drawn without repetition, in their order; another seed draws others; too many is a sentence."""
+    """Sampled without replacement, in order; another seed samples others; too large a count is an error."""
 
-    def drawn(seed: int) -> list[str]:
+    def sample(seed: int) -> list[str]:
         assert fetch(tmp_path, {**mixture(tmp_path, count=[10, 20]), "seed": seed}) == 0
         return [row["prompt"] for row in read_rows(tmp_path / "out/fetch/data/train.jsonl")]
 
-    found = drawn(0)
-    assert [name[0] for name in found] == ["0"] * 10 + ["1"] * 20
-    assert len(set(found)) == 30
-    assert found == sorted(found, key=lambda name: tuple(map(int, name.split("-"))))
-    assert drawn(0) == found != drawn(1)
+    prompts = sample(0)
+    assert [name[0] for name in prompts] == ["0"] * 10 + ["1"] * 20
+    assert len(set(prompts)) == 30
+    assert prompts == sorted(prompts, key=lambda name: tuple(map(int, name.split("-"))))
+    assert sample(0) == prompts != sample(1)
     assert fetch(tmp_path, mixture(tmp_path, count=[61, 1])) == 2
     assert "holds 60 rows, not the 61 that its count asks for" in capsys.readouterr().err
 
 
-def test_a_mixtures_source_may_name_an_adapter_of_its_own(tmp_path: Path):
+def test_a_source_of_a_mixture_may_name_its_adapter(tmp_path: Path):
     data = mixture(tmp_path, count=[5, 5])
     rows = [{"question": "q", "response_1": "a", "response_2": f"b{n}", "overall_response": 2} for n in range(9)]
     data["sources"][1] = {
@@ -361,6 +365,6 @@ def test_a_mixtures_source_may_hold_other_splits_alone(tmp_path: Path):
     ],
 )
 def test_a_source_that_cannot_be_meant_is_refused(data: dict[str, Any], sentence: str):
-    with pytest.raises(UserError, match="configs/x.yaml: data") as found:
+    with pytest.raises(UserError, match="configs/x.yaml: data") as error:
         resolve(merge(yaml.safe_load(MINI), {"data": data, "pairs": {}}), "configs/x.yaml")
-    assert sentence in str(found.value)
+    assert sentence in str(error.value)

@@ -38,10 +38,10 @@ WORDS = [f"word{n}" for n in range(40)]
 def test_duplicates_contradictions_and_repeated_prompts(tmp_path: Path):
     """Rows 2 and 4 repeat row 0, row 3 has its labels turned, row 5 only its prompt."""
     rows = [pair("a"), pair("b"), pair("a"), pair("a", "no", "yes"), pair("a"), pair("a", "one", "two")]
-    found = audited(tmp_path, rows)
-    assert found["duplicates"] == {"count": 2, "rows": [[2, 0], [4, 0]]}
-    assert found["contradictions"] == {"count": 1, "rows": [[3, 0]]}
-    assert found["prompts"] == {"repeated_rows": 4, "most_rows_of_one": 5, "its_first_row": 0}
+    counts = audited(tmp_path, rows)
+    assert counts["duplicates"] == {"count": 2, "rows": [[2, 0], [4, 0]]}
+    assert counts["contradictions"] == {"count": 1, "rows": [[3, 0]]}
+    assert counts["prompts"] == {"repeated_rows": 4, "most_rows_of_one": 5, "its_first_row": 0}
 
 
 def test_near_duplicates(tmp_path: Path):
@@ -55,9 +55,9 @@ def test_signatures_estimate_the_share_of_shingles_in_common():
     """Of 96 five-word shingles of 100 words, 20 words changed at the end leave 76: J = 76 / 116 = 0.655, ± 0.12."""
     words = [f"w{n}" for n in range(100)]
     texts = [" ".join(words), " ".join([*words[:80], *(f"v{n}" for n in range(20))])]
-    found = minhash(texts)
-    assert abs((found[0] == found[1]).mean() - 76 / 116) < 0.12
-    assert np.array_equal(bands(found)[0], bands(minhash(texts[:1]))[0]), "a signature depends on its row alone"
+    hashes = minhash(texts)
+    assert abs((hashes[0] == hashes[1]).mean() - 76 / 116) < 0.12
+    assert np.array_equal(bands(hashes)[0], bands(minhash(texts[:1]))[0]), "a signature depends on its row alone"
 
 
 def test_position_bias_and_labels_that_never_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -78,27 +78,27 @@ def test_longer_responses_padding_and_shared_prompts(tmp_path: Path):
 
     Apart 5+3 + 5+2 + 3+2 + 3+6 = 29; the prompt once, 21; four sequences padded to the longest, 9, are 36.
     """
-    found = audited(tmp_path, [pair("aaaa", "yy", "n"), pair("bb", "y", "nnnnn")])
-    assert (found["chosen_longer"], found["rejected_longer"]) == (0.5, 0.5)
-    savings = found["savings"]
+    counts = audited(tmp_path, [pair("aaaa", "yy", "n"), pair("bb", "y", "nnnnn")])
+    assert (counts["chosen_longer"], counts["rejected_longer"]) == (0.5, 0.5)
+    savings = counts["savings"]
     assert (savings["apart"], savings["packed"], savings["padded"]) == (29, 21, 36)
     assert (savings["shared_prompt"], savings["padding"]) == (1 - 21 / 29, 1 - 29 / 36)
-    assert found["tokens"]["rejected"] == {"total": 8, "median": 6, "max": 6, "histogram": {"0": 2}}
+    assert counts["tokens"]["rejected"] == {"total": 8, "median": 6, "max": 6, "histogram": {"0": 2}}
 
 
 def test_characters_that_break_naive_readers(tmp_path: Path):
     """Each is counted by row; a lone surrogate, which no tokenizer takes, is dropped; all of them survive `fetch`."""
     rows = [pair("a\x85"), pair("b\r\n"), pair("c\u2028"), pair("d\ud800"), pair("e")]
-    found = audited(tmp_path, rows)
+    counts = audited(tmp_path, rows)
     assert [row["prompt"] for row in read_rows(tmp_path / "out/fetch/data/train.jsonl")] == [
         row["prompt"] for row in rows
     ]
-    assert found["characters"] == {
+    assert counts["characters"] == {
         "U+0085 (next line)": {"count": 1, "rows": [0]},
         "U+2028 (line separator)": {"count": 1, "rows": [2]},
         "carriage return": {"count": 1, "rows": [1]},
     }
-    assert found["dropped"] == {"a lone surrogate in the text": {"count": 1, "rows": [3]}}
+    assert counts["dropped"] == {"a lone surrogate in the text": {"count": 1, "rows": [3]}}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -139,7 +139,7 @@ def test_what_a_later_split_holds_can_be_dropped_and_is_counted(tmp_path: Path):
     assert code == 0 and audit["shared_prompts"] == {"train and SFT's training": 2}
     rows = {split: Store.open(folder / split).rows.tolist() for split in audit["splits"]}
     assert rows == {"train": [1, 4], "validation": [0], "test": [0, 1]}
-    dropped = {split: found["dropped"] for split, found in audit["splits"].items()}
+    dropped = {split: entry["dropped"] for split, entry in audit["splits"].items()}
     held = "a prompt that is held out in"
     assert dropped["train"] == {
         f"{held} test": {"count": 2, "rows": [0, 3]},
@@ -201,28 +201,28 @@ def real_audit(folder: Path, path: str, adapter: str, **data: Any) -> dict[str, 
 @real
 def test_saferlhf(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """One prompt 85 times; response 2 is better in 5,194 of 8,211 (63 %); three better responses are empty."""
-    found = real_audit(tmp_path, "saferlhf/combined_test_8211.json.xz", "saferlhf-better")
-    assert found["rows_in"] == 8211
-    assert found["dropped"] == {"empty chosen": {"count": 3, "rows": [781, 1301, 1678]}}
-    assert found["prompts"]["most_rows_of_one"] == 85
-    told = capsys.readouterr().out
-    assert f"that of row {found['prompts']['its_first_row']} comes 85 times" in told
-    assert "position bias: response 2 is best in 63.2% of 8208" in told
+    counts = real_audit(tmp_path, "saferlhf/combined_test_8211.json.xz", "saferlhf-better")
+    assert counts["rows_in"] == 8211
+    assert counts["dropped"] == {"empty chosen": {"count": 3, "rows": [781, 1301, 1678]}}
+    assert counts["prompts"]["most_rows_of_one"] == 85
+    output = capsys.readouterr().out
+    assert f"that of row {counts['prompts']['its_first_row']} comes 85 times" in output
+    assert "position bias: response 2 is best in 63.2% of 8208" in output
 
 
 @real
 def test_align_anything(tmp_path: Path):
     """One equal pair; 85 rows share their prompt with another, 44 of them after its first."""
-    found = real_audit(tmp_path, "align-anything/newvalset.json", "align-anything")
-    assert (found["rows_in"], found["dropped"]) == (999, {"equal responses": {"count": 1, "rows": [273]}})
-    assert found["best_position"] == {"0": 498, "1": 500}
-    assert found["prompts"]["repeated_rows"] == 44
+    counts = real_audit(tmp_path, "align-anything/newvalset.json", "align-anything")
+    assert (counts["rows_in"], counts["dropped"]) == (999, {"equal responses": {"count": 1, "rows": [273]}})
+    assert counts["best_position"] == {"0": 498, "1": 500}
+    assert counts["prompts"]["repeated_rows"] == 44
 
 
 @real
 def test_the_parquet_that_was_overwritten_is_suspicious(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = real_audit(tmp_path, "messy/val_1k.parquet", "align-anything")
-    assert found["dropped"]["equal responses"]["count"] == 4
+    counts = real_audit(tmp_path, "messy/val_1k.parquet", "align-anything")
+    assert counts["dropped"]["equal responses"]["count"] == 4
     assert "suspicious: every one of 995 labels says that response 1 is best" in capsys.readouterr().out
 
 
@@ -235,28 +235,28 @@ def test_pandalms_booleans_are_refused_by_row(tmp_path: Path):
         "response_2": "response2",
         "overall_response": "annotator1",
     }
-    found = real_audit(tmp_path, "messy/pandalm-testset.json", "align-anything", columns=columns)
-    assert found["dropped"]["`response_1` is not text"] == {"count": 4, "rows": [157, 158, 159, 164]}
-    assert found["dropped"]["`response_2` is not text"] == {"count": 2, "rows": [161, 162]}
-    assert found["rows_in"] == 999
-    assert sum(entry["count"] for entry in found["dropped"].values()) + found["used"] == 999
+    counts = real_audit(tmp_path, "messy/pandalm-testset.json", "align-anything", columns=columns)
+    assert counts["dropped"]["`response_1` is not text"] == {"count": 4, "rows": [157, 158, 159, 164]}
+    assert counts["dropped"]["`response_2` is not text"] == {"count": 2, "rows": [161, 162]}
+    assert counts["rows_in"] == 999
+    assert sum(entry["count"] for entry in counts["dropped"].values()) + counts["used"] == 999
 
 
 @real
 def test_tldr_with_fields_of_several_lines(tmp_path: Path):
-    found = real_audit(tmp_path, "tldr/oai1b.csv_judged.csv", "tldr")
-    assert (found["rows_in"], found["used"]) == (1945, 1000)
-    assert found["dropped"]["not judged"]["count"] == 945
-    assert found["best_position"] == {"0": 640, "1": 360}
+    counts = real_audit(tmp_path, "tldr/oai1b.csv_judged.csv", "tldr")
+    assert (counts["rows_in"], counts["used"]) == (1945, 1000)
+    assert counts["dropped"]["not judged"]["count"] == 945
+    assert counts["best_position"] == {"0": 640, "1": 360}
 
 
 @real
 def test_hh_and_its_odd_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    found = real_audit(tmp_path, "hh-harmless/test.jsonl.gz", "hh")
-    assert found["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
+    counts = real_audit(tmp_path, "hh-harmless/test.jsonl.gz", "hh")
+    assert counts["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
     dialogues = [row["chosen"] for row in read_rows(SHARED / "hh-harmless/test.jsonl.gz")]
     empty = [number for number, dialogue in enumerate(dialogues) if dialogue.rstrip().endswith("\n\nAssistant:")]
-    assert found["dropped"]["empty chosen"] == {"count": 4, "rows": empty}
+    assert counts["dropped"]["empty chosen"] == {"count": 4, "rows": empty}
     listed = ", ".join(map(str, empty))
     assert f"train: 4 dropped, empty chosen: rows {listed}" in capsys.readouterr().out
     with pytest.raises(AssertionError):
@@ -275,8 +275,8 @@ def test_imdb(name: str, rows: int, repeated: int | None, tmp_path: Path):
             assert len(stream.read().splitlines()) > rows, "what a naive reader makes of them"
         return
     comparisons: list[TextComparison] = [ADAPTERS["imdb"]({"text": text}) for text in texts]
-    path = tmp_path / "traits"
+    path = tmp_path / "signatures"
     path.write_bytes(row_signatures(range(rows), comparisons, near=False).tobytes())
-    found = DuplicateIndex(path).duplicates()
-    assert len(found) == repeated == sum(count - 1 for count in Counter(texts).values())
-    assert all(texts[row] == texts[first] for row, first in found)
+    pairs = DuplicateIndex(path).duplicates()
+    assert len(pairs) == repeated == sum(count - 1 for count in Counter(texts).values())
+    assert all(texts[row] == texts[first] for row, first in pairs)

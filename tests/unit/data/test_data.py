@@ -38,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def prepared(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
-    """Runs fetch and prepare by their commands on rows given as a list, or on a file; returns exit code and folder."""
+    """Run the commands fetch and prepare on a list of rows or a file; return exit code and folder."""
 
     def run(rows: list[dict[str, Any]] | Path, test: list[dict[str, Any]] | None = None, **changes: Any):
         source = tmp_path / "raw"
@@ -108,7 +108,7 @@ BROKEN = [
     ("a.json", b'{"a": 1}', "expected a JSON list of rows, got an object"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50, mtime=0)[:-9], "the archive is broken or cut short"),
     ("a.parquet", b"PAR1 is not enough", "not a readable parquet file"),
-    ("a.txt", b"text", "cannot tell its format"),
+    ("a.txt", b"text", "unknown format; the name must end in"),
     ("a.jsonl.gz", b"version https://git-lfs.github.com/spec/v1\n", "a Git-LFS pointer, not the file itself"),
 ]
 
@@ -116,16 +116,16 @@ BROKEN = [
 @pytest.mark.parametrize(("name", "content", "sentence"), BROKEN, ids=[sentence for *_, sentence in BROKEN])
 def test_a_broken_file_is_named(name: str, content: bytes, sentence: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as error:
         list(read_rows(tmp_path / name))
-    assert str(found.value).startswith(str(tmp_path / name))
-    assert sentence in str(found.value)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert sentence in str(error.value)
 
 
 def test_hh_splits_at_the_last_assistant_turn():
     start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    found = hh({"chosen": start + " yes", "rejected": start + " no"})
-    assert (found.prompt, found.responses) == (start, (" yes", " no"))
+    comparison = hh({"chosen": start + " yes", "rejected": start + " no"})
+    assert (comparison.prompt, comparison.responses) == (start, (" yes", " no"))
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_over_long_rows_are_dropped_counted_and_named(prepared):
     rows = [*ROWS[:5], {"prompt": "p" * 401, "chosen": "a", "rejected": "b"}, *ROWS[5:]]
     code, folder = prepared(rows)
     assert code == 0
-    found = audit(folder)
-    assert (found["rows_in"], found["used"]) == (41, 40)
-    assert found["dropped"] == {"prompt over 400 tokens": {"count": 1, "rows": [5]}}
+    counts = audit(folder)
+    assert (counts["rows_in"], counts["used"]) == (41, 40)
+    assert counts["dropped"] == {"prompt over 400 tokens": {"count": 1, "rows": [5]}}
 
 
 def test_over_long_rows_are_an_error_where_the_suite_says_so(prepared, capsys: pytest.CaptureFixture[str]):
@@ -210,11 +210,11 @@ def test_the_real_hh_file(prepared):
     """4 empty chosen and 5 differing prompts among 2,312 rows, by number (from 0)."""
     path = SHARED / "hh-harmless/test.jsonl.gz"
     if not path.is_file():
-        pytest.skip("../shared/data is not here")
+        pytest.skip("../shared/data does not exist")
     code, folder = prepared(path, adapter="hh", max_prompt_tokens=10_000, max_response_tokens=10_000)
     assert code == 0
-    found = audit(folder)
-    assert found["rows_in"] == 2312
-    assert found["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
-    assert found["dropped"]["empty chosen"]["count"] == 4
-    assert found["used"] == 2312 - 9
+    counts = audit(folder)
+    assert counts["rows_in"] == 2312
+    assert counts["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
+    assert counts["dropped"]["empty chosen"]["count"] == 4
+    assert counts["used"] == 2312 - 9

@@ -1,4 +1,4 @@
-"""The Hub, by the real client against a stand-in on loopback: locked, fetched, resumed, and all that goes wrong."""
+"""The Hub's real client against a local server: lock, fetch, resume, and every kind of failure."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenize
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A dataset and a model; the client of this process talks to them, into a cache of its own, and never sleeps."""
+    """A dataset and a model; the client of this process talks to them, with a separate cache, and never sleeps."""
     data = {"README.md": b"about", "data/train.jsonl.gz": PACKED, "data/test-0.jsonl": ROWS[:600].rpartition(b"\n")[0]}
     repositories = {
         ("dataset", "some/pairs"): Repository(data, frozenset({"data/train.jsonl.gz"})),
@@ -48,7 +48,7 @@ def rows(folder: Path, split: str = "train") -> list[str]:
 
 
 def test_a_branch_is_locked_once_and_then_fetched_as_it_was(hub: Hub, tmp_path: Path):
-    """The lock holds the server's own commit and hashes; when the branch moves on, the locked files still come."""
+    """The lock holds the server's commit and hashes; after the branch has moved, the locked files are still fetched."""
     assert lock(tmp_path) == 0
     entries = json.loads((tmp_path / "configs/mini.lock.json").read_text())
     entry = entries["dataset some/pairs@main"]
@@ -63,12 +63,12 @@ def test_a_branch_is_locked_once_and_then_fetched_as_it_was(hub: Hub, tmp_path: 
     assert source["files"] == {"data/train.jsonl.gz": entry["files"]["data/train.jsonl.gz"]["sha256"]}
     assert not [path for _, path, _ in hub.log if path.endswith("README.md")], "only what is named is fetched"
 
-    asked = len(hub.log)
+    num_requests = len(hub.log)
     hub.repositories["dataset", "some/pairs"].commit = "f" * 40
     assert lock(tmp_path) == 0
     assert json.loads((tmp_path / "configs/mini.lock.json").read_text()) == entries, "an entry is never changed"
     assert fetch(tmp_path, data=DATA) == 0
-    assert len(hub.log) == asked, "what is at hand is not asked for"
+    assert len(hub.log) == num_requests, "a file in the cache needs no request"
 
 
 def test_a_model_is_fetched_without_what_is_no_part_of_it(hub: Hub, tmp_path: Path):
@@ -99,25 +99,25 @@ def test_a_download_cut_off_goes_on_where_it_was(
     assert lock(tmp_path) == 0
     hub.faults["train.jsonl.gz"] = ["cut"] * 99
     assert fetch(tmp_path, data=DATA) == 2
-    assert "files that came whole are kept" in capsys.readouterr().err
+    assert "complete files stay in the cache" in capsys.readouterr().err
     hub.faults["train.jsonl.gz"] = ["cut"] * 3
-    asked = len(hub.log)
+    num_requests = len(hub.log)
     assert fetch(tmp_path, data=DATA) == 0
     assert len(rows(tmp_path)) == 5000
-    assert {path.rpartition("/")[2] for _, path, _ in hub.log[asked:]} == {"train.jsonl.gz"}
-    begins = [int(wanted[6:-1]) for _, _, wanted in hub.log[asked:] if wanted]
+    assert {path.rpartition("/")[2] for _, path, _ in hub.log[num_requests:]} == {"train.jsonl.gz"}
+    begins = [int(wanted[6:-1]) for _, _, wanted in hub.log[num_requests:] if wanted]
     assert len(begins) == 3 and 0 < begins[0] < begins[1] < begins[2] < len(PACKED)
 
 
-@pytest.mark.parametrize(("status", "told"), [(429, "asks for fewer requests"), (503, "answers with an error")])
+@pytest.mark.parametrize(("status", "message"), [(429, "asks for fewer requests"), (503, "answers with an error")])
 def test_the_hub_is_asked_again_and_then_it_is_a_sentence(
-    status: int, told: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    status: int, message: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Of the file list and of a file, a hundred failures are told, two are got over."""
+    """For the file list and for a file, a hundred failures are an error, and two are retried."""
     for path, work in (("some/pairs", lock), ("train.jsonl.gz", lambda folder: fetch(folder, data=DATA))):
         hub.faults[path] = [status] * 100
         assert work(tmp_path) == 2
-        assert f"hub:some/pairs: the Hub {told}" in capsys.readouterr().err
+        assert f"hub:some/pairs: the Hub {message}" in capsys.readouterr().err
         hub.faults[path] = [status] * 2
         assert (work(tmp_path), hub.faults.pop(path)) == (0, [])
 
@@ -135,17 +135,17 @@ def test_a_gated_repository_asks_for_a_token(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"source": "hub:no/where"}, "hub:no/where: no such dataset on the Hub, or it is private; check the name"),
         ({"revision": "v9"}, "hub:some/pairs: has no revision 'v9'"),
     ],
 )
 def test_what_is_not_there_is_a_sentence(
-    changes: dict[str, str], told: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, str], message: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert lock(tmp_path, data=changes) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "configs/mini.lock.json").exists()
 
 
@@ -155,25 +155,23 @@ def test_a_file_that_is_gone_or_another_is_refused(hub: Hub, tmp_path: Path, cap
     files = hub.repositories["dataset", "some/pairs"].files
     files["data/train.jsonl.gz"] = bytes(len(PACKED))
     assert fetch(tmp_path, data=DATA) == 2
-    assert (
-        "data/train.jsonl.gz is not the file that the lock states (sha256 differs); delete" in capsys.readouterr().err
-    )
+    assert "data/train.jsonl.gz has another sha256 than the lock states; delete" in capsys.readouterr().err
     (tmp_path / "cache").rename(tmp_path / "old")
     del files["data/train.jsonl.gz"]
     assert fetch(tmp_path, data=DATA) == 2
-    assert "a locked file is no longer there at its commit; lock the suite anew" in capsys.readouterr().err
+    assert "a locked file no longer exists at its commit; lock the suite again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(POINTER, "a Git-LFS pointer, not the file itself"), (PACKED[:-90], "the archive is broken or cut short")],
 )
 def test_a_repository_may_hold_what_is_no_data(
-    content: bytes, told: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, message: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     hub.repositories["dataset", "some/pairs"].files["data/train.jsonl.gz"] = content
     assert (lock(tmp_path), fetch(tmp_path, data=DATA)) == (0, 2)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_without_a_network(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
@@ -187,7 +185,7 @@ def test_without_a_network(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_as_a_user_would_with_hf_endpoint(hub: Hub, tmp_path: Path):
-    """Two commands in processes of their own, nothing patched."""
+    """Two commands in separate processes, nothing patched."""
     inside = {**environment(), "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
     inside = {**inside, "PYTHONPATH": str(ROOT / "workflow"), "HF_HUB_OFFLINE": "0"}
     where = {"lock": os.path.relpath(write_suite(tmp_path), tmp_path)}

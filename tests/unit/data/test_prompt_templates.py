@@ -1,4 +1,4 @@
-"""Templates: header not counted, one end-of-turn counted, nothing after it, one BOS, system prompt only where asked."""
+"""Templates: header not counted, one end-of-turn counted, nothing after it, one BOS, a system prompt only if stated."""
 
 from pathlib import Path
 from typing import Any
@@ -81,26 +81,26 @@ def test_a_second_bos_is_refused(style: str):
 
 
 @pytest.mark.parametrize("style", ["chatml", "llama3", "zephyr"])
-def test_a_system_prompt_stands_only_where_it_is_asked_for(style: str):
-    """By the suite, or by the row, whose own comes first."""
+def test_a_system_prompt_is_used_only_if_stated(style: str):
+    """Stated by the suite, or by the row, which takes precedence."""
     source, end, special, prompt, _ = STYLES[style]
     tokenizer = chat(source, special)
     assert "Be brief." not in prompt
-    asked = split(tokenizer, section(end_of_turn=end, system="Be brief."), TALK, "So.")[0]
-    assert asked.count("Be brief.") == 1 and asked.index("Be brief.") < asked.index("Hi")
-    told: Prompt = (("system", "Be long."), *TALK)
-    assert "Be brief." not in split(tokenizer, section(end_of_turn=end, system="Be brief."), told, "So.")[0]
+    rendered = split(tokenizer, section(end_of_turn=end, system="Be brief."), TALK, "So.")[0]
+    assert rendered.count("Be brief.") == 1 and rendered.index("Be brief.") < rendered.index("Hi")
+    with_system: Prompt = (("system", "Be long."), *TALK)
+    assert "Be brief." not in split(tokenizer, section(end_of_turn=end, system="Be brief."), with_system, "So.")[0]
 
 
 def test_a_template_with_a_system_prompt_of_its_own_must_be_told():
-    """Qwen2's: as the suite states it, word for word, the rendering is the template's own."""
+    """Qwen2's default: stated by the suite word for word, the rendering equals the template's."""
     tokenizer = chat(QWEN2, ["<|im_start|>", "<|im_end|>"])
     with pytest.raises(UserError, match=r"adds the system prompt 'You are a helpful assistant.' by default"):
         load_template(tokenizer, section(end_of_turn="<|im_end|>"))
     settings = section(end_of_turn="<|im_end|>", system="You are a helpful assistant.")
     messages = [{"role": "user", "content": "Hi"}]
-    own = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert split(tokenizer, settings, "Hi", "So.") == (own, "So.<|im_end|>")
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert split(tokenizer, settings, "Hi", "So.") == (expected, "So.<|im_end|>")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=ABSENT)
@@ -122,8 +122,8 @@ def test_hh_dialogues_become_turns():
 
 def test_turns_are_written_as_hh_writes_them():
     settings = section(template="plain", bos=True)
-    found = split(byte_tokenizer(), settings, TALK, "So.")
-    assert found == ("<b>\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:", " So.<e>")
+    parts = split(byte_tokenizer(), settings, TALK, "So.")
+    assert parts == ("<b>\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:", " So.<e>")
 
 
 @pytest.mark.parametrize("post", ["POST: p", "POST: p\n\nTL;DR:", "POST: p\n\nTL;DR: \n"])
@@ -160,13 +160,13 @@ def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_choice_that_cannot_work_is_a_sentence(tokenizer: Any, changes: dict[str, Any], sentence: str):
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as error:
         split(tokenizer, section(**changes), "Hi", "So.")
-    assert str(found.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)
 
 
 def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
-    """A response that holds its own end-of-turn, or a prompt that opens a turn, is dropped and named."""
+    """A response that contains the end-of-turn, or a prompt that contains a special token, is dropped and listed."""
     tokenizer = chat(CHATML, ["<|im_start|>", "<|im_end|>"])
     rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(4)]
     rows[1]["chosen"] = "a<|im_end|> and more"
@@ -182,8 +182,8 @@ def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
 
 def test_a_row_that_the_template_refuses_is_dropped(tmp_path: Path):
     """Two assistant turns in a row, under a template whose roles must alternate."""
-    said = [{"role": role, "content": role} for role in ("user", "assistant", "assistant")]
-    rows = [{"messages": said}, {"messages": said[:2]}]
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "assistant")]
+    rows = [{"messages": turns}, {"messages": turns[:2]}]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
     changes = {"adapter": "demonstrations", "template": "chat", "bos": False}
     code, folder = prepare(tmp_path, chat(MISTRAL, []), "demonstrations", **changes)
@@ -213,7 +213,7 @@ def test_all_assistant_turns_are_counted_where_the_suite_says_so(form: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("over_long", "used", "told"),
+    ("over_long", "used", "counts"),
     [
         ("drop", 1, {"dropped": {"prompt over 12 tokens": 1, "response over 6 tokens": 1}, "cut": {}}),
         (
@@ -229,9 +229,9 @@ def test_all_assistant_turns_are_counted_where_the_suite_says_so(form: str, tmp_
     ],
 )
 def test_over_long_rows_are_cut_or_dropped_as_the_suite_says(
-    over_long: str, used: int, told: dict[str, dict[str, int]], tmp_path: Path
+    over_long: str, used: int, counts: dict[str, dict[str, int]], tmp_path: Path
 ):
-    """A prompt keeps its BOS and its end; a response that is cut has no end-of-turn, the other keeps its own."""
+    """A prompt keeps its BOS and its end; a cut response has no end-of-turn, an uncut one keeps it."""
     rows = [
         {"prompt": "short", "chosen": "yes", "rejected": "no"},
         {"prompt": "a very long prompt", "chosen": "yes", "rejected": "no"},
@@ -242,9 +242,9 @@ def test_over_long_rows_are_cut_or_dropped_as_the_suite_says(
     limits = {"max_prompt_tokens": 12, "max_response_tokens": 6}
     code, folder = prepare(tmp_path, tokenizer, over_long=over_long, **limits)
     assert code == 0
-    found = audit(folder)
-    assert found["used"] == used
-    assert {key: {reason: entry["count"] for reason, entry in found[key].items()} for key in told} == told
+    entry = audit(folder)
+    assert entry["used"] == used
+    assert {key: {reason: one["count"] for reason, one in entry[key].items()} for key in counts} == counts
     last = Store.open(folder / "train")[used - 1]
     texts = [tokenizer.decode(part) for part in (last.prompt, *last.responses)]
     expected = {

@@ -5,9 +5,10 @@ import json
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from comparisons import comparisons, stored
@@ -28,24 +29,24 @@ def rows(draw: st.DrawFn) -> tuple[int, bool, list]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows())
-def test_round_trip(given: tuple[int, bool, list]) -> None:
-    num_responses, scored, found = given
+@hypothesis.given(rows())
+def test_round_trip(generated: tuple[int, bool, list]) -> None:
+    num_responses, scored, comparisons = generated
     with tempfile.TemporaryDirectory() as folder:
         with StoreWriter(Path(folder), num_responses, scored) as writer:
-            for index, (prompt, responses, scores) in enumerate(found):
+            for index, (prompt, responses, scores) in enumerate(comparisons):
                 writer.add(prompt, responses, row=3 * index, prompt=index // 2, scores=scores if scored else None)
         store = Store.open(Path(folder))
-        assert (len(store), store.num_responses) == (len(found), num_responses)
-        for index, (prompt, responses, _) in enumerate(found):
+        assert (len(store), store.num_responses) == (len(comparisons), num_responses)
+        for index, (prompt, responses, _) in enumerate(comparisons):
             assert store[index].prompt.tolist() == prompt
             assert [response.tolist() for response in store[index].responses] == responses
-        assert store.rows.tolist() == [3 * index for index in range(len(found))]
-        assert store.prompts.tolist() == [index // 2 for index in range(len(found))]
-        assert store.lengths().tolist() == [len(p) + sum(map(len, r)) for p, r, _ in found]
-        assert np.diff(store.response_starts()).tolist() == [sum(map(len, r)) for _, r, _ in found]
+        assert store.rows.tolist() == [3 * index for index in range(len(comparisons))]
+        assert store.prompts.tolist() == [index // 2 for index in range(len(comparisons))]
+        assert store.lengths().tolist() == [len(p) + sum(map(len, r)) for p, r, _ in comparisons]
+        assert np.diff(store.response_starts()).tolist() == [sum(map(len, r)) for _, r, _ in comparisons]
         if scored:
-            expected = np.array([s for *_, s in found], np.float32).reshape(-1, num_responses)
+            expected = np.array([s for *_, s in comparisons], np.float32).reshape(-1, num_responses)
             assert np.array_equal(store.scores, expected)
         else:
             assert store.scores is None

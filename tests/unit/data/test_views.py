@@ -24,7 +24,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return stored(tmp_path / "store", comparisons(20, num), scores, [row // 3 for row in range(20)])
 
 
-def test_each_response_stands_by_itself(store: Store) -> None:
+def test_each_response_is_an_example(store: Store) -> None:
     """Comparison 3 of K = 2 becomes examples 6, desirable, and 7, undesirable; no token is copied."""
     view, num = Unpaired(store), store.num_responses
     assert len(view) == 20 * num and view.num_responses == 1
@@ -67,9 +67,9 @@ def test_partners_are_a_permutation_of_the_view_with_other_prompts(store: Store,
 
 def test_a_prompt_may_have_half_of_the_examples_and_no_more(tmp_path: Path) -> None:
     """Of 4 pairs, 2 of one prompt: 4 of 8 examples, each gets a partner; with 3 pairs 6 of 8, which none can be."""
-    found = comparisons(4, 2)
-    view = Unpaired(stored(tmp_path / "half", found, prompts=[0, 0, 1, 2]))
+    pairs = comparisons(4, 2)
+    view = Unpaired(stored(tmp_path / "half", pairs, prompts=[0, 0, 1, 2]))
     assert (view.prompts[Mismatched(view, 0).partner] != view.prompts).all()
-    view = Unpaired(stored(tmp_path / "more", found, prompts=[0, 0, 0, 1]))
+    view = Unpaired(stored(tmp_path / "more", pairs, prompts=[0, 0, 0, 1]))
     with pytest.raises(UserError, match="reads responses to other prompts, but 6 of the 8 examples answer one and the"):
         _ = Mismatched(view, 0).partner

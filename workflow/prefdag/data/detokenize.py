@@ -1,4 +1,4 @@
-"""From token ids back to text."""
+"""Decode token ids to text."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 def decode_response(
     tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], response: Sequence[int]
 ) -> tuple[str, str]:
-    """The text of a prompt and of the response after it, special tokens left out.
+    """Return the text of a prompt and of the response after it, without special tokens.
 
-    The response is cut from the text of both: some tokenizers drop the space before what they decode first.
+    Both are decoded together and the prompt is cut off: some tokenizers drop a space at the beginning of a text.
     """
     before, whole, alone = (
         str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in (prompt, [*prompt, *response], response)

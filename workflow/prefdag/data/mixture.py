@@ -1,4 +1,4 @@
-"""Rows of one source, or of several mixed by weight or by count."""
+"""Read the rows of one source, or of several sources mixed by weight or count."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ from prefdag.errors import UserError
 from prefdag.seeds import generator
 
 
-def iter_source_rows(source: Source, found: SourceFiles) -> Iterator[Row]:
-    """The rows of a split in the order of its files, their columns under the names that the adapter reads."""
-    rows = (row for file in found.files.values() for row in read_rows(file))
+def iter_source_rows(source: Source, split_files: SourceFiles) -> Iterator[Row]:
+    """Iterate over the rows of a split in the order of its files, with columns and texts changed as the source says."""
+    rows = (row for file in split_files.files.values() for row in read_rows(file))
     adapter = {ADAPTER: source.adapter} if isinstance(source, Mixed) and source.adapter else {}
     for number, row in enumerate(islice(rows, source.max_rows)):
         named = {**row, **{name: _column(row, path, number) for name, path in source.columns.items()}}
@@ -24,17 +24,17 @@ def iter_source_rows(source: Source, found: SourceFiles) -> Iterator[Row]:
 
 
 def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
-    """Every text inside a value with the keys of `replace` replaced, in one pass, the longest first."""
+    """Replace the keys of `replace` in every text inside a value, in one pass, the longest first."""
     if isinstance(value, str):
         longest_first = sorted(replace, key=len, reverse=True)
-        return re.sub("|".join(map(re.escape, longest_first)), lambda found: replace[found[0]], value)
+        return re.sub("|".join(map(re.escape, longest_first)), lambda match: replace[match[0]], value)
     if isinstance(value, dict):
         return {key: _replaced(inner, replace) for key, inner in value.items()}
     return [_replaced(inner, replace) for inner in value] if isinstance(value, list) else value
 
 
 def _column(row: Row, path: str, number: int) -> Any:
-    """The value of a column; `a.b` is b inside a, where the row has no column of that whole name."""
+    """Return the value of a column; `a.b` is b inside a, unless the row has a column of that name."""
     if path in row:
         return row[path]
     value: Any = row
@@ -47,27 +47,33 @@ def _column(row: Row, path: str, number: int) -> Any:
     return value
 
 
-def iter_mixed_rows(data: Data, found: list[dict[str, SourceFiles]], split: str) -> Iterator[Row]:
-    """The rows of all sources, one source after the other; of train, as many of each as `rows_per_source` says.
+def iter_mixed_rows(data: Data, parts: list[dict[str, SourceFiles]], split: str) -> Iterator[Row]:
+    """Iterate over the rows of a split, source by source.
 
-    Which ones is drawn without repetition, by `data.seed`; their order stays.
+    Of train, `rows_per_source` rows of each source are sampled without replacement by `data.seed`, in their order.
+
+    Args:
+        data: the section with the list of sources.
+        parts: for each source, its files by split.
+        split: the split to read.
     """
-    parts = [(source, files[split]) for source, files in zip(data.sources, found, strict=True) if split in files]
+    having = [(source, files[split]) for source, files in zip(data.sources, parts, strict=True) if split in files]
     if split != "train":
-        for source, files in parts:
+        for source, files in having:
             yield from iter_source_rows(source, files)
         return
-    available = [sum(1 for _ in iter_source_rows(source, files)) for source, files in parts]
-    for index, ((source, files), num) in enumerate(zip(parts, rows_per_source(data, available), strict=True)):
-        kept = np.zeros(available[index], bool)
-        kept[generator(data.seed, "mixture", index).permutation(available[index])[:num]] = True
-        yield from (row for row, keep in zip(iter_source_rows(source, files), kept, strict=True) if keep)
+    available = [sum(1 for _ in iter_source_rows(source, files)) for source, files in having]
+    for index, ((source, files), num) in enumerate(zip(having, rows_per_source(data, available), strict=True)):
+        chosen = np.zeros(available[index], bool)
+        chosen[generator(data.seed, "mixture", index).permutation(available[index])[:num]] = True
+        rows = zip(iter_source_rows(source, files), chosen, strict=True)
+        yield from (row for row, is_chosen in rows if is_chosen)
 
 
 def rows_per_source(data: Data, available: list[int]) -> list[int]:
-    """How many rows of each source: its count; or its weight's share of as many as no source must repeat a row for.
+    """Return the number of training rows of each source: its count, or its weight's share of the total.
 
-    available: training rows of each source that has some.
+    The total is the largest for which no source must repeat a row. `available` holds the training rows of each source.
     """
     sources = [source for source in data.sources if source.trains]
     counts = [source.count for source in sources]

@@ -1,4 +1,4 @@
-"""One function over many chunks, on all the cores a job was given, in order, with a bounded number under way."""
+"""Map a function over chunks on all cores of a job, in order, with a bounded number of chunks in memory."""
 
 import multiprocessing
 import os
@@ -12,51 +12,58 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
-AHEAD = 2  # chunks under way for each worker: results wait for their turn, and so must not pile up
+AHEAD = 2  # chunks submitted per worker; results wait for their turn, so more would fill the memory
 
 
 def num_cores() -> int:
-    """The cores that this job may use: what its scheduler said (OMP_NUM_THREADS), else what the system lets it have."""
+    """Return the number of cores that this job may use: OMP_NUM_THREADS, else the CPU affinity of the process."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
     return int(stated) if stated.isdecimal() and int(stated) else len(os.sched_getaffinity(0))
 
 
 def map_ordered(work: Callable[[Any], Any], chunks: Iterable[Any], workers: int) -> Iterator[Any]:
-    """work(chunk) of every chunk, in their order. The result does not depend on the number of workers.
+    """Iterate over work(chunk) in the order of the chunks. The result does not depend on the number of workers.
 
-    Workers are forks, so `work` may hold what is costly to load, such as a tokenizer.
+    Workers are forked, so `work` may hold what is slow to load, such as a tokenizer.
     """
     if workers == 1:
         yield from map(work, chunks)
         return
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work,)) as pool:
-        under_way: deque[Future[Any]] = deque()
+    with ProcessPoolExecutor(workers, context, initializer=_set_function, initargs=(work,)) as pool:
+        pending: deque[Future[Any]] = deque()
         try:
             for chunk in chunks:
-                under_way.append(pool.submit(_work, chunk))
-                if len(under_way) >= AHEAD * workers:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(pool.submit(_work, chunk))
+                if len(pending) >= AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_HELD: list[Callable[[Any], Any]] = []  # of a worker process: its one function
+_FUNCTION: list[Callable[[Any], Any]] = []  # the one function of a worker process
 
 
-def _hold(work: Callable[[Any], Any]) -> None:
-    _HELD[:] = [work]
+def _set_function(work: Callable[[Any], Any]) -> None:
+    _FUNCTION[:] = [work]
 
 
 def _work(chunk: Any) -> Any:
-    return _HELD[0](chunk)
+    return _FUNCTION[0](chunk)
 
 
 def with_progress(chunks: Iterable[Any], size: Callable[[Any], int], total: int, title: str) -> Iterator[Any]:
-    """The chunks, with a bar on a terminal and a line now and then elsewhere."""
-    done, said = 0, time.monotonic()
+    """Iterate over chunks and show progress: a bar in a terminal, elsewhere a line every few seconds.
+
+    Args:
+        chunks: what to iterate over.
+        size: the size of a chunk.
+        total: the size of all chunks.
+        title: text before the bar or the percentage.
+    """
+    done, last_line = 0, time.monotonic()
     columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task(title, total=total)
@@ -64,6 +71,6 @@ def with_progress(chunks: Iterable[Any], size: Callable[[Any], int], total: int,
             yield chunk
             done += size(chunk)
             bar.update(task, completed=done)
-            if time.monotonic() - said > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
+            if time.monotonic() - last_line > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
                 print(f"{title}: {done / max(1, total):.0%}", file=sys.stderr, flush=True)
-                said = time.monotonic()
+                last_line = time.monotonic()

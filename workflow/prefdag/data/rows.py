@@ -1,4 +1,4 @@
-"""Raw rows from files, whatever they are written in, a row at a time."""
+"""Read raw rows from files of several formats, one row at a time."""
 
 import csv
 import gzip
@@ -17,20 +17,20 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec"
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".xz", ".zst")
 FIELD_LIMIT = 1 << 30  # bytes of one CSV field; Python's own limit is 128 KiB
-ADAPTER = "_adapter"  # the key under which a mixture's row names the adapter of its source
+ADAPTER = "_adapter"  # key of a mixture's row that names the adapter of its source
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises `UserError` when `path` is a Git-LFS pointer standing where the file should be."""
+    """Raise `UserError` if `path` is a Git-LFS pointer instead of the file."""
     with path.open("rb") as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path}: a Git-LFS pointer, not the file itself; run `git lfs pull` where it came from")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a jsonl, json, csv or parquet file, plain or .gz, .xz or .zst, in order.
+    """Iterate over the rows of a jsonl, json, csv or parquet file, plain or compressed (.gz, .xz, .zst).
 
-    Raises `UserError` naming file and row (from 0) for anything that is not what its name says.
+    Raises `UserError` with file and row (from 0) for content that does not fit the file's name.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path in the suite's `data`")
@@ -39,7 +39,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
     if reader is None:
         raise UserError(
-            f"{path}: cannot tell its format; the name must end in {', '.join(FORMATS)}, or {', '.join(PACKED)} of one"
+            f"{path}: unknown format; the name must end in {', '.join(FORMATS)}, or {', '.join(PACKED)} of one"
         )
     try:
         with _opened(path) as stream:
@@ -52,11 +52,11 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 class _BrokenZstandard(Exception):
-    """What pyarrow says of a .zst file, as an error of its own."""
+    """pyarrow's error about a .zst file, which it raises as OSError."""
 
 
 class _Zstandard(io.RawIOBase):
-    """A .zst file as an ordinary stream."""
+    """A .zst file as a binary stream."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
@@ -93,7 +93,7 @@ def _jsonl(path: Path, stream: BinaryIO) -> Iterator[Any]:
 
 
 def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
-    """The JSON value of a line; `offset` is where it starts in the (unpacked) file. Raises `UserError`."""
+    """Parse a line as JSON; row number and byte offset in the (uncompressed) file are for the `UserError` it raises."""
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
@@ -101,7 +101,7 @@ def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> An
         raise UserError(f"{path}: row {number}: {where}; convert the file") from None
     except json.JSONDecodeError as error:
         where = f"{error.msg} at character {error.pos}"
-        raise UserError(f"{path}: row {number}: not valid JSON ({where}); mend or remove that line") from None
+        raise UserError(f"{path}: row {number}: not valid JSON ({where}); fix or remove that line") from None
 
 
 def _json(path: Path, stream: BinaryIO) -> Iterator[Any]:
@@ -116,14 +116,14 @@ def _csv(path: Path, stream: BinaryIO) -> Iterator[Any]:
     try:
         for number, row in enumerate(csv.DictReader(_Utf8(path, stream), strict=True)):
             if None in row or None in row.values():
-                raise UserError(f"{path}: row {number}: more or fewer fields than the header names; mend that row")
+                raise UserError(f"{path}: row {number}: more or fewer fields than the header names; fix that row")
             yield row
     except csv.Error as error:
         raise UserError(f"{path}: not a readable CSV file ({error})") from None
 
 
 class _Utf8:
-    """Lines of a stream as text, split at newlines alone, which may stand inside a quoted field."""
+    """Lines of a stream as text, split only at newlines, which may be inside a quoted field."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self.stream, self.offset = path, stream, 0
@@ -155,7 +155,7 @@ def _kind(value: Any) -> str:
 
 
 def write_rows(path: Path, rows: Iterator[Row]) -> int:
-    """Write rows as JSONL; returns how many. A row with a lone surrogate, which UTF-8 has no bytes for, is escaped."""
+    """Write rows as JSONL and return their number. Lone surrogates, which UTF-8 cannot encode, are escaped."""
     num = 0
     with path.open("wb") as stream:
         for row in rows:

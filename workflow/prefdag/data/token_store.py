@@ -1,12 +1,12 @@
 """The token store: comparisons as token ids in memory-mapped arrays.
 
-N comparisons of K responses are four flat files, opened in milliseconds whatever N is:
+N comparisons of K responses are four or five flat files, opened in milliseconds for any N:
 
-    tokens.npy   int32 [T]        prompt, response 1, ..., response K of each comparison, end to end
-    offsets.npy  int64 [N, K+2]   where each prompt starts, then where each response starts, then where the last ends
+    tokens.npy   int32 [T]        prompt, response 1, ..., response K of each comparison, concatenated
+    offsets.npy  int64 [N, K+2]   start of the prompt, start of each response, end of the last one
     rows.npy     int64 [N]        row of the source
     prompts.npy  int64 [N]        equal for equal prompts
-    scores.npy   float32 [N, K]   only where the data has scores
+    scores.npy   float32 [N, K]   only if the data has scores
 """
 
 import json
@@ -32,16 +32,19 @@ class Comparison:
 
 
 class Indexed(Protocol):
-    """Comparisons to run a model on, in an order of their own."""
+    """A sequence of comparisons to run a model on."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Comparison: ...
 
 
 class Comparisons(Indexed, Protocol):
-    """Comparisons of K responses each, and where they come from: a store, or a view of one.
+    """Comparisons of K responses each with their sources: a store, or a view of one.
 
-    rows, prompts: [N]; scores: [N, K], None where the data has none.
+    Attributes:
+        rows: row of the source, [N].
+        prompts: equal for equal prompts, [N].
+        scores: [N, K], or None if the data has none.
     """
 
     @property
@@ -58,7 +61,7 @@ class Comparisons(Indexed, Protocol):
 
 @dataclass(frozen=True)
 class Store:
-    """A token store that was opened; the arrays are memory maps, nothing is read before it is used."""
+    """An open token store. The arrays are memory maps; data is read when it is used."""
 
     folder: Path
     tokens: NDArray[np.int32]
@@ -69,7 +72,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a store. Raises `UserError` when the folder holds none."""
+        """Open a store. Raises `UserError` if the folder holds none."""
         try:
             about = json.loads((folder / "store.json").read_text())
             arrays: dict[str, Any] = {
@@ -84,7 +87,7 @@ class Store:
 
     @property
     def num_responses(self) -> int:
-        """K, the responses of each comparison."""
+        """K, the number of responses of each comparison."""
         return self.offsets.shape[1] - 2
 
     def __getitem__(self, index: int) -> Comparison:
@@ -93,11 +96,11 @@ class Store:
         return Comparison(prompt=parts[0], responses=tuple(parts[1:]))
 
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each comparison, its prompt counted once: [N]."""
+        """Return the number of tokens of each comparison, with its prompt counted once, [N]."""
         return self.offsets[:, -1] - self.offsets[:, 0]
 
     def response_starts(self) -> NDArray[np.int64]:
-        """Where each comparison's response tokens start in the flat order of all response tokens: [N + 1]."""
+        """Return where each comparison's response tokens start among all response tokens, [N + 1]."""
         num_tokens = self.offsets[:, -1] - self.offsets[:, 1]
         return np.concatenate([[0], np.cumsum(num_tokens)])
 
@@ -108,7 +111,7 @@ def _mapped(path: Path) -> NDArray[np.generic]:
 
 
 class StoreWriter:
-    """Writes a store row by row; memory does not grow with the rows.
+    """Writes a store row by row in constant memory.
 
     with StoreWriter(folder, num_responses=2, scored=False) as writer:
         writer.add(prompt_ids, [chosen_ids, rejected_ids], row=0, prompt=0)
@@ -148,7 +151,7 @@ class StoreWriter:
         self._streams[name].write(np.asarray(values, dtype=ARRAYS[name]).tobytes())
 
     def close(self) -> None:
-        """Give each file its header; a store without store.json is none."""
+        """Write the .npy headers and store.json. A folder without store.json is not a token store."""
         shapes = {"offsets": (-1, self.num_responses + 2), "scores": (-1, self.num_responses)}
         for name, stream in self._streams.items():
             stream.close()
@@ -167,7 +170,7 @@ class StoreWriter:
 
 
 def _with_header(raw: Path, target: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Copy raw numbers into a .npy file, a block at a time."""
+    """Copy raw numbers into a .npy file in blocks of 16 MiB."""
     width = -shape[0] * int(np.prod(shape[1:], dtype=np.int64))
     num = raw.stat().st_size // np.dtype(dtype).itemsize // width
     with raw.open("rb") as source, target.open("wb") as stream:

@@ -1,6 +1,6 @@
-"""Views of a token store: the same tokens as other comparisons. Index arithmetic only, no token is copied.
+"""Views of a token store: its tokens as other comparisons, by index arithmetic, without copying a token.
 
-A view keeps the flat order of response tokens where it can, so that the store's reference cache serves it too.
+`Unpaired` keeps the flat order of response tokens, so the store's reference cache serves it too.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.seeds import generator
 
-LOG_OF_GAP = frozenset({"odpo"})  # losses that a chosen response of the lower score has no value for
+LOG_OF_GAP = frozenset({"odpo"})  # losses without a value if the chosen response has the lower score
 
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Each response of a store by itself: K = 1; the best one of a comparison is desirable, the others are not.
+    """Each response of a store as a comparison with K = 1; the best one of a comparison is desirable, others are not.
 
     Comparison i * K + k is response k of the store's comparison i.
     """
@@ -44,7 +44,7 @@ class Unpaired:
 
     @cached_property
     def labels(self) -> NDArray[np.bool_]:
-        """Is the response desirable? [N * K]."""
+        """Whether each response is desirable, [N * K]."""
         return np.arange(len(self)) % self.store.num_responses == 0
 
     def __len__(self) -> int:
@@ -60,15 +60,15 @@ class Unpaired:
         return (sizes[:, :1] + sizes[:, 1:]).ravel()
 
     def response_starts(self) -> NDArray[np.int64]:
-        """As the store's: responses stand in the same flat order."""
+        """Return where each response starts among all response tokens, whose order is the store's, [N * K + 1]."""
         return np.concatenate([[0], np.cumsum(np.diff(self.store.offsets[:, 1:], axis=1))])
 
 
 @dataclass(frozen=True)
 class Mismatched:
-    """Each prompt of a K = 1 view with the response to another prompt, the same throughout a training.
+    """Each prompt of a K = 1 view with the response to another prompt, fixed for the whole training.
 
-    KTO's estimate of KL(policy || reference) is taken on these (Ethayarajh et al. 2024, section 4.1).
+    Reference: Ethayarajh et al. 2024, section 4.1, where KTO estimates KL(policy || reference) on such examples.
     """
 
     of: Unpaired
@@ -82,10 +82,10 @@ class Mismatched:
 
     @cached_property
     def partner(self) -> NDArray[np.int64]:
-        """Whose response each prompt is given, [N]: a permutation of the view, a pure function of seed and prompts.
+        """The example whose response each prompt gets, [N]: a permutation that depends on seed and prompts alone.
 
-        Prompts come in a random order, the responses to each in a random order, and everything moves on by the size of
-        the largest group, so that nothing stays in its group. Raises `UserError` where one prompt has more than half.
+        Examples are ordered randomly but grouped by prompt, then rotated by the size of the largest group, so that each
+        leaves its group. Raises `UserError` if one prompt has more than half of the examples.
         """
         prompts = np.asarray(self.of.prompts)
         _, group, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
@@ -102,7 +102,7 @@ class Mismatched:
 
 
 def objective_view(store: Store, objective: Objective) -> Store | Unpaired:
-    """The comparisons that an objective trains on. Raises `UserError` where the store's cannot be made such."""
+    """Return the comparisons that an objective trains on. Raises `UserError` if the store has not what it reads."""
     num = store.num_responses
     if objective.responses == "one":
         if num == 1:
@@ -114,7 +114,7 @@ def objective_view(store: Store, objective: Objective) -> Store | Unpaired:
     if num < 2 or (objective.responses == "two" and num > 2):
         wanted = "two responses" if objective.responses == "two" else "two responses or more"
         raise UserError(
-            f"{store.folder}: {objective.method} compares {wanted}, and here each prompt has {num}; "
+            f"{store.folder}: {objective.method} compares {wanted}, and each prompt of this store has {num}; "
             f"train it on {'`dataset: comparisons`' if num > 2 else 'comparisons'}"
         )
     return _scored(store, objective)
@@ -132,6 +132,6 @@ def _scored(store: Store, objective: Objective) -> Store:
         named = ", ".join(map(str, wrong[:10])) + (", ..." if wrong.size > 10 else "")
         raise UserError(
             f"{store.folder}: {objective.method} takes the log of chosen minus rejected score, and the chosen one has "
-            f"the lower score in source rows {named}; put the better response first there"
+            f"the lower score in source rows {named}; put the better response first in these rows"
         )
     return store

@@ -1,6 +1,6 @@
-"""Comparisons by the DPO paper's controlled protocol: sampled from the SFT policy, labelled by the ground truth.
+"""Make comparisons by the DPO paper's controlled protocol: sample from the SFT policy, label by the ground truth.
 
-The same samples are written as rankings too, each prompt's responses in one row, for losses of more than two.
+The same samples are also written as rankings, one row per prompt, for losses of more than two responses.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from prefdag.schema import Section
 from prefdag.seeds import named_seed
 
 SPLITS = ("train", "validation", "test")
-Scored = tuple[float, str]  # a response after its reward
+Scored = tuple[float, str]  # reward, response
 
 
 class Job(Section):
@@ -36,7 +36,18 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
-    """Sample responses to every prompt and write all pairs of different reward, the better first, and the rankings."""
+    """Sample responses to every prompt; write all pairs of different reward, the better first, and the rankings.
+
+    Args:
+        job: the sections `pairs` and `prepare`.
+        workspace: output folder and journal of the job.
+        policy: manifest of SFT.
+        rows: manifest of `fetch`, whose rows hold the prompts.
+        classifier: manifest of the classifier, if it is the ground truth.
+
+    Returns:
+        Counts of prompts, pairs and rankings, by split.
+    """
     device = set_up(job.pairs.threads)
     truth = load_ground_truth(job.pairs.reward, classifier, device)
     workspace.log_model_input("policy", "sft")
@@ -44,11 +55,11 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
         workspace.log_model_input("classifier", "classifier")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
-    reach = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
-    check_window(policy.parent / "model", reach, "prepare.max_prompt_tokens and pairs.max_new_tokens")
+    longest = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
+    check_window(policy.parent / "model", longest, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}
     (workspace.output / "rankings").mkdir()
-    # A split without prompts of its own is held out of train by `prepare`.
+    # `prepare` holds a split without a prompts file out of train.
     for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
         texts = list(itertools.islice(iter_prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
@@ -67,20 +78,22 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
 def _answers(
     job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str, texts: list[Prompt]
 ) -> tuple[list[list[str]], int]:
-    """The finished responses to each prompt, and how many never reached their end-of-turn.
+    """Return the finished responses to each prompt, and the number of those that did not reach their end-of-turn.
 
-    Those are left out: an end-of-turn appended to a sentence cut in half would be preferred or rejected for our cut.
+    Unfinished ones are left out: the ground truth would judge where they were cut.
     """
     encoded = encode_prompts(tokenizer, texts, job.prepare)
     keys = [named_seed(0, split, text) for text in texts]
     answers: list[dict[int, str]] = [{} for _ in texts]
     unfinished = 0
-    for drawn in sample(model, encoded, keys, job.pairs, stop_token(tokenizer, job.prepare), f"pairs: {split}"):
-        if not drawn.ended:
+    end = stop_token(tokenizer, job.prepare)
+    for response in sample(model, encoded, keys, job.pairs, end, f"pairs: {split}"):
+        if not response.ended:
             unfinished += 1
             continue
-        _, answers[drawn.prompt][drawn.sample] = decode_response(tokenizer, encoded[drawn.prompt], drawn.ids)
-    return [[found[number] for number in sorted(found)] for found in answers], unfinished
+        _, text = decode_response(tokenizer, encoded[response.prompt], response.ids)
+        answers[response.prompt][response.sample] = text
+    return [[by_sample[number] for number in sorted(by_sample)] for by_sample in answers], unfinished
 
 
 def _scored(truth: GroundTruth, prompt: Prompt, responses: list[str]) -> list[Scored]:
@@ -89,7 +102,7 @@ def _scored(truth: GroundTruth, prompt: Prompt, responses: list[str]) -> list[Sc
 
 
 def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]]) -> dict[str, int]:
-    """One row per pair of responses to one prompt; ties state no preference and are counted, not written."""
+    """Write one row per pair of responses to a prompt, and return counts; ties are counted, not written."""
     pairs = ties = 0
     with path.open("w", encoding="utf-8") as stream:
         for prompt, scored in zip(texts, answers, strict=True):
@@ -103,9 +116,9 @@ def write_pairs(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]]
 
 
 def write_rankings(path: Path, texts: Sequence[Prompt], answers: list[list[Scored]], size: int) -> dict[str, int]:
-    """One row per prompt, its `size` responses best first.
+    """Write one row per prompt with its `size` responses, best first, and return counts.
 
-    Counted, not written: prompts with fewer finished responses, and those of which two tie, as these have no order.
+    Prompts with fewer finished responses or with two equal rewards have no ranking; they are counted, not written.
     """
     counts = {"rankings": 0, "rankings_short": 0, "rankings_tied": 0}
     with path.open("w", encoding="utf-8") as stream:
@@ -122,5 +135,5 @@ def write_rankings(path: Path, texts: Sequence[Prompt], answers: list[list[Score
 
 def _row(prompt: Prompt, scored: list[Scored]) -> str:
     scores, responses = zip(*scored, strict=True)
-    asked = prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
-    return json.dumps({"prompt": asked, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"
+    plain = prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
+    return json.dumps({"prompt": plain, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""A small base model from scratch: a byte-level BPE tokenizer, and a language model on whole documents."""
+"""Train a small base model from scratch: a byte-level BPE tokenizer and a language model on whole documents."""
 
 import itertools
 from collections.abc import Iterator
@@ -39,7 +39,17 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = None) -> dict[str, Any]:
-    """Pre-train on the documents of the training split: prompt and best response of every row."""
+    """Pre-train on the documents of the training split: prompt and best response of every row.
+
+    Args:
+        job: adapter, architecture and the section `pretrain`.
+        workspace: output folder, scratch folder and journal of the job.
+        data: manifest of the rows.
+        tokenizer: manifest of a fetched tokenizer; without it one is trained on the documents.
+
+    Returns:
+        The results of the job.
+    """
     settings = job.pretrain
     device = set_up(settings.threads)
     folder = workspace.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
@@ -65,7 +75,7 @@ def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = 
 
 
 def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (Radford et al. 2019) with a token each for the beginning and the end."""
+    """Train a byte-level BPE tokenizer (Radford et al. 2019) with one token for the beginning and one for the end."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -78,10 +88,10 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedToke
 
 
 def _store(job: Job, workspace: Workspace, folder: Path, tokenizer: Any, split: str) -> Store:
-    """Documents between BOS and EOS as comparisons of one response, in a scratch folder that is not published.
+    """Store documents, each between BOS and EOS, as comparisons of one response in the scratch folder.
 
-    A document longer than the limit goes on in further blocks, each after the token before it: none is lost. Of several
-    processes the first one writes.
+    A document longer than the limit continues in further blocks, each after the last token of the block before, so no
+    token is lost. Of several processes the first one writes.
     """
     if is_first():
         _write_store(job, workspace, folder, tokenizer, split)

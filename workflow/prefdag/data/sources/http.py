@@ -1,4 +1,4 @@
-"""A file behind an http(s) address, with its sha256 stated: downloaded once, and on from where it was cut off."""
+"""Download a file from an http(s) address, check its sha256, and continue a download that was cut off."""
 
 import http.client
 import time
@@ -16,9 +16,9 @@ BLOCK = 1 << 20
 
 
 def download(address: str, sha256: str, folder: Path) -> Path:
-    """The file, in `folder`; what has come of it stays there for the next attempt.
+    """Download the file into `folder` and return its path; a partial file stays there for the next attempt.
 
-    Raises `UserError` when the server refuses, cannot be reached, or sends another file than `sha256` states.
+    Raises `UserError` if the server refuses or cannot be reached, or if the file has another sha256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / (Path(unquote(urlsplit(address).path)).name or "file")
@@ -30,21 +30,21 @@ def download(address: str, sha256: str, folder: Path) -> Path:
                 break
             time.sleep(0.2 * 2**attempt)
         else:
-            raise UserError(f"{address}: cannot be downloaded ({reason}); run again later, what has come is kept")
+            raise UserError(f"{address}: cannot be downloaded ({reason}); run again later, the download continues")
         partial.replace(target)
-    if (found := sha256_of(target)) != sha256:
+    if (actual := sha256_of(target)) != sha256:
         target.unlink()
-        raise UserError(f"{address}: not the file that was stated: its sha256 is {found}, not {sha256}")
+        raise UserError(f"{address}: its sha256 is {actual}, not {sha256}; correct `sha256` or the address")
     return target
 
 
 def _attempt(address: str, partial: Path) -> str | None:
-    """One request for what is missing; None when all has come, else what went wrong and may go right again."""
-    have = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    """Request the missing part. Return None if the file is complete, else what went wrong for now."""
+    size = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={size}-"} if size else {})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            # 206: what is missing; 200: the whole file, whatever was asked for.
+            # 206: the missing part; 200: the whole file, from a server that ignores ranges.
             with partial.open("ab" if answer.status == 206 else "wb") as stream:
                 while block := answer.read1(BLOCK):
                     stream.write(block)

@@ -1,7 +1,7 @@
-"""The Hub: a repository's commit and hashes for the lock, its files at that commit. Only `fetch` and `lock` come here.
+"""The Hub: a repository's commit and hashes for the lock, and its files at that commit, for `fetch` and `lock`.
 
-Downloads lie in the Hub's own cache (`HF_HOME`). The client goes on with a file where a connection was cut; a job
-that fails leaves the files that have come whole, and the next one takes them from there.
+Downloads go to the Hub client's cache (`HF_HOME`). The client continues files that were cut off; a job that fails
+leaves complete files in the cache, and the next one uses them.
 """
 
 import fnmatch
@@ -20,8 +20,8 @@ ATTEMPTS = 5
 
 
 def lock_entry(repository: Repository) -> dict[str, Any]:
-    """The lock's entry of a repository: what its revision is now. Raises `UserError` as `_sentences` does."""
-    with _sentences(repository):
+    """Return the lock's entry of a repository: its commit now, and the size and hash of each file."""
+    with _hub_errors(repository):
         about = _about(repository)
     files = {}
     for file in getattr(about, "siblings", None) or []:
@@ -32,42 +32,42 @@ def lock_entry(repository: Repository) -> dict[str, Any]:
 
 
 def _about(repository: Repository) -> Any:
-    """What the Hub says of a repository; asked again, ever later, where it is busy (429, 5xx)."""
+    """Request a repository's description, again after growing pauses if the Hub is busy (429, 5xx)."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    asked: dict[str, Any] = {"repo_type": repository.kind, "revision": repository.revision, "files_metadata": True}
+    query: dict[str, Any] = {"repo_type": repository.kind, "revision": repository.revision, "files_metadata": True}
     for attempt in range(1, ATTEMPTS):
         try:
-            return HfApi().repo_info(repository.name, **asked)
+            return HfApi().repo_info(repository.name, **query)
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status != 429 and status < 500:
                 raise
         time.sleep(0.2 * 2**attempt)
-    return HfApi().repo_info(repository.name, **asked)
+    return HfApi().repo_info(repository.name, **query)
 
 
 def download(locked: Locked, patterns: tuple[str, ...]) -> dict[str, Path]:
-    """The files of a locked repository that match, by name, each of the size and hash that the lock states.
+    """Return the files of a locked repository that match, by name, and check their sizes and hashes.
 
-    A file at hand is taken without asking the Hub. Raises `UserError` as `_sentences` does, and for a wrong hash.
+    A file in the cache needs no request. Raises `UserError` if the Hub refuses, fails or sends another file.
     """
     from huggingface_hub import hf_hub_download
 
     repository = locked.repository
     names = [name for name in locked.files if any(matches(name, pattern) for pattern in patterns)]
-    found = {}
+    paths = {}
     for name in sorted(names):
-        with _sentences(repository):
-            at = hf_hub_download(repository.name, name, repo_type=repository.kind, revision=locked.commit)
-        found[name] = Path(at)
-        _check(found[name], name, locked.files[name], repository)
-    return found
+        with _hub_errors(repository):
+            path = hf_hub_download(repository.name, name, repo_type=repository.kind, revision=locked.commit)
+        paths[name] = Path(path)
+        _check(paths[name], name, locked.files[name], repository)
+    return paths
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a file's name fits a glob as `Path.glob` reads it: `*` stays within a folder, `**/` is any folders."""
+    """Return whether a name matches a glob with the rules of `Path.glob`: `*` within a folder, `**/` any folders."""
     parts, wanted = name.split("/"), pattern.split("/")
     if "**" in wanted:
         at = wanted.index("**")
@@ -82,19 +82,19 @@ def _check(path: Path, name: str, stated: Mapping[str, Any], repository: Reposit
         return
     blob = path.resolve()
     raise UserError(
-        f"hub:{repository.name}: {name} is not the file that the lock states ({kind} differs); delete {blob}"
+        f"hub:{repository.name}: {name} has another {kind} than the lock states; delete {blob} and run again"
     )
 
 
 def git_sha1(path: Path) -> str:
-    """The hash that Git, and so the Hub, gives a file's content."""
+    """Return Git's hash of a file's content, which the Hub states for small files."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @contextmanager
-def _sentences(repository: Repository) -> Iterator[None]:
-    """Everything that goes wrong between us and the Hub, as a sentence."""
+def _hub_errors(repository: Repository) -> Iterator[None]:
+    """Turn errors of the Hub's client into a `UserError`."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -110,27 +110,31 @@ def _sentences(repository: Repository) -> Iterator[None]:
     except GatedRepoError:
         raise UserError(f"{name}: gated; accept its terms on the Hub and set HF_TOKEN") from None
     except RevisionNotFoundError:
-        raise UserError(f"{name}: has no revision {repository.revision or 'at the locked commit'!r}") from None
+        raise UserError(
+            f"{name}: has no revision {repository.revision or 'at the locked commit'!r}; correct `revision`"
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{name}: no such {kind} on the Hub, or it is private; check the name or set HF_TOKEN"
         ) from None
-    except LocalEntryNotFoundError as error:  # an EntryNotFoundError by name, but the Hub gave no answer
-        raise _unanswered(name, error.__cause__ or error) from None
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, but the Hub did not answer
+        raise _unavailable(name, error.__cause__ or error) from None
     except EntryNotFoundError:
-        raise UserError(f"{name}: a locked file is no longer there at its commit; lock the suite anew") from None
+        raise UserError(f"{name}: a locked file no longer exists at its commit; lock the suite again") from None
     except (HTTPError, OSError) as error:
-        raise _unanswered(name, error) from None
+        raise _unavailable(name, error) from None
 
 
-def _unanswered(name: str, error: BaseException) -> UserError:
-    """The sentence for a Hub that refuses for now, or does not answer at all."""
+def _unavailable(name: str, error: BaseException) -> UserError:
+    """Return the error for a Hub that refuses for now, or does not answer."""
     response = getattr(error, "response", None)
     if response is None:
         kind = type(error).__name__
         return UserError(
-            f"{name}: the Hub cannot be reached ({kind}); check the network, files that came whole are kept"
+            f"{name}: the Hub cannot be reached ({kind}); check the network; complete files stay in the cache"
         )
     status = response.status_code
-    told = {429: "asks for fewer requests", 401: "asks for a token: set HF_TOKEN"}.get(status, "answers with an error")
-    return UserError(f"{name}: the Hub {told} (HTTP {status}); run again later, files that came whole are kept")
+    problem = {429: "asks for fewer requests", 401: "asks for a token: set HF_TOKEN"}.get(
+        status, "answers with an error"
+    )
+    return UserError(f"{name}: the Hub {problem} (HTTP {status}); run again later, complete files stay in the cache")

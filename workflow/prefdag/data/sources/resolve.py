@@ -1,4 +1,4 @@
-"""Where rows, models and tokenizers come from: the Hub at its locked commit, an address, a local folder or file."""
+"""Resolve a source to files: the Hub at its locked commit, an address, a local folder or a local file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +15,27 @@ from prefdag.provenance.manifest import sha256_of
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """Files of a source by their names inside it, and the commit where it comes from the Hub."""
+    """The files of a source by their names inside it, and its commit if it is on the Hub."""
 
     source: str
     files: Mapping[str, Path]
     commit: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: the source, its commit, and every file's sha256."""
+        """Return the manifest's facts: the source, its commit, and the sha256 of each file."""
         hashes = {name: sha256_of(path) for name, path in self.files.items()}
         return {"source": self.source, **({"commit": self.commit} if self.commit else {}), "files": hashes}
 
 
 def row_files(source: Source, key: str, lock: str | None, scratch: Path) -> dict[str, SourceFiles]:
-    """The files of each split that a source names. scratch: where a download may go on at the next attempt."""
+    """Return the files of each split that a source names.
+
+    Args:
+        source: the section.
+        key: its key in the suite, for errors.
+        lock: path of the lock file, if there is one.
+        scratch: folder that keeps a partial download for the next attempt.
+    """
     named = source.named
     if ADDRESS.match(source.source):
         assert source.sha256 is not None
@@ -54,11 +61,11 @@ def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str,
     if folder.is_file():
         if set(named) - {"train"}:
             raise UserError(f"{key}.source: {folder} is one file and holds train alone; name a folder for other splits")
-        if source.sha256 and (found := sha256_of(folder)) != source.sha256:
-            raise UserError(f"{key}.sha256: {folder} is not the file that was stated: its sha256 is {found}")
+        if source.sha256 and (actual := sha256_of(folder)) != source.sha256:
+            raise UserError(f"{key}.sha256: the sha256 of {folder} is {actual}; correct the key or the file")
         return {"train": {folder.name: folder}}
     if source.sha256:
-        raise UserError(f"{key}.sha256: {folder} is a folder, and a sha256 is one file's; remove it")
+        raise UserError(f"{key}.sha256: {folder} is a folder, but a sha256 belongs to one file; remove it")
     if not named:
         raise UserError(f"{key}.train: missing; name the file (or glob) of training rows inside {folder}")
     return {
@@ -68,7 +75,7 @@ def _local_rows(source: Source, key: str, named: Mapping[str, str]) -> dict[str,
 
 
 def model_files(origin: Origin, key: str, lock: str | None, patterns: tuple[str, ...]) -> SourceFiles:
-    """The files of a model or tokenizer, by name."""
+    """Return the files of a model or tokenizer that match `patterns`; arguments as for `row_files`."""
     if origin.source.startswith(HUB):
         return _from_hub(origin.source, "model", origin.revision, lock, patterns)
     folder = _existing(origin.source, key)
@@ -81,7 +88,7 @@ def _from_hub(
 ) -> SourceFiles:
     name = source.removeprefix(HUB)
     if lock is None:
-        raise UserError(f"{source}: fetched only as a lock states; name its file as `lock` (`prefdag lock` writes it)")
+        raise UserError(f"{source}: not locked; name the lock file as `lock` (`prefdag lock` writes it)")
     entry = locked(Path(lock), Repository(kind, name, revision))
     return SourceFiles(source, hub.download(entry, patterns), entry.commit)
 

@@ -1,4 +1,4 @@
-"""Writes the reviews of the embedded text world: sentence forms, and the draws that fill them."""
+"""Write the reviews of the embedded text world: sentence forms, and the random choices that fill them."""
 
 import math
 import random
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from prefdag.data.synthetic import lexicon
 from prefdag.data.synthetic.lexicon import Opinion
 
-# Chosen so that VADER's score of reviews spreads over the whole of [-1, 1] with a mean near 0 (tests/test_world.py).
+# Chosen so that VADER's score of reviews spreads over the whole of [-1, 1] with a mean near 0 (a test measures it).
 LEANING = 0.75  # how far the latent sentiment decides the sign of a sentence
 PLAIN = 0.2  # share of sentences without an opinion
 NEGATED = 0.18  # share of opinions that are a negated opposite
 
-# Writer says what fills each [slot], in the order of the text; `a` becomes `an` afterwards.
-# In these sentences only the slots of opinion carry sentiment: the words around them are neutral to VADER.
+# `Writer` fills each [slot] in the order of the text; `a` becomes `an` afterwards.
+# Only the slots of opinion carry sentiment: VADER scores all other words as neutral.
 OPENINGS = (
     "This [film_trait] [genre] [film] follows a [new_lead] who must [do] the [thing] in the [place].",
     "I watched the [film_trait] [genre] [film] about a [new_lead] and a [new_other] [time].",
@@ -78,35 +78,35 @@ _OPINION = re.compile(r"\[(judged|opinion|reacted|feeling|noun|comparative|recom
 # A contrast or a reason makes no sense without an opinion.
 _OPINIONATED = re.compile(r"\[conce|because")
 _SLOT = re.compile(r"\[(\w+)\]")
-# Right for this lexicon, which has no silent `h` and no `u` or `o` that sounds as a consonant.
+# Correct for this lexicon, which has no silent `h` and no `u` or `o` pronounced as a consonant.
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
 
 
 class Draw:
-    """Draws that are the same on every machine: of `random`, only `Random.random` is promised to keep its sequence."""
+    """Random choices that are equal on every machine: Python guarantees the sequence of `Random.random` alone."""
 
     def __init__(self, seed: int):
         self.uniform = random.Random(seed).random
 
     def integer(self, low: int, high: int) -> int:
-        """Uniform in low..high, both included."""
+        """Return a uniform integer from low to high, both included."""
         return low + int(self.uniform() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
         return self.uniform() < probability
 
     def item(self, items: Sequence[str]) -> str:
-        """Every item equally often."""
+        """Choose an item uniformly."""
         return items[int(self.uniform() * len(items))]
 
     def word(self, words: Sequence[str]) -> str:
-        """Early words more often (density ~ rank ** (-2 / 3)), as in natural text."""
+        """Choose a word, early ones more often (density ~ rank ** (-2 / 3)), as in natural text."""
         uniform = self.uniform()
         return words[int(uniform * uniform * uniform * len(words))]  # `**` may differ in its last bit between machines
 
 
 class Writer:
-    """Writes the sentences of one review: its roles, place and thing stay, no other word of a list comes twice."""
+    """Writes the sentences of one review, with fixed roles, place and thing; no other word of a list is used twice."""
 
     def __init__(self, draw: Draw):
         self._draw = draw
@@ -158,7 +158,7 @@ class Writer:
         }
 
     def sentence(self, forms: Sequence[str]) -> str:
-        """A sentence of a form not used before. Its opinions agree, but for what is conceded before a `but`."""
+        """Write a sentence in a new form. Its opinions agree, except for what is conceded before a `but`."""
         form = self._new(forms, self._draw.item)
         self._plural = False
         self._sign = 1 if self._draw.chance(min(0.97, max(0.03, 0.5 + LEANING * self._latent))) else -1
@@ -170,7 +170,7 @@ class Writer:
         return text[0].upper() + text[1:]
 
     def _new(self, words: Sequence[str], pick: Callable[[Sequence[str]], str] | None = None) -> str:
-        """A word (or form) that this review has not used; every list is longer than what a review can use of it."""
+        """Choose a word (or form) new to this review; every list is longer than a review can use."""
         pick = pick or self._draw.word
         word = pick(words)
         if word in self._used:
@@ -201,17 +201,17 @@ class Writer:
         return f"{self._draw.word(boosters)} {word}" if self._sign and self._draw.chance(0.2) else word
 
     def _is_strong(self) -> bool:
-        """A strong latent sentiment chooses strong words."""
+        """Decide whether the opinion is a strong word; a strong latent sentiment makes it likely."""
         return self._draw.chance(0.1 + 0.7 * abs(self._latent))
 
     def _attribute(self) -> str:
-        """An adjective before a noun."""
+        """Return an adjective before a noun."""
         if self._is_strong():
             return self._boosted(lexicon.STRONG, lexicon.ABSOLUTES)
         return self._boosted(lexicon.MILD, lexicon.BOOSTERS)
 
     def _predicate(self, sign: int) -> str:
-        """A verb and what follows it; praise may be a negated blame (`was not dull`) and the reverse."""
+        """Return a verb and its adjective; praise may be negated blame (`was not dull`) and the reverse."""
         verb = self._draw.word((self._was(), "felt", "seemed", "proved"))
         chance = self._draw.uniform()
         if sign and chance < NEGATED:
@@ -230,7 +230,7 @@ class Writer:
         return f"{verb} {word}"
 
     def _reaction(self, sign: int) -> str:
-        """What somebody felt about a thing, in the past tense: `hated`, `did not enjoy`."""
+        """Return what somebody felt about a thing, in the past tense: `hated`, `did not enjoy`."""
         if sign and self._draw.chance(NEGATED):
             verb = self._opinion(lexicon.REACTIONS, -sign)
             return self._draw.item((f"did not {verb}", f"didn't {verb}", f"never {past(verb)}"))
@@ -239,7 +239,7 @@ class Writer:
 
 
 def third_person(phrase: str) -> str:
-    """`carry` -> `carries`, `talk to` -> `talks to`."""
+    """Return the third person of a verb: `carry` -> `carries`, `talk to` -> `talks to`."""
     verb, *rest = phrase.split(" ")
     if verb.endswith("y") and verb[-2] not in "aeiou":
         verb = verb[:-1] + "ies"
@@ -249,12 +249,12 @@ def third_person(phrase: str) -> str:
 
 
 def past(verb: str) -> str:
-    """Of a regular verb that doubles no letter: `love` -> `loved`."""
+    """Return the past tense of a regular verb that doubles no letter: `love` -> `loved`."""
     return verb + ("d" if verb.endswith("e") else "ed")
 
 
 def write(draw: Draw) -> str:
-    """A review of 2 or 3 sentences: what the film is about, an opinion or a scene, and usually a last word."""
+    """Write a review of 2 or 3 sentences: what the film is about, an opinion or a scene, and usually a verdict."""
     writer = Writer(draw)
     sentences = [writer.sentence(OPENINGS)]
     if draw.chance(0.7):

@@ -1,10 +1,9 @@
 """The words of the embedded text world.
 
-Three rules hold, and tests/test_world.py checks them: plain words carry no valence in VADER's lexicon, so that a
-genre or a prompt says nothing of the verdict; words of opinion nearly always carry the sign of their list there; and
-`a` or `an` follows from a word's first letter (so no `hour`, `honest`, `unique`, `one-...`). A fourth no test can
-check: every place stands well after `in the`.
-Lists run from common to rare: `world` draws early words more often, as in natural text.
+A test checks three rules: plain words have no valence in VADER's lexicon, so a genre or a prompt does not predict the
+verdict; words of opinion nearly always have the sign of their list there; and `a` or `an` follows from a word's first
+letter (so no `hour`, `honest`, `unique`, `one-...`). A fourth rule has no test: every place fits after `in the`.
+Lists run from common to rare words: early words are chosen more often, as in natural text.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Genre:
-    """Words that go together: every verb (base form) takes every thing as its object."""
+    """Words that fit together: every verb (base form) takes every thing as its object."""
 
     name: str
     roles: tuple[str, ...]
@@ -27,7 +26,7 @@ class Genre:
 
 @dataclass(frozen=True)
 class Opinion:
-    """Words of one grammatical kind by what they say of a film."""
+    """Words of one grammatical kind, by their judgement of a film."""
 
     praise: tuple[str, ...]
     blame: tuple[str, ...]
@@ -269,10 +268,10 @@ REACTIONS = Opinion(
     plain=_words("notice, expect, remember, follow, watch, study"),
 )
 
-# `a so dull film` is no English: these stand only after a verb.
+# Only after a verb: `a so dull film` is not English.
 PREDICATE_BOOSTERS = _words("so, quite, rather")
 BOOSTERS = _words("very, really, extremely, incredibly, remarkably, particularly, unusually, exceptionally")
-# For strong words, which take no `very`.
+# For strong words, which do not go with `very`.
 ABSOLUTES = _words("really, absolutely, completely, utterly, totally, simply, thoroughly")
 DAMPENERS = _words("somewhat, slightly, almost, kind of, barely, sort of, partly, a little, occasionally")
 

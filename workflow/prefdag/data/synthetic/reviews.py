@@ -1,8 +1,8 @@
 """The embedded text world: short film reviews with a latent sentiment and a latent genre.
 
-It stands in for IMDb in the controlled sentiment experiment (Rafailov et al. 2023, section 6.1) where nothing can be
-downloaded. Openings say what a film is about and little of its worth, so that the continuation decides the sentiment;
-roles, places and things belong to a genre, so that a policy that gives up content for reward shows it.
+It replaces IMDb in the controlled sentiment experiment (Rafailov et al. 2023, section 6.1) without a download.
+Openings describe a film and hardly judge it, so the continuation decides the sentiment. Roles, places and things belong
+to a genre, so a policy that trades content for reward shows it.
 """
 
 import itertools
@@ -16,8 +16,7 @@ from prefdag.seeds import named_seed
 
 MIN_WORDS, MAX_WORDS = 12, 34
 MIN_PROMPT_WORDS, MAX_PROMPT_WORDS = 2, 8
-# So many reviews in a row without a new prompt mean that the world has next to none left.
-PATIENCE = 2000
+PATIENCE = 2000  # reviews in a row without a new prompt, after which the world counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Review:
 
 
 def _review(seed: int, index: int) -> Review:
-    draw = Draw(named_seed(seed, "review", index))  # its own stream: no review moves another
+    draw = Draw(named_seed(seed, "review", index))  # a separate stream: no review changes another
     text = write(draw)
     while not MIN_WORDS <= len(text.split()) <= MAX_WORDS:
         text = write(draw)
@@ -39,29 +38,29 @@ def _review(seed: int, index: int) -> Review:
 
 
 def reviews(seed: int, num: int) -> Iterator[Review]:
-    """The first `num` reviews of the world with this seed."""
+    """Iterate over the first `num` reviews of the world with this seed."""
     return (_review(seed, index) for index in range(num))
 
 
 def prompts(seed: int, num: int, exclude: AbstractSet[str]) -> list[str]:
-    """The first `num` distinct prompts of this seed's reviews that are not in `exclude`.
+    """Return the first `num` distinct prompts of this seed's reviews that are not in `exclude`.
 
-    Raises UserError where PATIENCE reviews in a row bring no new one.
+    Raises `UserError` if `PATIENCE` reviews in a row have no new one.
     """
-    found: dict[str, None] = {}  # a set that keeps its order
+    distinct: dict[str, None] = {}  # a set in insertion order
     num_stale = 0
     for index in itertools.count():
-        if len(found) == num:
+        if len(distinct) == num:
             break
         prompt = _review(seed, index).prompt
-        if prompt in found or prompt in exclude:
+        if prompt in distinct or prompt in exclude:
             num_stale += 1
         else:
             num_stale = 0
-            found[prompt] = None
+            distinct[prompt] = None
         if num_stale == PATIENCE:
             raise UserError(
-                f"data.world: the text world with seed {seed} has {len(found)} new prompts to give and {num} are asked "
-                "for; ask for fewer prompts"
+                f"data.world: the text world with seed {seed} has {len(distinct)} new prompts, not the {num} that "
+                "the suite needs; lower the numbers of prompts"
             )
-    return list(found)
+    return list(distinct)
