@@ -6,12 +6,14 @@ OUTPUTS  results/mlflow.db, results/<suite>/costs.html; the server's socket whil
 
 import signal
 import subprocess
+import time
 
 from snakemake.logging import logger
 
 TRACK = os.environ.get("PREFDAG_TRACK", "now")
 if TRACK not in ("now", "later"):
     stop(f"PREFDAG_TRACK: expected now or later, got {TRACK!r}")
+STARTED = time.time()
 SERVICES = []  # processes to end with the workflow
 
 
@@ -63,7 +65,7 @@ def show_results():
     policies = [run.name for run in SUITE.runs[:1]] + ["sft"]
     suggestions = {
         f"prefdag compare {' '.join(policies)} --results {RESULTS}": "two policies, prompt by prompt",
-        f"prefdag why --configfile {label}": "after an edit of the suite: which jobs would run again, and why",
+        f"prefdag why --configfile {label}": "which jobs run again after an edit",
         "prefdag plan configs/hh.yaml": "what a suite with a larger model would cost",
     }
     lines += ["", "Try next:", *(f"  {command:<55}  {purpose}" for command, purpose in suggestions.items())]
@@ -79,7 +81,8 @@ onstart:
 
 onsuccess:
     stop_services()
-    if os.path.exists(f"{RESULTS}/report/index.html"):
+    page = Path(RESULTS, "report/index.html")
+    if page.exists() and page.stat().st_mtime > STARTED:  # not if only other targets were made
         show_results()
 
 

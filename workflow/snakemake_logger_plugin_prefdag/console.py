@@ -94,10 +94,8 @@ class ConsoleHandler(logging.Handler):
         self.totals = {stage: number for stage, number in stats.items() if stage not in ("all", "total")}
         if self.dryrun or Quietness.PROGRESS in self.quiet:
             return
-        if self.console.is_terminal:
-            self.live = Live(
-                get_renderable=self._table, console=self.console, refresh_per_second=2, vertical_overflow="ellipsis"
-            )
+        if self.console.is_interactive:
+            self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2, transient=True)
             self.live.start()
         else:
             self._print(f"{sum(self.totals.values())} jobs: {_join(self.totals)}")
