@@ -1,4 +1,4 @@
-"""Mistakes meet one sentence and exit code 2, and leave nothing behind."""
+"""A mistake ends in one sentence and exit code 2, and leaves no file behind."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ from prefdag.provenance.manifest import sha256_of
 SCRATCH = Architectural(architecture="llama", hidden_size=16, layers=1, heads=2, context=64)
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The sentence that a command prints on its way out with exit code 2."""
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that fails with exit code 2, and return its sentence."""
     assert main(list(arguments)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prefdag: ")]
     assert len(lines) == 1
@@ -29,16 +29,16 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def fetch(capsys: pytest.CaptureFixture[str], folder: Path, what: str, **config: Any) -> str:
     output = folder / f"out/fetch/{what}/manifest.json"
-    sentence = said(capsys, "fetch", "--config", json.dumps({what: config}), "--output", str(output))
+    message = error_of(capsys, "fetch", "--config", json.dumps({what: config}), "--output", str(output))
     assert not output.exists()
     assert not list((folder / "out/.partial").iterdir())
     assert not [path for path in output.parent.iterdir() if path.name != "log.txt"]
-    return sentence
+    return message
 
 
 def test_unknown_commands_and_broken_json(capsys: pytest.CaptureFixture[str]):
-    assert "neither a stage nor a tool" in said(capsys, "frobnicate")
-    assert "not valid JSON" in said(
+    assert "neither a stage nor a tool" in error_of(capsys, "frobnicate")
+    assert "not valid JSON" in error_of(
         capsys, "judge", "--config", "{", "--scores", "a", "--against", "b", "--output", "c"
     )
 
@@ -62,19 +62,19 @@ def test_a_tokenizer_folder_without_tokenizer(capsys: pytest.CaptureFixture[str]
 
 def test_a_missing_input(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     arguments = ["--config", '{"judge": {}}', "--scores", f"{tmp_path}/a/manifest.json", "--against", "b"]
-    sentence = said(capsys, "judge", *arguments, "--output", f"{tmp_path}/judge/x/manifest.json")
-    assert "no such manifest; run the stage that makes it first" in sentence
+    message = error_of(capsys, "judge", *arguments, "--output", f"{tmp_path}/judge/x/manifest.json")
+    assert "no such manifest; run the stage that makes it first" in message
 
 
 def test_answers_of_nobody_need_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{}")
     arguments = ["--config", '{"generate": {}}', "--comparisons", f"{tmp_path}/manifest.json"]
-    sentence = said(capsys, "generate", *arguments, "--output", f"{tmp_path}/generate/chosen/manifest.json")
-    assert "give a policy's manifest, or --tokenizer one for the chosen responses" in sentence
+    message = error_of(capsys, "generate", *arguments, "--output", f"{tmp_path}/generate/chosen/manifest.json")
+    assert "give a policy's manifest, or --tokenizer one for the chosen responses" in message
 
 
 def test_a_full_disk(tmp_path: Path):
-    """On a real small file system, where one can be made; whatever was written is gone afterwards."""
+    """On a real small file system, if one can be mounted: nothing half-written stays."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], capture_output=True)
@@ -130,9 +130,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(folder: Path, output: str, config: dict[str, Any], **inputs: str) -> list[str]:
-    given = [text for name, path in inputs.items() for text in (f"--{name}", str(folder / path / "manifest.json"))]
+    options = [text for name, path in inputs.items() for text in (f"--{name}", str(folder / path / "manifest.json"))]
     stage = output.split("/")[0]
-    return [stage, "--config", json.dumps(config), *given, "--output", str(folder / output / "manifest.json")]
+    return [stage, "--config", json.dumps(config), *options, "--output", str(folder / output / "manifest.json")]
 
 
 def _stage(folder: Path, output: str, config: dict[str, Any], **inputs: str) -> None:
@@ -153,8 +153,8 @@ def test_a_cache_of_another_model(prepared: Path, capsys: pytest.CaptureFixture[
     shutil.copytree(prepared / "pretrain", other)
     build(SCRATCH, 300, 0, 1, seed=1).save_pretrained(other / "model")
     stated_anew(other / "manifest.json", "model/model.safetensors")
-    sentence = said(capsys, *align(prepared, policy="sft"))
-    assert "this cache was made with other weights" in sentence
+    message = error_of(capsys, *align(prepared, policy="sft"))
+    assert "this cache was made with other weights" in message
     assert not (prepared / "preference/x/manifest.json").exists()
 
 
@@ -174,9 +174,9 @@ def test_weights_that_are_not_the_manifests(prepared: Path, tmp_path: Path, caps
     shutil.copytree(prepared, tmp_path / "suite")
     path = tmp_path / "suite/pretrain/model/model.safetensors"
     build(SCRATCH, 300, 0, 1, seed=1).save_pretrained(path.parent)
-    sentence = said(capsys, *align(tmp_path / "suite"))
-    assert f"{path}: does not have the sha256 in manifest.json" in sentence
-    assert f"delete {tmp_path}/suite/pretrain/manifest.json and rerun" in sentence
+    message = error_of(capsys, *align(tmp_path / "suite"))
+    assert f"{path}: does not have the sha256 in manifest.json" in message
+    assert f"delete {tmp_path}/suite/pretrain/manifest.json and rerun" in message
 
 
 def test_a_manifest_that_was_edited(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -185,7 +185,7 @@ def test_a_manifest_that_was_edited(prepared: Path, tmp_path: Path, capsys: pyte
         shutil.copytree(prepared, tmp_path / "suite", dirs_exist_ok=True)
         path = tmp_path / "suite/reference/manifest.json"
         path.write_bytes(path.read_bytes().replace(old, new, 1))
-        assert f"{path}: was changed since it was written; delete it and rerun" in said(
+        assert f"{path}: was changed since it was written; delete it and rerun" in error_of(
             capsys, *align(tmp_path / "suite")
         )
 
@@ -196,13 +196,13 @@ def test_a_corrupted_cache(prepared: Path, tmp_path: Path, capsys: pytest.Captur
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 0x40  # the exponent of the last token's log-prob
     path.write_bytes(bytes(raw))
-    assert f"{path}: does not have the sha256 in manifest.json" in said(capsys, *align(tmp_path / "suite"))
+    assert f"{path}: does not have the sha256 in manifest.json" in error_of(capsys, *align(tmp_path / "suite"))
     stated_anew(path.parent / "manifest.json", "train.npy")
-    assert "recomputed log-probs differ" in said(capsys, *align(tmp_path / "suite"))
+    assert "recomputed log-probs differ" in error_of(capsys, *align(tmp_path / "suite"))
 
 
 def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Path):
-    """SIGTERM in the middle: exit code 143, state kept; the next call gives what an undisturbed one gives."""
+    """SIGTERM in the middle: exit code 143 and a saved state; the next call gives what an uninterrupted one gives."""
     for name in ("straight", "stopped"):
         shutil.copytree(prepared, tmp_path / name)
     inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
@@ -225,8 +225,8 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
 
 def test_checkpoints_of_steps_that_are_not_reached(prepared: Path, capsys: pytest.CaptureFixture[str]):
     """Found before the first step: their names were taken from max_steps."""
-    sentence = said(capsys, *align(prepared, epochs=1, max_steps=4000, checkpoints=3))
-    assert "spaced over 4000 steps, but the comparisons in" in sentence
+    message = error_of(capsys, *align(prepared, epochs=1, max_steps=4000, checkpoints=3))
+    assert "spaced over 4000 steps, but the comparisons in" in message
     assert not (prepared / "preference/x/manifest.json").exists()
 
 
@@ -234,4 +234,4 @@ def test_results_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_
     (tmp_path / "results").write_text("a file where a folder should be")
     output = tmp_path / "results/suite/fetch/data/manifest.json"
     config = json.dumps({"data": {"source": str(tmp_path), "train": "x.jsonl"}})
-    assert "cannot be created" in said(capsys, "fetch", "--config", config, "--output", str(output))
+    assert "cannot be created" in error_of(capsys, "fetch", "--config", config, "--output", str(output))

@@ -1,4 +1,4 @@
-"""Nothing of a user's is read by a shell: names are refused by a sentence, all else arrives as it was written."""
+"""A shell interprets nothing of a user's: bad names are refused, every other value arrives as it was written."""
 
 import json
 import re
@@ -47,7 +47,7 @@ NASTY = [
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_name_that_is_none_is_refused_by_a_sentence(name: str):
+def test_a_bad_name_is_refused_by_a_sentence(name: str):
     """Names become folders, rules' wildcards and words of commands."""
     for where, changes in {
         "name": {"name": name},
@@ -61,7 +61,7 @@ def test_a_name_that_is_none_is_refused_by_a_sentence(name: str):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in a folder that a shell would make much of."""
+    """Clone the project into a folder whose name a shell would interpret."""
     folder = tmp_path_factory.mktemp("shell") / 'it\'s; touch ran; "$(touch ran)" `touch ran` {input} über'
     return checkout(folder)
 
@@ -78,14 +78,14 @@ def dry(project: Project, path: str) -> str:
     return done.stdout + done.stderr
 
 
-def configs(said: str) -> dict[str, dict]:
-    """Stage -> the config that a shell would hand to it."""
-    found = {}
-    for command in re.findall(r"^Shell command: (.*python -m prefdag.*)$", said, re.M):
+def configs(output: str) -> dict[str, dict]:
+    """Return each stage's config as a shell would pass it."""
+    config_of = {}
+    for command in re.findall(r"^Shell command: (.*python -m prefdag.*)$", output, re.M):
         words = shlex.split(command)
         if "--config" in words:
-            found[words[words.index("prefdag") + 1]] = json.loads(words[words.index("--config") + 1])
-    return found
+            config_of[words[words.index("prefdag") + 1]] = json.loads(words[words.index("--config") + 1])
+    return config_of
 
 
 def test_values_arrive_as_they_were_written(project: Project):
@@ -98,12 +98,12 @@ def test_values_arrive_as_they_were_written(project: Project):
         prepare={"adapter": "pairs"},
         pairs=None,
     )
-    found = configs(dry(project, path))
-    assert found["report"]["report"]["reward_label"] == label
-    assert (found["fetch"]["data"]["source"], found["fetch"]["data"]["train"]) == (source, label)
+    config_of = configs(dry(project, path))
+    assert config_of["report"]["report"]["reward_label"] == label
+    assert (config_of["fetch"]["data"]["source"], config_of["fetch"]["data"]["train"]) == (source, label)
 
 
-def test_a_suites_own_path_is_one_word(project: Project):
+def test_the_path_of_a_suite_is_one_word(project: Project):
     path = suite(
         project,
         'configs/a; touch ran $(touch ran) it\'s "so" über.yaml',
@@ -111,13 +111,13 @@ def test_a_suites_own_path_is_one_word(project: Project):
         prepare={"adapter": "pairs"},
         pairs=None,
     )
-    said = dry(project, path)
-    (command,) = re.findall(r"^Shell command: python -m prefdag lock (.*)$", said, re.M)
+    output = dry(project, path)
+    (command,) = re.findall(r"^Shell command: python -m prefdag lock (.*)$", output, re.M)
     assert shlex.split(command) == [path]
 
 
 def test_jobs_run_in_a_folder_of_any_name(project: Project):
-    """For real, through bash, by a suite file of a nasty name: two jobs, and nothing else was run."""
+    """Run two jobs through bash from a suite file with a nasty name, and nothing else."""
     path = suite(project, 'configs/$(touch ran) `touch ran`; touch ran "über" it\'s.yaml')
     done = project.snakemake("results/mini/prepare/demonstrations/manifest.json", suite=path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
