@@ -1,6 +1,6 @@
 """Offline preference alignment, from raw rows to a report. One suite at a time: configs/<suite>.yaml.
 
-A suite's stages, one rules file each in workflow/rules/ (`jobs.stages_of` lists those that a suite has):
+A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` lists those that a suite has):
 
     fetch        Hub, files or embedded world -> raw rows, model, tokenizer, classifier
     classifier   labelled rows                -> ground truth, P(positive)
@@ -27,14 +27,11 @@ if not workflow.overwrite_configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/services.smk"  # MLflow writer, warm-start server
 
-for stage in jobs.stages_of(SUITE):
+for stage in stages_of(SUITE):
 
     include: f"workflow/rules/{stage}.smk"
-
-include: "workflow/rules/targets.smk"
 
 
 rule all:
     input:
-        f"{RESULTS}/report/manifest.json",
-        below_the_report(),
+        [manifest(folder) for folder in jobs_of(SUITE)],

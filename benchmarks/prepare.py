@@ -52,7 +52,7 @@ def measured(tokenizer: Path, num: int, folder: Path) -> Point:
     (vocabulary / "tokenizer").symlink_to(tokenizer.resolve())
     write_rows(rows / "train.jsonl", num)
     for at in (rows, vocabulary):
-        (at / "manifest.json").write_bytes(describe(at, "fetch", {}, "", {}, None))
+        (at / "manifest.json").write_bytes(describe(at, "fetch", {}, {}, {}, None))
     config = json.dumps({"prepare": SECTION, "dataset": "comparisons"})
     command = [sys.executable, "-m", "prefdag", "prepare", "--config", config, "--rows", f"{rows}/manifest.json"]
     command += ["--tokenizer", f"{vocabulary}/manifest.json"]

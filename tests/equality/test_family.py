@@ -101,7 +101,7 @@ def test_sampled_rankings_lie_in_a_folder_of_their_own(folder: Path, tmp_path: P
         scored = [[(score, answer) for score, answer in enumerate(ANSWERS[::-1])]] * 3
         write_pairs(suite / f"pairs/{split}.jsonl", prompts, scored)
         write_rankings(suite / f"pairs/rankings/{split}.jsonl", prompts, scored, 4)
-    (suite / "pairs/manifest.json").write_bytes(describe(suite / "pairs", "pairs", {}, "code", {}, None))
+    (suite / "pairs/manifest.json").write_bytes(describe(suite / "pairs", "pairs", {}, {}, {}, None))
     prepare = read_manifest(folder / "prepare/rankings/manifest.json").content["config"]["prepare"]
     for dataset, shape in (("comparisons", (18, 2)), ("rankings", (3, 4))):
         config = {"prepare": {**prepare, "adapter": "world"}, "dataset": dataset}

@@ -16,7 +16,7 @@ BUDGET = 60  # tokens per micro-batch of `cache_of`
 
 def manifest_of(folder: Path, facts: object = None) -> Manifest:
     """A manifest of what a folder holds, as a stage would leave it."""
-    (folder / "manifest.json").write_bytes(describe(folder, "tests", {}, "code", {}, facts))
+    (folder / "manifest.json").write_bytes(describe(folder, "tests", {}, {}, {}, facts))
     return read_manifest(folder / "manifest.json")
 
 

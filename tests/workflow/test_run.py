@@ -84,12 +84,12 @@ def test_why_names_the_lines_that_changed(copy: Project):
     at = lines.index("class Job(Section):")
     (copy.folder / path).write_text("\n".join([*lines[:at], "NEW = 1", "", "", *lines[at:]]) + "  # so\n")
     commit = subprocess.run([*git, "rev-parse", "HEAD"], cwd=copy.folder, capture_output=True, text=True).stdout[:8]
-    changed = f"changed: {path} (+4 -1 since {commit}, lines {at + 1}-{at + 3}, {len(lines) + 3})"
+    changed = f"code: {path} (+4 -1 since {commit}, lines {at + 1}-{at + 3}, {len(lines) + 3})"
     reasons = why(copy)
     assert reasons.pop("report") == ["after: judge base, judge dpo, judge dpo-strong, judge simpo"]
     assert reasons == {f"judge {run}": [changed] for run in ("base", *RUNS)}
     shutil.rmtree(copy.folder / ".git")
-    assert why(copy)["judge dpo"] == [f"changed: {path}"]
+    assert why(copy)["judge dpo"] == [f"code: {path}"]
 
 
 def test_why_names_what_is_missing_and_what_was_never_there(copy: Project):
@@ -100,10 +100,13 @@ def test_why_names_what_is_missing_and_what_was_never_there(copy: Project):
     assert why(copy, f"{RESULTS}/preference/new/manifest.json") == {"preference new": ["never run"]}
 
 
-def test_why_names_an_input_that_is_not_what_was_read(copy: Project):
+def test_why_names_a_manifest_that_was_changed(copy: Project):
     path = f"{RESULTS}/score/sft/manifest.json"
     (copy.folder / path).write_text((copy.folder / path).read_text() + "\n")
-    assert why(copy, f"{RESULTS}/judge/dpo/manifest.json") == {"judge dpo": [f"changed: {path}"]}
+    assert why(copy, f"{RESULTS}/judge/dpo/manifest.json") == {
+        "score sft": [f"changed: {path}"],
+        "judge dpo": ["after: score sft"],
+    }
 
 
 def test_a_new_row_runs_itself_and_what_follows(copy: Project):
@@ -163,18 +166,14 @@ def test_the_losses_rerun_preference_and_later(copy: Project):
 
 
 def test_a_loss_of_the_users_own_reruns_its_run_alone(copy: Project):
-    """Train with a file in the suite's folder: a comment in it reruns only this run, an edit also what follows."""
+    """Train with a file in the suite's folder: a comment in it reruns nothing, an edit this run and what follows."""
     manifest = f"{RESULTS}/preference/own/manifest.json"
     copy.edit("configs/mini.yaml", "runs:\n", "runs:\n  - {name: own, method: mine.py:chosen}\n")
     mine = copy.folder / "configs/mine.py"
     mine.write_text("def chosen(policy):\n    return -policy.total[:, 0]\n")
     assert copy.snakemake(manifest).returncode == 0
-    made = (copy.folder / manifest).read_bytes()
     assert planned(copy) == following("own")
     mine.write_text("# maximum likelihood\n" + mine.read_text())
-    assert planned(copy) == {("preference", "own")} | following("own")
-    assert copy.snakemake(manifest).returncode == 0
-    assert (copy.folder / manifest).read_bytes() == made
     assert planned(copy) == following("own")
     mine.write_text(mine.read_text().replace("-policy", "-2 * policy"))
     assert planned(copy) == {("preference", "own")} | following("own")
@@ -254,11 +253,64 @@ def test_a_comment_in_the_readme_reruns_nothing(copy: Project):
     assert planned(copy) == set()
 
 
-def test_lost_weights_are_made_again_where_they_are_needed(copy: Project):
-    (copy.folder / RESULTS / "sft/model/model.safetensors").unlink()
-    assert planned(copy) == set(), "nothing asks for them"
-    copy.edit("configs/mini.yaml", "name: dpo-strong, method: dpo, beta: 1}", "name: dpo-strong, method: dpo, beta: 2}")
-    assert ("sft", "") in planned(copy)
+EVERYTHING_AFTER_SFT = {
+    ("pairs", ""), ("prepare", "comparisons"), ("reward", ""), ("reference", "comparisons"), ("generate", "sft"),
+    *(("preference", run) for run in RUNS), *(("generate", run) for run in RUNS), *AFTER_SCORES,
+    *(("score", policy) for policy in ("base", "sft", *RUNS)), *(("judge", policy) for policy in ("base", *RUNS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "jobs"),
+    [
+        ("report/index.html", AFTER_SCORES),
+        ("score/dpo/scores.csv", {("score", "dpo"), ("judge", "dpo")} | AFTER_SCORES),
+        ("generate/simpo/generations.jsonl", following("simpo")),
+        ("sft/model/model.safetensors", {("sft", "")} | EVERYTHING_AFTER_SFT),
+    ],
+)
+def test_a_deleted_or_damaged_result_is_made_again(copy: Project, file: str, jobs: set[tuple[str, str]]):
+    path = copy.folder / RESULTS / file
+    content = path.read_bytes()
+    path.unlink()
+    assert planned(copy) == jobs
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert planned(copy) == jobs, "one bit differs"
+    path.write_bytes(content)
+    assert planned(copy) == set()
+
+
+def test_equal_results_stop_the_cascade(copy: Project):
+    """Lost weights are trained again; the jobs that read them see that nothing changed, and the report stays."""
+    weights = copy.folder / RESULTS / "preference/dpo/model/model.safetensors"
+    content, report = weights.read_bytes(), (copy.folder / RESULTS / "report/manifest.json").read_bytes()
+    answers = copy.folder / RESULTS / "generate/dpo/generations.jsonl"
+    before = answers.stat().st_mtime_ns
+    weights.unlink()
+    assert copy.snakemake().returncode == 0
+    assert weights.read_bytes() == content and answers.stat().st_mtime_ns == before
+    assert (copy.folder / RESULTS / "report/manifest.json").read_bytes() == report
+    assert planned(copy) == set()
+
+
+def test_results_without_snakemakes_records_or_times(copy: Project, tmp_path: Path):
+    """Copied to another folder without `.snakemake`: nothing runs, and an edit reruns what it touches."""
+    shutil.rmtree(copy.folder / ".snakemake")
+    shutil.copytree(copy.folder, tmp_path / "elsewhere", symlinks=True, copy_function=shutil.copy)
+    moved = Project(tmp_path / "elsewhere")
+    assert planned(moved) == set()
+    moved.edit(
+        "configs/mini.yaml", "name: dpo-strong, method: dpo, beta: 1}", "name: dpo-strong, method: dpo, beta: 2}"
+    )
+    assert planned(moved) == {("preference", "dpo-strong")} | following("dpo-strong")
+    os.utime(moved.folder / RESULTS / "sft/manifest.json")
+    assert planned(moved) == {("preference", "dpo-strong")} | following("dpo-strong")
+
+
+def test_a_comment_in_the_package_reruns_nothing(copy: Project):
+    path = copy.folder / "workflow/prefdag/losses/pairwise.py"
+    path.write_text("# a comment\n" + path.read_text().replace('"""', '"""Again: ', 1))
+    assert planned(copy) == set()
 
 
 def test_a_loss_without_reference_has_no_such_edge(finished: Project):

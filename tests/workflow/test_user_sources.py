@@ -14,7 +14,7 @@ from prefdag.config.objectives import objective
 from prefdag.config.suite import Suite, read_suite
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
-from prefdag.provenance.sources import code_digest, sources
+from prefdag.provenance.sources import code_digests, sources
 from registry import pair
 
 IMPORTING = DPO.replace("from prefdag.models.logprobs import margin", "from own_margins import margin")
@@ -56,8 +56,8 @@ def test_the_code_digest_is_what_the_files_say(workdir: Path):
     (workdir / "my_losses.py").write_text(IMPORTING)
     (workdir / "own_margins.py").write_text(MARGINS)
 
-    def digest() -> str:
-        return code_digest("preference", [Path("my_losses.py")])
+    def digest() -> dict[str, str]:
+        return code_digests("preference", [Path("my_losses.py")])
 
     before = digest()
     (workdir / "my_losses.py").write_text("# a comment\n" + IMPORTING.replace("Rafailov et al.", "Rafailov and others"))
@@ -67,7 +67,7 @@ def test_the_code_digest_is_what_the_files_say(workdir: Path):
     (workdir / "own_margins.py").write_text(MARGINS)
     (workdir / "my_losses.py").write_text(IMPORTING.replace("return -", "return 2 * -"))
     assert digest() != before
-    assert code_digest("preference") == code_digest("preference", []) != before
+    assert code_digests("preference") == code_digests("preference", []) != before
 
 
 def test_an_edit_of_the_byte_code_kind_is_seen(workdir: Path):
@@ -93,7 +93,7 @@ def test_a_plan_does_not_depend_on_the_projects_folder(tmp_path: Path, monkeypat
         configs.append(jobs.config_of(suite_in(Path("configs")), "preference", "mine"))
         absolute = suite_in(tmp_path / clone / "configs")  # as `prefdag show` may be called
         assert jobs.config_of(absolute, "preference", "mine") == configs[-1]
-        assert jobs.user_files_of_run(absolute, "mine") == (Path("configs/my_losses.py"),)
+        assert jobs.user_files_of(absolute, "preference", "mine") == (Path("configs/my_losses.py"),)
     assert configs[0] == configs[1]
     assert json.loads(configs[0])["objective"] == {"method": "configs/my_losses.py:my_dpo", "beta": 0.1}
 

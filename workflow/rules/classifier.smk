@@ -8,17 +8,16 @@ OUTPUTS  results/<suite>/classifier/manifest.json, model/, evaluation.json
 rule classifier:
     """Fit TF-IDF and logistic regression; measure accuracy and calibration on held-out texts."""
     input:
-        code=sources("classifier"),
-        data=manifest("fetch/data"),
+        unpack(inputs("classifier")),
     output:
-        manifest=manifest("classifier"),
-        weights=f"{RESULTS}/classifier/{WEIGHTS}",
+        manifest=update(manifest("classifier")),
     params:
         config=config_of("classifier"),
+        inputs=options("classifier"),
     log:
         f"{RESULTS}/classifier/log.txt",
     benchmark:
         f"{RESULTS}/classifier/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag classifier --config {params.config:q} --data {input.data}"
+        OFFLINE + "python -m prefdag classifier --config {params.config:q} {params.inputs}"
         " --output {output.manifest} 2>&1 | record {log:q}"

@@ -2,16 +2,17 @@
 
 import os
 import sys
+import time
 from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
-from prefdag.config import jobs
-from prefdag.config.answer_sets import AnswerSet
+from prefdag.config import freshness, jobs
+from prefdag.config.graph import inputs_of, jobs_of, stages_of
 from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
-from prefdag.provenance.sources import sources as sources_of
+from prefdag.provenance.digests import Digests
 
 ROOT = os.path.abspath(workflow.basedir)
 
@@ -22,11 +23,7 @@ def load_suite():
     origin_of_key = {}
     for path in map(os.path.relpath, workflow.configfiles):
         origin_of_key.update(dict.fromkeys(read_yaml(Path(path)), path))
-    suite = resolve(config, os.path.relpath(label), origin_of_key)
-    if not jobs.is_exact(suite):
-        # Read the user's adapter, template and judge prompts now, not hours later in their jobs.
-        sources_of("prepare", (*suite.prepare.user_files(), *suite.judge.user_files()))
-    return suite
+    return resolve(config, os.path.relpath(label), origin_of_key)
 
 
 def stop(mistake):
@@ -37,10 +34,16 @@ def stop(mistake):
 
 try:
     SUITE = load_suite()
+    RESULTS = f"results/{SUITE.name}"
+    DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
+    # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
+    OUTDATED = freshness.outdated(SUITE, Path(RESULTS), DIGESTS) if workflow.is_main_process else {}
 except UserError as error:
     stop(error)
-RESULTS = f"results/{SUITE.name}"
-WEIGHTS = "model/model.safetensors"
+MARKER = f"{RESULTS}/.cache/outdated"
+if OUTDATED:
+    os.makedirs(os.path.dirname(MARKER), exist_ok=True)
+    Path(MARKER).write_text(str(time.time_ns()))  # new content each time: Snakemake may compare it
 
 
 def quoted(path):
@@ -60,14 +63,45 @@ WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "
 
 
-def sources(stage, user_files=()):
-    """List the source files of a stage, with the user's files that it runs. Snakemake compares them by content."""
-    return [os.path.relpath(path, ROOT) for path in sources_of(stage, user_files)]
+def job_name(wildcards, name):
+    """Return the value of the wildcard `name`, or `name` itself if the rule has no such wildcard."""
+    return wildcards.get(name, name) if name else None
 
 
 def config_of(stage, name=None):
     """Return a parameter function: JSON of the keys that a job may read. `name` is a wildcard's name or a value."""
-    return lambda wildcards: jobs.config_of(SUITE, stage, wildcards.get(name, name) if name else None)
+    return lambda wildcards: freshness.config_of(SUITE, stage, job_name(wildcards, name), DIGESTS)
+
+
+def inputs(stage, name=None):
+    """Return an input function: the manifests that a job reads, by option.
+
+    Manifests are `ancient` unless their own job runs, so modification times start nothing. An outdated job also reads a
+    file that is always new, which makes Snakemake run it.
+    """
+
+    def manifests(wildcards):
+        job = job_name(wildcards, name)
+        paths = {
+            option: [manifest(each) if each in OUTDATED else ancient(manifest(each)) for each in folders]
+            for option, folders in inputs_of(SUITE, stage, job).items()
+        }
+        folder = f"{stage}/{job}" if job else stage
+        if folder in OUTDATED and os.path.exists(manifest(folder)):
+            paths["outdated"] = [MARKER]
+        return paths
+
+    return manifests
+
+
+def options(stage, name=None):
+    """Return a parameter function: the options that name a job's inputs on its command line."""
+
+    def text(wildcards):
+        folders = inputs_of(SUITE, stage, job_name(wildcards, name)).items()
+        return " ".join(f"--{option} {' '.join(map(manifest, each))}" for option, each in folders if each)
+
+    return text
 
 
 def threads_of(stage):
@@ -82,39 +116,3 @@ def resources_of(stage):
 
 def manifest(folder):
     return f"{RESULTS}/{folder}/manifest.json"
-
-
-def answer_set(wildcards):
-    return AnswerSet.parse(wildcards.answers)
-
-
-def policy_manifest(wildcards):
-    """Return the manifest of the policy that answers; the chosen responses have none."""
-    folder = jobs.answering_folder(SUITE, answer_set(wildcards))
-    return [manifest(folder)] if folder else []
-
-
-def policy_weights(wildcards):
-    """Return the weights of the policy that answers, as `ancient`: the manifest tracks them, a touch reruns nothing."""
-    folder = jobs.answering_folder(SUITE, answer_set(wildcards))
-    if folder and answer_set(wildcards).step:
-        return [ancient(f"{RESULTS}/{folder}/checkpoints")]
-    return ancient_weights(folder) if folder else []
-
-
-def tokenizer_of_chosen(wildcards):
-    """Return the tokenizer that decodes the chosen responses; a policy brings its own."""
-    return [] if policy_manifest(wildcards) else [manifest(jobs.folder_of(SUITE, "base"))]
-
-
-def ancient_weights(folder):
-    return [] if folder == "fetch/model" else [ancient(f"{RESULTS}/{folder}/{WEIGHTS}")]
-
-
-def classifier_manifest():
-    return [manifest(folder) for folder in [jobs.classifier_folder(SUITE)] if folder]
-
-
-def options(*names):
-    """Return a parameter function: `--name paths` for each of these inputs that the job has."""
-    return lambda wildcards, input: " ".join(f"--{name} {input.get(name)}" for name in names if input.get(name))

@@ -7,7 +7,9 @@ OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, 
 
 
 def lock_of(wildcards):
-    return jobs.lock_of(SUITE, wildcards.what) or []
+    """Return the lock that names the commits. Its content makes a job outdated, its modification time does not."""
+    lock = jobs.lock_of(SUITE, wildcards.what)
+    return [ancient(lock)] if lock else []
 
 
 if not os.path.exists(SUITE.lock):  # an existing lock belongs to the user: no rule may write or delete it
@@ -23,12 +25,13 @@ if not os.path.exists(SUITE.lock):  # an existing lock belongs to the user: no r
 rule fetch:
     """Fetch the data, the model, the tokenizer or the classifier."""
     input:
-        code=sources("fetch"),
+        unpack(inputs("fetch", "what")),
         lock=lock_of,
     output:
-        manifest=f"{RESULTS}/fetch/{{what}}/manifest.json",
+        manifest=update(f"{RESULTS}/fetch/{{what}}/manifest.json"),
     params:
         config=config_of("fetch", "what"),
+        inputs=options("fetch", "what"),
     wildcard_constraints:
         what="data|model|tokenizer|classifier",
     log:
@@ -36,4 +39,5 @@ rule fetch:
     benchmark:
         f"{RESULTS}/fetch/{{what}}/benchmark.tsv"
     shell:
-        "python -m prefdag fetch --config {params.config:q} --output {output.manifest} 2>&1 | record {log:q}"
+        "python -m prefdag fetch --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

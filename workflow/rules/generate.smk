@@ -8,21 +8,17 @@ OUTPUTS  results/<suite>/generate/<answers>/manifest.json, generations.jsonl
 rule generate:
     """Generate one set of answers to the held-out prompts."""
     input:
-        code=sources("generate"),
-        policy=policy_manifest,
-        weights=policy_weights,
-        tokenizer=tokenizer_of_chosen,
-        comparisons=lambda wildcards: manifest(jobs.prompts_folder(SUITE, answer_set(wildcards))),
+        unpack(inputs("generate", "answers")),
     output:
-        manifest=f"{RESULTS}/generate/{{answers}}/manifest.json",
+        manifest=update(f"{RESULTS}/generate/{{answers}}/manifest.json"),
     params:
         config=config_of("generate", "answers"),
-        options=options("policy", "tokenizer"),
+        inputs=options("generate", "answers"),
     threads: threads_of("generate")
     log:
         f"{RESULTS}/generate/{{answers}}/log.txt",
     benchmark:
         f"{RESULTS}/generate/{{answers}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag generate --config {params.config:q} {params.options}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag generate --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

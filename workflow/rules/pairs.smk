@@ -8,21 +8,17 @@ OUTPUTS  results/<suite>/pairs/manifest.json, <split>.jsonl, rankings/<split>.js
 rule pairs:
     """Form all pairs and rankings of the SFT policy's samples, labelled by the ground truth."""
     input:
-        code=sources("pairs", jobs.user_files_of_rows(SUITE, "pairs")),
-        policy=manifest("sft"),
-        weights=ancient_weights("sft"),
-        rows=manifest("fetch/data"),
-        classifier=classifier_manifest() if SUITE.pairs.reward == "classifier" else [],
+        unpack(inputs("pairs")),
     output:
-        manifest=manifest("pairs"),
+        manifest=update(manifest("pairs")),
     params:
         config=config_of("pairs"),
-        options=options("classifier"),
+        inputs=options("pairs"),
     threads: threads_of("pairs")
     log:
         f"{RESULTS}/pairs/log.txt",
     benchmark:
         f"{RESULTS}/pairs/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag pairs --config {params.config:q} --policy {input.policy}"
-        " --rows {input.rows} {params.options} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag pairs --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

@@ -5,35 +5,15 @@ OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, che
 """
 
 
-def comparisons_of(wildcards):
-    return manifest(f"prepare/{jobs.dataset_of(SUITE, wildcards.run)}")
-
-
-def reference_of(wildcards):
-    dataset = jobs.dataset_of(SUITE, wildcards.run)
-    return [manifest(f"reference/{dataset}")] if jobs.reads_reference(SUITE, wildcards.run) else []
-
-
-def code_of_run(wildcards):
-    """Return the stage's code and, for a user's loss, its file and what that imports."""
-    return sources("preference", jobs.user_files_of_run(SUITE, wildcards.run))
-
-
 rule preference:
     """Align the SFT policy with the preference loss of one run."""
     input:
-        code=code_of_run,
-        policy=manifest("sft"),
-        weights=ancient_weights("sft"),
-        comparisons=comparisons_of,
-        reference=reference_of,
+        unpack(inputs("preference", "run")),
     output:
-        manifest=f"{RESULTS}/preference/{{run}}/manifest.json",
-        weights=f"{RESULTS}/preference/{{run}}/{WEIGHTS}",
-        checkpoints=directory(f"{RESULTS}/preference/{{run}}/checkpoints"),
+        manifest=update(f"{RESULTS}/preference/{{run}}/manifest.json"),
     params:
         config=config_of("preference", "run"),
-        options=options("reference"),
+        inputs=options("preference", "run"),
     threads: threads_of("preference")
     resources:
         **resources_of("preference"),
@@ -42,5 +22,5 @@ rule preference:
     benchmark:
         f"{RESULTS}/preference/{{run}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag preference --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} {params.options} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag preference --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

@@ -8,15 +8,12 @@ OUTPUTS  results/<suite>/pretrain/manifest.json, model/, curves.csv
 rule pretrain:
     """Train a tokenizer and a language model."""
     input:
-        code=sources("pretrain", jobs.user_files_of_rows(SUITE, "pretrain")),
-        data=manifest("fetch/data"),
-        tokenizer=[manifest(folder) for folder in [jobs.tokenizer_folder(SUITE)] if folder],
+        unpack(inputs("pretrain")),
     output:
-        manifest=manifest("pretrain"),
-        weights=f"{RESULTS}/pretrain/{WEIGHTS}",
+        manifest=update(manifest("pretrain")),
     params:
         config=config_of("pretrain"),
-        options=options("tokenizer"),
+        inputs=options("pretrain"),
     threads: threads_of("pretrain")
     resources:
         **resources_of("pretrain"),
@@ -25,5 +22,5 @@ rule pretrain:
     benchmark:
         f"{RESULTS}/pretrain/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag pretrain --config {params.config:q} --data {input.data} {params.options}"
+        OFFLINE + "python -m prefdag pretrain --config {params.config:q} {params.inputs}"
         " --output {output.manifest} 2>&1 | record {log:q}"

@@ -8,14 +8,12 @@ OUTPUTS  results/<suite>/reference/<dataset>/manifest.json, <split>.npy
 rule reference:
     """Compute per-token log-probs of every comparison, once for all losses, betas and seeds."""
     input:
-        code=sources("reference"),
-        policy=manifest("sft"),
-        weights=ancient_weights("sft"),
-        comparisons=f"{RESULTS}/prepare/{{dataset}}/manifest.json",
+        unpack(inputs("reference", "dataset")),
     output:
-        manifest=f"{RESULTS}/reference/{{dataset}}/manifest.json",
+        manifest=update(f"{RESULTS}/reference/{{dataset}}/manifest.json"),
     params:
-        config=config_of("reference"),
+        config=config_of("reference", "dataset"),
+        inputs=options("reference", "dataset"),
     wildcard_constraints:
         dataset="comparisons|rankings",
     threads: threads_of("reference")
@@ -24,5 +22,5 @@ rule reference:
     benchmark:
         f"{RESULTS}/reference/{{dataset}}/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag reference --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag reference --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

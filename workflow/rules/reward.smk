@@ -9,15 +9,12 @@ OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, sc
 rule reward:
     """Train scalar heads on the SFT policy with comparisons."""
     input:
-        code=sources("reward"),
-        policy=manifest("sft"),
-        weights=ancient_weights("sft"),
-        comparisons=manifest("prepare/comparisons"),
+        unpack(inputs("reward")),
     output:
-        manifest=manifest("reward"),
-        weights=f"{RESULTS}/reward/{WEIGHTS}",
+        manifest=update(manifest("reward")),
     params:
         config=config_of("reward"),
+        inputs=options("reward"),
     threads: threads_of("reward")
     resources:
         **resources_of("reward"),
@@ -26,5 +23,5 @@ rule reward:
     benchmark:
         f"{RESULTS}/reward/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag reward --config {params.config:q} --policy {input.policy}"
-        " --comparisons {input.comparisons} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag reward --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

@@ -8,15 +8,12 @@ OUTPUTS  results/<suite>/sft/manifest.json, model/, curves.csv
 rule sft:
     """Fine-tune the base model on demonstrations."""
     input:
-        code=sources("sft"),
-        base=manifest(jobs.folder_of(SUITE, "base")),
-        weights=ancient_weights(jobs.folder_of(SUITE, "base")),
-        demonstrations=manifest("prepare/demonstrations"),
+        unpack(inputs("sft")),
     output:
-        manifest=manifest("sft"),
-        weights=f"{RESULTS}/sft/{WEIGHTS}",
+        manifest=update(manifest("sft")),
     params:
         config=config_of("sft"),
+        inputs=options("sft"),
     threads: threads_of("sft")
     resources:
         **resources_of("sft"),
@@ -25,5 +22,5 @@ rule sft:
     benchmark:
         f"{RESULTS}/sft/benchmark.tsv"
     shell:
-        OFFLINE + "python -m prefdag sft --config {params.config:q} --base {input.base}"
-        " --demonstrations {input.demonstrations} --output {output.manifest} 2>&1 | record {log:q}"
+        OFFLINE + "python -m prefdag sft --config {params.config:q} {params.inputs}"
+        " --output {output.manifest} 2>&1 | record {log:q}"

@@ -24,7 +24,7 @@ def published(folder: Path, stage: str, config: dict, inputs: dict, files: dict[
         (made / name).write_bytes(content)
     made.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True)
-    publish(made, folder, describe(made, stage, config, "c0de", inputs, {}))
+    publish(made, folder, describe(made, stage, config, {"stages/sft.py": "c0de"}, inputs, {}))
     return read_manifest(folder / MANIFEST)
 
 

@@ -27,7 +27,7 @@ from prefdag.errors import Stopped, UserError
 from prefdag.losses.registry import loss_of
 from prefdag.losses.user import load_user_loss
 from prefdag.provenance.manifest import read_manifest
-from prefdag.provenance.sources import code_digest
+from prefdag.provenance.sources import code_digests
 from prefdag.reporting.tables import title
 from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask
@@ -96,7 +96,7 @@ def test_the_command_aligns_by_an_own_loss(
     by_the_user = read_manifest(workdir / "suite/preference/x/manifest.json").content
     assert by_the_user["files"] == by_the_package["files"] and by_the_user["facts"] == by_the_package["facts"]
     assert by_the_user["config"]["objective"] == {"method": METHOD, "beta": 0.1}
-    assert by_the_user["code"] == code_digest("preference", [Path("my_losses.py")]) != by_the_package["code"]
+    assert by_the_user["code"] == code_digests("preference", [Path("my_losses.py")]) != by_the_package["code"]
     assert str(workdir) not in json.dumps(by_the_user)
     (workdir / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
     sentence = test_mistakes.said(capsys, *own)

@@ -149,29 +149,6 @@ def _section(suite: Suite, stage: str, name: str | None) -> Any:
     return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
 
 
-def stages_of(suite: Suite | ExactSuite) -> list[str]:
-    """Return the stages of a suite, in the order of its DAG; the rules of the others are not included."""
-    if isinstance(suite, ExactSuite):
-        return ["exact"]
-    conditions = {
-        "fetch": True,
-        "classifier": bool(suite.classifier and suite.classifier.is_trained),
-        "pretrain": suite.model.from_scratch,
-        "prepare": True,
-        "sft": True,
-        "pairs": bool(suite.pairs),
-        "reward": bool(suite.reward),
-        "reference": any(reads_reference(suite, run.name) for run in suite.runs),
-        "preference": bool(suite.runs),
-        "generate": True,
-        "score": True,
-        "best_of_n": bool(suite.generate.best_of),
-        "judge": True,
-        "report": True,
-    }
-    return [stage for stage, condition in conditions.items() if condition]
-
-
 def policies(suite: Suite) -> list[str]:
     """Return every policy that is sampled and scored."""
     return [*BEFORE_ALIGNMENT, *(run.name for run in suite.runs)]
@@ -243,20 +220,29 @@ def classifier_folder(suite: Suite) -> str | None:
     return "classifier" if suite.classifier.is_trained else "fetch/classifier"
 
 
-def user_files_of_rows(suite: Suite, stage: str) -> tuple[Path, ...]:
-    """Return the user's files that a stage reads rows with: an adapter and, unless it pre-trains, a template."""
-    return adapter_files(suite.prepare.adapter) if stage == "pretrain" else suite.prepare.user_files()
+def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> tuple[Path, ...]:
+    """Return the user's files that a job counts as its code: losses, adapters, templates, prompts, sheets.
+
+    Args:
+        suite: the resolved suite.
+        stage: the stage's name.
+        name: the job's name if the stage has several jobs.
+    """
+    if stage in ("preference", "exact"):
+        return suite.run(str(name)).user_files()
+    if isinstance(suite, ExactSuite):
+        return ()
+    if stage == "pretrain":
+        return adapter_files(suite.prepare.adapter)
+    if stage in ("prepare", "pairs"):
+        return suite.prepare.user_files()
+    return suite.judge.user_files() if stage == "judge" else ()
 
 
 def lock_of(suite: Suite, name: str) -> str | None:
     """Return the lock file that a job of `fetch` reads; None if nothing of it comes from the Hub."""
     lock: str | None = _fetch(suite, name).get("lock")
     return lock
-
-
-def user_files_of_run(suite: Suite | ExactSuite, run: str) -> tuple[Path, ...]:
-    """Return the user's files that define a run's loss, from the working directory; none for a built-in loss."""
-    return suite.run(run).user_files()
 
 
 def reads_reference(suite: Suite, run: str) -> bool:
@@ -266,3 +252,8 @@ def reads_reference(suite: Suite, run: str) -> bool:
 def dataset_of(suite: Suite, run: str) -> str:
     """Return the prepared dataset, `comparisons` or `rankings`, that a run is trained on."""
     return suite.run(run).dataset
+
+
+def table_of_report(suite: Suite | ExactSuite) -> str:
+    """Return the file name of the report's main table."""
+    return "points.csv" if isinstance(suite, ExactSuite) else "runs.csv"

@@ -88,14 +88,16 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(path, hashlib.sha256(text).hexdigest(), content)
 
 
-def describe(folder: Path, stage: str, config: Any, code: str, inputs: Mapping[str, Any], facts: Any) -> bytes:
+def describe(
+    folder: Path, stage: str, config: Any, code: Mapping[str, str], inputs: Mapping[str, Any], facts: Any
+) -> bytes:
     """Return the manifest of all files below `folder`, as bytes.
 
     Args:
         folder: The stage's output.
         stage: The stage's name.
         config: The job's options.
-        code: Digest of the stage's code.
+        code: File of the job's code -> digest.
         inputs: Name -> sha256 (or list of sha256) of each manifest that was read.
         facts: Results of the stage that its readers need.
     """

@@ -1,6 +1,6 @@
 """The source files of a stage, read from import statements without importing anything.
 
-Snakemake compares these files by content, so an edit reruns exactly the stages that import the edited file.
+A manifest states a digest of each file of its job's code, so an edit reruns exactly the stages that import the file.
 """
 
 import ast
@@ -104,10 +104,10 @@ def _data_files(path: Path, constants: set[object]) -> list[Path]:
     return [file for file in candidates if file.suffix not in (".py", "") and file.name in constants]
 
 
-def parse_file(path: Path) -> ast.Module:
-    """Return a file's syntax tree. Raises `UserError` where it is not valid Python."""
+def parse_file(path: Path, content: bytes | None = None) -> ast.Module:
+    """Return the syntax tree of a file, or of `content` in its place. Raises `UserError` for invalid Python."""
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        return ast.parse(path.read_bytes() if content is None else content, str(path))
     except SyntaxError as error:
         raise UserError(f"{path}: not valid Python (line {error.lineno}: {error.msg}); fix it") from None
     except ValueError as error:
@@ -121,19 +121,41 @@ def _tree(path: Path) -> ast.Module:
     return _cached_tree(path) if path.is_relative_to(PACKAGE) else parse_file(path)
 
 
-def code_digest(stage: str, user_files: Iterable[Path] = ()) -> str:
-    """Return the sha256 of a job's code; comments, docstrings and layout do not change it."""
-    digest = hashlib.sha256()
+def code_digests(stage: str, user_files: Iterable[Path] = ()) -> dict[str, str]:
+    """Return a digest of each file of a job's code; comments, docstrings and layout do not change it.
+
+    Returns:
+        File, relative to the package or as the suite names it -> the first 16 digits of a sha256.
+    """
+    digests = {}
     for path in _follow_imports([PACKAGE / "stages" / f"{stage}.py", *user_files]):
-        digest.update(str(path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path).encode())
-        digest.update(_canonical(_tree(path)) if path.suffix == ".py" else path.read_bytes())
+        name = str(path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path)
+        status = path.stat()
+        digests[name] = _digest_at(path, status.st_mtime_ns, status.st_size)
     _cached_tree.cache_clear()
-    return digest.hexdigest()
+    return digests
+
+
+@cache
+def _digest_at(path: Path, modified: int, size: int) -> str:
+    """Return the digest of a file as it is at that time; stages share most of their files."""
+    return _short(_canonical(_tree(path)) if path.suffix == ".py" else path.read_bytes())
+
+
+def digest_of(content: bytes, path: Path) -> str:
+    """Return the digest of some content of a file. Raises `UserError` for invalid Python."""
+    return _short(_canonical(parse_file(path, content)) if path.suffix == ".py" else content)
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _canonical(tree: ast.Module) -> bytes:
     """Return a syntax tree without docstrings, as text."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return ast.dump(tree).encode()

@@ -33,7 +33,7 @@ from prefdag.provenance.manifest import (
     sha256_of,
     weights_digest,
 )
-from prefdag.provenance.sources import code_digest
+from prefdag.provenance.sources import code_digests
 from prefdag.runtime.job_lock import hold_job_lock
 from prefdag.runtime.monitor import ResourceMonitor
 from prefdag.schema import Section
@@ -143,7 +143,7 @@ def _plan(stage: str, module: ModuleType, config: str, paths: Mapping[str, Any],
     root, name = _place(stage, output)
     inputs = {key: _read_inputs(value) for key, value in paths.items() if value}
     digests = {key: _digests(value) for key, value in inputs.items()}
-    code = code_digest(stage, job.user_files())
+    code = code_digests(stage, job.user_files())
     made_of = {"stage": stage, "config": job.model_dump(mode="json"), "code": code, "inputs": digests}
     key = f"{_job(stage, name)}-{_key(job.stable_part(), code, digests)}"
 
@@ -158,8 +158,9 @@ def _run_first(plan: _Plan) -> None:
     _make_folder(plan.root)
     with as_sentences(plan.stage, plan.root), hold_job_lock(plan.root, _job(plan.stage, plan.name)) as waited:
         # With several processes the others have started the work already, and would wait for this one.
-        if waited and num_ranks() == 1 and _is_made(plan.output, plan.made_of):
-            logger.info("%s: another process has made %s", plan.stage, plan.output)
+        if num_ranks() == 1 and _is_made(plan.output, plan.made_of):
+            reason = "another process has made it" if waited else "config, code and inputs are those it was made from"
+            logger.info("%s: %s is up to date: %s", plan.stage, plan.output, reason)
             return
         for manifest in _flat(plan.inputs):
             manifest.check_but_weights()
@@ -168,7 +169,7 @@ def _run_first(plan: _Plan) -> None:
         _make_folder(plan.output.parent)
         plan.output.unlink(missing_ok=True)
         journal = open_journal(plan.root, plan.stage, plan.name)
-        journal.start(config=plan.made_of["config"], inputs=_journalled(plan.inputs), code=plan.made_of["code"])
+        journal.start(config=plan.made_of["config"], inputs=_journalled(plan.inputs), code=_key(plan.made_of["code"]))
         _attempt(plan, plan.workspace(journal))
 
 

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin
@@ -16,6 +18,7 @@ from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
 from prefdag.data.sources.resolve import SourceFiles, model_files, row_files
 from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
+from prefdag.provenance.manifest import sha256_of
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.seeds import named_seed
@@ -29,10 +32,19 @@ class Job(Section):
     tokenizer: Origin | None = None
     classifier: Classifier | None = None
     lock: str | None = None
+    # Content of the local files to read, and commits of the lock, when the run was planned.
+    files: dict[str, str] = Field({})
 
 
 def run(job: Job, workspace: Workspace) -> dict[str, Any]:
-    """Fetch the one of `data`, `model`, `tokenizer` and `classifier` that the config has."""
+    """Fetch the one of `data`, `model`, `tokenizer` and `classifier` that the config has.
+
+    Raises:
+        UserError: a local file is no longer the one that the run was planned with.
+    """
+    for name, digest in job.files.items():
+        if Path(name).is_file() and sha256_of(Path(name)) != digest:
+            raise UserError(f"{name}: changed after the run was planned; run `snakemake` again")
     if job.data is not None:
         world = job.data.world if job.data.source == "world" else None
         return _world(world, workspace.output) if world is not None else _rows(job.data, workspace, job.lock)

@@ -1,0 +1,147 @@
+"""The graph of a suite's jobs: which stage folders each job reads, by the option of its command that names them.
+
+A folder such as `score/dpo` stands for a job and for its results below `results/<suite>/`. Rules take their inputs from
+`inputs_of`, and `prefdag.config.freshness` follows it to find the jobs whose results no longer fit the suite.
+"""
+
+from collections.abc import Callable
+
+from prefdag.config import jobs
+from prefdag.config.answer_sets import POOL, AnswerSet
+from prefdag.config.suite import ExactSuite, Suite
+
+Inputs = dict[str, list[str]]
+
+
+def inputs_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> Inputs:
+    """Return the folders that a job reads, by option; an option without folders is not given to the command.
+
+    Args:
+        suite: the resolved suite.
+        stage: the stage's name.
+        name: the job's name where the stage has several jobs: a run, a dataset, a set of answers, what to fetch.
+    """
+    if isinstance(suite, ExactSuite):
+        return {"exact": [f"exact/{run.name}" for run in suite.runs]} if stage == "report" else {}
+    return _INPUTS[stage](suite, name or "") if stage in _INPUTS else {}
+
+
+def jobs_of(suite: Suite | ExactSuite) -> list[str]:
+    """Return every folder that the suite's report depends on, itself included, each after those that it reads."""
+    ordered: dict[str, None] = {}
+
+    def visit(folder: str) -> None:
+        if folder not in ordered:
+            stage, _, name = folder.partition("/")
+            for folders in inputs_of(suite, stage, name or None).values():
+                for each in folders:
+                    visit(each)
+            ordered[folder] = None
+
+    visit("report")
+    return list(ordered)
+
+
+def stages_of(suite: Suite | ExactSuite) -> list[str]:
+    """Return the stages of a suite; the rules of the others are not included."""
+    return list(dict.fromkeys(folder.partition("/")[0] for folder in jobs_of(suite)))
+
+
+def _one(folder: str | None) -> list[str]:
+    return [folder] if folder else []
+
+
+def _rows(suite: Suite, dataset: str) -> str:
+    sampled = suite.pairs is not None and dataset not in ("demonstrations", "ood")
+    return "pairs" if sampled else "fetch/data"
+
+
+def _prepare(suite: Suite, dataset: str) -> Inputs:
+    return {
+        "rows": [_rows(suite, dataset)],
+        "tokenizer": [jobs.folder_of(suite, "base")],
+        # A held-out prompt may not be one that SFT trains on.
+        "demonstrations": [] if dataset == "demonstrations" else ["prepare/demonstrations"],
+    }
+
+
+def _preference(suite: Suite, run: str) -> Inputs:
+    dataset = jobs.dataset_of(suite, run)
+    return {
+        "policy": ["sft"],
+        "comparisons": [f"prepare/{dataset}"],
+        "reference": [f"reference/{dataset}"] if jobs.reads_reference(suite, run) else [],
+    }
+
+
+def _generate(suite: Suite, name: str) -> Inputs:
+    answers = AnswerSet.parse(name)
+    policy = jobs.answering_folder(suite, answers)
+    return {
+        "policy": _one(policy),
+        "tokenizer": [] if policy else [jobs.folder_of(suite, "base")],  # a policy has its own
+        "comparisons": [jobs.prompts_folder(suite, answers)],
+    }
+
+
+def _score(suite: Suite, name: str) -> Inputs:
+    return {
+        "generations": [f"generate/{name}"],
+        "policy": _one(jobs.answering_folder(suite, AnswerSet.parse(name))),
+        "reference": ["sft"],
+        "reward": ["reward"] if suite.reward else [],
+        "implicit": [f"preference/{run}" for run in suite.score.implicit],
+        "comparisons": ["prepare/comparisons"] if name in suite.score.implicit else [],
+        "classifier": _one(jobs.classifier_folder(suite)),
+    }
+
+
+def _judge(suite: Suite, name: str) -> Inputs:
+    other = jobs.against(suite, AnswerSet.parse(name))
+    reads = suite.judge.reads_answers  # models and people read answers; a reward is in the scores
+    return {
+        "scores": [f"score/{name}"],
+        "against": [f"score/{other}"],
+        "generations": [f"generate/{name}"] if reads else [],
+        "against_generations": [f"generate/{other}"] if reads else [],
+    }
+
+
+def _report(suite: Suite, name: str) -> Inputs:
+    answers = jobs.answers(suite)
+    return {
+        "scores": [f"score/{each}" for each in answers],
+        "judges": [f"judge/{each}" for each in answers if jobs.against(suite, each)],
+        "generations": [f"generate/{policy}" for policy in jobs.policies(suite)],
+        "preferences": [f"preference/{run.name}" for run in suite.runs],
+        "comparisons": ["prepare/comparisons"],
+        "reward": ["reward"] if suite.reward else [],
+        "best_of_n": ["best_of_n"] if suite.generate.best_of else [],
+        "policy": ["sft"],
+    }
+
+
+_INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
+    "classifier": lambda suite, name: {"data": ["fetch/data"]},
+    "pretrain": lambda suite, name: {"data": ["fetch/data"], "tokenizer": _one(jobs.tokenizer_folder(suite))},
+    "prepare": _prepare,
+    "sft": lambda suite, name: {
+        "base": [jobs.folder_of(suite, "base")],
+        "demonstrations": ["prepare/demonstrations"],
+    },
+    "pairs": lambda suite, name: {
+        "policy": ["sft"],
+        "rows": ["fetch/data"],
+        "classifier": _one(
+            jobs.classifier_folder(suite) if suite.pairs and suite.pairs.reward == "classifier" else None
+        ),
+    },
+    "reward": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
+    "reference": lambda suite, name: {"policy": ["sft"], "comparisons": [f"prepare/{name}"]},
+    "preference": _preference,
+    "generate": _generate,
+    "score": _score,
+    "best_of_n": lambda suite, name: {"scores": [f"score/{AnswerSet('sft', POOL)}"]},
+    "judge": _judge,
+    "report": _report,
+}
