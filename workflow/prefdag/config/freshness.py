@@ -132,7 +132,9 @@ def _damaged(manifest: Manifest, digests: Digests) -> Iterator[str]:
 def _restricted(before: Any, now: Any) -> Any:
     """What a manifest states of the keys that a job is given now; the others are defaults, which its code states."""
     if isinstance(before, dict) and isinstance(now, dict):
-        return {key: _restricted(value, now.get(key)) for key, value in before.items() if key in now or key == "files"}
+        # Unlike other keys, files that are no longer there count.
+        keys = [key for key in before if key in now or (key == "files" and before[key])]
+        return {key: _restricted(before[key], now.get(key)) for key in keys}
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [_restricted(*pair) for pair in zip(before, now, strict=True)]
     return before
