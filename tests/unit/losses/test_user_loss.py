@@ -101,7 +101,7 @@ def test_the_command_aligns_by_an_own_loss(
     (workdir / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
     sentence = test_mistakes.said(capsys, *own)
     raised = "my_dpo raised NameError: name 'G' is not defined"
-    assert sentence == f"prefdag: my_losses.py: {raised} (line 7); mend the function and rerun"
+    assert sentence == f"prefdag: my_losses.py: {raised} (line 7); fix the function and rerun"
     assert not (workdir / "suite/preference/x/manifest.json").exists()
 
 
@@ -290,7 +290,7 @@ RETURNED = {
     "margin(policy.total) > 0": "returned bool values of shape [1]; expected one",
     "0.5": "returned float; expected one floating-point value per comparison, [1], as a tensor",
     "margin(policy.total).detach()": "returned values without a gradient; compute them from `policy`, undetached",
-    "policy.total[9]": "raised IndexError: index 9 is out of bounds for dimension 0 with size 1 (line 7); mend",
+    "policy.total[9]": "raised IndexError: index 9 is out of bounds for dimension 0 with size 1 (line 7); fix",
 }
 
 

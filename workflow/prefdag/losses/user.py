@@ -1,4 +1,4 @@
-"""A loss in a Python file of the user's own, run: in its job."""
+"""Run a loss from a Python file of the user's, in its job."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from prefdag.provenance.user_code import describe_error, import_user_file
 
 
 def load_user_loss(objective: UserLoss) -> Callable[..., Any]:
-    """The user's function with its options bound, called with (policy, <the inputs it reads> by name).
+    """Return the user's function with its options bound, to be called as `compute(policy, **inputs)`.
 
-    Raises `UserError`, one sentence naming file and function, where the file cannot be imported, the function raises,
-    or what it returns is not one floating-point value per comparison, [B], and after them, of a loss that reads
-    `state`, the next state as a dict of numbers.
+    Raises:
+        UserError: the file cannot be imported. The returned function raises it, too: if the user's function raises, or
+            returns other than one floating-point value per comparison, [B], and, with `state`, the next state.
     """
     path, name = split_path(objective.method)
     function = getattr(import_user_file(path), name)
@@ -24,25 +24,25 @@ def load_user_loss(objective: UserLoss) -> Callable[..., Any]:
 
     def compute(policy: LogProbs, **inputs: Any) -> Any:
         try:
-            found = function(policy, **inputs, **options)
+            result = function(policy, **inputs, **options)
         except (Stopped, UserError):
             raise
         except Exception as error:
             raise UserError(
-                f"{path}: {name} raised {describe_error(error, path)}; mend the function and rerun"
+                f"{path}: {name} raised {describe_error(error, path)}; fix the function and rerun"
             ) from error
         place = f"{path}: {name}"
         if "state" not in objective.reads:
-            return _checked(found, policy, place)
-        values, state = _with_state(found, place)
+            return _checked(result, policy, place)
+        values, state = _with_state(result, place)
         return _checked(values, policy, place), state
 
     return compute
 
 
-def _with_state(found: Any, place: str) -> tuple[Any, dict[str, float]]:
-    """Values and next state, if that is what the function returned: the state is saved as JSON between steps."""
-    match found:
+def _with_state(result: Any, place: str) -> tuple[Any, dict[str, float]]:
+    """Return values and next state, checked: the state is saved as JSON between steps."""
+    match result:
         case (values, dict(state)) if all(isinstance(key, str) for key in state):
             if all(isinstance(value, (int, float)) for value in state.values()):
                 return values, state
@@ -50,7 +50,7 @@ def _with_state(found: Any, place: str) -> tuple[Any, dict[str, float]]:
 
 
 def _checked(values: Any, policy: LogProbs, place: str) -> Tensor:
-    """What the function returned, if it is one float per comparison that follows the policy."""
+    """Return the values, checked: one float per comparison, with a gradient to the policy."""
     expected = f"expected one floating-point value per comparison, [{policy.shape[0]}]"
     if not isinstance(values, Tensor):
         raise UserError(f"{place} returned {type(values).__name__}; {expected}, as a tensor")

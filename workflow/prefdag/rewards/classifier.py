@@ -1,4 +1,4 @@
-"""Text classifiers as ground truth: how they are kept without pickle, loaded, and asked for P(positive).
+"""Text classifiers as ground truth: save them without pickle, load them, compute P(positive).
 
 A fetched one is a sequence classifier of transformers. A trained one is logistic regression on TF-IDF:
 `vocabulary.json` (n-gram -> column, and how texts are cut) and
@@ -35,7 +35,7 @@ def vectorizer(tfidf: TfIdf, vocabulary: dict[str, int] | None = None) -> TfidfV
 
 
 def save_trained(folder: Path, tfidf: TfIdf, words: TfidfVectorizer, regression: LogisticRegression) -> None:
-    """Write a fitted pair of the two; equal fits give equal bytes."""
+    """Write a fitted vectorizer and regression; equal fits give equal bytes."""
     folder.mkdir()
     about = {"tfidf": tfidf.model_dump(mode="json"), "vocabulary": {k: int(v) for k, v in words.vocabulary_.items()}}
     text = json.dumps(about, ensure_ascii=False, sort_keys=True)
@@ -84,11 +84,11 @@ def load_fetched(folder: Path, settings: Classifier, device: torch.device) -> Sc
             tokenizer(text, truncation=True, max_length=settings.max_tokens, return_attention_mask=False)["input_ids"]
             for text in texts
         ]
-        found = np.zeros(len(texts))
+        probabilities = np.zeros(len(texts))
         for ids in sorted_batches([len(one) for one in encoded], settings.tokens_per_batch):
             batch = tokenizer.pad({"input_ids": [encoded[index] for index in ids]}, return_tensors="pt").to(device)
-            found[ids] = model(**batch).logits.double().softmax(-1)[:, column].cpu().numpy()
-        return found
+            probabilities[ids] = model(**batch).logits.double().softmax(-1)[:, column].cpu().numpy()
+        return probabilities
 
     return scorer
 
@@ -106,7 +106,7 @@ def sorted_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
 
 
 def load_classifier(manifest: Manifest, device: torch.device) -> Scorer:
-    """The classifier beside a manifest, whichever of the two made it: the stage `classifier`, or `fetch`."""
+    """Load the classifier in a manifest's folder, from the stage `classifier` or from `fetch`."""
     folder = manifest.folder / "model"
     if manifest.content["stage"] == "classifier":
         return load_trained(folder)

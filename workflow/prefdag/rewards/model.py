@@ -34,7 +34,7 @@ HEADS, SCORING = "head.safetensors", "scoring.json"
 
 
 class Scoring(Section):
-    """How the heads' values become one reward; `scoring.json` beside the weights.
+    """How the heads' values become one reward, as saved in `scoring.json`.
 
     seeds: of the members. offset [H]: subtracted from each head's value, empty where nothing is.
     """
@@ -57,12 +57,12 @@ class RewardModel:
         return reward_of(self.values(segments), self.scoring)
 
     def values(self, segments: Segments) -> Tensor:
-        """What every head says of every response: [B, K, H], before offsets."""
+        """Return the value of every head for every response: [B, K, H], before offsets."""
         return torch.cat([head_rewards(model, segments, self.scoring) for model in self.members], -1)
 
 
 def head_rewards(model: PreTrainedModel, segments: Segments, scoring: Scoring) -> Tensor:
-    """What every head of one model says of every response: [B, K, heads], before offsets.
+    """Return the value of every head of one model for every response: [B, K, heads], before offsets.
 
     The head is read at the response's last token; with length normalisation it is r / (alpha + n) of n tokens.
     """
@@ -162,7 +162,7 @@ def load_reward_model(folder: Path, device: torch.device) -> RewardModel:
 
 
 def member_folder(folder: Path, place: int, seeds: Sequence[int]) -> Path:
-    """Where a member's weights lie: the first in model/, as every stage's; the others in seeds/<seed>/."""
+    """Return a member's folder: model/ for the first, as in every stage; seeds/<seed>/ for the others."""
     return folder / f"seeds/{seeds[place]}" if place else folder / "model"
 
 
@@ -190,9 +190,10 @@ class ImplicitReward:
 
     @classmethod
     def of_run(cls, run: Manifest, reference: PreTrainedModel, device: torch.device) -> Self:
-        """Of a run of the stage `preference`; beta is the one that it was trained with.
+        """Load it from a run of the stage `preference`, with the beta of its training.
 
-        Raises `UserError` where its loss has no beta or reads no reference.
+        Raises:
+            UserError: the run's loss has no beta or reads no reference.
         """
         objective = run.content["config"].get("objective", {})
         if "beta" not in objective or "reference" not in run.content["inputs"]:
@@ -208,20 +209,20 @@ class ImplicitReward:
 def score_all(
     rewards: Rewards, comparisons: Sequence[Comparison] | Store, tokens_per_batch: int, device: torch.device
 ) -> NDArray[np.float32]:
-    """Rewards of every response of every comparison: [N, K], or [N, K, H] of a function that gives heads apart."""
-    found: NDArray[np.float32] | None = None
+    """Compute the reward of every response of every comparison: [N, K], or [N, K, H] of separate heads."""
+    result: NDArray[np.float32] | None = None
     for ids, segments in iter_packed(comparisons, tokens_per_batch):
         with autocast(device):
             values = rewards(segments.to(device)).cpu().numpy()
-        if found is None:
-            found = np.zeros((len(comparisons), *values.shape[1:]), dtype=np.float32)
-        found[ids] = values
-    assert found is not None, "there is something to score"
-    return found
+        if result is None:
+            result = np.zeros((len(comparisons), *values.shape[1:]), dtype=np.float32)
+        result[ids] = values
+    assert result is not None, "there is something to score"
+    return result
 
 
 def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[str, float]:
-    """Accuracy (ties half) with its interval over prompts, mean and deviation of all rewards.
+    """Return accuracy (ties count half) with its interval over prompts, and mean and deviation of all rewards.
 
     values: [N, K], best first; prompts: [N]. A comparison's accuracy is the share of its ordered pairs that are ranked
     right. Comparisons of one prompt share responses, so they count as one draw.
@@ -239,13 +240,13 @@ def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[
     }
 
 
-def write_evaluation(path: Path, found: dict[str, dict[str, float]]) -> None:
-    """Evaluations by name, in the order in which the report shows them."""
-    path.write_text(json.dumps(found, indent=1) + "\n")
+def write_evaluation(path: Path, evaluations: dict[str, dict[str, float]]) -> None:
+    """Write evaluations by name, in the order in which the report shows them."""
+    path.write_text(json.dumps(evaluations, indent=1) + "\n")
 
 
 def write_held_out(path: Path, store: Store, rewards: Mapping[str, NDArray[np.float32]]) -> None:
-    """One line a held-out comparison: row, prompt, counted tokens and every reward of every response, best first.
+    """Write a line per held-out comparison: row, prompt, counted tokens and all rewards of each response, best first.
 
     rewards: name -> [N, K]; the columns are <name>_chosen and <name>_rejected, <name>_rank1 to K of K > 2 responses.
     """
@@ -255,10 +256,10 @@ def write_held_out(path: Path, store: Store, rewards: Mapping[str, NDArray[np.fl
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["row", "prompt", *(f"{name}_{place}" for name in ("tokens", *rewards) for place in places)])
         for index, (row, prompt) in enumerate(zip(store.rows, store.prompts, strict=True)):
-            said = [float(value) for values in rewards.values() for value in values[index]]
-            writer.writerow([int(row), int(prompt), *map(int, tokens[index]), *said])
+            numbers = [float(value) for values in rewards.values() for value in values[index]]
+            writer.writerow([int(row), int(prompt), *map(int, tokens[index]), *numbers])
 
 
 def ranks(num_responses: int) -> list[str]:
-    """What the responses of a comparison are called, best first."""
+    """Return the names of a comparison's responses, best first."""
     return ["chosen", "rejected"] if num_responses == 2 else [f"rank{place + 1}" for place in range(num_responses)]

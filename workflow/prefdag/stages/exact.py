@@ -36,10 +36,10 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     points, policies = [], []
     for step, loss in enumerate(job.run.objectives):
         population = population_of(world, loss, job.run.flips, job.exact.ranked)
-        found = minimise(world, loss, population)
-        point = measured(world, found)
+        minimum = minimise(world, loss, population)
+        point = measured(world, minimum)
         points.append({**_about(job.run, loss), **point})
-        policies.append(_probabilities(world, found, points[-1]))
+        policies.append(_probabilities(world, minimum, points[-1]))
         workspace.journal.metrics(step, {name: value for name, value in point.items() if np.isfinite(value)})
     for name, table in {
         "points": pd.DataFrame(points),
@@ -50,13 +50,13 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     return {"settings": len(points), "responses": len(world.responses)}
 
 
-def measured(world: World, found: Minimum) -> dict[str, float]:
+def measured(world: World, minimum: Minimum) -> dict[str, float]:
     """What a policy is worth: its KL, reward, gap to the frontier, and distance to the frontier's policy at its KL.
 
     spread: the largest range within a prompt of r - beta log(pi / pi_ref), beta being that of the frontier at its KL;
     0 where the implicit reward is the reward up to a function of the prompt.
     """
-    log_policy = found.log_policy
+    log_policy = minimum.log_policy
     kl, reward = world.kl(log_policy), world.value(log_policy)
     beta = world.beta_at(kl)
     off = world.reward - beta * (log_policy - world.log_reference)
@@ -67,9 +67,9 @@ def measured(world: World, found: Minimum) -> dict[str, float]:
         "distance": divergence(log_policy, world.optimum(beta)),
         "beta_of_frontier": beta,
         "spread": (off.max(1).values - off.min(1).values).max().item(),
-        "loss": found.loss,
-        "gradient": found.gradient,
-        "evaluations": found.evaluations,
+        "loss": minimum.loss,
+        "gradient": minimum.gradient,
+        "evaluations": minimum.evaluations,
     }
 
 
@@ -82,13 +82,13 @@ def _about(row: Sweep, loss: Objective) -> dict[str, Any]:
     return {**about, "objective": json.dumps(loss.parameters(), sort_keys=True)}
 
 
-def _probabilities(world: World, found: Minimum, about: dict[str, Any]) -> pd.DataFrame:
-    """pi(y | x) beside pi_ref and the reward, a line per prompt and response."""
+def _probabilities(world: World, minimum: Minimum, about: dict[str, Any]) -> pd.DataFrame:
+    """Return pi(y | x), pi_ref and the reward, one row per prompt and response."""
     prompts, num = world.reward.shape
     texts = ["".join("abcd"[token] if token < world.words else "." for token in y) for y in world.responses]
     table = {"run": about["run"], "setting": about["setting"], "prompt": np.repeat(np.arange(prompts), num)}
     table |= {"response": texts * prompts}
-    parts = {"reward": world.reward, "reference": world.log_reference.exp(), "policy": found.log_policy.exp()}
+    parts = {"reward": world.reward, "reference": world.log_reference.exp(), "policy": minimum.log_policy.exp()}
     return pd.DataFrame({**table, **{name: values.flatten().numpy() for name, values in parts.items()}})
 
 

@@ -1,7 +1,7 @@
-"""Golden cases of losses: each peer's method and hyper-parameters as ours, and what they come to.
+"""Golden cases of losses: evaluate another tool's method and hyper-parameters with our losses.
 
 A file of cases holds `fixtures` by group and name, and `cases` that each name a method, a fixture and hyper-parameters.
-A method here returns values and the leaves that gradients are asked of, under the fixture's own names.
+A method returns values and the leaves whose gradients are reported, under the fixture's names.
 """
 
 import json
@@ -28,8 +28,7 @@ from prefdag.testing.fixtures import READERS, Counted, Fixture, Leaves, fixed, l
 Values = tuple[Tensor, Leaves]
 # beta-DPO's running mean and deviation of the gap before the step, and its draw, as its peer was run.
 MOMENTS, MOMENTUM, DRAW = {"mean": 1.5, "std": 4.0}, 0.9, 7
-# What peers' hyper-parameters are called here, where one name serves every method, and those that only say which branch
-# of a peer's function was run.
+# Our names of peers' hyper-parameters, for all methods; and those that only select a branch of a peer's function.
 NAMES = {"eps": "label_smoothing", "w_d": "lambda_d", "w_u": "lambda_u", "kind": "loss", "ld_alpha": "alpha"}
 BRANCHES = {"norm", "ipo", "ref", "kl"}
 
@@ -63,7 +62,7 @@ Method = Callable[[Case, Fixture], Values]
 
 
 def read_cases(path: Path) -> Cases:
-    """The cases of a file. Raises `UserError` for a file that is none of cases."""
+    """Read a file of cases. Raises `UserError` for any other file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -74,9 +73,10 @@ def read_cases(path: Path) -> Cases:
 
 
 def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """{"id", "loss", "grad"}: gradients of the sum where the loss is listed, of the mean where it is one number.
+    """Return {"id", "loss", "grad"}: gradients of the sum if the loss is a list, of the mean if it is one number.
 
-    Raises `UserError` for an unknown method or fixture, and for a fixture that lacks what the method reads.
+    Raises:
+        UserError: an unknown method or fixture, or a fixture that lacks what the method reads.
     """
     if case.method not in METHODS:
         raise UserError(f"case {case.id}: method: expected one of {', '.join(sorted(METHODS))}, got {case.method!r}")
@@ -96,19 +96,19 @@ def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict
 
 
 def _gradients(loss: Tensor, leaves: Leaves) -> dict[str, Any]:
-    """By every leaf that the loss depends on, in its own shape."""
-    found = {}
+    """Return the gradient by every leaf that the loss depends on, in the leaf's shape."""
+    result = {}
     for name, values in leaves.items():
         listed = values if isinstance(values, list) else [values]
         gradients = torch.autograd.grad(loss, listed, retain_graph=True, allow_unused=True)
         if any(gradient is not None for gradient in gradients):
-            found[name] = [plain(gradient) for gradient in gradients]
-            found[name] = found[name] if isinstance(values, list) else found[name][0]
-    return found
+            result[name] = [plain(gradient) for gradient in gradients]
+            result[name] = result[name] if isinstance(values, list) else result[name][0]
+    return result
 
 
 def plain(values: Any) -> Any:
-    """Numbers as JSON has them; what is not finite as text: "nan", "inf" or "-inf"."""
+    """Convert to JSON numbers, and values that are not finite to "nan", "inf" or "-inf"."""
     if isinstance(values, Tensor):
         values = values.tolist()
     if isinstance(values, list):
@@ -117,64 +117,64 @@ def plain(values: Any) -> Any:
 
 
 def registered(method: str, renamed: Callable[[dict[str, Any]], dict[str, Any]] = dict, **options: Any) -> Method:
-    """A peer's method that is our registry's `method`, its hyper-parameters renamed, with these options beside them."""
+    """Map a peer's method to our `method`: rename its hyper-parameters and add these options."""
 
     def values(case: Case, fixture: Fixture) -> Values:
-        own = {NAMES.get(key, key): value for key, value in renamed(case.hp).items() if key not in BRANCHES}
-        entry = objective({**options, **own, "method": method}, f"case {case.id}", "hp")
+        hyper = {NAMES.get(key, key): value for key, value in renamed(case.hp).items() if key not in BRANCHES}
+        entry = objective({**options, **hyper, "method": method}, f"case {case.id}", "hp")
         single = entry.responses == "one"
-        given = singles(fixture, str(case.hp.get("kl", ""))) if single else READERS[case.group](fixture)
-        found = loss_of(entry)(given.policy, **{name: given.inputs[name] for name in entry.reads})
-        return (found[0] if "state" in entry.reads else found), given.leaves
+        example = singles(fixture, str(case.hp.get("kl", ""))) if single else READERS[case.group](fixture)
+        result = loss_of(entry)(example.policy, **{name: example.inputs[name] for name in entry.reads})
+        return (result[0] if "state" in entry.reads else result), example.leaves
 
     return values
 
 
 def beta_dpo(case: Case, fixture: Fixture) -> Values:
-    """With the pairs that its peer keeps: those that the case gives as `mask`, or else drawn as the peer draws them."""
-    given, hp = pair(fixture), case.hp
-    gap = margin((given.policy - given.inputs["reference"]).total)
+    """Evaluate beta-DPO on the pairs that its peer selects: the case's `mask`, or the peer's random sample."""
+    example, hp = pair(fixture), case.hp
+    gap = margin((example.policy - example.inputs["reference"]).total)
     after = moving(gap.detach(), MOMENTS, MOMENTUM)
     if "mask" in case.expected:
-        kept = fixed(case.expected["mask"])
+        mask = fixed(case.expected["mask"])
     else:
         weights = torch.exp(-0.5 * ((gap.detach() - after["mean"]) / after["std"]) ** 2)
-        drawn = torch.Generator().manual_seed(DRAW)
-        places = torch.multinomial(weights, int(len(gap) * (1 - hp["mode_weight"])), generator=drawn)
-        kept = torch.zeros_like(weights).index_fill(0, places, 1.0)
-    return dpo_of_selected(gap, kept, after["mean"], hp["beta"], hp["a"]), given.leaves
+        generator = torch.Generator().manual_seed(DRAW)
+        places = torch.multinomial(weights, int(len(gap) * (1 - hp["mode_weight"])), generator=generator)
+        mask = torch.zeros_like(weights).index_fill(0, places, 1.0)
+    return dpo_of_selected(gap, mask, after["mean"], hp["beta"], hp["a"]), example.leaves
 
 
 def token_unlikelihood(case: Case, fixture: Fixture) -> Values:
-    """The rejected response's half alone."""
-    given = READERS[case.group](fixture)
-    return case.hp.get("alpha", 1.0) * reference_free.token_unlikelihood(given.policy)[:, 1], given.leaves
+    """Evaluate the rejected response's term alone."""
+    example = READERS[case.group](fixture)
+    return case.hp.get("alpha", 1.0) * reference_free.token_unlikelihood(example.policy)[:, 1], example.leaves
 
 
 def batch_logps(case: Case, fixture: Fixture) -> Values:
-    given = logits(fixture)
-    return given.policy.total.T.flatten(), given.leaves
+    example = logits(fixture)
+    return example.policy.total.T.flatten(), example.leaves
 
 
 def orpo_trl_batch(case: Case, fixture: Fixture) -> Values:
-    """The odds ratio of responses, the likelihood of prompt and chosen response together."""
-    given = logits(fixture)
-    policy_logits = given.leaves["policy_logits"]
+    """Evaluate the odds ratio of responses and the likelihood of prompt and chosen response together."""
+    example = logits(fixture)
+    policy_logits = example.leaves["policy_logits"]
     assert isinstance(policy_logits, Tensor)
     whole = Counted.of(fixture, 1).logprobs(policy_logits)
-    return reference_free.orpo(given.policy, lam=case.hp["beta"], nll="none") + chosen_nll(
+    return reference_free.orpo(example.policy, lam=case.hp["beta"], nll="none") + chosen_nll(
         whole, "per_token"
-    ), given.leaves
+    ), example.leaves
 
 
 def reward_model(loss: Callable[..., Tensor], *inputs: str) -> Method:
-    """A loss of the rewards of pairs, and of the fixture's `inputs`."""
+    """Evaluate a loss of the rewards of pairs and of the fixture's `inputs`."""
 
     def values(case: Case, fixture: Fixture) -> Values:
         leaves = {side: leaf(fixture[side]) for side in ("r_c", "r_r")}
-        given = {name: fixed(fixture[name])[:, None] for name in inputs}
+        example = {name: fixed(fixture[name])[:, None] for name in inputs}
         hp = {NAMES.get(key, key): value for key, value in case.hp.items()}
-        return loss(torch.stack(list(leaves.values()), 1), **given, **hp), dict(leaves)
+        return loss(torch.stack(list(leaves.values()), 1), **example, **hp), dict(leaves)
 
     return values
 
@@ -193,34 +193,34 @@ def rm_plackett_luce(case: Case, fixture: Fixture) -> Values:
 
 
 def gae(case: Case, fixture: Fixture) -> Values:
-    """Advantages, which have no gradient."""
-    given = (fixed(fixture[name]) for name in ("rewards", "old_values", "mask"))
-    return policy_gradient.gae(*given, **case.hp), {}
+    """Compute advantages, which have no gradient."""
+    example = (fixed(fixture[name]) for name in ("rewards", "old_values", "mask"))
+    return policy_gradient.gae(*example, **case.hp), {}
 
 
 def _ratio(hp: dict[str, Any]) -> dict[str, Any]:
-    """SimPO's gamma as gamma / beta, unless it is stated so."""
+    """Convert SimPO's gamma to gamma / beta, unless it is stated so."""
     if "gamma" not in hp:
         return hp
     return {**{key: value for key, value in hp.items() if key != "gamma"}, "gamma_beta_ratio": hp["gamma"] / hp["beta"]}
 
 
 def _called(name: str, ours: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What one peer calls by another name."""
+    """Rename one hyper-parameter of a peer."""
     return lambda hp: {ours if key == name else key: value for key, value in hp.items()}
 
 
 def _without_alpha(hp: dict[str, Any]) -> dict[str, Any]:
-    """One function of the peer's serves TDPO1 and TDPO2; the first does not read the second's alpha."""
+    """Drop alpha: the peer's one function for TDPO1 and TDPO2 takes it, and TDPO1 does not read it."""
     return {key: value for key, value in hp.items() if key != "alpha"}
 
 
 def of_tokens(name: str, loss: Callable[..., Tensor], *inputs: str) -> Method:
-    """A quantity of padded tokens and of the fixture's `inputs`, with gradients by the fixture's `name`."""
+    """Evaluate a quantity of padded tokens and of the fixture's `inputs`, with gradients by the fixture's `name`."""
 
     def values(case: Case, fixture: Fixture) -> Values:
-        asked = leaf(fixture[name])
-        return loss(asked, *(fixed(fixture[key]) for key in inputs), **case.hp), {name: asked}
+        argument = leaf(fixture[name])
+        return loss(argument, *(fixed(fixture[key]) for key in inputs), **case.hp), {name: argument}
 
     return values
 

@@ -31,7 +31,7 @@ def fixed(values: Any) -> Tensor:
 
 
 def of_sums(sums: Tensor, counts: Tensor) -> LogProbs:
-    """`LogProbs` of sums and counts, each [B, K]: a sum lies on its response's first token, so that it stays exact."""
+    """Make `LogProbs` of sums and counts, each [B, K]: the first token takes the whole sum, so that it stays exact."""
     counts = counts.flatten()
     owner = torch.repeat_interleave(torch.arange(len(counts)), counts)
     tokens = torch.zeros(len(owner), dtype=sums.dtype).index_add(0, counts.cumsum(0) - counts, sums.flatten())

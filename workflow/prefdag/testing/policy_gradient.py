@@ -16,28 +16,28 @@ def ppo_policy(logprob: Tensor, old: Tensor, advantage: Tensor, mask: Tensor, *,
 
 
 def ppo_value(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None) -> Tensor:
-    """max((V - G)^2, (V held within c of V_old - G)^2) / 2 averaged over tokens; without a clip (V - G)^2 / 2."""
+    """max((V - G)^2, (V clipped within c of V_old - G)^2) / 2 averaged over tokens; without a clip (V - G)^2 / 2."""
     errors = (values - returns) ** 2
     if clip is not None:
-        held = torch.minimum(torch.maximum(values, old - clip), old + clip)
-        errors = torch.maximum(errors, (held - returns) ** 2)
+        clipped = torch.minimum(torch.maximum(values, old - clip), old + clip)
+        errors = torch.maximum(errors, (clipped - returns) ** 2)
     return _mean(errors, mask) / 2
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
-    """Schulman et al. 2015, eq. 16: A_t = r_t + gamma V_t+1 - V_t + gamma lam A_t+1, what is masked being 0: [B, L]."""
+    """Schulman et al. 2015, eq. 16: A_t = r_t + gamma V_t+1 - V_t + gamma lam A_t+1, with masked values 0: [B, L]."""
     rewards, values = rewards * mask, values * mask
     advantage = following = torch.zeros_like(values[:, 0])
-    found = []
+    advantages = []
     for step in reversed(range(values.shape[1])):
         advantage = rewards[:, step] + gamma * following - values[:, step] + gamma * lam * advantage
         following = values[:, step]
-        found.append(advantage)
-    return torch.stack(found[::-1], 1)
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1], 1)
 
 
 def kl_k1(logprob: Tensor, reference: Tensor) -> Tensor:
-    """Schulman 2020: x = log p - log p_ref of tokens drawn from the policy; unbiased for KL(policy || reference)."""
+    """Schulman 2020: x = log p - log p_ref of tokens sampled from the policy; unbiased for KL(policy || reference)."""
     return logprob - reference
 
 

@@ -1,6 +1,6 @@
-"""The population loss of a tabular policy: every comparison there is, weighted by its probability, minimised.
+"""Minimise the population loss of a tabular policy: all comparisons, weighted by their probability.
 
-Comparisons are drawn independently from the reference and labelled by a Bradley-Terry (rankings: Plackett-Luce) model
+Comparisons are sampled independently from the reference and labelled by a Bradley-Terry (rankings: Plackett-Luce) model
 of the reward, so a finite data set's loss converges to this one. The losses are those of `prefdag.losses.registry`,
 called with real `LogProbs`.
 """
@@ -19,10 +19,10 @@ from prefdag.losses.registry import loss_of
 from prefdag.models.logprobs import LogProbs
 from prefdag.theory.world import World
 
-ROUNDS = 20  # of minimising with what a loss detaches held
+ROUNDS = 20  # of minimising with detached quantities fixed
 STEPS = 500  # of one minimisation
 SMALL = 1e-10  # largest gradient entry, as a share of the first one's, at which a minimisation ends
-AT_REST = 1e-6  # the same, what was held being renewed, at which the rounds end
+AT_REST = 1e-6  # the same after updating the detached quantities, at which the rounds end
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Population:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended: the policy's logits and log pi(y | x) [X, Y], the loss there, and how it got there.
+    """The result of a minimisation: the policy's logits and log pi(y | x) [X, Y], its loss, and diagnostics.
 
     gradient: the largest entry left, as a share of that at the reference (it stays large at a kink, and is not a number
     where a loss fell without bound); evaluations: of the loss and its gradient.
@@ -50,7 +50,7 @@ class Minimum:
 
 
 def pairs(world: World, flips: float = 0.0) -> Population:
-    """Both orders of two independent draws, pi_ref(y) pi_ref(y') 2 p(y > y'); `flips` of the labels turned round."""
+    """Return both orders of two independent samples, pi_ref(y) pi_ref(y') 2 p(y > y'), with `flips` wrong labels."""
     chance = world.log_reference.exp()
     right = (1 - flips) * world.preferred + flips * (1 - world.preferred)
     weights = 2 * chance[:, :, None] * chance[:, None, :] * right / len(chance)
@@ -58,7 +58,7 @@ def pairs(world: World, flips: float = 0.0) -> Population:
 
 
 def rankings(world: World, size: int) -> Population:
-    """Every ranking of `size` independent draws, with its Plackett-Luce probability (Rafailov et al. 2023, eq. 18)."""
+    """Return all rankings of `size` independent samples by their probability (Rafailov et al. 2023, eq. 18)."""
     chance = world.log_reference.exp()
     num_prompts, num = chance.shape
     weights = torch.ones(num_prompts, *[num] * size, dtype=chance.dtype) / num_prompts
@@ -70,7 +70,7 @@ def rankings(world: World, size: int) -> Population:
 
 
 def singles(world: World, flips: float = 0.0) -> Population:
-    """Each response as the preferred of a pair, desirable, and as the other, undesirable."""
+    """Return each response as the preferred one of a pair, desirable, and as the other, undesirable."""
     both = pairs(world, flips)
     shares = [torch.zeros(world.reward.numel(), dtype=torch.float64) for _ in range(2)]
     for at, share in enumerate(shares):
@@ -80,7 +80,7 @@ def singles(world: World, flips: float = 0.0) -> Population:
 
 
 def _along(values: Tensor, at: int, size: int) -> Tensor:
-    """[X, Y] as [X, 1, .., Y, .., 1], Y at the place `at` of `size`."""
+    """Reshape [X, Y] to [X, 1, .., Y, .., 1], with Y at the place `at` of `size`."""
     return values.view(len(values), *(-1 if place == at else 1 for place in range(size)))
 
 
@@ -92,7 +92,7 @@ def _population(world: World, size: int, weights: Tensor) -> Population:
 
 
 class Tokens:
-    """Which cells of a table of logits the tokens of a population's responses are."""
+    """The cells, in a table of logits, of the tokens of a population's responses."""
 
     def __init__(self, world: World, members: Tensor) -> None:
         cells, width = world.cells, world.reference[0].numel()
@@ -107,14 +107,14 @@ class Tokens:
         return LogProbs(logits.log_softmax(-1).flatten().index_select(0, self.cell), self.owner, self.shape)
 
     def of_rows(self, values: Tensor) -> Tensor:
-        """What is one number per (prompt, prefix), [X, N], at every response token: [T]."""
+        """Expand one number per (prompt, prefix), [X, N], to every response token: [T]."""
         return values.flatten().index_select(0, self.row)
 
 
 def minimise(world: World, objective: Objective, population: Population) -> Minimum:
-    """The population loss minimised from the reference on, by L-BFGS.
+    """Minimise the population loss by L-BFGS, starting from the reference.
 
-    Where a loss detaches something of the policy, that is held while the rest is minimised, then renewed, until
+    Quantities of the policy that a loss detaches stay fixed during a minimisation and are updated after it, until
     nothing moves: the fixed point of gradient descent.
     """
     loss = population_loss(world, objective, population)
@@ -124,33 +124,33 @@ def minimise(world: World, objective: Objective, population: Population) -> Mini
     for _ in range(ROUNDS):
         evaluations += _descend(loss, logits, max(SMALL, 0.01 * left if evaluations else 0.0) * first)
         before, left = left, _largest_gradient(loss, logits) / first
-        if not left > AT_REST or left > 0.9 * before:  # there, no longer getting there, or not a number
+        if not left > AT_REST or left > 0.9 * before:  # converged, stalled, or not a number
             break
     held = logits.detach()
     return Minimum(held, world.log_policy(held), loss(held, held).item(), left, evaluations)
 
 
 def population_of(world: World, objective: Objective, flips: float, ranked: int) -> Population:
-    """The comparisons that a loss reads; rankings are of `ranked` responses."""
+    """Return the comparisons that a loss reads; rankings have `ranked` responses."""
     if objective.responses == "many":
         return rankings(world, ranked)
     return (singles if objective.responses == "one" else pairs)(world, flips)
 
 
 def population_loss(world: World, objective: Objective, population: Population) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss as a function of the policy's logits and of the logits of which what is detached is taken."""
+    """Return the mean loss as a function of the policy's logits and of the logits for detached quantities."""
     compute, tokens = loss_of(objective), Tokens(world, population.members)
-    given: dict[str, Any] = {
+    fixed: dict[str, Any] = {
         "reference": tokens.logprobs(world.reference),
         "scores": world.reward.flatten()[population.members],
         "labels": population.labels,
     }
-    given = {name: value for name, value in given.items() if name in objective.reads}
-    renewed = {name: RENEWED[name] for name in objective.reads - given.keys()}
+    fixed = {name: value for name, value in fixed.items() if name in objective.reads}
+    renewed = {name: RENEWED[name] for name in objective.reads - fixed.keys()}
 
     def loss(logits: Tensor, held: Tensor) -> Tensor:
         now = {name: of(world, objective, tokens, logits, held) for name, of in renewed.items()}
-        values = compute(tokens.logprobs(logits), **given, **now)
+        values = compute(tokens.logprobs(logits), **fixed, **now)
         values = values[0] if "state" in objective.reads else values
         return population.weights @ values
 
@@ -182,7 +182,7 @@ def _mismatched(world: World, objective: Objective, tokens: Tokens, logits: Tens
 
 
 def _state(world: World, objective: Objective, tokens: Tokens, logits: Tensor, held: Tensor) -> dict[str, float]:
-    """BCO's mean reward over all that was ever seen, which this step's share no longer moves."""
+    """Return BCO's state after infinitely many examples: one more step does not move the mean."""
     ratio = world.log_policy(held.detach()) - world.log_reference
     mean = objective.parameters()["beta"] * (world.log_reference.exp() * ratio).sum(1).mean().item()
     return {"mean": mean, "count": math.inf}
@@ -192,7 +192,7 @@ RENEWED = {"collision": _collision, "divergence": _divergence, "mismatched": _mi
 
 
 def _descend(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, small: float) -> int:
-    """Minimise in place, what is detached staying as it is now; returns the evaluations."""
+    """Minimise in place with detached quantities fixed; return the number of evaluations."""
     held, evaluations = logits.detach().clone(), 0
     solver = torch.optim.LBFGS(
         [logits],

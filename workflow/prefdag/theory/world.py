@@ -29,7 +29,7 @@ class World:
 
     @classmethod
     def of(cls, settings: Exact) -> "World":
-        """The world of a suite: rewards and the reference's logits are standard normal draws of its seed."""
+        """Sample a suite's world: rewards and the reference's logits are standard normal numbers of its seed."""
         draw = torch.Generator().manual_seed(settings.seed)
         responses = tuple(enumerated(settings.words, settings.length))
         num_prefixes = len(prefixes(responses))
@@ -43,13 +43,13 @@ class World:
         return self.log_policy(self.reference)
 
     def log_policy(self, logits: Tensor) -> Tensor:
-        """log pi(y | x) of a policy's logits: [X, Y]."""
+        """Return log pi(y | x) of a policy's logits: [X, Y]."""
         tokens = logits.log_softmax(-1).flatten(1)
         return torch.stack([tokens[:, cells].sum(1) for cells in self._cells], 1)
 
     @cached_property
     def cells(self) -> list[list[int]]:
-        """Of every response its tokens' places in a prompt's flattened [N, V + 1] logits."""
+        """Return, for every response, its tokens' places in a prompt's flattened [N, V + 1] logits."""
         place = {prefix: index for index, prefix in enumerate(prefixes(self.responses))}
         width = self.words + 1
         return [[place[y[:t]] * width + token for t, token in enumerate(y)] for y in self.responses]
@@ -64,19 +64,19 @@ class World:
         return torch.sigmoid(self.reward[:, :, None] - self.reward[:, None, :])
 
     def optimum(self, beta: float) -> Tensor:
-        """log pi*(y | x) of max E r - beta KL(pi || pi_ref): pi_ref exp(r / beta) / Z (Rafailov et al. 2023, eq. 4)."""
+        """Return log pi*(y | x) of max E r - beta KL: pi_ref exp(r / beta) / Z (Rafailov et al. 2023, eq. 4)."""
         return (self.log_reference + self.reward / beta).log_softmax(-1)
 
     def kl(self, log_policy: Tensor) -> float:
-        """KL(pi || pi_ref)."""
+        """Return KL(pi || pi_ref)."""
         return divergence(log_policy, self.log_reference)
 
     def value(self, log_policy: Tensor) -> float:
-        """E r under the policy."""
+        """Return E r under the policy."""
         return (log_policy.exp() * self.reward).sum(1).mean().item()
 
     def beta_at(self, kl: float) -> float:
-        """The beta whose optimum lies `kl` nats from the reference, by bisection; the KL falls as beta rises."""
+        """Return the beta whose optimum is `kl` nats from the reference, by bisection; the KL falls as beta rises."""
         low, high = math.log(STRONGEST), math.log(WEAKEST)
         for _ in range(100):
             middle = (low + high) / 2
@@ -84,22 +84,22 @@ class World:
         return math.exp((low + high) / 2)
 
     def best_at(self, kl: float) -> float:
-        """The largest reward that any policy within `kl` nats of the reference has: the frontier."""
+        """Return the largest reward of any policy within `kl` nats of the reference: the frontier."""
         return self.value(self.optimum(self.beta_at(kl)))
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> float:
-    """KL(p || q) of [X, Y] log-probs; a response of probability 0 adds 0."""
+    """Return KL(p || q) of [X, Y] log-probs; a response of probability 0 adds 0."""
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1).mean().item()
 
 
 def enumerated(words: int, length: int) -> list[tuple[int, ...]]:
-    """Every response: each sequence of fewer than `length` words closed by the end token, and each full one."""
+    """Return every response: each sequence of fewer than `length` words closed by the end token, and each full one."""
     ended = [(*y, words) for size in range(length) for y in itertools.product(range(words), repeat=size)]
     return [*ended, *itertools.product(range(words), repeat=length)]
 
 
 def prefixes(responses: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-    """What a response's next token can follow, each once, shortest first."""
+    """Return every prefix of a response once, shortest first."""
     return sorted({y[:t] for y in responses for t in range(len(y))}, key=lambda prefix: (len(prefix), prefix))
