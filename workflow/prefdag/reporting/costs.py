@@ -36,7 +36,7 @@ def costs(results: Path) -> list[dict[str, Any]]:
             continue
         job = (start["stage"], start["name"])
         known = jobs.get(job)
-        if known is None or known["finished"]:  # a finished job that began again was made anew
+        if known is None or known["finished"]:  # a finished job that starts again replaces its result
             known = {"attempts": 0, "seconds": 0.0, "peak_memory_mb": 0.0, "tokens": {}, "finished": False}
             jobs[job] = known
         known["attempts"] += 1
@@ -100,10 +100,10 @@ def _benchmark(path: Path) -> float | None:
 
 def by_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sums of each stage's jobs, and the largest memory of one."""
-    found = []
+    rows_by_stage = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == stage]
-        sums = {key: sum(row[key] or 0 for row in own) for key in ("seconds", "tokens")}
-        most = max(row["peak_memory_mb"] for row in own)
-        found.append({"stage": stage, "jobs": len(own), **sums, "peak_memory_mb": most})
-    return found
+        members = [row for row in rows if row["stage"] == stage]
+        sums = {key: sum(row[key] or 0 for row in members) for key in ("seconds", "tokens")}
+        most = max(row["peak_memory_mb"] for row in members)
+        rows_by_stage.append({"stage": stage, "jobs": len(members), **sums, "peak_memory_mb": most})
+    return rows_by_stage

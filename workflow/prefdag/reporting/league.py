@@ -1,6 +1,6 @@
-"""The league of methods: reward where they are equally far from the reference, displacement, length drift and cost.
+"""The league of methods: reward at matched KL to the reference, displacement, length drift and cost.
 
-A method is what its settings reach together: SFT at KL 0, then its settings in the order of their KL, joined by
+A method is represented by all its settings: SFT at KL 0, then its settings in the order of their KL, joined by
 straight lines. Shapes: S settings, G prompts, B bootstrap draws, M matched KLs.
 """
 
@@ -24,7 +24,7 @@ def league(
     bootstrap: int = 1000,
     seconds: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
-    """One row a method, the best at the first matched KL first.
+    """Compare methods at matched KL, a row per method, the best at the first matched KL first.
 
     runs: columns run, method, group (tables.runs_table); tables: policy -> prompt_id, reward, kl, length of each
     generation, "sft" among them; curves: run -> curves.csv; matched: KLs in nats; seconds: run -> median seconds of a
@@ -91,16 +91,16 @@ def _at_kl(target: float, start: np.ndarray, kl: np.ndarray, reward: np.ndarray)
     """
     if kl[0].max() < target:
         return np.full(len(start), np.nan)
-    found = np.empty(len(start))
+    rewards = np.empty(len(start))
     for draw in range(len(start)):
         order = np.argsort(kl[draw])
         along = np.concatenate([[0.0], kl[draw][order]]), np.concatenate([[start[draw]], reward[draw][order]])
-        found[draw] = np.interp(target, *along)
-    return found
+        rewards[draw] = np.interp(target, *along)
+    return rewards
 
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
-    """The plain value, which stands first, and the 95 % percentile interval of the draws after it."""
+    """Return the plain value, `values[0]`, and the 95% percentile interval of the bootstrap draws, `values[1:]`."""
     low, high = np.quantile(values[1:], [0.025, 0.975]) if np.isfinite(values).all() else (np.nan, np.nan)
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
@@ -111,17 +111,17 @@ def _by_prompt(table: pd.DataFrame) -> pd.DataFrame:
 
 def _displacement(curves: Sequence[pd.DataFrame]) -> dict[str, float | None]:
     """Where held-out responses ended, in nats of summed log-ratio to SFT; the mean over a setting's seeds."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name in ("chosen_logratio", "rejected_logratio", "chosen_fell"):
         column = f"held_out_{name}"
         ends = [curve[column].dropna().iloc[-1] for curve in curves if column in curve and curve[column].notna().any()]
-        found[name] = float(np.mean(ends)) if ends else None
-    return found
+        values[name] = float(np.mean(ends)) if ends else None
+    return values
 
 
 def seconds_per_step(journals: Path) -> dict[str, float]:
     """Median seconds between two optimizer steps of each preference run's last attempt, from its journal."""
-    found = {}
+    seconds = {}
     for path in sorted(journals.glob("preference-*.jsonl")):
         times, name = [], None
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -130,5 +130,5 @@ def seconds_per_step(journals: Path) -> dict[str, float]:
             if event["event"] == "metrics" and event["step"] is not None:
                 times.append(event["time"])
         if name is not None and len(times) > 1:
-            found[str(name)] = float(np.median(np.diff(times)))
-    return found
+            seconds[str(name)] = float(np.median(np.diff(times)))
+    return seconds

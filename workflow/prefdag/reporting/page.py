@@ -57,16 +57,18 @@ def packages() -> list[dict[str, str]]:
 
 def _about(name: str, pinned: str) -> dict[str, str]:
     try:
-        told = metadata.metadata(name)
+        about = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return {"name": name, "version": f"{pinned}, not installed", "licence": ""}
-    version = told["Version"].partition("+")[0]  # the build, +cpu or +cu130, is not the version
-    return {"name": name, "version": version, "licence": licence(told)}
+    version = about["Version"].partition("+")[0]  # the build, +cpu or +cu130, is not the version
+    return {"name": name, "version": version, "licence": licence(about)}
 
 
-def licence(told: metadata.PackageMetadata) -> str:
+def licence(about: metadata.PackageMetadata) -> str:
     """The SPDX expression, else the classifiers, else the first line of the licence that the metadata hold."""
-    classified = [line.split(" :: ")[-1] for line in told.get_all("Classifier") or [] if line.startswith("License :: ")]
-    stated = (told.get_all("License-Expression") or [""])[0]
-    free = (told.get_all("License") or [""])[0].strip().splitlines()
+    classified = [
+        line.split(" :: ")[-1] for line in about.get_all("Classifier") or [] if line.startswith("License :: ")
+    ]
+    stated = (about.get_all("License-Expression") or [""])[0]
+    free = (about.get_all("License") or [""])[0].strip().splitlines()
     return stated or ", ".join(classified) or (free[0][:60] if free else "not stated")

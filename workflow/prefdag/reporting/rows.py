@@ -14,7 +14,7 @@ METRICS = ("reward", "kl", "length", "distinct2", "trained")
 
 
 def run_row(row: Mapping[str, Any], further_metrics: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a line of the page's table of runs. further_metrics: columns beside those that every suite has."""
+    """Return a line of the page's table of runs. further_metrics: columns that not every suite has."""
     known = {str(key): None if pd.isna(value) else value for key, value in row.items()}
     further = {name: _mean(known, name) for name in further_metrics}
     about = {"run": row["run"], "method": f"{title(row['method'])} {row['label']}".strip(), "seed": known["seed"]}
@@ -76,8 +76,11 @@ def percent(entry: dict[str, float | None]) -> dict[str, float | None]:
 
 def accuracies_of(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -> dict[str, Any]:
     """Held-out evaluations by what the page calls them: the reward model's, its heads', and the implicit rewards'."""
-    found = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
-    named = {f"{name} training" if name in ("before", "after") else f"{name} alone": found[name] for name in found}
+    evaluations = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
+    named = {
+        f"{name} training" if name in ("before", "after") else f"{name} alone": evaluations[name]
+        for name in evaluations
+    }
     display = dict(zip(runs["run"], runs["display"], strict=True))
     for path in scores:
         if (path.parent / "evaluation.json").exists():

@@ -1,4 +1,4 @@
-"""Numbers that compare runs, each with its interval: paired gains on SFT, and means over the seeds of a setting.
+"""Compare runs, with intervals: paired gains over SFT, and means over the seeds of a setting.
 
 Shapes: S seeds, G prompts.
 """
@@ -20,29 +20,29 @@ GAIN = ["reward_gain", "reward_gain_low", "reward_gain_high"]
 
 
 def means_by_prompt(table: pd.DataFrame, verdicts: Path | None) -> pd.DataFrame:
-    """Means over each prompt's samples, [G] rows: the columns of scores.csv, and win_rate by the headline judge.
+    """Average over each prompt's samples, [G] rows: the columns of scores.csv, and win_rate by the headline judge.
 
     verdicts: verdicts.csv, whose first judge is the headline; without one (SFT against itself) there is no win_rate.
     """
     means = table.groupby("prompt_id").mean(numeric_only=True).drop(columns="sample")
     if verdicts is None or not verdicts.is_file():
         return means
-    given = pd.read_csv(verdicts)
-    if "judge" in given:
-        given = given[given["judge"] == given["judge"].iloc[0]]
-    return means.assign(win_rate=given.groupby("prompt_id")["verdict"].mean())
+    judged = pd.read_csv(verdicts)
+    if "judge" in judged:
+        judged = judged[judged["judge"] == judged["judge"].iloc[0]]
+    return means.assign(win_rate=judged.groupby("prompt_id")["verdict"].mean())
 
 
 def gains(means: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
-    """Each policy's mean reward less SFT's, paired by prompt: run -> reward_gain, reward_gain_low, reward_gain_high."""
+    """Return each policy's mean reward minus SFT's, paired by prompt: run -> reward_gain, its low and high end."""
     sft = means["sft"]["reward"]
-    found = {}
-    for run, own in means.items():
-        both = pd.concat([own["reward"], sft], axis=1, join="inner").to_numpy()
+    gaps = {}
+    for run, table in means.items():
+        both = pd.concat([table["reward"], sft], axis=1, join="inner").to_numpy()
         if run != "sft" and len(both) > 1:
             gap = paired_difference(both[:, :1].T, both[:, 1:].T, seed=f"gain/{run}", bootstrap=BOOTSTRAP)
-            found[run] = dict(zip(GAIN, (gap.mean, gap.low, gap.high), strict=True))
-    return found
+            gaps[run] = dict(zip(GAIN, (gap.mean, gap.low, gap.high), strict=True))
+    return gaps
 
 
 def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
@@ -53,13 +53,13 @@ def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: st
     if any(column not in means[run] for run in runs):
         return dict.fromkeys(("mean", "low", "high", "least", "most"), None)
     values = pd.concat([means[run][column] for run in runs], axis=1, join="inner").dropna().to_numpy().T
-    found = bootstrap_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
+    interval = bootstrap_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
     each = values.mean(axis=1)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "least": each.min(), "most": each.max()}
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "least": each.min(), "most": each.max()}
 
 
 def seeds_table(runs: pd.DataFrame, means: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """A row a setting that ran with several seeds. runs: `tables.runs_table`; means: run -> `means_by_prompt`."""
+    """Return a row per setting with several seeds. runs: `tables.runs_table`; means: `means_by_prompt` by run."""
     rows = []
     for _, members in runs.groupby("group", sort=False):
         if len(members) > 1:
@@ -73,16 +73,16 @@ def seeds_table(runs: pd.DataFrame, means: Mapping[str, pd.DataFrame]) -> list[d
 def interval_of(
     runs: pd.DataFrame, means: Mapping[str, pd.DataFrame], row: str, column: str
 ) -> dict[str, float | None] | None:
-    """A measure of a run, or of the seeds of a row: mean, low, high; None where nothing of that name measured it."""
+    """Return mean, low and high of a measure of a run, or over the seeds of a row; None if it was not measured."""
     of_row = runs[(runs["run"] == row) | runs["run"].str.startswith(f"{row}-seed")]
     if of_row.empty or of_row[column].isna().any():
         return None
     if len(of_row) > 1:
         return average_seeds(means, list(of_row["run"]), column)
-    found = of_row.iloc[0]
+    run = of_row.iloc[0]
     low, high = ("win_low", "win_high") if column == "win_rate" else (f"{column}_low", f"{column}_high")
-    ends = {key: None if np.isnan(found[name]) else float(found[name]) for key, name in (("low", low), ("high", high))}
-    return {"mean": float(found[column]), **ends}
+    ends = {key: None if np.isnan(run[name]) else float(run[name]) for key, name in (("low", low), ("high", high))}
+    return {"mean": float(run[column]), **ends}
 
 
 EVALUATION = {"accuracy": "after training", "accuracy_untrained": "before training"}
@@ -109,8 +109,10 @@ def _measured(
     accuracies: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     if entry.measured in EVALUATION:
-        found = accuracies.get(EVALUATION[entry.measured])
+        accuracy = accuracies.get(EVALUATION[entry.measured])
         return (
-            {"mean": found["accuracy"], "low": found["accuracy_low"], "high": found["accuracy_high"]} if found else None
+            {"mean": accuracy["accuracy"], "low": accuracy["accuracy_low"], "high": accuracy["accuracy_high"]}
+            if accuracy
+            else None
         )
     return interval_of(runs, means, entry.run, entry.measured) if entry.measured else None

@@ -1,4 +1,4 @@
-"""The report's tables: one row a policy, one row a setting that ran with several seeds, and who is compared."""
+"""The report's tables of policies and of answers, and which runs are compared."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -25,10 +25,10 @@ SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda"
 
 
 def title(method: str) -> str:
-    """A method's name as papers print it."""
+    """Return a method's name as papers print it."""
     if method in OBJECTIVES and OBJECTIVES[method].title:
         return OBJECTIVES[method].title
-    # Of a loss in a file of the user's own, the function.
+    # A user's loss is called by its function.
     return BEFORE_TITLES.get(method, method.rpartition(":")[2].replace("_", " "))
 
 
@@ -38,10 +38,12 @@ def runs_table(
     wins: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, tuple[int, int]],
 ) -> pd.DataFrame:
-    """One row a policy: base and sft first, then the suite's runs in their order.
+    """Tabulate the policies, one per row: base and SFT first, then the suite's runs in their order.
 
-    runs: name, method, seed, objective of each run. summaries: score/summary.json, wins: judge/summary.json,
-    sizes: (num_prompts, num_generations), each by policy. SFT against itself is 0.5 without interval.
+    Args:
+        runs: name, method, seed and objective of each run.
+        summaries, wins: score/summary.json and judge/summary.json by policy.
+        sizes: number of prompts and of generations by policy.
     """
     before: list[dict[str, Any]] = [
         {"name": name, "method": name, "seed": None, "objective": {}} for name in BEFORE_ALIGNMENT
@@ -83,7 +85,7 @@ def metric_columns(summary: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def win_columns(wins: Mapping[str, Any] | None, name: str) -> dict[str, float | None]:
-    """win_rate, win_low, win_high of a set of answers by name; SFT's against itself is a half."""
+    """Return win_rate, win_low, win_high of a set of answers; SFT's against itself is a half."""
     if wins is None:
         return {"win_rate": 0.5 if name == "sft" else None, "win_low": None, "win_high": None}
     return {"win_rate": wins["win_rate"], "win_low": wins["low"], "win_high": wins["high"]}
@@ -94,20 +96,20 @@ def _parameters(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def group(row: Mapping[str, Any]) -> str:
-    """The suite's row that a run belongs to: its name without the seed. Runs of a group differ by seed alone."""
+    """Return the suite's row that a run belongs to: its name without the seed."""
     return str(row["name"]).removesuffix(f"-seed{row['seed']}")
 
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What tells a group from the others of its method: the parameters that vary, or its name where none does."""
+    """Label each group by the parameters that vary within its method, or by its name if none do."""
     labels: dict[str, str] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         groups = {group(row): _parameters(row) for row in rows if row["method"] == method}
         names = dict.fromkeys(name for parameters in groups.values() for name in parameters)
         varying = [name for name in names if len({str(parameters.get(name)) for parameters in groups.values()}) > 1]
-        own = {key: ", ".join(_value(name, p[name]) for name in varying if name in p) for key, p in groups.items()}
-        alone = len(groups) == 1 or len(set(own.values())) == len(groups)
-        labels |= own if alone else {key: key for key in groups}
+        varied = {key: ", ".join(_value(name, p[name]) for name in varying if name in p) for key, p in groups.items()}
+        alone = len(groups) == 1 or len(set(varied.values())) == len(groups)
+        labels |= varied if alone else {key: key for key in groups}
     return labels
 
 
@@ -116,7 +118,7 @@ def _value(name: str, value: Any) -> str:
 
 
 def _displays(frame: pd.DataFrame) -> list[str]:
-    """A policy's name on figures: DPO β=0.1, and its seed where several ran."""
+    """Name the policies on figures, such as DPO β=0.1, with the seed if several ran."""
     seeds = frame["group"].map(frame["group"].value_counts())
     return [
         " ".join(filter(None, [title(row.method), row.label, f"seed {row.seed}" if several > 1 else ""]))
@@ -125,7 +127,7 @@ def _displays(frame: pd.DataFrame) -> list[str]:
 
 
 def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of runs.csv: those that people look for first, then every interval."""
+    """Return the columns of runs.csv: the most wanted first, then every interval."""
     rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
     return frame[[*FIRST_COLUMNS, *rest]]
 
@@ -136,7 +138,7 @@ def calibration_csv(calibrations: Mapping[str, Calibration]) -> pd.DataFrame:
 
 
 def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
-    """Runs shown beside SFT: those `wanted`, or the middle beta of DPO and then of other methods, three at most.
+    """Select the runs to show next to SFT: `wanted`, or the middle beta of DPO, then of others, three at most.
 
     Raises UserError for a name that is no run of the suite.
     """
@@ -151,7 +153,7 @@ def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
 
 
 def _middle(runs: pd.DataFrame) -> str:
-    """The run of the (lower) median beta, of the first seed that has it."""
+    """Return the run of the (lower) median beta and of the first seed that has it."""
     betas = runs["objective"].map(lambda text: float(json.loads(text).get("beta", 0.0)))
     middle = sorted(set(betas))[(betas.nunique() - 1) // 2]
     return str(runs["run"][betas == middle].iloc[0])

@@ -29,7 +29,7 @@ class Job(Section):
 def run(job: Job, workspace: Workspace, *, scores: Path) -> dict[str, Any]:
     """Expected reward, win rate against one sample, and KL to SFT, with intervals over prompts.
 
-    Selected by the headline reward; where a reward model was trained beside it, by that as well, measured by itself and
+    Selected by the headline reward; if a reward model was trained, by that as well, measured by itself and
     by the headline reward: how far the two part is over-optimisation (Gao et al. 2023, arXiv 2210.10760).
     """
     headline = job.best_of_n.selected_by
@@ -59,8 +59,8 @@ def _row(settings: BestOfN, selected_by: Values, measured: Values, best_of: int,
 
     def mean(values: Values, *parts: str) -> dict[str, float]:
         prompts = np.arange(len(values))
-        found = summarise(values, prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap)
-        return dict(zip(parts, (found.mean, found.low, found.high, found.se), strict=False))
+        summary = summarise(values, prompts, seed=f"{settings.seed}/{name}", bootstrap=settings.bootstrap)
+        return dict(zip(parts, (summary.mean, summary.low, summary.high, summary.se), strict=False))
 
     row: dict[str, Any] = mean(expected_value(selected_by, measured, best_of), "mean", "low", "high", "se")
     lonely = best_of == measured.shape[1]
@@ -78,7 +78,7 @@ def _pools(path: Path, wanted: list[str]) -> dict[str, Values]:
     counts = np.unique([int(row["prompt_id"]) for row in rows], return_counts=True)[1]
     if counts.min() < counts.max():
         raise UserError(
-            f"{path}: a prompt has {counts.min()} samples and another {counts.max()}; make it anew by the stage score"
+            f"{path}: a prompt has {counts.min()} samples and another {counts.max()}; rerun the stage score"
         )
     return {
         name: np.array([float(row[name]) for row in rows]).reshape(len(counts), -1)

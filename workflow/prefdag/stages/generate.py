@@ -1,4 +1,4 @@
-"""Responses of one policy to the held-out prompts, with the log-probs of their tokens; or the data's own best ones."""
+"""Sample responses of one policy to held-out prompts, with log-probs of their tokens, or copy the chosen responses."""
 
 import json
 from collections.abc import Sequence
@@ -72,11 +72,11 @@ def _sampled(
     reach = max(map(len, prompts), default=0) + settings.max_new_tokens
     check_window(weights, reach, "prompts and generate.max_new_tokens")
     if settings.backend == "vllm":
-        drawn = sample_vllm(weights, prompts, numbers, settings, end)
+        samples = sample_vllm(weights, prompts, numbers, settings, end)
     else:
         title = f"generate: {workspace.name or 'policy'}"
-        drawn = sample(load_policy(weights, device), prompts, numbers, settings, end, title)
-    return sorted(drawn, key=lambda one: (one.prompt, one.sample))
+        samples = sample(load_policy(weights, device), prompts, numbers, settings, end, title)
+    return sorted(samples, key=lambda one: (one.prompt, one.sample))
 
 
 def _write(
@@ -84,10 +84,10 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     numbers: list[int],
-    found: Sequence[Sample],
+    samples: Sequence[Sample],
 ) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for one in found:
+        for one in samples:
             prompt, response = decode_response(tokenizer, prompts[one.prompt], one.ids)
             row = {"prompt_id": numbers[one.prompt], "sample": one.sample, "prompt": prompt, "response": response}
             row |= {"prompt_ids": prompts[one.prompt], "ids": one.ids, "logprobs": one.logprobs, "ended": one.ended}

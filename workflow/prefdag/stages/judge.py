@@ -2,7 +2,7 @@
 
 INPUTS   scores of a policy and of the answers it is held against; where models or people judge, the answers of both
 OUTPUTS  verdicts.csv (one row a judge and a generation), summary.json (win rates with their intervals, what length and
-         order do to them, agreement between judges), answers.jsonl (what models said)
+         order do to them, agreement between judges), answers.jsonl (replies of models)
 """
 
 import csv
@@ -47,13 +47,13 @@ def run(
     ours, theirs = read_scores(scores.parent), read_scores(against.parent)
     rows = match_rows(ours, theirs, more=settings.against == "chosen")
     pairs = _pairs(settings, ours, theirs, rows, generations, against_generations)
-    told = {sheet.name: np.array(read_sheet(Path(sheet.people), pairs)) for sheet in settings.sheets}
+    sheets = {sheet.name: np.array(read_sheet(Path(sheet.people), pairs)) for sheet in settings.sheets}
     opinions = _opinions(settings, workspace, pairs)
     judged, table = [], []
     for judge in settings.judges:
         name = name_of(judge)
-        found, cells = _judged(judge, ours, theirs, rows, opinions.get(name), told.get(name))
-        judged.append(found)
+        judged_pairs, cells = _judged(judge, ours, theirs, rows, opinions.get(name), sheets.get(name))
+        judged.append(judged_pairs)
         table += [[*ours.keys[row], name, *cell] for (row, _), cell in zip(rows, zip(*cells, strict=True), strict=True)]
     _write_verdicts(workspace.output / "verdicts.csv", table)
     if opinions:
@@ -75,7 +75,7 @@ def _judged(
     theirs: Scores,
     rows: Rows,
     opinions: list[Verdict] | None,
-    told: np.ndarray | None,
+    sheet: np.ndarray | None,
 ) -> tuple[JudgedPairs, tuple[list[str], ...]]:
     """One judge's verdicts, and the cells of its rows in verdicts.csv after the judge's name."""
     keys = [ours.keys[row] for row, _ in rows]
@@ -88,8 +88,8 @@ def _judged(
         orders = np.array([one.shown_first for one in opinions]), np.array([one.shown_second for one in opinions])
         verdicts = (orders[0] + orders[1]) / 2  # who goes with the order ties; nan where either cannot be read
         cells = (_cells(verdicts), blank, blank, _cells(orders[0]), _cells(orders[1]))
-    elif told is not None:
-        verdicts, cells = told, (_cells(told), blank, blank, blank, blank)
+    elif sheet is not None:
+        verdicts, cells = sheet, (_cells(sheet), blank, blank, blank, blank)
     else:
         assert isinstance(judge, str)
         mine, others = ours.column(judge), theirs.column(judge)
@@ -117,41 +117,43 @@ def _pairs(
 
 
 def _opinions(settings: Judge, workspace: Workspace, pairs: list[Pair]) -> dict[str, list[Verdict]]:
-    """What each model says of every pair. No model is asked before all of them are known to be within their limits."""
-    asked = [Questions(judge, pairs, workspace.journal.root / FOLDER) for judge in settings.models]
-    endpoints = [questions.endpoint() for questions in asked]
-    for questions, endpoint in zip(asked, endpoints, strict=True):
+    """Return each model's verdicts of every pair. All limits are checked before the first request."""
+    all_questions = [Questions(judge, pairs, workspace.journal.root / FOLDER) for judge in settings.models]
+    endpoints = [questions.endpoint() for questions in all_questions]
+    for questions, endpoint in zip(all_questions, endpoints, strict=True):
         if endpoint is not None:
             questions.ask(endpoint, workspace.name or "all")
-    return {name_of(questions.judge): questions.verdicts() for questions in asked}
+    return {name_of(questions.judge): questions.verdicts() for questions in all_questions}
 
 
 def _summary(settings: Judge, judged: Sequence[JudgedPairs], opinions: dict[str, list[Verdict]]) -> dict[str, Any]:
     """The headline judge's win rate; with several judges each one's under `judges`, and how far they agree."""
     about = {"bootstrap": settings.bootstrap}
-    found = {}
+    by_judge = {}
     for one in judged:
-        found[one.judge] = summarise_verdicts(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
+        by_judge[one.judge] = summarise_verdicts(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
         if one.judge in opinions:
-            found[one.judge]["unparsable"] = sum(
-                bool(np.isnan(side)) for said in opinions[one.judge] for side in (said.shown_first, said.shown_second)
+            by_judge[one.judge]["unparsable"] = sum(
+                bool(np.isnan(side))
+                for verdict in opinions[one.judge]
+                for side in (verdict.shown_first, verdict.shown_second)
             )
-    summary = {**found[judged[0].judge], "judge": judged[0].judge, "held_against": settings.against}
+    summary = {**by_judge[judged[0].judge], "judge": judged[0].judge, "held_against": settings.against}
     if len(judged) > 1:
         pairs = itertools.combinations(judged, 2)
         agreed = [agreement(one, other, seed=f"judge {settings.seed}", **about) for one, other in pairs]
-        summary |= {"judges": found, "agreement": agreed}
+        summary |= {"judges": by_judge, "agreement": agreed}
     return summary
 
 
 def _logged(summary: dict[str, Any]) -> dict[str, float]:
     """What the tracker shows: the headline's numbers, and `<judge>_<number>` of the others."""
-    named = {"": summary, **{f"{name}_": found for name, found in summary.get("judges", {}).items()}}
+    named = {"": summary, **{f"{name}_": entry for name, entry in summary.get("judges", {}).items()}}
     named.pop(f"{summary['judge']}_", None)
     return {
         f"{prefix}{key}": value
-        for prefix, found in named.items()
-        for key, value in found.items()
+        for prefix, entry in named.items()
+        for key, value in entry.items()
         if isinstance(value, int | float)
     }
 
@@ -164,8 +166,8 @@ def _write_verdicts(path: Path, table: list[list[Any]]) -> None:
 
 def _write_answers(path: Path, keys: list[Key], opinions: dict[str, list[Verdict]]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for name, said in opinions.items():
-            for (prompt, sample), one in zip(keys, said, strict=True):
+        for name, verdicts in opinions.items():
+            for (prompt, sample), one in zip(keys, verdicts, strict=True):
                 row = {"prompt_id": prompt, "sample": sample, "judge": name}
                 row |= {"ours_first": one.answers[0], "ours_second": one.answers[1]}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -77,8 +77,8 @@ def run(
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
     for truth in _truths(settings, classifier):
-        said = [row["prompt"] + row["response"] for row in rows]
-        columns[truth] = load_ground_truth(truth, classifier, device)(said).tolist()
+        texts = [row["prompt"] + row["response"] for row in rows]
+        columns[truth] = load_ground_truth(truth, classifier, device)(texts).tolist()
     budget = settings.tokens_per_batch
     if reward is not None:
         trained = load_reward_model(reward.parent, device)
@@ -102,7 +102,7 @@ def run(
         for name, values in columns.items()
     }
     (workspace.output / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    workspace.results({f"{name}{part}": found[key] for name, found in summary.items() for part, key in _LOGGED})
+    workspace.results({f"{name}{part}": entry[key] for name, entry in summary.items() for part, key in _LOGGED})
     workspace.journal.artifact(workspace.output / "summary.json", "summary.json")
     _write_samples(workspace.output / "samples.csv", rows, columns)
     workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
@@ -110,7 +110,7 @@ def run(
 
 
 def _check_weights(reference: Path, reward: Path | None, implicit: Sequence[Path]) -> None:
-    """What scores is what its manifests say. The journal tells of the one policy that is measured, not of these."""
+    """Check the weights that score against their manifests; the journal records only the policy that is scored."""
     for path in (reference, *implicit):
         read_manifest(path).check_weights()
     if reward is not None:
@@ -118,7 +118,7 @@ def _check_weights(reference: Path, reward: Path | None, implicit: Sequence[Path
 
 
 def _truths(settings: Score, classifier: Path | None) -> list[str]:
-    """The ground truths that are measured: the headline's, and the classifier wherever the suite has one."""
+    """Return the ground-truth rewards to compute: the headline, and the classifier if the suite has one."""
     wanted = {settings.reward, "classifier"} if classifier else {settings.reward}
     return [name for name in GROUND_TRUTHS if name in wanted]
 
@@ -147,7 +147,7 @@ def _implicit_rewards(
 def _evaluate(
     workspace: Workspace, rewards: Rewards, held_out: Store, tokens_per_batch: int, device: torch.device
 ) -> None:
-    """Accuracy of the run's own implicit reward on the held-out comparisons, as the reward model's is measured."""
+    """Evaluate the run's implicit reward on the held-out comparisons, as the stage `reward` does."""
     values = score_all(rewards, held_out, tokens_per_batch, device)
     facts = evaluation(values, np.asarray(held_out.prompts))
     write_evaluation(workspace.output / "evaluation.json", {"implicit": facts})
@@ -167,15 +167,15 @@ def divergences(
     if policy == reference:
         return {name: [0.0] * len(comparisons) for name in ("kl", "k1", "k3")}
     policy_model, reference_model = (load_policy(path, device) for path in (policy, reference))
-    found = np.zeros((3, len(comparisons)))
+    sums = np.zeros((3, len(comparisons)))
     for ids, segments in iter_packed(comparisons, tokens_per_batch):
         with autocast(device):
             tokens = divergence(policy_model, reference_model, segments.to(device))
         k1 = (tokens.policy - tokens.reference).double()
         owner = segments.owner.numpy()
         for row, values in enumerate((tokens.kl.double(), k1, torch.expm1(-k1) + k1)):
-            found[row, ids] = np.bincount(owner, weights=values.cpu().numpy(), minlength=len(ids))
-    return {name: values.tolist() for name, values in zip(("kl", "k1", "k3"), found, strict=True)}
+            sums[row, ids] = np.bincount(owner, weights=values.cpu().numpy(), minlength=len(ids))
+    return {name: values.tolist() for name, values in zip(("kl", "k1", "k3"), sums, strict=True)}
 
 
 def metric(function: Metric) -> Metric:

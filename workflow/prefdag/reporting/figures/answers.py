@@ -17,31 +17,33 @@ ACROSS = 3  # panels in a row
 
 
 def by_temperature(answers: pd.DataFrame, label: str) -> Figure | None:
-    """Win rate of each policy over the temperatures that it was sampled at (Rafailov et al. 2023, figure 2 right).
+    """Plot the win rate of each policy over the temperatures that it was sampled at.
 
-    answers: `answers_table.answers_table`; label: what the win rate is of. None unless a policy has two temperatures.
+    answers: `tables.answers_table`; label: of the win rate. None unless a policy has two temperatures.
+
+    Reference: Rafailov et al. 2023, figure 2 right.
     """
-    drawn = temperature_variants(answers)
-    drawn = drawn[drawn["win_rate"].notna() & drawn["temperature"].notna()]
-    # SFT against itself is a half at any temperature, which is no finding.
-    drawn = drawn.groupby("run", sort=False).filter(
-        lambda own: own["temperature"].nunique() > 1 and own["win_low"].notna().any()
+    table = temperature_variants(answers)
+    table = table[table["win_rate"].notna() & table["temperature"].notna()]
+    # SFT against itself is a half at any temperature.
+    table = table.groupby("run", sort=False).filter(
+        lambda rows: rows["temperature"].nunique() > 1 and rows["win_low"].notna().any()
     )
-    return _curves(drawn, "temperature", "sampling temperature", label) if len(drawn) else None
+    return _curves(table, "temperature", "sampling temperature", label) if len(table) else None
 
 
 def over_training(answers: pd.DataFrame, label: str) -> Figure | None:
-    """Win rate of each run at its checkpoints and its end, from SFT on (Rafailov et al. 2023, figure 3 right).
+    """Plot the win rate of each run at its checkpoints and its end, from SFT on (Rafailov et al. 2023, figure 3 right).
 
     None for a suite without checkpoints.
     """
-    kept = checkpoints(answers)
-    if kept.empty:
+    saved = checkpoints(answers)
+    if saved.empty:
         return None
-    ends = answers[(answers["variant"] == "") & answers["run"].isin(kept["run"])]
+    ends = answers[(answers["variant"] == "") & answers["run"].isin(saved["run"])]
     start = answers[answers["answers"] == "sft"]
     whole = [
-        pd.concat([start.assign(**_identity(end)), kept[kept["run"] == end["run"]], end.to_frame().T])
+        pd.concat([start.assign(**_identity(end)), saved[saved["run"] == end["run"]], end.to_frame().T])
         for _, end in ends.iterrows()
     ]
     table = pd.concat(whole)
@@ -49,7 +51,7 @@ def over_training(answers: pd.DataFrame, label: str) -> Figure | None:
 
 
 def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
-    """Win rates on the suite's own test prompts and on another input distribution (Rafailov et al. 2023, table 1).
+    """Plot win rates on the suite's test prompts and on another input distribution (Rafailov et al. 2023, table 1).
 
     None for a suite without such answers.
     """
@@ -78,7 +80,7 @@ def on_other_prompts(answers: pd.DataFrame, label: str) -> Figure | None:
 
 
 def setting(row: Mapping[str, Any]) -> str:
-    """A policy and how it was sampled: DPO β=0.5, T = 0.25."""
+    """Name a policy and its sampling settings: DPO β=0.5, T = 0.25."""
     top = f", top-p {row['top_p']:g}" if row["top_p"] != 1 else ""
     return f"{row['display']}, T = {row['temperature']:g}{top}"
 
@@ -88,7 +90,7 @@ def _identity(row: pd.Series) -> dict[str, object]:
 
 
 def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
-    """A line a policy with 95% intervals: all in one panel, or a panel a method where they are many."""
+    """Plot a line per policy with 95% intervals, in one panel or, if they are many, a panel per method."""
     runs = list(dict.fromkeys(table["run"]))
     methods = [method for method in dict.fromkeys(table["method"]) if method not in BEFORE_ALIGNMENT]
     split = len(runs) > TOGETHER and len(methods) > 1
@@ -103,15 +105,15 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
                 _draw(axes, table, x, method_styles(runs))
                 axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
                 continue
-            own = table[table["method"] == method].drop_duplicates("run")
-            colours = dict(zip(own["run"], setting_colours(own), strict=True))
+            members_of_method = table[table["method"] == method].drop_duplicates("run")
+            colours = dict(zip(members_of_method["run"], setting_colours(members_of_method), strict=True))
             members = table[table["run"].isin(colours) | table["method"].isin(BEFORE_ALIGNMENT)]
             _draw(axes, members, x, BEFORE_STYLES | {run: (colour, "o") for run, colour in colours.items()})
-            settings_legend(axes, own)
+            settings_legend(axes, members_of_method)
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         for axes in panels[: len(groups)][-columns:]:
-            axes.xaxis.set_tick_params(labelbottom=True)  # also where no panel lies below
+            axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
         figure.supxlabel(x_label, fontsize=9)
         figure.supylabel(label, fontsize=9)
     return figure
@@ -123,12 +125,12 @@ def _draw(axes: Axes, members: pd.DataFrame, x: str, styles: Mapping[str, tuple]
     span = float(members[x].max() - members[x].min())
     shifts = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.008 * span  # intervals at one place stay apart
     for run, shift in zip(runs, shifts, strict=True):
-        own = members[members["run"] == run].sort_values(x)
-        place = own[x].to_numpy(dtype=float) + shift
-        rate, low, high = (100 * own[name].to_numpy(dtype=float) for name in ("win_rate", "win_low", "win_high"))
+        rows = members[members["run"] == run].sort_values(x)
+        place = rows[x].to_numpy(dtype=float) + shift
+        rate, low, high = (100 * rows[name].to_numpy(dtype=float) for name in ("win_rate", "win_low", "win_high"))
         colour, marker = styles[run]
         size = 8 if marker == "*" else 5
         shape: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "mec": "white", "mew": 0.5}
         bars: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2, "linewidth": 1.3}
-        axes.errorbar(place, rate, [rate - low, high - rate], label=own["display"].iloc[0], zorder=3, **shape, **bars)
+        axes.errorbar(place, rate, [rate - low, high - rate], label=rows["display"].iloc[0], zorder=3, **shape, **bars)
     axes.yaxis.set_major_formatter("{x:g}%")

@@ -13,7 +13,7 @@ from prefdag.reporting.figures.style import GREY, INK, new_figure, shades, use_s
 from prefdag.reporting.tables import title
 
 PANELS_A_ROW = 3
-MANY = 12  # methods whose panels are drawn at full size; more are drawn small
+MANY = 12  # methods with panels of full size; more methods get small ones
 PANELS_OF_MANY = 6
 PROBED = 48  # held-out comparisons that a training watches (prefdag.watched, which needs torch)
 QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
@@ -21,7 +21,7 @@ LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
 
 
 def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
-    """Log-ratios of held-out chosen (solid) and rejected (dashed) responses over steps, whatever the loss reads.
+    """Plot log-ratios of held-out chosen (solid) and rejected (dashed) responses over steps, for every loss.
 
     curves: run -> step, held_out_chosen_logratio, held_out_rejected_logratio (means of summed log-ratios in nats, NaN
     where not measured). runs: columns run, method, group, label.
@@ -40,7 +40,7 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
 
 
 def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_out: int) -> Figure | None:
-    """Share of held-out pairs whose chosen response became less likely than under SFT, with 95% Wilson intervals.
+    """Plot the share of held-out pairs whose chosen response became less likely than under SFT; 95% Wilson intervals.
 
     curves: run -> step, held_out_chosen_fell (a share of the first `held_out` validation pairs, at most PROBED). None
     where nothing was held out.
@@ -67,7 +67,7 @@ def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_ou
 
 
 def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
+    """Return the 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
     z = 1.959964
     centre = (share + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
@@ -88,14 +88,14 @@ def _panels(
     for spare in axes[len(methods) :]:
         spare.set_visible(False)
     members = [_members(curves, runs, method) for method in methods]
-    for panel, own in zip(axes, members, strict=False):
-        settings_legend(panel, own, named=not many)
+    for panel, runs_of_method in zip(axes, members, strict=False):
+        settings_legend(panel, runs_of_method, named=not many)
     figure.supxlabel("optimizer step", fontsize=9)
     return figure, list(zip(axes, members, strict=False))
 
 
 def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
-    """Loss, margin and accuracy on the training batches over steps: a row a method, as losses cannot be compared."""
+    """Plot loss, margin and accuracy on training batches over steps: a row per method, as losses are not comparable."""
     methods = _methods(curves, runs)
     with use_style():
         figure = new_figure(8.2, 0.3 + 1.9 * len(methods))

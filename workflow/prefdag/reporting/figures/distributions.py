@@ -82,7 +82,7 @@ def reward_boxes(scores: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def _boxes(axes: Axes, values: Mapping[str, pd.Series], colours: list[str]) -> None:
-    drawn = axes.boxplot(
+    boxes = axes.boxplot(
         list(values.values()),
         orientation="horizontal",
         tick_labels=list(values),
@@ -93,7 +93,7 @@ def _boxes(axes: Axes, values: Mapping[str, pd.Series], colours: list[str]) -> N
         meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": INK},
         medianprops={"color": INK, "linewidth": 1.4},
     )
-    for box, colour in zip(drawn["boxes"], colours, strict=True):
+    for box, colour in zip(boxes["boxes"], colours, strict=True):
         box.set(facecolor=colour, alpha=0.75, linewidth=0)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -111,8 +111,8 @@ def reward_accuracy(evaluation: Mapping[str, Mapping[str, float]]) -> Figure:
     with use_style():
         figure = new_figure(4.6, 0.9 + 0.3 * len(evaluation))
         axes = figure.add_subplot()
-        for place, (which, found) in enumerate(evaluation.items()):
-            accuracy, low, high = (found[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+        for place, (which, entry) in enumerate(evaluation.items()):
+            accuracy, low, high = (entry[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
             colour = GREY if which == "before training" else ORANGE
             axes.barh(place, 100 * accuracy, color=colour, height=0.6, alpha=0.85)
             error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]

@@ -1,4 +1,4 @@
-"""Minima of population losses against the exact frontier: where they lie, and how far below it."""
+"""Minima of population losses against the exact frontier: their position, and their gap to it."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ FAMILIES = {
 }
 TOGETHER = 7  # runs in one panel
 ACROSS = 3  # panels in a row
-AT_ZERO = 1e-15  # where a gap below float64's resolution is drawn
+AT_ZERO = 1e-15  # shown in place of a gap below float64's resolution
 AT_REST = 1e-6  # a gradient, as a share of the first one, above which a minimisation did not come to rest
 DID_NOT_MOVE = 1e-3  # nats
 
@@ -66,33 +66,33 @@ def _draw_panel(axes: Axes, members: pd.DataFrame, curve: pd.DataFrame) -> None:
     runs = list(dict.fromkeys(members["run"]))
     styles = {run: style for run, style in method_styles(runs).items() if run in runs}
     sizes = np.linspace(9, 4, len(runs))  # falling, so that runs with the same minima stay apart
-    for (run, own), size in zip(members.groupby("run", sort=False), sizes, strict=False):
+    for (run, rows), size in zip(members.groupby("run", sort=False), sizes, strict=False):
         colour, marker = styles[str(run)]
-        rest = own["gradient"] <= AT_REST
+        rest = rows["gradient"] <= AT_REST
         shape = {"marker": marker, "markersize": size, "linestyle": "none", "color": colour, "zorder": 4}
         filled = {"markeredgecolor": "white", "markeredgewidth": 0.6}
         axes.plot([], [], label=run, **{**shape, "markersize": 6}, **filled)
-        axes.plot(own["kl"][rest], own["reward"][rest], **shape, **filled)
-        axes.plot(own["kl"][~rest], own["reward"][~rest], markerfacecolor="white", **shape)
+        axes.plot(rows["kl"][rest], rows["reward"][rest], **shape, **filled)
+        axes.plot(rows["kl"][~rest], rows["reward"][~rest], markerfacecolor="white", **shape)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.03), borderaxespad=0.2, handlelength=1.2)
 
 
 def gaps(points: pd.DataFrame) -> Figure:
     """Every setting's gap to the frontier at its own KL, and that KL; runs from the smallest of their largest gaps on.
 
-    Hollow: the minimisation did not come to rest. A gap below 1e-15 is drawn there.
+    Hollow: the minimisation did not come to rest. A gap below 1e-15 is shown at 1e-15.
     """
     runs = list(points.groupby("run")["gap"].max().sort_values(kind="stable").index)
     with use_style():
         figure = new_figure(8.2, 0.19 * len(runs) + 1.0)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
         for row, run in enumerate(runs):
-            own = points[points["run"] == run].dropna(subset=["gap"])
-            gap = own["gap"].clip(lower=AT_ZERO)
+            rows = points[points["run"] == run].dropna(subset=["gap"])
+            gap = rows["gap"].clip(lower=AT_ZERO)
             left.plot([gap.min(), gap.max()], [row, row], color=BLUE, linewidth=1.2, alpha=0.4, zorder=2)
-            fill = np.where(own["gradient"] <= AT_REST, BLUE, "white")
-            for axes, values in ((left, gap), (right, own["kl"])):
-                axes.scatter(values, [row] * len(own), s=20, c=fill, edgecolors=BLUE, linewidths=0.9, zorder=3)
+            fill = np.where(rows["gradient"] <= AT_REST, BLUE, "white")
+            for axes, values in ((left, gap), (right, rows["kl"])):
+                axes.scatter(values, [row] * len(rows), s=20, c=fill, edgecolors=BLUE, linewidths=0.9, zorder=3)
         left.set_xscale("log")
         left.axvspan(AT_ZERO / 3, 1e-8, color=GREY, alpha=0.12, linewidth=0, zorder=0)
         left.set_xlim(AT_ZERO / 3, 3)

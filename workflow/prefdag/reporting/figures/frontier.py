@@ -17,22 +17,30 @@ SPREAD = 8  # the largest KL is this many times the median: a linear axis would 
 
 
 def frontier(
-    runs: pd.DataFrame, reward_label: str, kept: pd.DataFrame | None = None, best_of_n: pd.DataFrame | None = None
+    runs: pd.DataFrame,
+    reward_label: str,
+    checkpoints: pd.DataFrame | None = None,
+    best_of_n: pd.DataFrame | None = None,
 ) -> Figure:
-    """Reward against sequence KL to the reference, both with 95% intervals; one colour and marker a method.
+    """Plot reward against sequence KL to the reference, with 95% intervals and a colour and marker per method.
 
-    runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se. A method's settings are joined
-    in the order of their KL; seeds of one setting are points of their own and the line goes through their mean. kept:
-    the same columns and step of checkpoints, joined to their run; best_of_n: best_of_n.csv (Rafailov et al. 2023,
-    figure 2 left, has checkpoints as its points).
+    A method's settings are joined in the order of their KL, through the mean of each setting's seeds.
+
+    Args:
+        runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se.
+        reward_label: label of the reward's axis.
+        checkpoints: the same columns and step, joined to their run.
+        best_of_n: best_of_n.csv.
+
+    Reference: Rafailov et al. 2023, figure 2 left, whose points are checkpoints.
     """
-    kept = runs.iloc[:0] if kept is None else kept
+    checkpoints = runs.iloc[:0] if checkpoints is None else checkpoints
     pool = by_headline(best_of_n)
     with use_style():
         figure = new_figure(7.2, 4.6)
         axes = figure.add_subplot()
         styles = method_styles(runs["method"])
-        everything = pd.concat([runs[["kl", "kl_se"]], kept[["kl", "kl_se"]], _extent(pool)])
+        everything = pd.concat([runs[["kl", "kl_se"]], checkpoints[["kl", "kl_se"]], _extent(pool)])
         _scale(axes, everything["kl"])
         axes.set_xlabel("sequence KL to the reference (nats)")
         axes.set_ylabel(reward_label)
@@ -40,13 +48,16 @@ def frontier(
         if len(sft):
             axes.axhline(sft["reward"].iloc[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         for method, members in runs.groupby("method", sort=False):
-            draw_checkpoints(axes, members, kept, styles[str(method)][0], sft)
+            draw_checkpoints(axes, members, checkpoints, styles[str(method)][0], sft)
             _draw_method(axes, members, *styles[str(method)])
         draw_best_of_n(axes, pool)
         _legend(axes, list(dict.fromkeys(runs["method"])), styles, list(pool))
         _limits(axes, everything)
         _label(
-            axes, runs, styles, np.concatenate([frame[["kl", "reward"]].to_numpy() for frame in (kept, *pool.values())])
+            axes,
+            runs,
+            styles,
+            np.concatenate([frame[["kl", "reward"]].to_numpy() for frame in (checkpoints, *pool.values())]),
         )
     return figure
 
@@ -70,19 +81,21 @@ def _extent(pool: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts) if parts else pd.DataFrame({"kl": [], "kl_se": []}, dtype=float)
 
 
-def draw_checkpoints(axes: Axes, members: pd.DataFrame, kept: pd.DataFrame, colour: str, sft: pd.DataFrame) -> None:
+def draw_checkpoints(
+    axes: Axes, members: pd.DataFrame, checkpoints: pd.DataFrame, colour: str, sft: pd.DataFrame
+) -> None:
     """Small marks on a thin line from SFT, where every training starts, to its run; intervals as thin bars."""
     for run in members.to_dict("records"):
-        own = kept[kept["run"] == run["run"]].sort_values("step") if len(kept) else kept
-        if own.empty:
+        rows = checkpoints[checkpoints["run"] == run["run"]].sort_values("step") if len(checkpoints) else checkpoints
+        if rows.empty:
             continue
-        path = pd.concat([sft[["kl", "reward"]], own[["kl", "reward"]], pd.DataFrame([run])[["kl", "reward"]]])
+        path = pd.concat([sft[["kl", "reward"]], rows[["kl", "reward"]], pd.DataFrame([run])[["kl", "reward"]]])
         axes.plot(path["kl"], path["reward"], color=colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 1)), zorder=2)
-        spread = [own["reward"] - own["reward_low"], own["reward_high"] - own["reward"]]
-        wide = [np.minimum(1.96 * own["kl_se"], own["kl"].clip(lower=0)), 1.96 * own["kl_se"]]
+        spread = [rows["reward"] - rows["reward_low"], rows["reward_high"] - rows["reward"]]
+        wide = [np.minimum(1.96 * rows["kl_se"], rows["kl"].clip(lower=0)), 1.96 * rows["kl_se"]]
         bars = {"ecolor": colour, "elinewidth": 0.5, "alpha": 0.35, "zorder": 2}
-        axes.errorbar(own["kl"], own["reward"], spread, wide, fmt="none", **bars)
-        axes.scatter(own["kl"], own["reward"], s=7, color=colour, linewidths=0, zorder=3)
+        axes.errorbar(rows["kl"], rows["reward"], spread, wide, fmt="none", **bars)
+        axes.scatter(rows["kl"], rows["reward"], s=7, color=colour, linewidths=0, zorder=3)
 
 
 def draw_best_of_n(axes: Axes, pool: dict[str, pd.DataFrame], named: bool = True) -> None:
@@ -112,12 +125,12 @@ def _scale(axes: Axes, kl: pd.Series, room: float = 0.06) -> None:
     if len(positive) and positive.max() > SPREAD * positive.median():
         axes.set_xscale("function", functions=(lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: np.sign(x) * x * x))
         step = 10.0 ** np.floor(np.log10(positive.max() / 10))
-        ticks = step * np.array([0, 1, 2.5, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
-        kept = [0.0]
-        for tick in ticks[ticks <= positive.max()]:
-            if np.sqrt(tick) - np.sqrt(kept[-1]) >= room * np.sqrt(positive.max()):
-                kept.append(float(tick))
-        axes.set_xticks(kept)
+        candidates = step * np.array([0, 1, 2.5, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+        ticks = [0.0]
+        for tick in candidates[candidates <= positive.max()]:
+            if np.sqrt(tick) - np.sqrt(ticks[-1]) >= room * np.sqrt(positive.max()):
+                ticks.append(float(tick))
+        axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter("{x:g}")
 
 
@@ -176,7 +189,7 @@ def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], 
 
 
 def _label(axes: Axes, runs: pd.DataFrame, styles: dict[str, tuple[str, str]], further: np.ndarray) -> None:
-    """The setting beside each group's mean; base and SFT by name."""
+    """Label each group's mean with its setting, base and SFT with their names."""
     points, texts, colours = [], [], []
     for _, members in runs.groupby("group", sort=False):
         first = members.iloc[0]
@@ -190,7 +203,7 @@ def _label(axes: Axes, runs: pd.DataFrame, styles: dict[str, tuple[str, str]], f
 
 
 def _obstacles(runs: pd.DataFrame) -> np.ndarray:
-    """Points [M, 2] along everything drawn: error bars, markers and the lines between settings."""
+    """Points [M, 2] along everything visible: error bars, markers and the lines between settings."""
     steps = np.linspace(0, 1, 15)[:, None, None]
     centre = runs[["kl", "reward"]].to_numpy()
     wide, value = 1.96 * runs["kl_se"].to_numpy(), runs["reward"].to_numpy()

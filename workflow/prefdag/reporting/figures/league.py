@@ -1,4 +1,4 @@
-"""The league as one figure, a line a method; and every method's frontier in a panel of its own."""
+"""The league in one figure with a line per method, and frontiers with a panel per method."""
 
 import numpy as np
 import pandas as pd
@@ -94,13 +94,17 @@ def _legend(axes: Axes, handles: list[Line2D]) -> None:
 
 
 def frontiers(
-    runs: pd.DataFrame, reward_label: str, kept: pd.DataFrame | None = None, best_of_n: pd.DataFrame | None = None
+    runs: pd.DataFrame,
+    reward_label: str,
+    checkpoints: pd.DataFrame | None = None,
+    best_of_n: pd.DataFrame | None = None,
 ) -> Figure:
     """A panel a method: its settings in colour over all other runs in grey, on shared axes; Best-of-N in each.
 
-    runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se. kept, best_of_n: as of `frontier`.
+    runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se.
+    checkpoints, best_of_n: as in `frontier`.
     """
-    kept = runs.iloc[:0] if kept is None else kept
+    checkpoints = runs.iloc[:0] if checkpoints is None else checkpoints
     pool = by_headline(best_of_n)
     aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
     methods = list(dict.fromkeys(aligned["method"]))
@@ -119,7 +123,7 @@ def frontiers(
             axes.axhline(sft["reward"], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
             axes.scatter(aligned["kl"], aligned["reward"], s=5, color="#cccccc", zorder=2, linewidths=0)
             draw_best_of_n(axes, pool, named=False)
-            draw_checkpoints(axes, members, kept, BLUE, start)
+            draw_checkpoints(axes, members, checkpoints, BLUE, start)
             centres = members.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
             path = pd.concat([pd.DataFrame({"kl": [0.0], "reward": [sft["reward"]]}), centres])
             axes.plot(path["kl"], path["reward"], color=BLUE, linewidth=1.1, alpha=0.6, zorder=3)
@@ -129,7 +133,7 @@ def frontiers(
             axes.errorbar(members["kl"], members["reward"], spread, wide, **bars)
             axes.set_title(title(method), fontsize=8)
         for axes in panels[: len(methods)][-columns:]:
-            axes.xaxis.set_tick_params(labelbottom=True)  # also where no panel lies below
+            axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
         figure.supxlabel("sequence KL to the reference (nats)", fontsize=9)
         figure.supylabel(reward_label, fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""Whether a reward can be trusted: its calibration, its accuracy by length, its correlation with length, its gains."""
+"""Reliability of rewards: calibration, its accuracy by length, its correlation with length, its gains."""
 
 from collections.abc import Mapping
 
@@ -33,21 +33,21 @@ def styles(names: list[str]) -> dict[str, tuple[str, str]]:
     return {BEFORE: (GREY, "X")} | {name: OTHERS[place % len(OTHERS)] for place, name in enumerate(trained)}
 
 
-def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
-    """Observed against predicted preference, a panel a reward; below, how the pairs spread over the confidence."""
-    if not found:
+def calibration_figure(calibrations: Mapping[str, Calibration]) -> Figure | None:
+    """Plot observed against predicted preference, a panel per reward; below, the pairs by confidence."""
+    if not calibrations:
         return None
-    columns = min(PANELS_A_ROW, len(found))
-    rows = -(-len(found) // columns)
+    columns = min(PANELS_A_ROW, len(calibrations))
+    rows = -(-len(calibrations) // columns)
     with use_style():
         figure = new_figure(0.8 + 2.3 * columns, 3.3 * rows)
         panels = figure.subplots(
             2 * rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[3, 1] * rows
         )
-        for place, (name, one) in enumerate(found.items()):
+        for place, (name, one) in enumerate(calibrations.items()):
             row, column = divmod(place, columns)
             above, below = panels[2 * row, column], panels[2 * row + 1, column]
-            colour, marker = styles(list(found))[name]
+            colour, marker = styles(list(calibrations))[name]
             bins = one.bins.dropna(subset="low")  # too few prompts
             x = 100 * bins["confidence"]
             error = 100 * np.array([bins["observed"] - bins["low"], bins["high"] - bins["observed"]])
@@ -55,8 +55,8 @@ def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
             above.errorbar(
                 x, 100 * bins["observed"], error, fmt=marker, color=colour, markersize=5, elinewidth=1.2, capsize=2
             )
-            said = f"calibration error {100 * one.error:.1f}% [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-            above.set_title(f"{name}\n{said}\nby chance {100 * one.by_chance:.1f}%", fontsize=8, weight="normal")
+            title = f"calibration error {100 * one.error:.1f}% [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+            above.set_title(f"{name}\n{title}\nby chance {100 * one.by_chance:.1f}%", fontsize=8, weight="normal")
             share = 100 * one.bins["pairs"] / one.bins["pairs"].sum()
             below.bar(52.5 + 5 * one.bins["bin"], share, 4.6, color=colour, alpha=0.75, linewidth=0)
             below.set_xlabel("predicted (%)")
@@ -69,19 +69,19 @@ def calibration_figure(found: Mapping[str, Calibration]) -> Figure | None:
     return figure
 
 
-def length_gap_figure(found: Mapping[str, pd.DataFrame]) -> Figure | None:
-    """Accuracy by how many tokens longer the chosen response is, every reward beside the others; below, the pairs."""
-    found = {name: table for name, table in found.items() if len(table)}
-    if not found:
+def length_gap_figure(tables: Mapping[str, pd.DataFrame]) -> Figure | None:
+    """Plot accuracy by how many tokens longer the chosen response is, for every reward; below, the pairs."""
+    tables = {name: table for name, table in tables.items() if len(table)}
+    if not tables:
         return None
-    first = next(iter(found.values()))
+    first = next(iter(tables.values()))
     places = np.arange(len(first))
     with use_style():
         figure = new_figure(1.6 + 0.85 * len(first), 4.3)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        for place, (name, table) in enumerate(found.items()):
-            colour, marker = styles(list(found))[name]
-            shift = 0.5 * ((place + 0.5) / len(found) - 0.5)
+        for place, (name, table) in enumerate(tables.items()):
+            colour, marker = styles(list(tables))[name]
+            shift = 0.5 * ((place + 0.5) / len(tables) - 0.5)
             accuracy = 100 * table["accuracy"]
             error = np.array([accuracy - 100 * table["low"], 100 * table["high"] - accuracy])
             style = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 1.2, "capsize": 2, "label": name}
@@ -93,12 +93,12 @@ def length_gap_figure(found: Mapping[str, pd.DataFrame]) -> Figure | None:
         below.set_ylabel("pairs (%)")
         below.set_xticks(places, first["label"], fontsize=7.5)
         below.set_xlabel("chosen minus rejected (counted tokens)")
-        figure.legend(*above.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(found)))
+        figure.legend(*above.get_legend_handles_labels(), loc="outside upper left", ncols=min(3, len(tables)))
     return figure
 
 
 def reward_length_figure(scores: Mapping[str, pd.DataFrame], rewards: Mapping[str, str]) -> Figure:
-    """Each reward against the response's length, a column a policy, with Spearman's correlation.
+    """Plot each reward against the response's length, a column per policy, with Spearman's correlation.
 
     scores: policy -> columns prompt_id, length and the rewards; rewards: column -> its label.
     """
@@ -112,8 +112,8 @@ def reward_length_figure(scores: Mapping[str, pd.DataFrame], rewards: Mapping[st
                 _binned_means(axes, table, column)
                 prompts = table["prompt_id"]
                 rho, low, high = spearman(table["length"], table[column], prompts, seed=f"{policy}/{column}")
-                told = f"ρ = {_of(rho)} [{_of(low)}, {_of(high)}]" if np.isfinite(rho) else "all alike, no correlation"
-                axes.set_title(f"{policy}\n{told}", fontsize=8, weight="normal")
+                title = f"ρ = {_of(rho)} [{_of(low)}, {_of(high)}]" if np.isfinite(rho) else "all alike, no correlation"
+                axes.set_title(f"{policy}\n{title}", fontsize=8, weight="normal")
             row[0].set_ylabel(label, fontsize=8)
         for axes in panels[-1]:
             axes.set_xlabel("length (counted tokens)")
@@ -141,7 +141,7 @@ def _binned_means(axes, table: pd.DataFrame, column: str) -> None:
 
 
 def differences_figure(gains: Mapping[str, Mapping[str, pd.Series]]) -> Figure | None:
-    """Reward of a run minus SFT's at every prompt, sorted; a row a reward, a column a run.
+    """Plot the reward of a run minus SFT's at every prompt, sorted; a row per reward, a column per run.
 
     gains: reward's label -> run -> differences of prompt means [G], indexed by prompt.
     """

@@ -12,12 +12,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-# Okabe and Ito 2008: told apart with any common colour blindness. Yellow is left out: unreadable as a line on white.
+# Okabe and Ito 2008: distinct with any common colour blindness. Yellow is left out: unreadable as a line on white.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, INK = "#767676", "#222222"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 DPI = 170
-MARKERS = "osD^vP<"  # seven beside six colours: 42 methods differ in one of the two
+MARKERS = "osD^vP<"  # seven, with six colours: 42 methods differ in one of the two
 BEFORE_STYLES = {"base": (GREY, "X"), "sft": (INK, "*")}
 
 LOOK = {
@@ -81,13 +81,13 @@ def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def shades(number: int) -> list:
-    """`number` colours from dark to light, told apart also in grey; for settings of one method."""
+    """`number` colours from dark to light, distinct also in grey; for settings of one method."""
     ramp = matplotlib.colormaps["viridis"]
     return [BLUE] if number == 1 else [ramp(0.85 * i / (number - 1)) for i in range(number)]
 
 
 def place_labels(axes: Axes, points: np.ndarray, texts: list[str], colours: list[str], obstacles: np.ndarray) -> None:
-    """Write `texts` beside `points` [N, 2] (data units), each where it hides least.
+    """Write `texts` next to `points` [N, 2] (data units), each where it hides least.
 
     obstacles: [M, 2] in data units, what labels should stay clear of (markers, points along bars and lines).
     Greedy, so equal inputs give equal places.
@@ -121,7 +121,7 @@ def _ways() -> list[tuple[float, float, float]]:
 
 
 def _box(point: np.ndarray, width: float, height: float, dx: float, dy: float, distance: float) -> np.ndarray:
-    """x0, y0, x1, y1 of a label that lies `distance` away from `point` in the direction (dx, dy)."""
+    """x0, y0, x1, y1 of a label at a `distance` from `point` in the direction (dx, dy)."""
     reach = distance / np.hypot(dx, dy)
     x = point[0] + dx * reach - (1 - dx) / 2 * width
     y = point[1] + dy * reach - (1 - dy) / 2 * height

@@ -1,4 +1,4 @@
-"""Chosen and rejected responses as texts: a map of them, their words, and the words that tell them apart."""
+"""Chosen and rejected responses as texts: a map of them, their words, and the words that distinguish them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prefdag.evaluation.text_stats import distinctive_words, text_map, words
 from prefdag.reporting.figures.style import BLUE, INK, VERMILLION, new_figure, use_style
 
 SIDES = {"chosen": (BLUE, "o"), "rejected": (VERMILLION, "^")}
-FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # the figures' own, the same everywhere
+FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # of Matplotlib, so the same on every machine
 
 
 def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.ndarray) -> Figure | None:
@@ -23,10 +23,10 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
 
     chosen, rejected, prompts: [N]. None where the texts span no plane.
     """
-    found = text_map([*chosen, *rejected])
-    if found is None or len(np.unique(prompts)) < 2:
+    projected = text_map([*chosen, *rejected])
+    if projected is None or len(np.unique(prompts)) < 2:
         return None
-    points, share = found
+    points, share = projected
     halves = dict(zip(SIDES, (points[: len(chosen)], points[len(chosen) :]), strict=True))
     with use_style():
         figure = new_figure(5.6, 4.4)
@@ -55,7 +55,7 @@ def text_map_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.
 
 
 def words_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.ndarray) -> Figure | None:
-    """Word clouds of chosen and of rejected responses, and beside them the words that tell one from the other.
+    """Word clouds of chosen and of rejected responses, and the words that distinguish them.
 
     None where a side has no word.
     """
@@ -76,11 +76,11 @@ def words_figure(chosen: Sequence[str], rejected: Sequence[str], prompts: np.nda
 
 
 def _cloud(texts: Sequence[str], colour: str) -> np.ndarray | None:
-    """A cloud whose words' size follows how often they are said; English function words are left out."""
+    """A cloud whose words' size follows their frequency; English function words are left out."""
     counts = Counter(word for text in texts for word in words(text) if word not in STOPWORDS)
     if not counts:
         return None
-    drawn = WordCloud(
+    cloud = WordCloud(
         FONT,
         width=900,
         height=500,
@@ -90,8 +90,8 @@ def _cloud(texts: Sequence[str], colour: str) -> np.ndarray | None:
         random_state=0,
         color_func=lambda *_, **__: colour,
     )
-    # Sorted: among words said equally often, the text's order must not decide.
-    return drawn.generate_from_frequencies(dict(sorted(counts.items()))).to_array()
+    # Sorted: among equally frequent words, the text's order must not decide.
+    return cloud.generate_from_frequencies(dict(sorted(counts.items()))).to_array()
 
 
 def _bars(axes, telling: pd.DataFrame) -> None:
