@@ -142,7 +142,7 @@ def _log_normal(name: str, num: int, prompt: tuple[float, float], chosen: tuple[
 
 
 def write_ids(profile: str, vocab_size: int, num: int, path: Path) -> Path:
-    """`num` pairs of token ids, a JSON line each, as `prefdag bench --ids` reads them; returns the path."""
+    """`num` pairs of token ids, a JSON line each, as `benchmarks.micro --ids` reads them; returns the path."""
     draw = generator(0, "benchmark", "ids")
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     with path.open("w") as stream:

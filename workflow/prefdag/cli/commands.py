@@ -19,9 +19,9 @@ from prefdag.provenance.sources import PACKAGE, parse_file
 
 STAGES = "Run a stage, which reads manifests and writes one"
 TOOLS = {
-    "Inspect": ("show", "plan", "why", "doctor", "runs", "costs", "schema", "objectives"),
+    "Set up": ("doctor", "lock"),
+    "Inspect": ("show", "plan", "why", "runs", "costs", "schema", "objectives"),
     "Compare": ("compare", "winrate", "sheet"),
-    "Prepare": ("lock",),
     "Export": ("export", "register"),
     "Track": ("track", "ui"),
     "Measure": ("tune", "loss"),
@@ -41,8 +41,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings, formatter_class=argparse.RawDescriptionHelpFormatter)
         level = self.add_argument_group("diagnostics").add_mutually_exclusive_group()
         for flag, name, value, meaning in (
-            ("-v", "--verbose", logging.DEBUG, "say more, with the traceback of an error"),
-            ("-q", "--quiet", logging.ERROR, "print errors only"),
+            ("-v", "--verbose", logging.DEBUG, "print the traceback of an error"),
+            ("-q", "--quiet", logging.ERROR, "print no notices, only errors"),
         ):
             level.add_argument(flag, name, dest="level", action="store_const", const=value, help=meaning)
         self.set_defaults(level=logging.INFO)

@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", help="what the suite compares A with: sft, or chosen")
     parser.add_argument("file", type=Path, help="the sheet, a new .csv file")
     parser.add_argument("--pairs", type=int, default=100, help="how many pairs to sample (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)")
     options(parser, "--results")
 
 
@@ -31,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"prefdag sheet: expected a file that ends in .csv and at least one pair, got {file}")
     ours, theirs = find_sides((arguments.a, arguments.b), arguments.results)
     pairs = [pair for a in ours.folders for b in theirs.folders for pair in _pairs(a, b)]
-    random = generator(arguments.seed, "sheet")
+    random = generator(0, "sheet")
     sampled = [pairs[index] for index in random.permutation(len(pairs))[: arguments.pairs]]
     write_sheet(file, sampled, (random.random(len(sampled)) < 0.5).tolist())
     print(f"{file}: {len(sampled)} of {len(pairs)} pairs")
