@@ -45,6 +45,7 @@ def test_it_plans(name: str, tmp_path: Path) -> None:
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
     assert isinstance(suite, Suite)
     assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= planned_jobs
+    assert {stage for stage, _ in planned_jobs} - {"lock"} == set(jobs.stages_of(suite))
     folder = jobs.classifier_folder(suite)
     of_classifier = {job for job in planned_jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
     assert of_classifier == ({(folder.partition("/")[0], folder.partition("/")[2])} if folder else set())
