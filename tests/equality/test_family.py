@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_league import scores
-from test_mistakes import SCRATCH, _command, _stage, said
+from test_mistakes import SCRATCH, _command, _stage, error_of
 
 from prefdag.cli.main import main
 from prefdag.config.objectives import objective
@@ -183,4 +183,4 @@ def test_scores_that_are_not_there_are_missed_before_training(
             command = align(folder, "rebel")
             at = command.index("--comparisons") + 1
             command[at] = str(suite / "prepare/comparisons/manifest.json")
-        assert sentence in said(capsys, *command)
+        assert sentence in error_of(capsys, *command)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prefdag.config.objectives import OBJECTIVES
-from registry import ROWS, drawn_for, entry_of_row, named
+from registry import ROWS, entry_of_row, example_for, named
 
 SMOOTHED = "with a label smoothing e the least loss lies where the logit is log((1 - e) / e), not at infinity"
 # Those of which that holds without their label smoothing.
@@ -37,11 +37,11 @@ def moved(row: dict[str, Any]) -> set[str]:
     """The sides that some step moves the wrong way, of random batches near the reference and far from it."""
     wrong = set()
     for seed in range(12):
-        given = drawn_for(row, num=16, seed=seed, spread=[0.3, 1, 4, 16][seed % 4])
-        (slope,) = torch.autograd.grad(given.loss(**row).sum(), [given.policy.tokens])
-        owner, size = given.policy.owner, given.policy.shape[1]
+        example = example_for(row, num=16, seed=seed, spread=[0.3, 1, 4, 16][seed % 4])
+        (slope,) = torch.autograd.grad(example.loss(**row).sum(), [example.policy.tokens])
+        owner, size = example.policy.owner, example.policy.shape[1]
         if size == 1:
-            preferred, other = given.inputs["labels"][owner], ~given.inputs["labels"][owner]
+            preferred, other = example.inputs["labels"][owner], ~example.inputs["labels"][owner]
         else:
             preferred, other = owner % size == 0, owner % size == size - 1
         wrong |= {"preferred"} if (slope[preferred] > 1e-15).any() else set()

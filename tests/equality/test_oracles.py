@@ -38,7 +38,7 @@ def plain(values: Any) -> list[Any]:
     return [number for value in values for number in plain(value)] if isinstance(values, list) else [values]
 
 
-def compared(found: Any, case: dict[str, Any], key: str, side: str | None = None) -> Counter[str]:
+def compared(result: Any, case: dict[str, Any], key: str, side: str | None = None) -> Counter[str]:
     """Compare every number, and count by what: the peer's, where it is finite and in float64, or the exact one.
 
     "null" where neither says anything; what is found there must be finite all the same.
@@ -50,9 +50,9 @@ def compared(found: Any, case: dict[str, Any], key: str, side: str | None = None
         return None if part is None else plain(part)
 
     peer, exact = of(case["expected"]), of(case.get("exact"))
-    assert peer is not None and len(peer) == len(plain(found)), f"{key} {side}: another shape"
+    assert peer is not None and len(peer) == len(plain(result)), f"{key} {side}: another shape"
     counts: Counter[str] = Counter()
-    for at, number in enumerate(plain(found)):
+    for at, number in enumerate(plain(result)):
         asked, kind = peer[at], "peer"
         if exact is not None and (isinstance(asked, str) or case["tol"] > TOLERANCE):
             asked, kind = exact[at], "exact"
@@ -67,11 +67,11 @@ def compared(found: Any, case: dict[str, Any], key: str, side: str | None = None
 @pytest.mark.parametrize("case", RAW["cases"], ids=lambda case: case["id"])
 def test_a_peers_value_and_gradient(case: dict[str, Any], given: Cases) -> None:
     (asked,) = (one for one in given.cases if one.id == case["id"])
-    found = evaluate(asked, given.fixtures)
-    compared(found["loss"], case, "loss")
-    assert set(found["grad"]) >= set(case["expected"]["grad"])
+    result = evaluate(asked, given.fixtures)
+    compared(result["loss"], case, "loss")
+    assert set(result["grad"]) >= set(case["expected"]["grad"])
     for side in case["expected"]["grad"]:
-        compared(found["grad"][side], case, "grad", side)
+        compared(result["grad"][side], case, "grad", side)
 
 
 def test_no_case_is_left_out(given: Cases) -> None:
@@ -84,10 +84,10 @@ def test_what_is_not_compared_is_known(given: Cases) -> None:
     """Numbers that are null in the file, by method: gradients at a kink, and AlphaPO of a single token of -10,000."""
     counts: Counter[str] = Counter()
     for asked, case in zip(given.cases, RAW["cases"], strict=True):
-        found = evaluate(asked, given.fixtures)
+        result = evaluate(asked, given.fixtures)
         for counted in (
-            compared(found["loss"], case, "loss"),
-            *(compared(found["grad"][side], case, "grad", side) for side in case["expected"]["grad"]),
+            compared(result["loss"], case, "loss"),
+            *(compared(result["grad"][side], case, "grad", side) for side in case["expected"]["grad"]),
         ):
             counts[case["method"]] += counted["null"]
     assert +counts == NULL

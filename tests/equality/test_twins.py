@@ -12,7 +12,7 @@ from comparisons import ARCHITECTURES, comparisons, tiny, tiny_scorer
 from padded_path import TOLERANCE, logprob_distance, of_loss, reward_distance
 from prefdag.models.naive import float64_norms, naive_logprobs
 from prefdag.models.packing import Segments, pack
-from registry import drawn_for, named
+from registry import example_for, named
 
 ROWS = [[0, 3], [5, 1, 2], [4]]
 CAUGHT = 1e-3  # six orders of magnitude beyond what the equality tests allow
@@ -106,29 +106,29 @@ Twin = Callable[[Segments], Segments]
 @pytest.mark.parametrize("twin", [*MASKS, *POSITIONS, *READS])
 @pytest.mark.parametrize("shape", ARCHITECTURES)
 def test_logprob_twins_are_caught(shape: str, twin: Twin) -> None:
-    found = comparisons(6, 2, seed=7)
-    model, segments = tiny(shape), pack(found, ROWS)
-    assert logprob_distance(model, found, segments) < TOLERANCE
-    assert logprob_distance(model, found, twin(segments)) > CAUGHT
+    result = comparisons(6, 2, seed=7)
+    model, segments = tiny(shape), pack(result, ROWS)
+    assert logprob_distance(model, result, segments) < TOLERANCE
+    assert logprob_distance(model, result, twin(segments)) > CAUGHT
 
 
 @pytest.mark.parametrize("twin", [*MASKS, *POSITIONS, read_one_early, read_at_the_comparisons_end])
 @pytest.mark.parametrize("shape", ARCHITECTURES)
 def test_reward_twins_are_caught(shape: str, twin: Twin) -> None:
-    found = comparisons(6, 2, seed=7)
-    model, segments = tiny_scorer(shape), pack(found, ROWS)
-    assert reward_distance(model, found, segments) < TOLERANCE
-    assert reward_distance(model, found, twin(segments)) > CAUGHT
+    result = comparisons(6, 2, seed=7)
+    model, segments = tiny_scorer(shape), pack(result, ROWS)
+    assert reward_distance(model, result, segments) < TOLERANCE
+    assert reward_distance(model, result, twin(segments)) > CAUGHT
 
 
-@pytest.mark.parametrize("row", [row for row in registry.ROWS if drawn_for(row).policy.shape[1] > 1], ids=named)
+@pytest.mark.parametrize("row", [row for row in registry.ROWS if example_for(row).policy.shape[1] > 1], ids=named)
 @pytest.mark.parametrize("twin", [siblings_visible, positions_restart, branch_at_the_sibling, siblings_swapped])
 def test_every_loss_catches_a_twin(row: dict[str, Any], twin: Twin) -> None:
     """siblings_visible and branch_at_the_sibling leave the chosen alone, so Preferred-FT alone cannot see them."""
-    found = comparisons(6, drawn_for(row).policy.shape[1], seed=7)
+    result = comparisons(6, example_for(row).policy.shape[1], seed=7)
     with torch.no_grad():
-        reference = naive_logprobs(tiny(seed=1), found)
-    off = logprob_distance(tiny(), found, twin(pack(found, ROWS)), of_loss(row, reference))
+        reference = naive_logprobs(tiny(seed=1), result)
+    off = logprob_distance(tiny(), result, twin(pack(result, ROWS)), of_loss(row, reference))
     blind = row["method"] == "preferred_ft" and twin in (siblings_visible, branch_at_the_sibling)
     assert off < TOLERANCE if blind else off > CAUGHT
 
@@ -136,6 +136,6 @@ def test_every_loss_catches_a_twin(row: dict[str, Any], twin: Twin) -> None:
 @pytest.mark.parametrize(("shape", "caught"), [("gpt2", True), ("llama", False), ("gpt_neox", False), ("qwen2", False)])
 def test_a_shifted_comparison_matters_to_absolute_positions_only(shape: str, caught: bool) -> None:
     """Rotary positions are relative: moving a whole comparison changes nothing, which GPT-2 alone can tell."""
-    found = comparisons(6, 2, seed=7)
-    off = logprob_distance(tiny(shape), found, positions_per_row(pack(found, ROWS)))
+    result = comparisons(6, 2, seed=7)
+    off = logprob_distance(tiny(shape), result, positions_per_row(pack(result, ROWS)))
     assert off > CAUGHT if caught else off < 1e-4

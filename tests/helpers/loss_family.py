@@ -73,9 +73,9 @@ def batch_of(view: Store | Unpaired, ids: list[int], tokens_per_batch: int, numb
     return Batch(number, ids, packings)
 
 
-def distributions(model: PreTrainedModel, found: Sequence[Comparison]) -> Tensor:
+def distributions(model: PreTrainedModel, result: Sequence[Comparison]) -> Tensor:
     """log p over the vocabulary at every response token, the padded way: [T, V]."""
-    tokens, mask, counted = padded_rows(found)
+    tokens, mask, counted = padded_rows(result)
     with transformers_attention(model):
         logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     return logits[:, :-1].log_softmax(-1)[counted[:, 1:]]
@@ -85,11 +85,11 @@ def plain_loss(alignment: PreferenceTask, ids: list[int], number: int) -> Tensor
     """The first step's loss by the padded path, whole distributions and no cache: a scalar with gradient."""
     row, model, other, view = alignment.objective, alignment.model, alignment.live, alignment.store
     assert other is not None
-    found = [view[index] for index in ids]
+    result = [view[index] for index in ids]
     with torch.no_grad():
-        q, reference = distributions(other, found), naive_logprobs(other, found)
-    p = distributions(model, found)
-    given = {
+        q, reference = distributions(other, result), naive_logprobs(other, result)
+    p = distributions(model, result)
+    inputs = {
         "reference": reference,
         "scores": torch.tensor(np.array(view.scores)[ids]).double(),
         "collision": (p.detach().exp() ** 2).sum(-1).log(),
@@ -101,8 +101,8 @@ def plain_loss(alignment: PreferenceTask, ids: list[int], number: int) -> Tensor
         assert alignment.mismatched is not None
         partner = alignment.mismatched.comparisons.partner
         crossed = [Comparison(view[index].prompt, view[int(partner[index])].responses) for index in ids]
-        given["labels"] = torch.tensor([index % 2 == 0 for index in ids])
+        inputs["labels"] = torch.tensor([index % 2 == 0 for index in ids])
         with torch.no_grad():
-            given["mismatched"] = (naive_logprobs(model, crossed) - naive_logprobs(other, crossed)).total[:, 0]
-    values = loss_of(row)(naive_logprobs(model, found), **{name: given[name] for name in row.reads})
+            inputs["mismatched"] = (naive_logprobs(model, crossed) - naive_logprobs(other, crossed)).total[:, 0]
+    values = loss_of(row)(naive_logprobs(model, result), **{name: inputs[name] for name in row.reads})
     return (values[0] if "state" in row.reads else values).mean()

@@ -14,7 +14,7 @@ from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import naive_logprobs
 from prefdag.models.packing import Segments
 from prefdag.rewards.model import RewardModel
-from registry import drawn_for
+from registry import example_for
 
 TOLERANCE = 1e-9
 Rows = list[list[int]] | None
@@ -33,7 +33,7 @@ def of_tokens(policy: LogProbs) -> Values:
 
 def of_loss(row: dict[str, Any], reference: LogProbs) -> Callable[[LogProbs], Values]:
     """The loss of the log-probs, its other inputs being given."""
-    inputs, each_token = drawn_for(row), weights(len(reference.tokens)).abs()
+    inputs, each_token = example_for(row), weights(len(reference.tokens)).abs()
     inputs = inputs.with_(reference=reference, collision=reference.tokens, divergence=each_token)
 
     def values(policy: LogProbs) -> Values:

@@ -84,8 +84,8 @@ def entry_of_row(row: dict[str, Any]) -> Objective:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a loss is given: the policy, and by name whatever any loss may read."""
+class Example:
+    """Inputs of a loss: the policy and, by name, everything that a loss may read."""
 
     policy: LogProbs
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -93,13 +93,13 @@ class Given:
     def loss(self, **row: Any) -> Tensor:
         """The row's values, [B]; of a loss with a state, without the next one."""
         entry = entry_of_row(row)
-        found = loss_of(entry)(self.policy, **{name: self.inputs[name] for name in entry.reads})
-        return found[0] if "state" in entry.reads else found
+        result = loss_of(entry)(self.policy, **{name: self.inputs[name] for name in entry.reads})
+        return result[0] if "state" in entry.reads else result
 
-    def with_(self, policy: LogProbs | None = None, **inputs: Any) -> "Given":
-        return Given(policy or self.policy, {**self.inputs, **inputs})
+    def with_(self, policy: LogProbs | None = None, **inputs: Any) -> "Example":
+        return Example(policy or self.policy, {**self.inputs, **inputs})
 
-    def of(self, comparisons: Sequence[int]) -> "Given":
+    def of(self, comparisons: Sequence[int]) -> "Example":
         """Only these comparisons, in this order."""
         size = self.policy.shape[1]
         counts = self.policy.count.flatten().int().tolist()
@@ -121,7 +121,7 @@ class Given:
             elif isinstance(value, Tensor):
                 whole = name in ("collision", "divergence")
                 inputs[name] = tokens(value) if whole else value[list(comparisons)]
-        return Given(logprobs(self.policy), inputs)
+        return Example(logprobs(self.policy), inputs)
 
 
 def shifted(of: LogProbs, values: Tensor | float) -> LogProbs:
@@ -133,9 +133,9 @@ def first_tokens(of: LogProbs) -> Tensor:
     return (of.position == 0).to(of.tokens.dtype)
 
 
-def drawn(
+def random_example(
     num_responses: int = 2, *, num: int = 6, seed: int = 0, longest: int = 7, spread: float = 1.0, dtype: Any = None
-) -> Given:
+) -> Example:
     """Random log-probs of `num` comparisons; the first has responses of one token. `spread` moves policy and reference
     apart.
     """
@@ -151,7 +151,7 @@ def drawn(
     policy = (-4 * spread * uniform(size) - 0.01).requires_grad_()
     reference = -4 * spread * uniform(size) - 0.01
     shape = (num, num_responses)
-    return Given(
+    return Example(
         LogProbs(policy, owner, shape),
         {
             "reference": LogProbs(reference, owner, shape),
@@ -166,9 +166,9 @@ def drawn(
     )
 
 
-def drawn_for(row: dict[str, Any], **settings: Any) -> Given:
+def example_for(row: dict[str, Any], **settings: Any) -> Example:
     """The same, with as many responses as the row's loss takes."""
-    return drawn({"one": 1, "two": 2, "many": 3}[entry_of_row(row).responses], **settings)
+    return random_example({"one": 1, "two": 2, "many": 3}[entry_of_row(row).responses], **settings)
 
 
 def pair(chosen: float, rejected: float, num_chosen: int = 2, num_rejected: int = 4) -> LogProbs:

@@ -51,8 +51,8 @@ def test_a_mistake_in_a_file_of_cases_is_a_sentence(
     path = tmp_path / "cases.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     assert main(["loss", "--cases", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told and told.startswith(f"prefdag: {path}: ") and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message and message.startswith(f"prefdag: {path}: ") and message.count("\n") == 1
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,11 +65,11 @@ def test_a_bad_case_does_not_hide_the_others(tmp_path: Path, capsys: pytest.Capt
     cases = [{**CASE, "id": "b", "method": "dpp"}, CASE, {**CASE, "id": "c", "fixture": "y"}]
     (tmp_path / "cases.json").write_text(json.dumps({**GOOD, "cases": cases}))
     assert main(["loss", "--cases", str(tmp_path / "cases.json")]) == 2
-    found = capsys.readouterr()
-    (line,) = map(json.loads, found.out.splitlines())
+    result = capsys.readouterr()
+    (line,) = map(json.loads, result.out.splitlines())
     assert (line["id"], line["loss"]) == ("a", pytest.approx([0.313262], abs=1e-6))
     assert line["grad"] == {"pc": pytest.approx([-0.268941], abs=1e-6), "pr": pytest.approx([0.268941], abs=1e-6)}
-    assert "case b: method: " in found.err and found.err.endswith("(and 1 more of 3 cases)\n")
+    assert "case b: method: " in result.err and result.err.endswith("(and 1 more of 3 cases)\n")
 
 
 @pytest.mark.parametrize(

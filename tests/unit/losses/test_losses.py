@@ -15,7 +15,7 @@ from prefdag.losses.registry import loss_of
 from prefdag.models.logprobs import logprobs, margin
 from prefdag.models.packing import pack
 from prefdag.testing.fixtures import of_lists, of_sums
-from registry import Given, named, pair
+from registry import Example, named, pair
 
 
 def double(values: Any) -> torch.Tensor:
@@ -27,7 +27,7 @@ CHOSEN_REFERENCE, REJECTED_REFERENCE = [double([-5, -7])], [double([-2, -2, -3, 
 
 # S_w = -10 of two tokens, S_l = -15 of four; d_w = 2, tokens +1 +1; d_l = -1, tokens +1 0 -1 -1; so D = 3. Averages:
 # A_w = -5, A_l = -3.75, d_w / n_w = 1, d_l / n_l = -1/4. WPO's means are -1/2 each; TDPO's K_w = 1/2, K_l = 3/2.
-LECTURE = Given(
+LECTURE = Example(
     of_lists(CHOSEN, REJECTED),
     {
         "reference": of_lists(CHOSEN_REFERENCE, REJECTED_REFERENCE),
@@ -37,9 +37,9 @@ LECTURE = Given(
     },
 )
 # Policy and reference exchanged: d_w = -2, d_l = 1, D = -3.
-EXCHANGED = Given(LECTURE.inputs["reference"], {"reference": LECTURE.policy})
+EXCHANGED = Example(LECTURE.inputs["reference"], {"reference": LECTURE.policy})
 # The lecture's pair and one of single tokens: S_w = R_w = -3, S_l = R_l = -7. S_w - S_l is 5 and 4, R_w - R_l 2 and 4.
-TWO = Given(
+TWO = Example(
     of_lists([*CHOSEN, double([-3])], [*REJECTED, double([-7])]),
     {
         "reference": of_lists([*CHOSEN_REFERENCE, double([-3])], [*REJECTED_REFERENCE, double([-7])]),
@@ -48,7 +48,7 @@ TWO = Given(
     },
 )
 # The lecture's responses by themselves, the first desirable: d = 2 and -1.
-SINGLES = Given(
+SINGLES = Example(
     of_sums(double([[-10], [-15]]), torch.tensor([[2], [4]])),
     {
         "reference": of_sums(double([[-12], [-14]]), torch.tensor([[2], [4]])),
@@ -58,7 +58,7 @@ SINGLES = Given(
     },
 )
 # d = 2, -1 and 0; scores 3, 1, 0.
-THREE = Given(
+THREE = Example(
     of_sums(double([[-10, -15, -9]]), torch.tensor([[2, 4, 1]])),
     {"reference": of_sums(double([[-12, -14, -9]]), torch.tensor([[2, 4, 1]])), "scores": double([[3, 1, 0]])},
 )
@@ -78,8 +78,8 @@ NORMALISER = log(exp(0.2) + exp(-0.1) + 1)  # of 0.1 d
 ODDS = [exp(-5) / (1 - exp(-5)), exp(-3.75) / (1 - exp(-3.75))]
 
 
-def golden(given: Given, values: list[float], **row: Any) -> Any:
-    return pytest.param(row, given, values, id=f"{named(row)}-{len(values)}")
+def golden(example: Example, values: list[float], **row: Any) -> Any:
+    return pytest.param(row, example, values, id=f"{named(row)}-{len(values)}")
 
 
 GOLDEN = [
@@ -163,9 +163,9 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("row", "given", "values"), GOLDEN)
-def test_golden_values(row: dict[str, Any], given: Given, values: list[float]) -> None:
-    assert given.loss(**row).tolist() == pytest.approx(values, abs=1e-12)
+@pytest.mark.parametrize(("row", "example", "values"), GOLDEN)
+def test_golden_values(row: dict[str, Any], example: Example, values: list[float]) -> None:
+    assert example.loss(**row).tolist() == pytest.approx(values, abs=1e-12)
 
 
 def test_every_loss_has_a_golden_value() -> None:
@@ -198,7 +198,7 @@ def test_an_option_is_read_or_refused() -> None:
 def test_odpo_of_a_tie_and_of_a_pair_the_wrong_way_round() -> None:
     """No loss and no gradient; a mistake."""
     policy = pair(-10, -15)
-    tied = Given(policy, {**LECTURE.inputs, "scores": double([[2, 2]])}).loss(method="odpo")
+    tied = Example(policy, {**LECTURE.inputs, "scores": double([[2, 2]])}).loss(method="odpo")
     tied.sum().backward()
     assert tied.tolist() == [0] and policy.tokens.grad is not None and policy.tokens.grad.abs().max() == 0
     with pytest.raises(UserError, match="lower score than the rejected one; leave such pairs out"):
@@ -227,8 +227,8 @@ def test_beta_dpo_leaves_out_what_lies_far_from_the_mean() -> None:
     random = torch.Generator().manual_seed(0)
     for _ in range(20):
         noise = torch.rand(4, generator=random, dtype=torch.float64)
-        kept = selected(double([-1, 0, 1, 50]), noise, {"mean": 0.0, "std": 1.0}, mode_weight=0.2)
-        assert kept.tolist() == [1, 1, 1, 0]
+        mask = selected(double([-1, 0, 1, 50]), noise, {"mean": 0.0, "std": 1.0}, mode_weight=0.2)
+        assert mask.tolist() == [1, 1, 1, 0]
 
 
 def test_beta_dpo_keeps_pairs_by_the_density_of_their_gap() -> None:
@@ -243,7 +243,7 @@ def test_preferred_ft_is_the_chosen_responses_nll() -> None:
     """Its sum over a batch is what SFT minimises on the chosen responses, before the division by their tokens."""
     model, found = tiny(), comparisons(5, 2)
     alone = [type(one)(one.prompt, one.responses[:1]) for one in found]
-    preferred = Given(logprobs(model, pack(found))).loss(method="preferred_ft")
+    preferred = Example(logprobs(model, pack(found))).loss(method="preferred_ft")
     assert preferred.sum().item() == pytest.approx(-logprobs(model, pack(alone)).tokens.sum().item(), abs=1e-10)
 
 

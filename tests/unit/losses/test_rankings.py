@@ -48,12 +48,12 @@ def test_pairs_are_every_two_that_differ(tmp_path: Path) -> None:
 def test_a_row_says_which_dataset_it_is_trained_on() -> None:
     """Pairs unless it says otherwise, whatever the loss; a job's own config does not name it, its inputs do."""
     runs = [{"name": name, "method": "plackett_luce"} for name in ("plain", "ranked")]
-    found = suite(runs[0], runs[1] | {"dataset": "rankings", "seeds": [0, 1]})
-    datasets = {run.name: jobs.dataset_of(found, run.name) for run in found.runs}
+    result = suite(runs[0], runs[1] | {"dataset": "rankings", "seeds": [0, 1]})
+    datasets = {run.name: jobs.dataset_of(result, run.name) for run in result.runs}
     assert datasets == {"plain": "comparisons", "ranked-seed0": "rankings", "ranked-seed1": "rankings"}
-    configs = {jobs.config_of(found, "preference", name) for name in ("plain", "ranked-seed0")}
+    configs = {jobs.config_of(result, "preference", name) for name in ("plain", "ranked-seed0")}
     assert len(configs) == 1
-    assert json.loads(jobs.config_of(found, "prepare", "rankings"))["dataset"] == "rankings"
+    assert json.loads(jobs.config_of(result, "prepare", "rankings"))["dataset"] == "rankings"
 
 
 HH = {"data": {"source": "x", "train": "t", "world": None}, "prepare": {"adapter": "hh"}, "pairs": None}
@@ -82,9 +82,9 @@ MISTAKES = [
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
 def test_what_cannot_be_is_a_sentence_before_any_job(number: int) -> None:
     row, values, sentence = MISTAKES[number]
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as result:
         suite(row, **values)
-    assert str(found.value).startswith(f"suite.yaml: {sentence}") and "\n" not in str(found.value)
+    assert str(result.value).startswith(f"suite.yaml: {sentence}") and "\n" not in str(result.value)
 
 
 def test_what_can_be_is_no_mistake() -> None:

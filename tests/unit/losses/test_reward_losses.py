@@ -33,8 +33,8 @@ def test_a_margin_is_taken_off_the_gap() -> None:
 def test_label_smoothing_by_hand() -> None:
     """e 0.2: 0.8 * 0.201413 + 0.2 * (0.201413 + 1.5) = 0.501413; of the gap less the margin 1, 0.574077."""
     assert bradley_terry(tensor(2, 0.5), label_smoothing=0.2).item() == pytest.approx(0.501413, abs=1e-6)
-    found = bradley_terry(tensor(2, 0.5), margin=tensor(1), label_smoothing=0.2)
-    assert found.item() == pytest.approx(0.474077 + 0.2 * 0.5, abs=1e-6)
+    result = bradley_terry(tensor(2, 0.5), margin=tensor(1), label_smoothing=0.2)
+    assert result.item() == pytest.approx(0.474077 + 0.2 * 0.5, abs=1e-6)
 
 
 def test_half_of_the_labels_wrong_says_nothing_of_the_order() -> None:
@@ -109,5 +109,5 @@ def settings(**options: Any) -> Reward:
 def test_options_of_the_loss_by_hand(options: dict[str, Any], expected: float) -> None:
     """Rewards 2 and 0.5 of 10 and 5 tokens, the margin 1 where it is read."""
     margin = tensor(1) if options.get("margin") == "scores" else None
-    found = reward_loss(settings(**options), tensor(2, 0.5), torch.tensor([10, 5]), margin)
-    assert found.item() == pytest.approx(expected, abs=1e-6)
+    result = reward_loss(settings(**options), tensor(2, 0.5), torch.tensor([10, 5]), margin)
+    assert result.item() == pytest.approx(expected, abs=1e-6)

@@ -91,15 +91,15 @@ def test_the_command_aligns_by_an_own_loss(
     command = test_mistakes.align(workdir / "suite")
     assert main(command) == 0
     by_the_package = read_manifest(workdir / "suite/preference/x/manifest.json").content
-    own = [argument.replace('"method": "dpo"', f'"method": "{METHOD}"') for argument in command]
-    assert main(own) == 0
+    arguments = [argument.replace('"method": "dpo"', f'"method": "{METHOD}"') for argument in command]
+    assert main(arguments) == 0
     by_the_user = read_manifest(workdir / "suite/preference/x/manifest.json").content
     assert by_the_user["files"] == by_the_package["files"] and by_the_user["facts"] == by_the_package["facts"]
     assert by_the_user["config"]["objective"] == {"method": METHOD, "beta": 0.1}
     assert by_the_user["code"] == code_digests("preference", [Path("my_losses.py")]) != by_the_package["code"]
     assert str(workdir) not in json.dumps(by_the_user)
     (workdir / "my_losses.py").write_text(DPO.replace("-F.log", "-G.log"))
-    sentence = test_mistakes.said(capsys, *own)
+    sentence = test_mistakes.error_of(capsys, *arguments)
     raised = "my_dpo raised NameError: name 'G' is not defined"
     assert sentence == f"prefdag: my_losses.py: {raised} (line 7); fix the function and rerun"
     assert not (workdir / "suite/preference/x/manifest.json").exists()
@@ -206,9 +206,9 @@ def test_a_mistake_is_a_sentence_before_any_job(mistake: str, workdir: Path):
     old, new, row, sentence = MISTAKES[mistake]
     assert old in DPO
     (workdir / "my_losses.py").write_text(DPO.replace(old, new, 1) if old else DPO)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as raised_error:
         resolve(merge(yaml.safe_load(MINI), {"runs": [{**ROW, **row}]}), "suite.yaml")
-    assert str(found.value).startswith(sentence) and "\n" not in str(found.value)
+    assert str(raised_error.value).startswith(sentence) and "\n" not in str(raised_error.value)
 
 
 def test_what_a_signature_says(workdir: Path):
@@ -298,17 +298,17 @@ RETURNED = {
 def test_what_a_function_may_not_return(returned: str, workdir: Path):
     (workdir / "my_losses.py").write_text(re.sub("return .*", f"return {returned}", DPO))
     loss = loss_of(objective({"method": METHOD}, "tests", "row"))
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as raised_error:
         loss(pair(-10, -15), reference=pair(-12, -14))
-    assert str(found.value).startswith(f"my_losses.py: my_dpo {RETURNED[returned]}")
+    assert str(raised_error.value).startswith(f"my_losses.py: my_dpo {RETURNED[returned]}")
 
 
 def test_a_file_that_cannot_be_imported_and_a_signal_in_it(workdir: Path):
     (workdir / "my_losses.py").write_text(DPO.replace("\nimport", "\nimport nowhere\nimport", 1))
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as raised_error:
         loss_of(objective({"method": METHOD}, "tests", "row"))
     raised = "ModuleNotFoundError: No module named 'nowhere' (line 2)"
-    assert str(found.value) == f"my_losses.py: importing it raised {raised}; fix the file and rerun"
+    assert str(raised_error.value) == f"my_losses.py: importing it raised {raised}; fix the file and rerun"
     (workdir / "my_losses.py").write_text(
         re.sub("return .*", "from prefdag.errors import Stopped; raise Stopped('SIGTERM')", DPO)
     )

@@ -24,7 +24,7 @@ from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms, naive_logprobs
 from prefdag.models.packing import iter_packed, num_tokens, pack
 from prefdag.training.supervised_task import mean_nll, supervised_task
-from registry import ROWS, drawn_for, named
+from registry import ROWS, example_for, named
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_a_layers_own_scale_is_kept() -> None:
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_every_loss_and_its_gradients_equal_the_padded_path(shape: str, row: dict[str, Any]) -> None:
     """A loss is a function of log-probs, which are equal for every architecture."""
-    batch = comparisons(6, drawn_for(row).policy.shape[1], seed=7)
+    batch = comparisons(6, example_for(row).policy.shape[1], seed=7)
     with torch.no_grad():
         reference = naive_logprobs(tiny(shape, seed=1), batch)
     segments = pack(batch, PACKINGS["shuffled"])
