@@ -428,6 +428,7 @@ def test_every_stage_by_hand_makes_the_same(copy: Project):
     }  # fmt: skip
     inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
     warm = [sys.executable, "-m", "prefdag.runtime.warm_start", str(copy.folder / "warm"), str(os.getpid())]
+    warm.append("prefdag.cli.main:main")
     script = f'set -e; prefdag() {{ {sys.executable} -m prefdag "$@"; }}\n{commands}'
     with subprocess.Popen(warm, env=inside) as server:
         inside["PREFDAG_WARM"] = str(copy.folder / "warm")
