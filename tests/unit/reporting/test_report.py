@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,13 @@ import pandas as pd
 import pytest
 
 from prefdag.errors import UserError
+from prefdag.provenance.manifest import read_manifest
 from prefdag.reporting.figures.curves import logratios, smoothed
 from prefdag.reporting.figures.reliability import differences_figure
 from prefdag.reporting.figures.rewards import implicit_rewards
 from prefdag.reporting.figures.style import method_styles
 from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
+from prefdag.stages.report import Run, _check_lineage, _check_runs
 from synthetic_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
 
 
@@ -237,3 +240,29 @@ def test_gains_state_the_share_of_prompts_above_zero():
     share, mean = figure.axes[0].get_title(loc="left").splitlines()[1:]
     assert share.startswith("above 0: 50% [") and mean.startswith("mean 0.75 [")
     assert differences_figure({"reward": {}}) is None
+
+
+def test_a_run_of_other_settings_or_of_another_policy_is_refused(tmp_path):
+    """The report of one suite does not mix two learning rates, nor results of two SFT policies."""
+
+    def manifest(folder: str, config: dict, **inputs: str) -> Path:
+        path = tmp_path / folder / "manifest.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"config": config, "inputs": inputs}))
+        return path
+
+    config = {"preference": {"learning_rate": 2e-4}, "objective": {"method": "dpo", "beta": 0.1}}
+    sft = manifest("sft", {})
+    sha = read_manifest(sft).sha256
+    dpo = manifest("preference/dpo", config, policy=sha)
+    score = manifest("score/dpo", {}, policy=read_manifest(dpo).sha256, reference=sha)
+    row = {"name": "dpo", "method": "dpo", "seed": 0, "objective": {"beta": 0.1}}
+    _check_runs([Run(**row, preference={"learning_rate": 2e-4})], [read_manifest(dpo)])
+    with pytest.raises(UserError, match=r"trained with preference.learning_rate 0.0002, .* states 0.0001; run"):
+        _check_runs([Run(**row, preference={"learning_rate": 1e-4})], [read_manifest(dpo)])
+    with pytest.raises(UserError, match="trained with objective.beta 0.1, where the suite states 0.5"):
+        _check_runs([Run(**{**row, "objective": {"beta": 0.5}}, preference={})], [read_manifest(dpo)])
+    _check_lineage([score], [], [dpo], sft)
+    other = manifest("score/sft", {}, policy="0" * 64, reference=sha)
+    with pytest.raises(UserError, match=r"score/sft/manifest.json: its policy was not .*/sft/manifest.json"):
+        _check_lineage([score, other], [], [dpo], sft)

@@ -54,6 +54,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
             "method": run.objective.method,
             "seed": run.preference.seed,
             "objective": run.objective.parameters(),
+            "preference": run.preference.model_dump(mode="json"),
         }
         for run in suite.runs
     ]

@@ -7,6 +7,7 @@ OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are mor
          calibration.csv, figures/<name>.png and .svg
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.report import Expected, Report
 from prefdag.errors import UserError
+from prefdag.provenance.manifest import Manifest, read_manifest
 from prefdag.reporting.figures.style import save_figure
 from prefdag.reporting.figures.suite import FIGURES
 from prefdag.reporting.load import Inputs, SuiteResults, load_results
@@ -34,6 +37,7 @@ class Run(Section):
     method: str
     seed: int
     objective: dict[str, Any]
+    preference: dict[str, Any] = Field({}, description="settings that its training must have had")
 
 
 class Answers(Section):
@@ -89,9 +93,11 @@ def run(
         )
     if not job.answers:
         raise UserError("report --config: 'answers' is empty; name the sets of answers that --scores holds")
+    _check_runs(job.runs, [read_manifest(path) for path in preferences])
+    _check_lineage(scores, judges, preferences, policy)
     results = load_results(
         job.report,
-        [row.model_dump() for row in job.runs],
+        [row.model_dump(exclude={"preference"}) for row in job.runs],
         [row.model_dump() for row in job.answers],
         Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy),
         workspace.journal.path.parent if job.report.step_times else None,
@@ -101,6 +107,48 @@ def run(
     content = {**overview(results, job.expected), **answers_content(results)}
     _write(workspace, "index.html", render_page(FIGURES, images, suite=job.suite, **content))
     return {"policies": len(results.runs), "figures": sorted(images)}
+
+
+def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
+    """Raise `UserError` if a run was trained with other settings than the suite's."""
+    configs = {manifest.folder.name: manifest for manifest in trained}
+    for row in runs:
+        if row.name not in configs:
+            raise UserError(f"report --preferences: no manifest of run {row.name}; run `snakemake`, which passes all")
+        manifest = configs[row.name]
+        expected = {"preference": row.preference, "objective": row.objective}
+        for section, values in expected.items():
+            made = manifest.content.get("config", {}).get(section, {})
+            for key, value in values.items():
+                if made.get(key, value) != value:
+                    raise UserError(
+                        f"{manifest.path}: trained with {section}.{key} {made[key]}, where the suite states {value}; "
+                        "run `snakemake` to train it again"
+                    )
+
+
+def _check_lineage(
+    scores: Sequence[Path], judges: Sequence[Path], preferences: Sequence[Path], policy: Path | None
+) -> None:
+    """Raise `UserError` if a result was made from other results than those that the report reads."""
+    sft = [policy] if policy else []
+    trained = {path.parent.name: path for path in [*preferences, *sft]}
+    expected = [
+        *((path, "policy", sft) for path in preferences),
+        *((path, "reference", sft) for path in scores),
+        *((path, option, scores) for path in judges for option in ("scores", "against")),
+        *((path, "policy", [trained[name]]) for path in scores if (name := _policy_of(path)) in trained),
+    ]
+    digests = {path: read_manifest(path).sha256 for path in {*scores, *trained.values()}}
+    for path, option, allowed in expected:
+        made_from = read_manifest(path).content.get("inputs", {}).get(option)
+        if allowed and made_from is not None and made_from not in [digests[one] for one in allowed]:
+            where = allowed[0] if len(allowed) == 1 else "the report's --scores"
+            raise UserError(f"{path}: its {option} was not {where}, as it is now; run `snakemake` to make it again")
+
+
+def _policy_of(answers: Path) -> str:
+    return AnswerSet.parse(answers.parent.name).policy
 
 
 def _run_exact(job: Job, workspace: Workspace, manifests: list[Path]) -> dict:
