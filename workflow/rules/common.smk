@@ -11,19 +11,22 @@ from prefdag.config import freshness, jobs
 from prefdag.config.graph import inputs_of, jobs_of, stages_of
 from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
+from prefdag.config.suite_files import check_suite_files, record_suite_files
 from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 
 ROOT = os.path.abspath(workflow.basedir)
 
 
+SUITE_FILES = [os.path.relpath(path) for path in workflow.configfiles or ["configs/quickstart.yaml"]]
+
+
 def load_suite():
     """Return the suite of the config files. Raises `UserError` for wrong or repeated keys, or a missing user's file."""
-    label = str((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
     origin_of_key = {}
-    for path in map(os.path.relpath, workflow.configfiles):
+    for path in SUITE_FILES:
         origin_of_key.update(dict.fromkeys(read_yaml(Path(path)), path))
-    return resolve(config, os.path.relpath(label), origin_of_key)
+    return resolve(config, SUITE_FILES[-1], origin_of_key)
 
 
 def stop(mistake):
@@ -35,12 +38,16 @@ def stop(mistake):
 try:
     SUITE = load_suite()
     RESULTS = f"results/{SUITE.name}"
+    if workflow.is_main_process:
+        check_suite_files(Path(RESULTS), SUITE_FILES)
     DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
     # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
     OUTDATED = freshness.outdated(SUITE, Path(RESULTS), DIGESTS) if workflow.is_main_process else {}
 except UserError as error:
     stop(error)
 MARKER = f"{RESULTS}/.cache/outdated"
+if workflow.is_main_process and not OUTDATED:
+    record_suite_files(Path(RESULTS), SUITE_FILES)  # they fit the suite; otherwise `onstart` records it
 if OUTDATED:
     os.makedirs(os.path.dirname(MARKER), exist_ok=True)
     Path(MARKER).write_text(str(time.time_ns()))  # new content each time: Snakemake may compare it

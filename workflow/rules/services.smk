@@ -61,11 +61,10 @@ def show_results():
         lines += subprocess.run(prefdag, env=environment, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     if not lines:
         lines = [f"report:  {RESULTS}/report/index.html"]
-    label = os.path.relpath((workflow.configfiles or ["configs/quickstart.yaml"])[-1])
     policies = [run.name for run in SUITE.runs[:1]] + ["sft"]
     suggestions = {
         f"prefdag compare {' '.join(policies)} --results {RESULTS}": "two policies, prompt by prompt",
-        f"prefdag why --configfile {label}": "which jobs run again after an edit",
+        f"prefdag why {SUITE_FILES[-1]}": "which jobs run again after an edit",
         "prefdag plan configs/hh.yaml": "what a suite with a larger model would cost",
     }
     lines += ["", "Try next:", *(f"  {command:<55}  {purpose}" for command, purpose in suggestions.items())]
@@ -73,6 +72,7 @@ def show_results():
 
 
 onstart:
+    record_suite_files(Path(RESULTS), SUITE_FILES)
     if TRACK == "now":
         SERVICES.append(start_writer())
     if not workflow.non_local_exec and hasattr(os, "pidfd_open"):  # cluster jobs start cold

@@ -24,6 +24,7 @@ from prefdag.config.hub_lock import Repository, read_lock, repositories
 from prefdag.config.model import MODEL_FILES
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
+from prefdag.config.suite_files import check_suite_files
 from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import devices
 from prefdag.errors import UserError
@@ -271,6 +272,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print every finding; return 1 if one of them is an error."""
     suite = read_suite(arguments.suite)
+    check_suite_files(Path("results") / suite.name, arguments.suite)
     failed = False
     for one in findings(suite, Path("results")):
         failed |= one.level == "error"

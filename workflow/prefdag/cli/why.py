@@ -10,6 +10,7 @@ from pathlib import Path
 from prefdag.config.freshness import outdated
 from prefdag.config.graph import inputs_of, jobs_of
 from prefdag.config.suite import ExactSuite, Suite, read_suite
+from prefdag.config.suite_files import check_suite_files
 from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import MANIFEST, read_manifest
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = [name for name in names if name.endswith((".yaml", ".yml"))]
     suite = read_suite(files or [DEFAULT_SUITE])
     results = Path("results") / suite.name
+    check_suite_files(results, files or [DEFAULT_SUITE])
     reasons_by_job = outdated(suite, results, Digests(results / ".cache/digests.json"))
     wanted = needed_by(suite, [_folder(name, results, suite) for name in names if name not in files])
     jobs = [folder for folder in reasons_by_job if folder in wanted]
