@@ -223,13 +223,6 @@ def test_a_stage_told_to_stop_goes_on_where_it_was(prepared: Path, tmp_path: Pat
     assert not list((tmp_path / "stopped/.resume").rglob("state.pt"))
 
 
-def test_checkpoints_of_steps_that_are_not_reached(prepared: Path, capsys: pytest.CaptureFixture[str]):
-    """Found before the first step: their names were taken from max_steps."""
-    message = error_of(capsys, *align(prepared, epochs=1, max_steps=4000, checkpoints=3))
-    assert "spaced over 4000 steps, but the comparisons in" in message
-    assert not (prepared / "preference/x/manifest.json").exists()
-
-
 def test_results_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (tmp_path / "results").write_text("a file where a folder should be")
     output = tmp_path / "results/suite/fetch/data/manifest.json"

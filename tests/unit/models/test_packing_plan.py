@@ -52,7 +52,7 @@ def test_micro_batches_use_each_comparison_once_within_the_budget(
 
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "expected"),
-    [(1, None, 4), (2, None, 8), (0.5, None, 2), (0.6, None, 3), (3, 5, 5), (1, 100, 4)],
+    [(1, None, 4), (2, None, 8), (0.5, None, 2), (0.6, None, 3), (3, 5, 5), (1, 100, 100), (9, 0, 0)],
 )
 def test_num_steps_by_hand(epochs: float, max_steps: int | None, expected: int) -> None:
     """10 comparisons by 3 are 4 steps, the last of one comparison."""

@@ -208,3 +208,12 @@ def test_probes_are_taken_at_the_first_and_last_step(tmp_path: Path, monkeypatch
     chosen = settings(batch_size=1, max_steps=12, epochs=10)
     steps = train(model, store, chosen, supervised_task(model, store), None, lambda: {"seen": 1.0})
     assert [step.number for step in steps if "seen" in step.metrics] == [1, 4, 7, 10, 12]
+
+
+def test_max_steps_beyond_an_epoch_repeat_the_data(tmp_path: Path) -> None:
+    """As many steps as stated, whatever `epochs` says: 10 steps of 5 comparisons are two epochs."""
+    store = stored(tmp_path, comparisons(5, 1))
+    stated, weights = trained(supervised_task, store, batch_size=1, max_steps=10, epochs=1)
+    epochs, same = trained(supervised_task, store, batch_size=1, max_steps=None, epochs=2)
+    assert [step.number for step in stated] == list(range(1, 11))
+    assert stated == epochs and torch.equal(weights, same)

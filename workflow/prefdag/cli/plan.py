@@ -90,8 +90,7 @@ def job_costs(suite: Suite, size: Size) -> Iterator[JobCost]:
 def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> JobCost:
     hours = most = 0.0
     for one in trainings:
-        steps = math.ceil(one.epochs * comparisons / one.batch_size)
-        seen = min(steps, one.max_steps or steps) * one.batch_size
+        seen = (one.max_steps or math.ceil(one.epochs * comparisons / one.batch_size)) * one.batch_size
         hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
         activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
         most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)

@@ -9,5 +9,7 @@ class SFT(Training):
     """Next-token prediction on the counted tokens of the first response."""
 
     max_steps: int | None = Field(
-        None, ge=0, description="stop after this many optimizer steps; 0: the base model is the SFT policy as it is"
+        None,
+        ge=0,
+        description="optimizer steps, whatever `epochs` states; 0: the base model is the SFT policy as it is",
     )

@@ -13,8 +13,13 @@ class Training(Compute):
     changeable: ClassVar[frozenset[str]] = frozenset({"processes", "nodes", "sharding"})
 
     batch_size: Count = Field(description="comparisons per optimizer step, over all devices")
-    epochs: Positive = Field(1.0, description="passes over the training split; a part of one is allowed")
-    max_steps: Count | None = Field(None, description="stop after this many optimizer steps")
+    epochs: Positive = Field(
+        1.0, description="passes over the training split, or a part of one, unless `max_steps` is stated"
+    )
+    max_steps: Count | None = Field(
+        None,
+        description="optimizer steps, whatever `epochs` states; beyond one epoch the data is repeated, in a new order",
+    )
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     learning_rate: Positive
     adam_beta1: float = Field(0.9, ge=0, lt=1)

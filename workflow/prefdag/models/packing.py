@@ -179,10 +179,11 @@ def _response_tokens(
 
 
 def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Return the number of optimizer steps of a training."""
+    """Return the number of optimizer steps of a training: `max_steps` if stated (as in Transformers), else epochs."""
+    if max_steps is not None:
+        return max_steps
     # Rounded first: 0.07 epochs of 100 steps are 7.000000000000001.
-    steps = math.ceil(round(epochs * math.ceil(num_comparisons / batch_size), 9))
-    return steps if max_steps is None else min(steps, max_steps)
+    return math.ceil(round(epochs * math.ceil(num_comparisons / batch_size), 9))
 
 
 def step_members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:

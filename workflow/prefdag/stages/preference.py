@@ -51,7 +51,7 @@ def run(
         Loss and metrics on the validation split, if it has comparisons.
 
     Raises:
-        UserError: if the reference cache does not fit, or checkpoints do not fit the number of steps.
+        UserError: if the reference cache does not fit.
     """
     settings = job.preference
     device = set_up(settings.threads)
@@ -62,7 +62,6 @@ def run(
     model = load_policy(policy.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)
-    _check_checkpoints(settings, total)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
@@ -81,14 +80,6 @@ def run(
     facts = {f"validation_{name}": value for name, value in held_out.items()}
     workspace.results(facts)
     return facts
-
-
-def _check_checkpoints(settings: Preference, total: int) -> None:
-    if settings.checkpoints and total != settings.max_steps:
-        raise UserError(
-            f"preference.max_steps: checkpoints are spaced over {settings.max_steps} steps, but the comparisons in "
-            f"{settings.epochs:g} epochs are {total} steps; set max_steps: {total}, or more epochs"
-        )
 
 
 def _caches(
