@@ -155,7 +155,7 @@ def test_prompts_that_sft_trains_on_may_not_be_held_out(tmp_path: Path, capsys: 
     assert code == 0
     shutil.rmtree(tmp_path / "out/fetch/data")
     write_rows(tmp_path / "raw/train.jsonl", [pair("p2"), pair("p3")])
-    write_rows(tmp_path / "raw/test.jsonl", [pair("p1")])
+    write_rows(tmp_path / "raw/test.jsonl", [pair("p1"), pair("q")])
     data = {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}
     assert fetch(tmp_path, data) == 0
     seen = {"demonstrations": demonstrations / "manifest.json"}
@@ -164,6 +164,18 @@ def test_prompts_that_sft_trains_on_may_not_be_held_out(tmp_path: Path, capsys: 
     code, folder = prepare(tmp_path, inputs=seen, leakage="allow")
     shared = json.loads((folder / "audit.json").read_text())["shared_prompts"]
     assert (code, shared) == (0, {"train and SFT's training": 1, "test and SFT's training": 1})
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", ["q", "q"]), ("test", ["q"])])
+def test_a_split_of_one_prompt_is_refused_before_anything_is_trained(
+    split: str, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("train", "test"):
+        write_rows(tmp_path / f"raw/{name}.jsonl", [pair(n) for n in (rows if name == split else ["p1", "p2"])])
+    assert fetch(tmp_path, {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}) == 0
+    assert prepare(tmp_path)[0] == 2
+    assert f"{split}: the {split} split has 1 prompt; its intervals need at least 2" in capsys.readouterr().err
+    assert not (tmp_path / "out/prepare/comparisons/manifest.json").exists()
 
 
 def test_the_audit_is_a_page_and_an_artifact(tmp_path: Path):

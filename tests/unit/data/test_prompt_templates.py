@@ -174,7 +174,8 @@ def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
     code, folder = prepare(tmp_path, tokenizer, template="chat", bos=False, end_of_turn="<|im_end|>")
     assert (code, audit(folder)["dropped"]) == (0, {"a special token in the text": {"count": 2, "rows": [1, 2]}})
-    rows = [{"prompt": "q", "chosen": "a<e>", "rejected": "b"}, {"prompt": "r", "chosen": "a", "rejected": "b"}]
+    rows = [{"prompt": "q", "chosen": "a<e>", "rejected": "b"}]
+    rows += [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in "rs"]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
     code, folder = prepare(tmp_path, template="plain")
     assert (code, audit(folder)["dropped"]) == (0, {"an end-of-turn in the text": {"count": 1, "rows": [0]}})
@@ -215,15 +216,15 @@ def test_all_assistant_turns_are_counted_where_the_suite_says_so(form: str, tmp_
 @pytest.mark.parametrize(
     ("over_long", "used", "counts"),
     [
-        ("drop", 1, {"dropped": {"prompt over 12 tokens": 1, "response over 6 tokens": 1}, "cut": {}}),
+        ("drop", 2, {"dropped": {"prompt over 12 tokens": 1, "response over 6 tokens": 1}, "cut": {}}),
         (
             "cut-prompt-start",
-            2,
+            3,
             {"dropped": {"response over 6 tokens": 1}, "cut": {"prompt cut to 12 tokens": 1}},
         ),
         (
             "cut-response-end",
-            2,
+            3,
             {"dropped": {"prompt over 12 tokens": 1}, "cut": {"response cut to 6 tokens": 1}},
         ),
     ],
@@ -233,6 +234,7 @@ def test_over_long_rows_are_cut_or_dropped_as_the_suite_says(
 ):
     """A prompt keeps its BOS and its end; a cut response has no end-of-turn, an uncut one keeps it."""
     rows = [
+        {"prompt": "first", "chosen": "yes", "rejected": "no"},
         {"prompt": "short", "chosen": "yes", "rejected": "no"},
         {"prompt": "a very long prompt", "chosen": "yes", "rejected": "no"},
         {"prompt": "brief", "chosen": "a long response", "rejected": "no"},

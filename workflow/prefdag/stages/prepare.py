@@ -79,6 +79,7 @@ def run(
         "splits": {split: audit.to_dict(duplicates[split]) for split, audit in audits.items()},
     }
     _print_findings(report, inputs)
+    _check_num_prompts(job, inputs, {split: len(np.unique(index.prompts)) for split, index in duplicates.items()})
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
     samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
@@ -258,6 +259,15 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
     if not report["splits"][first]["used"]:
         raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
+
+
+def _check_num_prompts(job: Job, inputs: RowFiles, num_prompts: dict[str, int]) -> None:
+    """Raise `UserError` if train or test has one prompt: the report's intervals resample the prompts of both."""
+    for split, num in num_prompts.items():
+        if num == 1 and split != "validation" and job.dataset in ("comparisons", "ood"):
+            path = inputs.files.get(split)
+            advice = f"add rows to {path}" if path else f"add rows, or raise prepare.{split}_fraction"
+            raise UserError(f"{split}: the {split} split has 1 prompt; its intervals need at least 2, so {advice}")
 
 
 def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> None:
