@@ -34,14 +34,17 @@ def _suite_keys() -> str:
     """Return the page of `prefdag schema --table`."""
     from prefdag.cli.schema import table
 
-    return table().replace("`docs/objectives.md`", "[Losses](../objectives.md)")
+    page = table().replace("`docs/objectives.md`", "[Losses](../objectives.md)")
+    # Outside code spans, `<name>` would be an HTML tag.
+    parts = page.split("`")
+    return "`".join(part.replace("<", "&lt;") if at % 2 == 0 else part for at, part in enumerate(parts))
 
 
 def _command_line() -> str:
     """Return the help of the command, and of every stage and tool."""
     from prefdag.cli.commands import TOOLS, overview, parser_of, stages
 
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "84"  # the width of a page
     parts = ["# Command line\n", "Generated from `prefdag --help` and `prefdag COMMAND --help`.\n"]
     parts += ["```text", overview().format_help().rstrip(), "```\n"]
     for name in (*stages(), *(tool for group in TOOLS.values() for tool in group)):
