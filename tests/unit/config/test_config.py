@@ -46,6 +46,29 @@ MISTAKES = [
         "configs/x.yaml: runs.a.logprob: missing; this key has no default and must be stated",
     ),
     (
+        {"runs": [ROW, {**ROW, "name": "A"}]},
+        "configs/x.yaml: runs.A: differs from `a` in case only, and some file systems ignore case; rename one of them",
+    ),
+    ({"runs": [{**ROW, "name": "SFT"}]}, "configs/x.yaml: runs.SFT: this name is reserved; choose another"),
+    *(
+        (change, f"configs/x.yaml: {key}: `~` is not expanded, got '~/x'; write the path without it")
+        for key, change in {
+            "extends": {"extends": "~/x"},
+            "lock": {"lock": "~/x"},
+            "model.source": {"model": {"source": "~/x"}},
+            "model.tokenizer": {"model": {"tokenizer": "~/x"}},
+            "data.source": {"data": {"source": "~/x"}},
+            "data.sources.0.source": {"data": {"source": "mixed", "sources": [{"source": "~/x"}]}},
+            "data.test": {"data": {"test": "~/x"}},
+            "prepare.template": {"prepare": {"template": "~/x"}},
+            "prepare.adapter": {"prepare": {"adapter": "~/x"}},
+            "classifier.source": {"classifier": {"source": "~/x"}},
+            "judge.judges.0.prompt": {"judge": {"judges": [{"prompt": "~/x"}]}},
+            "judge.judges.0.people": {"judge": {"judges": [{"people": "~/x"}]}},
+            "runs.0.method": {"runs": [{"name": "a", "method": "~/x"}]},
+        }.items()
+    ),
+    (
         {"runs": [{**ROW, "name": "sft"}]},
         "configs/x.yaml: runs.sft: this name is reserved; choose another",
     ),

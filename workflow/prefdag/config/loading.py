@@ -8,6 +8,12 @@ import yaml
 
 from prefdag.errors import UserError
 
+# Keys of a suite that may state a path.
+PATH_KEYS = frozenset(
+    ("extends", "lock", "source", "tokenizer", "train", "validation", "test", "labelled", "ood")
+    + ("adapter", "template", "prompt", "people", "method")
+)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises `UserError` for a duplicate key, of which YAML would keep the last."""
@@ -21,6 +27,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     return values
+
+
+def check_no_home(values: Any, where: str, inside: str = "") -> None:
+    """Raise `UserError` if a path begins with `~`: no shell expands it, and its home is this machine's alone."""
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        name = f"{inside}.{key}" if inside else str(key)
+        if key in PATH_KEYS and isinstance(value, str) and value.startswith("~"):
+            raise UserError(f"{where}: {name}: `~` is not expanded, got {value!r}; write the path without it")
+        if isinstance(value, Mapping | list):
+            check_no_home(value, where, name)
 
 
 class _StrictLoader(yaml.SafeLoader):

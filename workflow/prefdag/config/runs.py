@@ -81,10 +81,17 @@ def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str)
 
 
 def named_once(runs: list[Any], where: str) -> list[Any]:
-    names = [run.name for run in runs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
+    first: dict[str, str] = {}
+    for name in (run.name for run in runs):
+        before = first.setdefault(name.casefold(), name)
+        if before != name:
+            raise UserError(
+                f"{where}: runs.{name}: differs from `{before}` in case only, and some file systems ignore case; "
+                "rename one of them"
+            )
+    if len(first) < len(runs):
+        name = next(run.name for run, other in itertools.combinations(runs, 2) if run.name == other.name)
+        raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
     return runs
 
 
@@ -98,7 +105,7 @@ def _name_of_row(name: Any, where: str) -> str:
 def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
     name = _name_of_row(row.pop("name", None), where)
     inside = f"runs.{name}"
-    if name in RESERVED:
+    if name.casefold() in RESERVED:
         raise UserError(f"{where}: {inside}: this name is reserved; choose another")
     seeds = row.pop("seeds", [None])
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):

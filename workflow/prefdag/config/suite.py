@@ -14,7 +14,7 @@ from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
-from prefdag.config.loading import merge, read_yaml
+from prefdag.config.loading import check_no_home, merge, read_yaml
 from prefdag.config.model import Model
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
@@ -204,9 +204,12 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     """
     values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
     if extended := values.pop("extends", None):
+        check_no_home({"extends": extended}, stated["extends"])
         path = Path(stated["extends"]).parent / str(extended)
         below = read_yaml(path)
         values, stated = merge(below, values), {**dict.fromkeys(below, str(path)), **stated}
+    for key, value in values.items():
+        check_no_home({key: value}, stated[key])
     shared = {key: values[key] for key in ("seed", "threads") if key in values}
     kind = ExactSuite if "exact" in values else Suite
     for stage, section in kind.model_fields.items():
