@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 
+from prefdag.tracking.environment import problem_with, tracking_uri
 from snakemake.logging import logger
 
 TRACK = os.environ.get("PREFDAG_TRACK", "now")
 if TRACK not in ("now", "later"):
     stop(f"PREFDAG_TRACK: expected now or later, got {TRACK!r}")
 STARTED = time.time()
-SERVICES = []  # processes to end with the workflow
+SERVICES = {}  # processes to end with the workflow
 
 
 def start(log, *command, **variables):
@@ -43,13 +44,15 @@ def stop_services():
     """End the server, and wait until the writer has read every journal."""
     for path in Path(RESULTS).glob(".warm*"):
         path.unlink(missing_ok=True)
-    for process in SERVICES:
+    for process in SERVICES.values():
         process.send_signal(signal.SIGTERM)
-    for process in SERVICES:
+    for name, process in SERVICES.items():
         try:
-            process.wait(timeout=120)
+            behind = process.wait(timeout=120) != 0 and name == "writer"
         except subprocess.TimeoutExpired:
-            logger.warning(f"MLflow is behind; `prefdag track {RESULTS}` brings it up to date")
+            behind = True
+        if behind:
+            logger.warning(f"MLflow lacks some of these runs; `prefdag track {RESULTS}` writes them once it is reachable")
 
 
 def show_results():
@@ -74,9 +77,11 @@ def show_results():
 onstart:
     record_suite_files(Path(RESULTS), SUITE_FILES)
     if TRACK == "now":
-        SERVICES.append(start_writer())
+        if problem := problem_with(tracking_uri(Path("results"))):
+            logger.warning(f"MLflow: {problem}; tracking waits, the jobs do not")
+        SERVICES["writer"] = start_writer()
     if not workflow.non_local_exec and hasattr(os, "pidfd_open"):  # cluster jobs start cold
-        SERVICES.append(start_warm())
+        SERVICES["warm"] = start_warm()
 
 
 onsuccess:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import socket
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -121,8 +122,15 @@ def test_sqlite_on_a_file_system_of_several_machines(
         f"warning  mlflow    {place}/results/mlflow.db is SQLite on {kind}; set MLFLOW_TRACKING_URI"
     )
     assert doctor.file_system(Path("/elsewhere"), place / "mounts") == "ext4"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@tracking:5000")
-    assert complaints(capsys) == (0, [])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@{address}")
+        assert complaints(capsys) == (0, [])
+    code, lines = complaints(capsys)
+    assert code == 0 and len(lines) == 1
+    assert lines[0].startswith(f"warning  mlflow    {address} does not answer (Connection refused); correct MLFLOW")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://tracking")
+    assert "htp://tracking begins with htp:, which MLflow does not know" in complaints(capsys)[1][0]
 
 
 def test_files_missing_from_the_cache_of_the_hub(

@@ -18,6 +18,7 @@ from prefdag.cli.console import show_diagnostics
 from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import Journal, open_journal, process_is_gone, read_journal
+from prefdag.tracking.environment import problem_with
 from prefdag.tracking.sync import Writer
 
 PACKAGE = Path(prefdag.__file__).parent
@@ -302,3 +303,28 @@ def test_track_and_ui_say_when_there_is_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert main(["ui"]) == 2
     assert "open http" in capsys.readouterr().err
+
+
+def test_an_address_that_cannot_work_is_known_at_once():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        assert problem_with(f"http://user:secret@{address}") == f"{address} does not answer (Connection refused)"
+        closed.listen()
+        assert problem_with(f"http://{address}") is None
+    assert problem_with("htp://x") == "htp://x begins with htp:, which MLflow does not know"
+    assert "names no server" in str(problem_with("http://"))
+    assert "is no address" in str(problem_with("http://x:port"))
+    for uri in ("sqlite:////tmp/x.db", "/tmp/runs", "file:///tmp/x", "postgresql+psycopg2://h/db", "databricks"):
+        assert problem_with(uri) is None
+
+
+@pytest.mark.parametrize("uri", ["htp://x", "http://127.0.0.1:9"])
+def test_a_server_that_does_not_answer_is_not_waited_for(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Neither MLflow's retries nor the writer's patience of a minute is spent."""
+    root = tmp_path / "results/suite"
+    write_sft(root)
+    began = time.monotonic()
+    assert Writer(root, uri).follow(dead_pid(), poll=0.05) is False
+    assert time.monotonic() - began < 5
+    assert f"run `prefdag track {root}` once it is reachable" in caplog.text

@@ -29,7 +29,7 @@ from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import devices
 from prefdag.errors import UserError
 from prefdag.provenance.sources import PACKAGE
-from prefdag.tracking.environment import tracking_uri
+from prefdag.tracking.environment import problem_with, tracking_uri
 
 PROJECT = PACKAGE.parents[1] / "pyproject.toml"
 SHARED = re.compile(r"nfs\d?|cifs|smb\d?|lustre|gpfs|beegfs|ceph|glusterfs|afs|9p|fuse\.\w+")
@@ -132,6 +132,10 @@ def tracking(results: Path) -> Iterator[Finding]:
     """Check where MLflow's runs go: SQLite's locks are unreliable on file systems that machines share."""
     uri = tracking_uri(results)
     path = uri.removeprefix("sqlite:///")
+    if problem := problem_with(uri):
+        remedy = "correct MLFLOW_TRACKING_URI, or start the server; `prefdag track results/<suite>` catches up"
+        yield Finding("warning", "mlflow", problem, remedy)
+        return
     if path == uri:
         yield Finding("ok", "mlflow", f"runs go to {uri.rpartition('@')[2]}")
         return

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from prefdag.cli.commands import options
 from prefdag.errors import UserError
+from prefdag.tracking.environment import problem_with, tracking_uri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(table)
     print(f"report:  {results / 'report' / 'index.html'}")
     print(f"table:   {path}")
-    print("MLflow:  make ui")
+    print(f"MLflow:  {_where_runs_are(results)}")
     return 0
+
+
+def _where_runs_are(results: Path) -> str:
+    """Return the command that opens MLflow, or its server's address, or the command that catches up."""
+    uri = tracking_uri(results.resolve().parent)
+    if problem := problem_with(uri):
+        return f"prefdag track {results}  (when it is reachable: {problem})"
+    return uri.rpartition("@")[2] if uri.startswith(("http:", "https:")) else "make ui"
 
 
 def _against(results: Path) -> str:

@@ -16,14 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Return 0 when everything is written. With `--follow` always return 0: tracking never fails a workflow."""
+    """Return 0 when everything is written; with `--follow` 1 if not, which does not fail the workflow."""
     if arguments.follow != (arguments.parent is not None):
         raise UserError("prefdag track: --follow and --parent PID belong together; give both or neither")
     writer = Writer(arguments.results)
     if arguments.follow:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the jobs write their last lines after Ctrl-C
-        writer.follow(arguments.parent, arguments.poll)
-        return 0
+        return int(not writer.follow(arguments.parent, arguments.poll))
     number = writer.replay()
     print(f"{number} runs of {arguments.results.name} are in {writer.shown_uri}; `prefdag ui` shows them")
     return 0

@@ -1,10 +1,16 @@
 """Where runs are tracked, and the environment variables that MLflow reads."""
 
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+SCHEMES = re.compile(r"|file|sqlite|https?|databricks(-uc)?|(postgresql|mysql|mssql)(\+\w+)?")
+TIMEOUT = 3.0  # seconds to wait for a server's answer
 MLFLOW_VARIABLES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -21,6 +27,30 @@ MLFLOW_VARIABLES = {
 def tracking_uri(results: Path) -> str:
     """Return the database that runs go to: MLFLOW_TRACKING_URI, else a SQLite file in the results folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow.db"
+
+
+def problem_with(uri: str) -> str | None:
+    """Return what is wrong with a database's address in a few words; None if it can be used, as far as it shows.
+
+    A server is asked for a connection only, unless a proxy is set.
+    """
+    shown = uri.rpartition("@")[2]
+    try:
+        parts = urlsplit(uri)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        return f"{shown} is no address ({error})"
+    if not SCHEMES.fullmatch(parts.scheme):
+        return f"{shown} begins with {parts.scheme}:, which MLflow does not know"
+    if parts.scheme not in ("http", "https") or parts.scheme in getproxies():
+        return None
+    if not parts.hostname:
+        return f"{shown} names no server"
+    try:
+        with socket.create_connection((parts.hostname, port), timeout=TIMEOUT):
+            return None
+    except OSError as error:
+        return f"{shown} does not answer ({error.strerror or error})"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prefdag.errors import UserError
 from prefdag.provenance.journal import process_is_gone, redact
 from prefdag.provenance.manifest import Manifest
-from prefdag.tracking.environment import MLFLOW_VARIABLES, tracking_uri
+from prefdag.tracking.environment import MLFLOW_VARIABLES, problem_with, tracking_uri
 from prefdag.tracking.links import write_page
 from prefdag.tracking.records import Record, successors
 
@@ -81,7 +81,8 @@ class Writer:
     def follow(self, parent_pid: int, poll: float = 2.0) -> bool:
         """Write until the process `parent_pid` ends or SIGTERM comes, then once more.
 
-        A failure of MLflow is printed and retried, at growing intervals; it never ends a workflow.
+        A failure of MLflow is printed and retried, at growing intervals; it never ends a workflow. At the end, a server
+        that does not answer is not waited for.
 
         Args:
             parent_pid: The workflow's process.
@@ -97,6 +98,8 @@ class Writer:
                 wait = poll if self._attempt() else min(2 * wait, 60.0)
             deadline, wait = time.monotonic() + self.patience, poll
             while not (done := self._attempt(last=True)) and time.monotonic() + wait < deadline:
+                if problem_with(self.uri):
+                    break
                 time.sleep(wait)
                 wait *= 2
         if not done:
@@ -109,6 +112,9 @@ class Writer:
         return str(redact(self.uri))
 
     def _attempt(self, last: bool = False) -> bool:
+        if problem := problem_with(self.uri):  # MLflow's own retries would take minutes
+            self._warn(f"{problem}; the journals in {self.root}/.journal are complete")
+            return False
         try:
             self._write_all() if last else self._write()
         except Exception as error:
