@@ -67,6 +67,18 @@ def test_transformers_loads_the_folder(suite: Path, capsys: pytest.CaptureFixtur
     assert main(["export", "dpo"]) == 2, "an existing folder is never overwritten"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_weights_are_exported_in_the_dtype_asked_for(dtype: str, suite: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert main(["export", "dpo", "--dtype", dtype, "--to", dtype]) == 0
+    loaded = AutoModelForCausalLM.from_pretrained(dtype, dtype="auto")
+    original = AutoModelForCausalLM.from_pretrained(suite / "preference/dpo/model").state_dict()
+    assert loaded.dtype == getattr(torch, dtype)
+    assert all(torch.equal(value, original[name].to(loaded.dtype)) for name, value in loaded.state_dict().items())
+    assert (f"rounded here to `{dtype}`" in Path(dtype, "README.md").read_text()) == (dtype != "float32")
+
+
 def test_the_card_is_made_of_the_manifests(suite: Path, tmp_path: Path) -> None:
     manifest = manifest_of("dpo", None)
     text = (export(manifest, "dpo", tmp_path / "out") / "README.md").read_text()

@@ -80,6 +80,17 @@ def test_schedules_by_hand() -> None:
         assert [schedule(step, 10, settings) for step in range(10)] == pytest.approx(values)
 
 
+def test_a_warm_up_as_a_share_of_the_steps() -> None:
+    """Rounded up, as in Transformers: 0.15 of 10 steps are 2; 0.1 of 30 are 3 and not 4."""
+    for schedule_name in ("constant", "linear", "cosine"):
+        for ratio, steps, warmup in ((0.15, 10, 2), (0.1, 30, 3), (0.0, 10, 0)):
+            by_ratio, by_steps = training(warmup_ratio=ratio), training(warmup_steps=warmup)
+            settings = [one.model_copy(update={"schedule": schedule_name}) for one in (by_ratio, by_steps)]
+            assert len({tuple(schedule(step, steps, one) for step in range(steps)) for one in settings}) == 1
+    with pytest.raises(ValueError, match="warmup_ratio: warmup_steps is stated as well"):
+        training(warmup_ratio=0.1, warmup_steps=3)
+
+
 def test_long_schedules_end_near_zero() -> None:
     for name, last in (("cosine", 1e-5), ("linear", 2e-3)):
         assert 0 < schedule(999, 1000, training(schedule=name)) < last

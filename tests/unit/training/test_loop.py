@@ -217,3 +217,13 @@ def test_max_steps_beyond_an_epoch_repeat_the_data(tmp_path: Path) -> None:
     epochs, same = trained(supervised_task, store, batch_size=1, max_steps=None, epochs=2)
     assert [step.number for step in stated] == list(range(1, 11))
     assert stated == epochs and torch.equal(weights, same)
+
+
+def test_a_gradient_that_is_not_clipped(tmp_path: Path) -> None:
+    """`null` never scales, a small norm does; the norm before clipping is recorded either way."""
+    store = stored(tmp_path, comparisons(5, 1))
+    never, weights = trained(supervised_task, store, max_grad_norm=None, optimizer="rmsprop")
+    far, same = trained(supervised_task, store, max_grad_norm=1e9, optimizer="rmsprop")
+    clipped, others = trained(supervised_task, store, max_grad_norm=1e-3, optimizer="rmsprop")
+    assert never == far and torch.equal(weights, same)
+    assert clipped[0].grad_norm == never[0].grad_norm and not torch.equal(weights, others)

@@ -21,6 +21,7 @@ from prefdag.errors import UserError
 from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of, weights_digest
 
+DTYPES = ("float32", "bfloat16", "float16")
 MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 
 
@@ -43,10 +44,11 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {policies}")
 
 
-def export(manifest: Manifest, run: str, target: Path) -> Path:
+def export(manifest: Manifest, run: str, target: Path, dtype: str | None = None) -> Path:
     """Copy the weights of a policy to the new folder `target`, checked against the manifest, with a model card.
 
-    The folder appears complete or not at all. Raises `UserError` if it exists, or if a file is not the manifest's.
+    The folder appears complete or not at all. `dtype` rounds the weights; default: as trained, in float32. Raises
+    `UserError` if the folder exists, or if a file is not the manifest's.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists already; name a new folder")
@@ -64,7 +66,9 @@ def export(manifest: Manifest, run: str, target: Path) -> Path:
         copy = shutil.copyfile(manifest.file(name), made / Path(name).name)
         if sha256_of(copy) != manifest.digest(name):
             raise UserError(f"{manifest.folder / name}: not the file that its manifest states; rerun its stage")
-    (made / "README.md").write_text(card(manifest, run, inside), encoding="utf-8")
+    if dtype:
+        _cast(made, dtype)
+    (made / "README.md").write_text(card(manifest, run, inside, dtype), encoding="utf-8")
     content = json.dumps(redact(manifest.content), sort_keys=True, indent=1) + "\n"
     (made / "prefdag.json").write_text(content, encoding="utf-8")
     target.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,30 @@ def export(manifest: Manifest, run: str, target: Path) -> Path:
     return target
 
 
-def card(manifest: Manifest, run: str, weights: str = "model") -> str:
+def _cast(folder: Path, dtype: str) -> None:
+    """Convert the floating-point weights of a model folder, and state the type in its config."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    size = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = {
+            name: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(path).items()
+        }
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        save_file(tensors, path, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text())
+        content["metadata"]["total_size"] = size
+        index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def card(manifest: Manifest, run: str, weights: str = "model", dtype: str | None = None) -> str:
     """Return the model card in Markdown, from the manifests of the policy and of its ancestors, and from its scores."""
     suite = suite_folder(manifest)
     config = manifest.content["config"]
@@ -89,6 +116,7 @@ def card(manifest: Manifest, run: str, weights: str = "model") -> str:
         lineage=[{"name": one.folder.relative_to(suite).as_posix(), "sha256": one.sha256} for one in ancestry],
         origins="\n".join(map(_origin, origins)),
         weights=weights_digest(manifest, weights),
+        dtype=dtype,
         config=json.dumps(redact(config), indent=1, sort_keys=True),
         **_measured(suite, run),
     )
@@ -192,6 +220,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run's name, <run>@step<N> for a checkpoint, or sft")
     options(parser, "--results")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exports/<suite>/<run>)")
+    parser.add_argument("--dtype", choices=DTYPES, help="round the weights (default: float32, as trained)")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
 
@@ -202,7 +231,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--public: has no effect without --push OWNER/NAME; add it")
     manifest = manifest_of(arguments.run, arguments.results)
     suite = suite_folder(manifest).resolve().name
-    target = export(manifest, arguments.run, arguments.to or Path("exports") / suite / arguments.run)
+    target = export(manifest, arguments.run, arguments.to or Path("exports") / suite / arguments.run, arguments.dtype)
     print(f"{target}: load it with AutoModelForCausalLM.from_pretrained({str(target)!r})")
     if arguments.push:
         print(f"pushed to {push(target, arguments.push, arguments.public)}")

@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.schema import Compute, Count, NonNegative, Positive
+from prefdag.schema import Compute, Count, Fraction, NonNegative, Positive
 
 
 class Training(Compute):
-    """One training: what is optimised, for how long, in which batches."""
+    """One training: what is optimised, for how long, in which batches. Dropout is always off."""
 
     changeable: ClassVar[frozenset[str]] = frozenset({"processes", "nodes", "sharding"})
 
@@ -25,9 +25,14 @@ class Training(Compute):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     weight_decay: NonNegative = 0.0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    max_grad_norm: Positive = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate after the warm-up: down to zero, or constant"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_ratio: Fraction | None = Field(
+        None, description="the warm-up as a share of all steps, instead of `warmup_steps`; rounded up"
+    )
+    max_grad_norm: Positive | None = Field(1.0, description="clip the gradient to this norm; null: never")
     tokens_per_batch: Count = Field(4096, description="padded tokens of one forward; decides speed and memory only")
     activation_gb: Positive | None = Field(
         None,
@@ -38,6 +43,12 @@ class Training(Compute):
     sharding: Literal["replicated", "sharded"] = Field(
         "replicated", description="each process holds the whole model, or its share of every layer (FSDP2)"
     )
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> "Training":
+        if self.warmup_ratio is not None and self.warmup_steps:
+            raise ValueError("warmup_ratio: warmup_steps is stated as well; remove it, or set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _processes_agree(self) -> "Training":

@@ -229,7 +229,7 @@ def _update(
 ) -> float:
     """Take one optimizer step; return the gradient's norm before clipping."""
     reduce_gradients(optimizer.parameters)
-    grad_norm = clip_gradients(optimizer.parameters, settings.max_grad_norm)
+    grad_norm = clip_gradients(optimizer.parameters, settings.max_grad_norm or math.inf)
     # The norm is checked too: a gradient may overflow where the loss is finite, and would destroy every weight.
     for what, value in (("loss", outcome.loss), ("gradient's norm", grad_norm)):
         if not math.isfinite(value):
@@ -244,9 +244,12 @@ def _update(
 
 def schedule(step: int, steps: int, settings: Training) -> float:
     """Return the factor on the learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    warmup = settings.warmup_steps
+    if settings.warmup_ratio is not None:
+        warmup = math.ceil(round(settings.warmup_ratio * steps, 9))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     match settings.schedule:
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
