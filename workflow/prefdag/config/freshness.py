@@ -132,9 +132,9 @@ def _damaged(manifest: Manifest, digests: Digests) -> Iterator[str]:
 def _restricted(before: Any, now: Any) -> Any:
     """What a manifest states of the keys that a job is given now; the others are defaults, which its code states."""
     if isinstance(before, dict) and isinstance(now, dict):
-        # Unlike other keys, files that are no longer there count.
-        keys = [key for key in before if key in now or (key == "files" and before[key])]
-        return {key: _restricted(before[key], now.get(key)) for key in keys}
+        restricted = {key: _restricted(value, now[key]) for key, value in before.items() if key in now}
+        # Unlike other keys, local files that are no longer there count.
+        return restricted | ({"files": before["files"]} if before.get("files") else {})
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [_restricted(*pair) for pair in zip(before, now, strict=True)]
     return before

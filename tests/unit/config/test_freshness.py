@@ -1,0 +1,189 @@
+"""What reruns: every file that a suite names, every part of a manifest, and nothing else."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import MINI, OWN_LOSS, OWN_METHOD
+from prefdag.config import freshness
+from prefdag.config.graph import inputs_of, jobs_of
+from prefdag.config.jobs import user_files_of
+from prefdag.config.loading import merge
+from prefdag.config.suite import Suite, resolve
+from prefdag.errors import UserError
+from prefdag.provenance.digests import Digests
+from prefdag.provenance.manifest import describe, publish, read_manifest
+from prefdag.provenance.sources import code_digests
+
+RESULTS = Path("results/all")
+ADAPTER = """
+from prefdag.data.adapters.records import TextComparison
+
+def mine(row):
+    return TextComparison(row["prompt"], (row["better"], row["worse"]))
+"""
+# A suite that names a local file wherever the schema has a path.
+EVERY_PATH = {
+    "name": "all",
+    "model": {"source": "base", "scratch": None},
+    "data": {"source": "rows", "train": "train*.jsonl", "test": "test.jsonl", "world": None},
+    "prepare": {"adapter": "adapters.py:mine", "template": "chat.jinja", "validation_fraction": 0.1},
+    "pretrain": None,
+    "pairs": None,
+    "classifier": {"source": "sentiment", "positive": "POSITIVE", "max_tokens": 512},
+    "score": {"reward": "classifier"},
+    "judge": {"judges": ["classifier", {"model": "m", "prompt": "ask.txt"}, {"people": "sheet.csv"}]},
+    "runs": [{"name": "dpo", "method": "dpo", "beta": 0.1}, {"name": "mine", "method": OWN_METHOD}],
+}
+FILES = {
+    "rows/train-1.jsonl": "{}\n", "rows/test.jsonl": "{}\n", "base/config.json": "{}", "base/model.safetensors": "w",
+    "sentiment/config.json": "{}", "configs/adapters.py": ADAPTER, "configs/chat.jinja": "{{ prompt }}",
+    "configs/my_losses.py": OWN_LOSS, "configs/ask.txt": "{prompt} {A} {B}", "configs/sheet.csv": "prompt\n",
+}  # fmt: skip
+
+
+def suite() -> Suite:
+    resolved = resolve(merge(yaml.safe_load(MINI), EVERY_PATH), "configs/all.yaml")
+    assert isinstance(resolved, Suite)
+    return resolved
+
+
+def digests() -> Digests:
+    return Digests(RESULTS / ".cache/digests.json")
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Finished results of the suite: each job has a file of its own name, and the manifest that it would have."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for folder in jobs_of(suite()):
+        finish(folder)
+    return tmp_path
+
+
+def finish(folder: str) -> None:
+    stage, _, rest = folder.partition("/")
+    name = rest or None
+    made = RESULTS / ".partial" / stage
+    made.mkdir(parents=True)
+    (made / "result.txt").write_text(folder)
+    config = json.loads(freshness.config_of(suite(), stage, name, digests()))
+    read = {
+        option: [read_manifest(RESULTS / each / "manifest.json").sha256 for each in folders]
+        for option, folders in inputs_of(suite(), stage, name).items()
+        if folders
+    }
+    code = code_digests(stage, user_files_of(suite(), stage, name))
+    (RESULTS / folder).mkdir(parents=True)
+    publish(made, RESULTS / folder, describe(made, stage, config, code, read, None))
+
+
+def reruns(*, itself: bool = True) -> set[str]:
+    """Jobs with a reason of their own, or with those that follow them."""
+    reasons = freshness.outdated(suite(), RESULTS, digests())
+    return {job for job, lines in reasons.items() if not itself or not lines[0].startswith("after: ")}
+
+
+JUDGES = {"judge/base", "judge/dpo", "judge/mine"}
+EDITS = {
+    "rows/train-1.jsonl": {"fetch/data"},
+    "rows/test.jsonl": {"fetch/data"},
+    "base/config.json": {"fetch/model"},
+    "base/model.safetensors": {"fetch/model"},
+    "sentiment/config.json": {"fetch/classifier"},
+    "configs/adapters.py": {"prepare/demonstrations", "prepare/comparisons"},
+    "configs/chat.jinja": {"prepare/demonstrations", "prepare/comparisons"},
+    "configs/my_losses.py": {"preference/mine"},
+    "configs/ask.txt": JUDGES,
+    "configs/sheet.csv": JUDGES,
+}
+
+
+def test_finished_results_rerun_nothing(results: Path) -> None:
+    assert reruns() == set()
+
+
+def test_every_file_of_the_suite_is_tried() -> None:
+    assert EDITS.keys() == FILES.keys()
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_reruns_the_jobs_that_read_the_file(name: str, results: Path) -> None:
+    """And with them what follows; taking it back reruns nothing, nor does a touch."""
+    os.utime(results / name)
+    assert reruns() == set(), "touched"
+    text = (results / name).read_text()
+    (results / name).write_text(text.replace("better", "best") if name.endswith("adapters.py") else edited(text))
+    assert reruns() == EDITS[name]
+    assert {"report"} <= reruns(itself=False)
+    (results / name).write_text(text)
+    assert reruns() == set()
+
+
+def edited(text: str) -> str:
+    return text.replace("beta *", "2 * beta *") if "beta *" in text else text + " "
+
+
+def test_files_of_a_glob_that_come_and_go(results: Path) -> None:
+    (results / "rows/train-2.jsonl").write_text("{}\n")
+    assert reruns() == {"fetch/data"}
+    (results / "rows/train-2.jsonl").unlink()
+    (results / "rows/train-1.jsonl").unlink()
+    assert reruns() == {"fetch/data"}
+
+
+def test_a_deleted_code_file_is_one_sentence(results: Path) -> None:
+    (results / "configs/my_losses.py").unlink()
+    with pytest.raises(UserError, match=r"my_losses\.py: no such file"):
+        reruns()
+
+
+def test_a_missing_or_damaged_result(results: Path) -> None:
+    """A byte of the same length, at the same time: the content counts."""
+    path = RESULTS / "score/dpo/result.txt"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns + 1
+    path.write_text("score/dpX")
+    os.utime(path, ns=times)
+    assert reruns() == {"score/dpo"} and reruns(itself=False) == {"score/dpo", "judge/dpo", "report"}
+    path.unlink()
+    assert reruns() == {"score/dpo"}
+
+
+def break_cache() -> None:
+    digests().path.write_text("[")
+
+
+def lose_cache() -> None:
+    shutil.rmtree(digests().path.parent)
+
+
+@pytest.mark.parametrize("damage", [break_cache, lose_cache])
+def test_the_cache_of_digests_saves_time_only(damage: Callable[[], None], results: Path) -> None:
+    assert reruns() == set()
+    damage()
+    assert reruns() == set()
+
+
+def test_another_config_code_or_input(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVERY_PATH, "sft", {"learning_rate": 3e-3})
+    reasons = freshness.outdated(suite(), RESULTS, digests())
+    assert reasons["sft"] == ["config: sft.learning_rate: 0.001 -> 0.003"]
+    assert reasons["preference/dpo"] == ["after: sft, reference comparisons"]
+    monkeypatch.setitem(EVERY_PATH, "sft", {})
+    shutil.rmtree(RESULTS / "prepare/comparisons")
+    (RESULTS / "prepare/demonstrations/result.txt").write_text("other")
+    shutil.rmtree(RESULTS / "prepare/demonstrations")
+    for folder in ("prepare/demonstrations", "prepare/comparisons"):
+        finish(folder)
+    assert reruns() == set(), "made again, with equal content"
+    manifest = RESULTS / "prepare/comparisons/manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sael"'))
+    assert freshness.outdated(suite(), RESULTS, digests())["prepare/comparisons"] == [f"changed: {manifest}"]
