@@ -114,11 +114,11 @@ def test_sampled_rankings_lie_in_a_folder_of_their_own(folder: Path, tmp_path: P
 @pytest.fixture(scope="module")
 def curves(folder: Path) -> dict[str, pd.DataFrame]:
     """Every loss trained for three steps of several micro-batches; its curves."""
-    found = {}
+    curves = {}
     for name in ROWS:
         assert main(align(folder, name)) == 0, name
-        found[name] = pd.read_csv(folder / f"preference/{name}/curves.csv")
-    return found
+        curves[name] = pd.read_csv(folder / f"preference/{name}/curves.csv")
+    return curves
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -154,8 +154,8 @@ def test_figures_and_league_take_runs_of_every_kind(curves: dict[str, pd.DataFra
     runs = pd.DataFrame({"run": names, "method": names, "group": names, "label": ""})
     assert "margin" not in shown["kto"] and "accuracy" in shown["kto"]
     axes = training(shown, runs).axes
-    drawn = [[panel.get_visible() and bool(panel.lines) for panel in axes[3 * k : 3 * k + 3]] for k in range(4)]
-    assert drawn == [[True, False, True], [True, False, True], [True] * 3, [True] * 3]
+    panels_in_use = [[panel.get_visible() and bool(panel.lines) for panel in axes[3 * k : 3 * k + 3]] for k in range(4)]
+    assert panels_in_use == [[True, False, True], [True, False, True], [True] * 3, [True] * 3]
     assert all(len(panel.lines) > 1 for panel in logratios(shown, runs).axes if panel.get_visible())
     tables = {name: scores(0.1, 1.0) for name in names} | {"sft": scores(0.0, 0.0)}
     table = league(runs, tables, shown, (0.5,), bootstrap=10).set_index("method")
@@ -176,8 +176,8 @@ def test_scores_that_are_not_there_are_missed_before_training(
     ):
         (suite / "raw/train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
         _stage(suite, "fetch/data", {"data": {"source": str(suite / "raw"), "train": "train.jsonl"}})
-        given = {"rows": "fetch/data", "tokenizer": str(folder / "pretrain")}
-        command = _command(suite, "prepare/comparisons", config, **given)
+        inputs = {"rows": "fetch/data", "tokenizer": str(folder / "pretrain")}
+        command = _command(suite, "prepare/comparisons", config, **inputs)
         if rows is plain:
             assert main(command) == 0
             command = align(folder, "rebel")

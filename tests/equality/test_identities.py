@@ -169,8 +169,8 @@ def test_f_dpo_between_its_limits() -> None:
         (1e-7, {"method": "dpo"}),
         (1 - 1e-9, {"method": "f_dpo", "divergence": "forward_kl"}),
     ):
-        found = example.loss(method="f_dpo", divergence="alpha", alpha=alpha)
-        assert torch.allclose(found, example.loss(**limit), rtol=0, atol=1e-5)
+        values = example.loss(method="f_dpo", divergence="alpha", alpha=alpha)
+        assert torch.allclose(values, example.loss(**limit), rtol=0, atol=1e-5)
         assert not torch.allclose(
             example.loss(method="f_dpo", divergence="alpha"), example.loss(**limit), rtol=0, atol=1e-5
         )

@@ -14,7 +14,7 @@ import torch
 from prefdag.config.objectives import OBJECTIVES
 from registry import ROWS, entry_of_row, example_for, named
 
-SMOOTHED = "with a label smoothing e the least loss lies where the logit is log((1 - e) / e), not at infinity"
+SMOOTHED = "with a label smoothing e the least loss is where the logit is log((1 - e) / e), not at infinity"
 # Those of which that holds without their label smoothing.
 UNLESS_SMOOTHED = {"aot", "aot_unpaired", "wpo", "simpo", "cpo"}
 # Which sides others may move the other way, and why.

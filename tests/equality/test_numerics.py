@@ -1,4 +1,4 @@
-"""Losses as numbers: finite wherever log-probs can lie, in their full precision, with the gradient of their values."""
+"""Losses as numbers: finite for all possible log-probs, in their full precision, with the gradient of their values."""
 
 from dataclasses import replace
 from typing import Any
@@ -63,10 +63,10 @@ def test_no_option_passes_through_float32(row: dict[str, Any]) -> None:
     default dtype it would become a float64, so that equal bits show that it never does.
     """
     example = example_for(row)
-    found = example.loss(**row)
+    values = example.loss(**row)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(example.loss(**row), found)
+        assert torch.equal(example.loss(**row), values)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -29,7 +29,7 @@ RENAMED = {
 
 
 @pytest.fixture(scope="module")
-def given() -> Cases:
+def cases() -> Cases:
     return read_cases(ORACLES)
 
 
@@ -53,38 +53,40 @@ def compared(result: Any, case: dict[str, Any], key: str, side: str | None = Non
     assert peer is not None and len(peer) == len(plain(result)), f"{key} {side}: another shape"
     counts: Counter[str] = Counter()
     for at, number in enumerate(plain(result)):
-        asked, kind = peer[at], "peer"
-        if exact is not None and (isinstance(asked, str) or case["tol"] > TOLERANCE):
-            asked, kind = exact[at], "exact"
+        expected, kind = peer[at], "peer"
+        if exact is not None and (isinstance(expected, str) or case["tol"] > TOLERANCE):
+            expected, kind = exact[at], "exact"
         tolerance = case["tol"] if exact is None else TOLERANCE
-        counts["null" if asked is None else kind] += 1
+        counts["null" if expected is None else kind] += 1
         assert abs(number) < float("inf"), f"{key} {side} {at}: {number}"
-        if asked is not None:
-            assert abs(number - asked) <= tolerance * max(1, abs(asked)), f"{key} {side} {at}: {number}, not {asked}"
+        if expected is not None:
+            assert abs(number - expected) <= tolerance * max(1, abs(expected)), (
+                f"{key} {side} {at}: {number}, not {expected}"
+            )
     return counts
 
 
 @pytest.mark.parametrize("case", RAW["cases"], ids=lambda case: case["id"])
-def test_a_peers_value_and_gradient(case: dict[str, Any], given: Cases) -> None:
-    (asked,) = (one for one in given.cases if one.id == case["id"])
-    result = evaluate(asked, given.fixtures)
+def test_a_peers_value_and_gradient(case: dict[str, Any], cases: Cases) -> None:
+    (expected,) = (one for one in cases.cases if one.id == case["id"])
+    result = evaluate(expected, cases.fixtures)
     compared(result["loss"], case, "loss")
     assert set(result["grad"]) >= set(case["expected"]["grad"])
     for side in case["expected"]["grad"]:
         compared(result["grad"][side], case, "grad", side)
 
 
-def test_no_case_is_left_out(given: Cases) -> None:
+def test_no_case_is_left_out(cases: Cases) -> None:
     """As many as the file holds, each of another id, and every method that this project claims."""
-    assert len(given.cases) == len(RAW["cases"]) == len({case.id for case in given.cases}) == 288
-    assert {case.method for case in given.cases} == set(METHODS)
+    assert len(cases.cases) == len(RAW["cases"]) == len({case.id for case in cases.cases}) == 288
+    assert {case.method for case in cases.cases} == set(METHODS)
 
 
-def test_what_is_not_compared_is_known(given: Cases) -> None:
+def test_what_is_not_compared_is_known(cases: Cases) -> None:
     """Numbers that are null in the file, by method: gradients at a kink, and AlphaPO of a single token of -10,000."""
     counts: Counter[str] = Counter()
-    for asked, case in zip(given.cases, RAW["cases"], strict=True):
-        result = evaluate(asked, given.fixtures)
+    for expected, case in zip(cases.cases, RAW["cases"], strict=True):
+        result = evaluate(expected, cases.fixtures)
         for counted in (
             compared(result["loss"], case, "loss"),
             *(compared(result["grad"][side], case, "grad", side) for side in case["expected"]["grad"]),
@@ -93,20 +95,20 @@ def test_what_is_not_compared_is_known(given: Cases) -> None:
     assert +counts == NULL
 
 
-def test_the_command_prints_them_all(given: Cases, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_them_all(cases: Cases, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loss", "--cases", str(ORACLES)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [evaluate(case, given.fixtures) for case in given.cases]
+    assert lines == [evaluate(case, cases.fixtures) for case in cases.cases]
 
 
-def test_the_answers_are_not_read(given: Cases, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_answers_are_not_read(cases: Cases, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without `expected`, `exact` and `tol` the command prints the same, beta-DPO's drawn pairs among it."""
-    asked = ("id", "method", "fixture", "hp", "reduction", "inputs")
-    bare = [{key: case[key] for key in asked} for case in RAW["cases"]]
+    expected = ("id", "method", "fixture", "hp", "reduction", "inputs")
+    bare = [{key: case[key] for key in expected} for case in RAW["cases"]]
     (tmp_path / "bare.json").write_text(json.dumps({"fixtures": RAW["fixtures"], "cases": bare}))
     assert main(["loss", "--cases", str(tmp_path / "bare.json")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [evaluate(case, given.fixtures) for case in given.cases]
+    assert lines == [evaluate(case, cases.fixtures) for case in cases.cases]
 
 
 def test_losses_that_no_peer_was_run_for() -> None:

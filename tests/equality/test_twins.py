@@ -47,7 +47,7 @@ def future_visible(segments: Segments) -> Segments:
 
 
 def positions_run_on(segments: Segments) -> Segments:
-    """Positions count a row's tokens: a later response stands further from its prompt than it should."""
+    """Positions count a row's tokens: a later response is further from its prompt than it should."""
     return replace(segments, positions=torch.arange(segments.tokens.shape[1]).expand_as(segments.tokens))
 
 

@@ -218,23 +218,23 @@ def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int
 
 
 def write_verdicts(root: Path, name: str, judges: tuple[str, ...] = ("reward",)) -> Path:
-    here = workspace(root / "judge" / name)
+    space = workspace(root / "judge" / name)
     held = root / f"score/{AnswerSet('sft', AnswerSet.parse(name).variant)}/manifest.json"
     held = held if held.is_file() else root / "score/sft/manifest.json"
     job = judge.Job(judge=Judge(bootstrap=200, judges=judges))
-    judge.run(job, here, scores=root / "score" / name / "manifest.json", against=held)
-    return touched(here.output)
+    judge.run(job, space, scores=root / "score" / name / "manifest.json", against=held)
+    return touched(space.output)
 
 
 def write_further(root: Path, inputs: dict, runs: list[dict], num_prompts: int) -> tuple[dict, list[dict]]:
-    """Checkpoints, temperatures, the pool and several judges beside `write_results`; inputs and answers for `made`."""
+    """Add checkpoints, temperatures, the pool and several judges; return inputs and answers for `made`."""
     policies = ["base", "sft", *(run["name"] for run in runs)]
-    drawn = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
-    answers = [{"name": name, **drawn} for name in policies]
+    figures = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
+    answers = [{"name": name, **figures} for name in policies]
     for heat in (0.0, 0.25, 1.0):
-        answers += [{"name": f"{name}@t{heat}", **drawn, "temperature": heat} for name in ["sft", *policies[2:5]]]
-    answers += [{"name": f"{run['name']}@step{step}", **drawn} for run in runs for step in (15, 30, 45)]
-    further = [told["name"] for told in answers[len(policies) :]]
+        answers += [{"name": f"{name}@t{heat}", **figures, "temperature": heat} for name in ["sft", *policies[2:5]]]
+    answers += [{"name": f"{run['name']}@step{step}", **figures} for run in runs for step in (15, 30, 45)]
+    further = [expected["name"] for expected in answers[len(policies) :]]
     scores = [write_scores(root / "score" / n, score_table(n, num_prompts), n, True) for n in further]
     for name in (*further, "sft@pool"):
         (root / "generate" / name).mkdir()
@@ -245,25 +245,25 @@ def write_further(root: Path, inputs: dict, runs: list[dict], num_prompts: int) 
         path.rmdir()
     judged = [name for name in (*policies, *further) if AnswerSet.parse(name).policy != "sft"]
     write_scores(root / "score/sft@pool", score_table("sft", num_prompts, 16), "sft@pool", True)
-    here = workspace(root / "best_of_n")
+    space = workspace(root / "best_of_n")
     best_of_n.run(
         best_of_n.Job(best_of_n=BestOfN(selected_by="reward", seed=0, bootstrap=200)),
-        here,
+        space,
         scores=root / "score/sft@pool/manifest.json",
     )
     verdicts = [write_verdicts(root, name, ("reward", "trained", "length")) for name in judged]
-    pool = {"name": "sft@pool", **drawn}
+    pool = {"name": "sft@pool", **figures}
     more = {"scores": [*inputs["scores"], *scores, root / "score/sft@pool/manifest.json"], "judges": verdicts}
-    return {**inputs, **more, "best_of_n": touched(here.output)}, [*answers, pool]
+    return {**inputs, **more, "best_of_n": touched(space.output)}, [*answers, pool]
 
 
 def made(
     output: Path, inputs: dict, runs: list[dict], answers: list[dict] | None = None, **settings: object
 ) -> SimpleNamespace:
-    here = workspace(output)
+    space = workspace(output)
     settings = {"reward_label": "ground-truth reward (VADER compound)", **settings}
-    drawn = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
-    answers = answers or [{"name": path.parent.name, **drawn} for path in inputs["scores"]]
+    figures = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
+    answers = answers or [{"name": path.parent.name, **figures} for path in inputs["scores"]]
     job = report.Job.parse({"report": settings, "suite": "toy", "runs": runs, "answers": answers}, "test")
-    report.run(job, here, exact=[], **inputs)
-    return here
+    report.run(job, space, exact=[], **inputs)
+    return space

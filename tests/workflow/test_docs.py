@@ -83,8 +83,8 @@ def test_paths_and_figures_of_the_pages_exist():
 
 
 def test_the_drawn_workflow_has_every_stage():
-    drawn = set(re.findall(r"[a-z_]+", (ROOT / "docs/figures/dag.svg").read_text()))
-    assert {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")} <= drawn
+    stages_shown = set(re.findall(r"[a-z_]+", (ROOT / "docs/figures/dag.svg").read_text()))
+    assert {path.stem for path in (PACKAGE / "stages").glob("[a-z]*.py")} <= stages_shown
 
 
 def messages() -> list[str]:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
@@ -16,8 +15,6 @@ from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 
 ROOT = os.path.abspath(workflow.basedir)
-
-
 SUITE_FILES = [os.path.relpath(path) for path in workflow.configfiles or ["configs/quickstart.yaml"]]
 
 
@@ -49,8 +46,7 @@ MARKER = f"{RESULTS}/.cache/outdated"
 if workflow.is_main_process and not OUTDATED:
     record_suite_files(Path(RESULTS), SUITE_FILES)  # they fit the suite; otherwise `onstart` records it
 if OUTDATED:
-    os.makedirs(os.path.dirname(MARKER), exist_ok=True)
-    Path(MARKER).write_text(str(time.time_ns()))  # new content each time: Snakemake may compare it
+    freshness.renew(Path(MARKER))
 
 
 def quoted(path):

@@ -23,17 +23,17 @@ POLICIES = ["base", "sft", "dpo", "dpo-strong", "simpo"]
 
 
 def suite(**changes: Any) -> Suite:
-    found = resolve(merge(yaml.safe_load(MINI), changes), "x.yaml")
-    assert isinstance(found, Suite)
-    return found
+    result = resolve(merge(yaml.safe_load(MINI), changes), "x.yaml")
+    assert isinstance(result, Suite)
+    return result
 
 
-def answers(found: Suite) -> list[str]:
-    return [str(one) for one in jobs.answers(found)]
+def answers(result: Suite) -> list[str]:
+    return [str(one) for one in jobs.answers(result)]
 
 
-def against(found: Suite, name: str) -> str | None:
-    other = jobs.against(found, AnswerSet.parse(name))
+def against(result: Suite, name: str) -> str | None:
+    other = jobs.against(result, AnswerSet.parse(name))
     return None if other is None else str(other)
 
 
@@ -50,8 +50,8 @@ def test_the_documented_example_resolves() -> None:
     """With its 7 checkpoints of 400 steps, 50 apart."""
     text = (ROOT / "docs/howto/evaluation.md").read_text()
     example = yaml.safe_load(re.search(r"```yaml\n(generate:.*?)```", text, re.S)[1])
-    found = answers(suite(**example))
-    assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(found)
+    result = answers(suite(**example))
+    assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(result)
 
 
 def test_without_variants_the_answers_are_the_policies() -> None:
@@ -62,12 +62,12 @@ def test_every_kind_of_answers() -> None:
     """Of 5 steps, two checkpoints between the first and the last: 5 / 3 and 10 / 3, rounded down."""
     runs = yaml.safe_load(MINI)["runs"]
     runs[0]["checkpoints"] = 2
-    found = suite(generate={"variants": COLD, "best_of": 4, "chosen": True}, runs=runs)
+    result = suite(generate={"variants": COLD, "best_of": 4, "chosen": True}, runs=runs)
     cold = [f"{policy}@t0.25" for policy in POLICIES]
-    assert answers(found) == [
+    assert answers(result) == [
         *POLICIES, *cold, "dpo@nucleus", "dpo@step1", "dpo@step3", "sft@pool", "chosen",
     ]  # fmt: skip
-    judged = {name: against(found, name) for name in answers(found) if against(found, name)}
+    judged = {name: against(result, name) for name in answers(result) if against(result, name)}
     assert judged == {
         **dict.fromkeys(["base", "dpo", "dpo-strong", "simpo"], "sft"),
         **dict.fromkeys(["base@t0.25", "dpo@t0.25", "dpo-strong@t0.25", "simpo@t0.25"], "sft@t0.25"),
@@ -85,23 +85,23 @@ def with_other_prompts(against: str = "chosen", **variants: Any) -> Suite:
 
 def test_prompts_of_another_distribution_are_held_against_their_own_references() -> None:
     """`ood` alone changes no setting of sampling and is still another set of answers."""
-    found = with_other_prompts()
-    assert answers(found)[-3:] == ["chosen", "chosen@ood", "chosen@ood-t0"]
+    result = with_other_prompts()
+    assert answers(result)[-3:] == ["chosen", "chosen@ood", "chosen@ood-t0"]
     for name, other in (
         ("dpo", "chosen"),
         ("sft@t0", "chosen"),
         ("sft@ood", "chosen@ood"),
         ("dpo@ood-t0", "chosen@ood-t0"),
     ):
-        assert against(found, name) == other
-    assert against(found, "chosen@ood") is None and jobs.answering_folder(found, AnswerSet("chosen", "ood")) is None
+        assert against(result, name) == other
+    assert against(result, "chosen@ood") is None and jobs.answering_folder(result, AnswerSet("chosen", "ood")) is None
     for folder, names in (("comparisons", ("dpo", "sft@t0", "chosen")), ("ood", ("dpo@ood", "chosen@ood-t0"))):
         for name in names:
-            assert jobs.prompts_folder(found, AnswerSet.parse(name)) == f"prepare/{folder}"
-    assert jobs.config_of(found, "generate", "dpo@ood") == jobs.config_of(found, "generate", "dpo")
-    told = json.loads(jobs.config_of(found, "report"))["answers"]
-    assert {entry["name"] for entry in told if entry["prompts"] == "ood"} == {
-        name for name in answers(found) if "@ood" in name
+            assert jobs.prompts_folder(result, AnswerSet.parse(name)) == f"prepare/{folder}"
+    assert jobs.config_of(result, "generate", "dpo@ood") == jobs.config_of(result, "generate", "dpo")
+    expected = json.loads(jobs.config_of(result, "report"))["answers"]
+    assert {entry["name"] for entry in expected if entry["prompts"] == "ood"} == {
+        name for name in answers(result) if "@ood" in name
     }
     assert against(with_other_prompts("sft"), "dpo@ood") == "sft@ood"
 
@@ -116,47 +116,47 @@ def test_other_prompts_are_there_and_answered_or_a_sentence_says_so() -> None:
 
 
 def test_checkpoints_lie_evenly_between_the_ends() -> None:
-    for steps, num, kept in ((60, 3, (15, 30, 45)), (5, 4, (1, 2, 3, 4)), (10, 2, (3, 6)), (10, 0, ())):
-        found = Preference(batch_size=1, learning_rate=1, max_steps=steps, checkpoints=num)
-        assert found.kept_steps == kept
+    for steps, num, saved in ((60, 3, (15, 30, 45)), (5, 4, (1, 2, 3, 4)), (10, 2, (3, 6)), (10, 0, ())):
+        result = Preference(batch_size=1, learning_rate=1, max_steps=steps, checkpoints=num)
+        assert result.kept_steps == saved
 
 
 def test_a_job_may_read_its_own_settings_only() -> None:
     """Two more sets of answers change no other set's config; each states what differs."""
-    before, found = suite(), suite(generate={"variants": COLD, "best_of": 4, "best_of_prompts": 6, "chosen": True})
+    before, result = suite(), suite(generate={"variants": COLD, "best_of": 4, "best_of_prompts": 6, "chosen": True})
     for name in answers(before):
         for stage in ("generate", "score"):
-            assert jobs.config_of(before, stage, name) == jobs.config_of(found, stage, name)
-    default = json.loads(jobs.config_of(found, "generate", "sft"))["generate"]
+            assert jobs.config_of(before, stage, name) == jobs.config_of(result, stage, name)
+    default = json.loads(jobs.config_of(result, "generate", "sft"))["generate"]
 
     def differing(name: str) -> dict[str, Any]:
-        stated = json.loads(jobs.config_of(found, "generate", name))
+        stated = json.loads(jobs.config_of(result, "generate", name))
         assert set(stated) == {"generate"}
         return {key: value for key, value in stated["generate"].items() if default[key] != value}
 
     assert differing("dpo@nucleus") == {"top_p": 0.9}
     assert differing("base@t0.25") == {"temperature": 0.25}
     assert differing("sft@pool") == {"num_samples": 4, "max_prompts": 6}
-    assert json.loads(jobs.config_of(found, "generate", "chosen")) == {"generate": {"max_prompts": None}}
+    assert json.loads(jobs.config_of(result, "generate", "chosen")) == {"generate": {"max_prompts": None}}
 
 
 def test_a_checkpoints_jobs_say_which_weights() -> None:
-    found = suite(preference={"checkpoints": 1})
+    result = suite(preference={"checkpoints": 1})
     for stage in ("generate", "score"):
-        own = json.loads(jobs.config_of(found, stage, "dpo@step2"))
-        assert own.pop("checkpoint") == 2
-        assert own == json.loads(jobs.config_of(found, stage, "dpo"))
+        of_policy = json.loads(jobs.config_of(result, stage, "dpo@step2"))
+        assert of_policy.pop("checkpoint") == 2
+        assert of_policy == json.loads(jobs.config_of(result, stage, "dpo"))
 
 
 def test_the_estimate_counts_every_set() -> None:
     """A variant of half the prompts costs half: 5 policies' 10 prompts, then dpo's and sft's 5."""
     half = {"policies": ["sft", "dpo"], "max_prompts": 5}
-    found, more = (
+    result, more = (
         {one.stage: one for one in job_costs(suite(size=SIZE, generate=generate), suite(size=SIZE).size)}
         for generate in ({"max_prompts": 10}, {"max_prompts": 10, "variants": {"half": half}})
     )
-    assert (found["generate"].jobs, more["generate"].jobs, more["score"].jobs) == (5, 7, 7)
-    assert more["score"].hours == pytest.approx(found["score"].hours * 60 / 50)
+    assert (result["generate"].jobs, more["generate"].jobs, more["score"].jobs) == (5, 7, 7)
+    assert more["score"].hours == pytest.approx(result["score"].hours * 60 / 50)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_a_run_has_no_name_of_other_answers(name: str) -> None:
 
 
 def test_the_report_is_told_how_answers_were_drawn() -> None:
-    """By name; nothing of the chosen responses, which nobody drew, nor of seeds and numbers, which no figure shows."""
-    told = json.loads(jobs.config_of(suite(generate={"variants": COLD, "chosen": True}), "report"))["answers"]
-    by_name = {entry.pop("name"): entry for entry in told}
+    """By name; nothing of the chosen responses, nor of seeds and numbers, which no figure shows."""
+    expected = json.loads(jobs.config_of(suite(generate={"variants": COLD, "chosen": True}), "report"))["answers"]
+    by_name = {entry.pop("name"): entry for entry in expected}
     assert list(by_name) == answers(suite(generate={"variants": COLD, "chosen": True}))
     assert set(by_name["dpo"]) == {"prompts", "temperature", "top_p", "max_new_tokens"} and by_name["chosen"] == {
         "prompts": "test"

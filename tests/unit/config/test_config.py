@@ -21,9 +21,9 @@ def suite(**changes: Any) -> dict[str, Any]:
 
 
 def mistake(**changes: Any) -> str:
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as result:
         resolve(suite(**changes), "configs/x.yaml")
-    return str(found.value)
+    return str(result.value)
 
 
 ROW = {"name": "a", "method": "dpo", "beta": 0.1}
@@ -133,44 +133,44 @@ def test_a_missing_file_and_broken_yaml(tmp_path: Path):
 
 
 def test_grid_and_seeds_are_expanded_into_named_rows():
-    found = resolve(suite(runs=None, grid=[{"method": "dpo", "beta": [1, 0.1], "seeds": [0, 3]}]), "x").runs
-    assert [run.name for run in found] == [
+    result = resolve(suite(runs=None, grid=[{"method": "dpo", "beta": [1, 0.1], "seeds": [0, 3]}]), "x").runs
+    assert [run.name for run in result] == [
         "dpo-beta1-seed0",
         "dpo-beta1-seed3",
         "dpo-beta0.1-seed0",
         "dpo-beta0.1-seed3",
     ]
-    assert [run.preference.seed for run in found] == [0, 3, 0, 3]
-    assert found[2].objective.parameters() == {"beta": 0.1}
+    assert [run.preference.seed for run in result] == [0, 3, 0, 3]
+    assert result[2].objective.parameters() == {"beta": 0.1}
 
 
 def test_a_row_overrides_the_shared_training():
-    found = resolve(suite(runs=[{**ROW, "epochs": 3}]), "x").runs[0]
-    assert (found.preference.epochs, found.preference.batch_size) == (3, 2)
+    result = resolve(suite(runs=[{**ROW, "epochs": 3}]), "x").runs[0]
+    assert (result.preference.epochs, result.preference.batch_size) == (3, 2)
 
 
 def test_a_suite_extends_another(tmp_path: Path):
     (tmp_path / "below.yaml").write_text(MINI)
     (tmp_path / "above.yaml").write_text("extends: below.yaml\nname: above\nsft: {max_steps: 3}\n")
-    found = read_suite([str(tmp_path / "above.yaml")])
-    assert (found.name, found.sft.max_steps, found.sft.batch_size) == ("above", 3, 16)
+    result = read_suite([str(tmp_path / "above.yaml")])
+    assert (result.name, result.sft.max_steps, result.sft.batch_size) == ("above", 3, 16)
 
 
 def test_the_suites_seed_reaches_every_section_that_does_not_state_its_own():
-    found = resolve(suite(seed=7, sft={"seed": 2}), "x")
-    assert (found.sft.seed, found.pretrain.seed, found.runs[0].preference.seed) == (2, 7, 7)
+    result = resolve(suite(seed=7, sft={"seed": 2}), "x")
+    assert (result.sft.seed, result.pretrain.seed, result.runs[0].preference.seed) == (2, 7, 7)
 
 
 def test_a_jobs_config_is_canonical_and_holds_its_own_keys_only():
-    found = resolve(suite(), "x")
-    config = jobs.config_of(found, "preference", "dpo")
+    result = resolve(suite(), "x")
+    config = jobs.config_of(result, "preference", "dpo")
     assert set(json.loads(config)) == {"preference", "objective"}
     assert config == json.dumps(json.loads(config), sort_keys=True, separators=(",", ":"))
     changed = resolve(suite(sft={"max_steps": 11}), "x")
     differing = [
         s
         for s in ("pretrain", "sft", "pairs", "reward", "reference")
-        if jobs.config_of(found, s) != jobs.config_of(changed, s)
+        if jobs.config_of(result, s) != jobs.config_of(changed, s)
     ]
     assert differing == ["sft"]
 
@@ -182,9 +182,9 @@ def test_every_shipped_suite_resolves(path: str):
 
 @pytest.mark.parametrize("path", sorted(str(path) for path in (ROOT / "configs/local").glob("hh-*.yaml")))
 def test_every_local_file_fits_over_its_suite(path: str):
-    found = read_suite([str(ROOT / "configs/hh.yaml"), path])
-    assert not found.data.source.startswith("hub:")
-    assert not found.model.source.startswith("hub:")
+    result = read_suite([str(ROOT / "configs/hh.yaml"), path])
+    assert not result.data.source.startswith("hub:")
+    assert not result.model.source.startswith("hub:")
 
 
 REWARDS = "configs/x.yaml: reward"
@@ -213,7 +213,7 @@ def test_options_of_the_reward_model_that_do_not_go_together(options: dict[str, 
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("nobody", "score.implicit: there is no run 'nobody'; the runs are dpo, dpo-strong, simpo"),
+        ("absent", "score.implicit: there is no run 'absent'; the runs are dpo, dpo-strong, simpo"),
         (
             "simpo",
             "score.implicit: simpo (simpo) has no implicit reward; its loss must read the reference and have one",

@@ -27,7 +27,7 @@ from prefdag.data.adapters.records import TextComparison
 def mine(row):
     return TextComparison(row["prompt"], (row["better"], row["worse"]))
 """
-# A suite that names a local file wherever the schema has a path.
+# A suite that names a local file in every key of the schema that names a path.
 EVERY_PATH = {
     "name": "all",
     "model": {"source": "base", "scratch": None},

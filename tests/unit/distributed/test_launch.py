@@ -174,7 +174,7 @@ def test_a_torchrun_of_the_users_own_must_agree(monkeypatch: pytest.MonkeyPatch)
     ("settings", "sentence"),
     [
         ({"processes": 3, "nodes": 2}, "processes: 3 cannot be spread evenly over 2 nodes"),
-        ({"sharding": "sharded"}, "sharding: one process has nobody to share with; state processes: 2 or more"),
+        ({"sharding": "sharded"}, "sharding: one process has nothing to shard over; state processes: 2 or more"),
     ],
 )
 def test_processes_that_do_not_agree_are_refused(settings: dict[str, Any], sentence: str) -> None:

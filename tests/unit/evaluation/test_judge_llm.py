@@ -435,7 +435,7 @@ def test_the_key_of_an_answer_is_all_that_it_depends_on() -> None:
     assert question_key(judge.model_copy(update={"concurrency": 9, "name": "x"}), "q") in keys
 
 
-def test_a_prompt_of_ones_own_lies_beside_the_suite(
+def test_a_users_prompt_is_relative_to_the_suite(
     server: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its path is the suite's; it is one of the stage's sources; a file without a place for the pair is a sentence."""
@@ -547,7 +547,7 @@ def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["tldr", "hh"])
 def test_the_papers_judge_is_a_line_away(name: str, tmp_path: Path) -> None:
-    """The shipped suite asks nobody; with its commented line in place of the one below, it asks the paper's judge."""
+    """The shipped suite asks no model; with its commented line in place of the one below, it asks the paper's judge."""
     text = (ROOT / f"configs/{name}.yaml").read_text()
     line = next(line for line in text.splitlines() if line.startswith("#   judge: "))
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])

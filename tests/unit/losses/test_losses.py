@@ -241,9 +241,9 @@ def test_beta_dpo_keeps_pairs_by_the_density_of_their_gap() -> None:
 
 def test_preferred_ft_is_the_chosen_responses_nll() -> None:
     """Its sum over a batch is what SFT minimises on the chosen responses, before the division by their tokens."""
-    model, found = tiny(), comparisons(5, 2)
-    alone = [type(one)(one.prompt, one.responses[:1]) for one in found]
-    preferred = Example(logprobs(model, pack(found))).loss(method="preferred_ft")
+    model, rows = tiny(), comparisons(5, 2)
+    alone = [type(one)(one.prompt, one.responses[:1]) for one in rows]
+    preferred = Example(logprobs(model, pack(rows))).loss(method="preferred_ft")
     assert preferred.sum().item() == pytest.approx(-logprobs(model, pack(alone)).tokens.sum().item(), abs=1e-10)
 
 
@@ -251,8 +251,8 @@ def test_dpos_gradient_is_the_papers() -> None:
     """Rafailov et al. 2023, section 4: -beta sigmoid(-beta D) (grad log pi(chosen) - grad log pi(rejected)), for every
     parameter of a model.
     """
-    beta, model, found = 0.3, tiny("gpt2"), comparisons(4, 2, seed=4)
-    for one in found:
+    beta, model, rows = 0.3, tiny("gpt2"), comparisons(4, 2, seed=4)
+    for one in rows:
         segments = pack([one])
         with torch.no_grad():
             reference = logprobs(tiny(seed=1), segments)

@@ -38,7 +38,7 @@ def test_rankings_are_best_first_and_what_has_no_order_is_counted(tmp_path: Path
 
 
 def test_pairs_are_every_two_that_differ(tmp_path: Path) -> None:
-    """6 of the first prompt, 5 of the second whose tie is counted, 3 of the third; the better stands first."""
+    """6 of the first prompt, 5 of the second whose tie is counted, 3 of the third; the better comes first."""
     assert write_pairs(tmp_path / "pairs.jsonl", ["p", "q", "r"], SCORED) == {"pairs": 14, "ties": 1}
     rows = read(tmp_path / "pairs.jsonl")
     assert rows[0] == {"prompt": "p", "responses": [" a", " c"], "scores": [0.9, 0.5]}

@@ -102,7 +102,7 @@ def settings(**options: Any) -> Reward:
         ({"centring": "pair_sum", "centring_coefficient": 0.1}, 0.201413 + 0.1 * 6.25),
         ({"centring": "each", "centring_coefficient": 0.1}, 0.201413 + 0.1 * 2.125),
         ({"length_penalty": 0.1}, 0.126928),  # 5 tokens more: -log s(1.5 + 0.5)
-        # What is centred is the reward, not what length explains beside it.
+        # What is centred is the reward, not what length explains.
         ({"length_penalty": 0.1, "centring": "each", "centring_coefficient": 0.1}, 0.126928 + 0.1 * 2.125),
     ],
 )

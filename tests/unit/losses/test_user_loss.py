@@ -232,15 +232,15 @@ def test_what_a_signature_says(workdir: Path):
 
 
 def test_inputs_and_options_are_passed_by_name(workdir: Path):
-    """S_w - S_l = 5, scores 3 and 1, scale 0.5: 5 + 0.5 * 2 = 6; twice the reference's margin of 2 beside it: 10."""
+    """S_w - S_l = 5, scores 3 and 1, scale 0.5: 5 + 0.5 * 2 = 6; and twice the reference's margin of 2: 10."""
     text = (
         "def f(policy, reference, *, scale: float, scores):\n    margin = lambda values: values[:, 0] - values[:, 1]\n"
     )
     text += "    return margin(policy.total + scale * scores + 2 * reference.total)\n"
     (workdir / "own.py").write_text(text)
     loss = load_user_loss(objective({"method": "own.py:f", "scale": 0.5}, "tests", "row"))
-    given = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
-    assert loss(pair(-10, -15), **given).item() == 10
+    inputs = {"scores": torch.tensor([[3.0, 1.0]]), "reference": pair(-12, -14)}
+    assert loss(pair(-10, -15), **inputs).item() == 10
 
 
 COUNTING = """

@@ -52,7 +52,7 @@ def test_tokens_of_generations_are_those_that_scores_count(tmp_path: Path):
     assert (row["tokens"], row["tokens_per_second"], row["steps"]) == (12, 6.0, None)
 
 
-def test_the_page_and_the_table_stand_beside_the_stages(tmp_path: Path, capsys):
+def test_the_page_and_the_table_are_in_the_suites_folder(tmp_path: Path, capsys):
     journal(tmp_path, "sft", None, 1, 4.0, {1: 11})
     journal(tmp_path, "score", "<b>", 2, 1.0, {})
     assert main(["costs", str(tmp_path)]) == 0

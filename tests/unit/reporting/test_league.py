@@ -30,7 +30,7 @@ TABLES = {
 ROWS = runs(("sft", "sft", "sft"), ("strong", "dpo", "a"), ("weak", "dpo", "b"), ("near", "simpo", "c"))
 
 
-def test_reward_at_a_matched_kl_lies_on_the_line_between_two_settings():
+def test_reward_at_a_matched_kl_is_on_the_line_between_two_settings():
     """DPO goes through (0, 0), (1, 0.2), (5, 0.6): at 0.5 nats 0.1, at 3 nats 0.4. SimPO never went to 3 nats."""
     table = league(ROWS, TABLES, {}, (0.5, 3.0), bootstrap=50).set_index("method")
     assert table.loc["dpo", "reward_at_0.5"] == pytest.approx(0.1)
@@ -89,15 +89,17 @@ def test_a_suite_that_asks_has_the_league_on_its_page_and_as_a_table(tmp_path: P
     for number, run in enumerate(many):
         monkeypatch.setitem(DRIFT, run["name"], (1.0 + number, 0.3))
     inputs = write_results(tmp_path, chosen, num_prompts=6, num_steps=3)
-    here = made(tmp_path / "report", inputs, chosen, matched_kl=[2, 5])
-    table = pd.read_csv(here.output / "league.csv")
+    workspace = made(tmp_path / "report", inputs, chosen, matched_kl=[2, 5])
+    table = pd.read_csv(workspace.output / "league.csv")
     assert len(table) == 15 and table["reward_at_2"].notna().sum() > table["reward_at_5"].notna().sum() > 0
-    page = (here.output / "index.html").read_text()
+    page = (workspace.output / "index.html").read_text()
     assert page.count("League of methods") == 1 and "time of an optimizer step" not in page
-    assert (here.output / "figures/league.png").stat().st_size > 10_000
+    assert (workspace.output / "figures/league.png").stat().st_size > 10_000
 
 
 def test_without_matched_kls_there_is_no_league(tmp_path: Path):
     inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
-    here = made(tmp_path / "report", inputs, RUNS[:1])
-    assert not (here.output / "league.csv").exists() and "League" not in (here.output / "index.html").read_text()
+    workspace = made(tmp_path / "report", inputs, RUNS[:1])
+    assert (
+        not (workspace.output / "league.csv").exists() and "League" not in (workspace.output / "index.html").read_text()
+    )

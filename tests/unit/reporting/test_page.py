@@ -93,7 +93,7 @@ def test_a_click_on_a_heading_sorts(page):
 
 
 def test_what_is_not_measured_sorts_last(page):
-    """The pool is judged by nobody: it stays below both ways."""
+    """The pool is not judged: it stays below both ways."""
     heading = page.find_element("xpath", "//section[@id='answers']//button[text()='step']")
     for _ in range(2):
         heading.click()
@@ -131,7 +131,7 @@ def test_what_a_model_wrote_shows_as_text(page):
 
 
 def test_links_lead_to_files(page, report: Path):
-    """Manifests, from where the page lies; the costs beside it are the workflow's, the rest are places on the page."""
+    """Manifests, relative to the page; the costs page is the workflow's, the rest are places on the page."""
     links = page.execute_script("return [...document.links].map(a => a.getAttribute('href'))")
     manifests = [unquote(link) for link in links if link.endswith("manifest.json")]
     assert len(manifests) > 4 * len(SOME)

@@ -38,20 +38,20 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
 
 
 def test_every_figure_is_png_and_svg(results):
-    _, here = results
+    _, workspace = results
     names = {"frontier", "logratios", "displacement", "training", "lengths"}
     names |= {"reward_histograms", "reward_boxes", "reward_accuracy"}
     names |= {"reward_training", "implicit_rewards", "calibration", "length_gap", "length_correlation", "gains"}
     names |= {"words", "text_map"}
     for kind in ("png", "svg"):
-        assert {path.stem for path in here.output.glob(f"figures/*.{kind}")} == names
-    drawn = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
-    assert drawn | {"index.html", "runs.csv", "calibration.csv"} == set(here.journal.artifacts)
+        assert {path.stem for path in workspace.output.glob(f"figures/*.{kind}")} == names
+    figures = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert figures | {"index.html", "runs.csv", "calibration.csv"} == set(workspace.journal.artifacts)
 
 
 def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interval(results):
-    _, here = results
-    table = pd.read_csv(here.output / "runs.csv")
+    _, workspace = results
+    table = pd.read_csv(workspace.output / "runs.csv")
     assert list(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
     assert list(table["run"]) == ["base", "sft", *(run["name"] for run in SOME)]
     sft = table[table["run"] == "sft"].iloc[0]
@@ -63,8 +63,8 @@ def test_runs_csv_opens_with_the_promised_columns_and_the_sft_row_has_no_interva
 
 
 def test_runs_csv_repeats_the_summaries(results):
-    inputs, here = results
-    table = pd.read_csv(here.output / "runs.csv").set_index("run")
+    inputs, workspace = results
+    table = pd.read_csv(workspace.output / "runs.csv").set_index("run")
     summary = json.loads((inputs["scores"][3].parent / "summary.json").read_text())
     row = table.loc[inputs["scores"][3].parent.name]
     assert (row["reward"], row["reward_low"], row["kl_se"]) == (
@@ -75,8 +75,8 @@ def test_runs_csv_repeats_the_summaries(results):
 
 
 def test_what_a_model_wrote_is_text_and_not_markup(results):
-    _, here = results
-    page = (here.output / "index.html").read_text()
+    _, workspace = results
+    page = (workspace.output / "index.html").read_text()
     assert ATTACK not in page
     assert "&lt;script&gt;alert(" in page
     assert "expecting &amp; found" in page
@@ -85,8 +85,8 @@ def test_what_a_model_wrote_is_text_and_not_markup(results):
 
 
 def test_the_page_needs_no_network_and_no_other_file(results):
-    _, here = results
-    page = (here.output / "index.html").read_text()
+    _, workspace = results
+    page = (workspace.output / "index.html").read_text()
     for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
         assert word not in page
     assert page.count("data:image/png;base64,") == page.count(" src=") == 16
@@ -94,23 +94,23 @@ def test_the_page_needs_no_network_and_no_other_file(results):
 
 
 def test_several_seeds_are_summarised_by_their_range(results):
-    _, here = results
-    page = (here.output / "index.html").read_text()
+    _, workspace = results
+    page = (workspace.output / "index.html").read_text()
     assert page.count("<td>0, 1, 2</td>") == 1 and "DPO β=0.1</th>" in page
 
 
 def test_without_a_reward_model_its_sections_say_so(tmp_path):
     runs = RUNS[:1]
     inputs = write_results(tmp_path, runs, num_prompts=6, num_steps=3, reward=False)
-    here = made(tmp_path / "report", inputs, runs)
-    page = (here.output / "index.html").read_text()
+    workspace = made(tmp_path / "report", inputs, runs)
+    page = (workspace.output / "index.html").read_text()
     assert "trains no reward model" in page and "not measured" not in page
-    assert not list(here.output.glob("figures/reward*"))
+    assert not list(workspace.output.glob("figures/reward*"))
     left_out = {"calibration", "length_gap"}
-    assert not left_out & {path.stem for path in here.output.glob("figures/*.png")}
-    assert not (here.output / "calibration.csv").exists() and 'id="pairs"' not in page
-    assert {"length_correlation", "gains", "words"} <= {path.stem for path in here.output.glob("figures/*.png")}
-    assert pd.read_csv(here.output / "runs.csv")["trained"].isna().all()
+    assert not left_out & {path.stem for path in workspace.output.glob("figures/*.png")}
+    assert not (workspace.output / "calibration.csv").exists() and 'id="pairs"' not in page
+    assert {"length_correlation", "gains", "words"} <= {path.stem for path in workspace.output.glob("figures/*.png")}
+    assert pd.read_csv(workspace.output / "runs.csv")["trained"].isna().all()
 
 
 @pytest.mark.parametrize("reward", [True, False])
@@ -128,22 +128,22 @@ def test_ensembles_and_implicit_rewards_are_shown(reward: bool, tmp_path):
         (path.parent / "summary.json").write_text(json.dumps(summary))
         if path.parent.name == runs[0]["name"]:
             (path.parent / "evaluation.json").write_text(json.dumps({"implicit": one}))
-    here = made(tmp_path / "report", inputs, runs)
-    table = pd.read_csv(here.output / "runs.csv")
+    workspace = made(tmp_path / "report", inputs, runs)
+    table = pd.read_csv(workspace.output / "runs.csv")
     assert set(table["implicit_dpo"]) == {0.25} and set(table["implicit_dpo_high"]) == {0.3}
-    page = (here.output / "index.html").read_text()
+    page = (workspace.output / "index.html").read_text()
     section = page[page.index('<section id="reward">') :].partition("</section>")[0]
     ensemble = ["before training", "after training", "seed 1 alone", "seed 4 alone"] if reward else []
     assert re.findall(r'<th scope="row">(.*?)</th>', section) == [*ensemble, "implicit, DPO β=0.05"]
     assert section.count("68.8% <small>[60.0, 75.0]</small>") == (3 if reward else 1)
     assert ("trains no reward model" in section) == (not reward)
-    assert (here.output / "figures/reward_accuracy.svg").is_file()
+    assert (workspace.output / "figures/reward_accuracy.svg").is_file()
 
 
 def test_what_the_reward_model_says_of_held_out_comparisons_is_shown(results):
     """The first and the last one, before and after training, to two digits; and the bins of the calibration."""
-    inputs, here = results
-    page = (here.output / "index.html").read_text()
+    inputs, workspace = results
+    page = (workspace.output / "index.html").read_text()
     held_out = page[page.index('<section id="pairs">') :].partition("</section>")[0]
     table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
     shown = re.findall(r'<td class="number">(-?[\d.]+)</td>', held_out)
@@ -151,23 +151,23 @@ def test_what_the_reward_model_says_of_held_out_comparisons_is_shown(results):
         one = table.iloc[row]
         names = [f"{when}_{side}" for side in ("chosen", "rejected") for when in ("before", "after")]
         assert cells == [f"{one[name]:.2f}" for name in names]
-    bins = pd.read_csv(here.output / "calibration.csv")
+    bins = pd.read_csv(workspace.output / "calibration.csv")
     assert bins.groupby("reward")["pairs"].sum().to_dict() == {"before training": 600, "after training": 600}
 
 
 def test_without_a_tokenizer_there_are_no_texts(tmp_path):
     inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
-    here = made(tmp_path / "report", {**inputs, "policy": None}, RUNS[:1])
-    page = (here.output / "index.html").read_text()
+    workspace = made(tmp_path / "report", {**inputs, "policy": None}, RUNS[:1])
+    page = (workspace.output / "index.html").read_text()
     assert 'id="texts"' not in page and 'id="pairs"' not in page and 'id="reliability"' in page
-    assert not {"words", "text_map"} & {path.stem for path in here.output.glob("figures/*.png")}
+    assert not {"words", "text_map"} & {path.stem for path in workspace.output.glob("figures/*.png")}
 
 
 def test_a_suite_without_runs_still_has_a_report(tmp_path):
     inputs = write_results(tmp_path, [], num_prompts=6, num_steps=3)
-    here = made(tmp_path / "report", inputs, [])
-    assert {path.stem for path in here.output.glob("figures/*.png")} >= {"frontier", "lengths"}
-    assert 'id="training"' not in (here.output / "index.html").read_text()
+    workspace = made(tmp_path / "report", inputs, [])
+    assert {path.stem for path in workspace.output.glob("figures/*.png")} >= {"frontier", "lengths"}
+    assert 'id="training"' not in (workspace.output / "index.html").read_text()
 
 
 def table_of(runs: list[dict]) -> pd.DataFrame:
@@ -197,8 +197,8 @@ def test_compared_is_the_middle_beta_of_dpo_first():
     assert compared(table_of(RUNS), None) == ["dpo-beta0.1-seed0", "ipo-beta0.1-seed0", "cdpo-seed0"]
     assert compared(table_of(RUNS[::-1]), None)[0].startswith("dpo-beta0.1")
     assert compared(table_of(RUNS), ["simpo-seed0"]) == ["simpo-seed0"]
-    with pytest.raises(UserError, match="report.compare: nobody is no run of this suite"):
-        compared(table_of(RUNS), ["nobody"])
+    with pytest.raises(UserError, match="report.compare: absent is no run of this suite"):
+        compared(table_of(RUNS), ["absent"])
 
 
 def test_methods_differ_in_colour_or_marker():

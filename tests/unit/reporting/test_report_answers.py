@@ -39,11 +39,11 @@ def answers() -> pd.DataFrame:
     wins["dpo@far-cold"] = {"win_rate": 0.25, "low": 0.1, "high": 0.4}
     runs = [{"name": "dpo", "method": "dpo", "seed": 0, "objective": {"beta": 0.1}}]
     policies = runs_table(runs, dict.fromkeys(NAMES, one), wins, dict.fromkeys(NAMES, (2, 4)))
-    told = [{"name": name, **DRAWN} for name in NAMES[:-1]] + [{"name": "chosen"}, {"name": "not-scored-yet"}]
-    for entry in told:
+    expected = [{"name": name, **DRAWN} for name in NAMES[:-1]] + [{"name": "chosen"}, {"name": "not-scored-yet"}]
+    for entry in expected:
         entry |= {"temperature": 0.0} if "cold" in entry["name"] else {"top_p": 0.9} if "cut" in entry["name"] else {}
         entry["prompts"] = "ood" if "far" in entry["name"] else "test"
-    return answers_table(told, policies, dict.fromkeys(NAMES, one), wins, {"dpo": 8})
+    return answers_table(expected, policies, dict.fromkeys(NAMES, one), wins, {"dpo": 8})
 
 
 def test_every_scored_set_of_answers_has_a_row(answers: pd.DataFrame):
@@ -52,7 +52,7 @@ def test_every_scored_set_of_answers_has_a_row(answers: pd.DataFrame):
     assert table.loc["dpo@step4", "step"] == 4 and table.loc["dpo", "step"] == 8 and table.loc["sft", "step"] == 0
     assert pd.isna(table.loc["dpo@cold", "step"]) and pd.isna(table.loc["chosen", "temperature"])
     assert table.loc["sft@cold", "win_rate"] == 0.5, "against itself"
-    assert table.loc[["sft@pool", "chosen"], "win_rate"].isna().all(), "judged by nobody"
+    assert table.loc[["sft@pool", "chosen"], "win_rate"].isna().all(), "not judged"
     assert (table.loc["dpo@cold", "display"], table.loc["chosen", "display"]) == ("DPO", "chosen responses")
 
 
@@ -65,7 +65,7 @@ def test_temperatures_are_compared_where_nothing_else_differs(answers: pd.DataFr
     assert list(line.get_xdata()) == [0.0, 1.0] and list(line.get_ydata()) == [75.0, 75.0]
 
 
-def test_other_prompts_stand_beside_the_suites_own_drawn_alike(answers: pd.DataFrame):
+def test_other_prompts_are_compared_with_the_suites_own(answers: pd.DataFrame):
     table = ood_win_rates(answers)
     assert list(table["temperature"]) == [1.0, 0.0], "what was cut at another top_p, and a checkpoint, are not alike"
     assert list(table["ood_mean"]) == [0.75, 0.25] and list(table["test_mean"]) == [0.75, 0.75]
@@ -85,8 +85,8 @@ def test_a_win_rate_over_training_goes_from_sft_to_the_run(answers: pd.DataFrame
 
 
 def test_nothing_is_drawn_of_what_a_suite_does_not_have(answers: pd.DataFrame):
-    own = answers[answers["variant"] == ""]
-    assert by_temperature(own, "win rate") is None and over_training(own, "win rate") is None
+    of_policy = answers[answers["variant"] == ""]
+    assert by_temperature(of_policy, "win rate") is None and over_training(of_policy, "win rate") is None
     assert displacement({"dpo": pd.DataFrame({"step": [1]})}, answers, 40) is None
     assert displacement({"dpo": pd.DataFrame({"step": [1], "held_out_chosen_fell": [0.5]})}, answers, 0) is None
 
@@ -107,8 +107,8 @@ def prompts(*rewards: float, win: float = 0.5) -> pd.DataFrame:
 
 def test_a_gain_is_paired_by_prompt():
     """Prompts differ by 10, policies by 1 at each: the paired interval has no width."""
-    found = gains({"sft": prompts(0.0, 10.0, 20.0), "dpo": prompts(1.0, 11.0, 21.0)})
-    assert found == {"dpo": {"reward_gain": 1.0, "reward_gain_low": 1.0, "reward_gain_high": 1.0}}
+    result = gains({"sft": prompts(0.0, 10.0, 20.0), "dpo": prompts(1.0, 11.0, 21.0)})
+    assert result == {"dpo": {"reward_gain": 1.0, "reward_gain_low": 1.0, "reward_gain_high": 1.0}}
 
 
 def test_seeds_are_their_mean_with_an_interval_of_seeds_and_prompts():
@@ -130,14 +130,14 @@ def test_seeds_are_their_mean_with_an_interval_of_seeds_and_prompts():
     assert (shown["measured"]["low"], shown["measured"]["high"]) == (0.0, 1.0)
 
 
-def test_published_numbers_stand_beside_intervals():
+def test_published_numbers_are_shown_with_intervals():
     runs = pd.DataFrame([{"run": "dpo", "win_rate": 0.6, "win_low": 0.5, "win_high": 0.7}])
-    given = {"measure": "m", "value": 0.61, "source": "a paper"}
+    values = {"measure": "m", "value": 0.61, "source": "a paper"}
     expected = [
-        Expected(run="dpo", measured="win_rate", **given),
-        Expected(run="reward", measured="accuracy", **given),
-        Expected(run="nobody", measured="reward", **given),
-        Expected(run="dpo", **given),
+        Expected(run="dpo", measured="win_rate", **values),
+        Expected(run="reward", measured="accuracy", **values),
+        Expected(run="absent", measured="reward", **values),
+        Expected(run="dpo", **values),
     ]
     accuracies = {"after training": {"accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}}
     rows = [row["measured"] for row in published_rows(expected, runs, {}, accuracies)]

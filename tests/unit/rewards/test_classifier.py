@@ -1,4 +1,4 @@
-"""Ground truth by a text classifier: trained on labelled rows or fetched, kept, loaded, and asked."""
+"""Ground truth by a text classifier: trained on labelled rows or fetched, saved, loaded, and applied."""
 
 import hashlib
 import json
@@ -65,22 +65,22 @@ def test_what_was_saved_says_what_was_fitted(tmp_path: Path):
     assert trained(tmp_path, LABELLED) == 0
     texts, labels = [row["text"] for row in LABELLED], np.array([row["label"] for row in LABELLED])
     held_out = [int(hashlib.sha256(f"0/{text}".encode()).hexdigest()[:16], 16) / 2**64 < 0.3 for text in texts]
-    kept = [not out for out in held_out]
+    trained_on = [not out for out in held_out]
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    features = words.fit_transform([text for text, keep in zip(texts, kept, strict=True) if keep])
-    peer = LogisticRegression(C=10, max_iter=1000, tol=1e-6).fit(features, labels[kept])
-    asked = [*texts, "a good story, a bad film", "great awful", "nothing known"]
+    features = words.fit_transform([text for text, keep in zip(texts, trained_on, strict=True) if keep])
+    peer = LogisticRegression(C=10, max_iter=1000, tol=1e-6).fit(features, labels[trained_on])
+    texts_asked = [*texts, "a good story, a bad film", "great awful", "nothing known"]
     ours = load_classifier(read_manifest(tmp_path / "out/classifier/manifest.json"), CPU)
-    wanted = peer.predict_proba(words.transform(asked))[:, 1]
-    assert np.abs(ours(asked) - wanted).max() <= 1e-12
-    assert ours(asked)[-3:].round(2).tolist() != [0.5, 0.5, 0.5]
+    wanted = peer.predict_proba(words.transform(texts_asked))[:, 1]
+    assert np.abs(ours(texts_asked) - wanted).max() <= 1e-12
+    assert ours(texts_asked)[-3:].round(2).tolist() != [0.5, 0.5, 0.5]
 
     weights = tmp_path / "out/classifier/model/model.safetensors"
     whole = load_file(weights)
     for name, values in whole.items():
         save_file({**whole, name: values + 0.1}, weights)
         changed = load_classifier(read_manifest(tmp_path / "out/classifier/manifest.json"), CPU)
-        assert np.abs(changed(asked) - wanted).max() > 1e-4, name
+        assert np.abs(changed(texts_asked) - wanted).max() > 1e-4, name
 
 
 def test_training_twice_gives_equal_bytes(tmp_path: Path):
@@ -95,7 +95,7 @@ def test_training_twice_gives_equal_bytes(tmp_path: Path):
 
 
 def test_copies_of_a_text_fall_to_one_side(tmp_path: Path):
-    """Every text has a word of its own and stands thrice, once in capitals, once with more spaces."""
+    """Every text has its own word and occurs three times, once in capitals, once with more spaces."""
     rows = [
         {"text": text, "label": number % 2}
         for number in range(40)
@@ -113,8 +113,8 @@ def test_copies_of_a_text_fall_to_one_side(tmp_path: Path):
 def test_evaluation_by_hand():
     """P 0.1, 0.2, 0.9, 0.7 of labels 0, 1, 1, 1: three of four right; every positive above the negative; the bins are
     off by 0.1, 0.8, 0.1 and 0.3, so 1.3 / 4. The log loss is -(ln 0.9 + ln 0.2 + ln 0.9 + ln 0.7) / 4."""
-    found, labels = np.array([0.1, 0.2, 0.9, 0.7]), np.array([0, 1, 1, 1])
-    facts = evaluation(found, labels, np.arange(4), "by hand")
+    scores, labels = np.array([0.1, 0.2, 0.9, 0.7]), np.array([0, 1, 1, 1])
+    facts = evaluation(scores, labels, np.arange(4), "by hand")
     assert facts["accuracy"]["mean"] == 0.75 and facts["accuracy"]["low"] < 0.75 < facts["accuracy"]["high"]
     assert facts["auc"] == 1 and facts["positive"] == 0.75
     assert facts["calibration_error"] == pytest.approx(0.325, abs=1e-15)
@@ -123,7 +123,7 @@ def test_evaluation_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "sentence"),
     [
         ({"text": "a film", "label": -1}, "row 80: expected the label 0 or 1 (or neg, pos), got -1"),
         ({"text": "a film", "label": None}, "got null"),
@@ -132,10 +132,10 @@ def test_evaluation_by_hand():
     ],
 )
 def test_a_row_without_text_or_label(
-    row: dict[str, Any], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    row: dict[str, Any], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert trained(tmp_path, [*LABELLED, row]) == 2
-    assert told in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out/classifier/manifest.json").exists()
 
 
@@ -161,7 +161,7 @@ def test_a_fetched_classifier_says_of_a_batch_what_it_says_of_one(labels: tuple[
         ids = tokenizer(text, truncation=True, max_length=512, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             wanted.append(model(ids).logits[0].double().softmax(-1)[labels.index("POSITIVE")].item())
-    assert np.ptp(wanted) > 0.05, "texts are told apart"
+    assert np.ptp(wanted) > 0.05, "texts differ"
     for tokens in (1, 100, 8192):
         assert fetch(tmp_path, str(source), tokens_per_batch=tokens) == 0
         ours = load_classifier(read_manifest(tmp_path / "out/fetch/classifier/manifest.json"), CPU)
@@ -217,7 +217,7 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "sentence"),
     [
         ({"score": ASKING}, "score.reward is `classifier`, so the section `classifier` must be there"),
         ({"pairs": ASKING}, "pairs.reward is `classifier`, so the section `classifier` must be there"),
@@ -230,15 +230,15 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
             {"classifier": {"source": "a", "positive": "b", "tfidf": {"ngrams": 1}}},
             "classifier: tfidf: read only with source `trained`",
         ),
-        ({"data": {"replace": {"": "x"}}}, "data: replace: an empty text stands everywhere"),
+        ({"data": {"replace": {"": "x"}}}, "data: replace: an empty text matches everywhere"),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(changes: dict[str, Any], told: str, tmp_path: Path):
+def test_mistakes_are_found_before_anything_runs(changes: dict[str, Any], sentence: str, tmp_path: Path):
     path = tmp_path / "mini.yaml"
     path.write_text(yaml.safe_dump(merge(yaml.safe_load(MINI), changes)))
     with pytest.raises(UserError) as mistake:
         read_suite([str(path)])
-    assert str(mistake.value).startswith(f"{path}: {told}")
+    assert str(mistake.value).startswith(f"{path}: {sentence}")
 
 
 def test_the_ground_truth_is_one_function(tmp_path: Path):

@@ -58,8 +58,8 @@ def test_loaded_parameters_begin_where_torch_would_begin_them(policy: Path) -> N
         assert not [name for name, one in load_policy(policy, CPU).named_parameters() if one.data_ptr() % 64]
 
 
-def near(found: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(found.double(), expected.double(), rtol=0, atol=2e-5)
+def near(values: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(values.double(), expected.double(), rtol=0, atol=2e-5)
 
 
 def test_combinations_by_hand() -> None:
@@ -97,8 +97,8 @@ def test_length_normalised_rewards_are_the_head_over_alpha_and_tokens(policy: Pa
     tokens = torch.tensor([[len(response) for response in one.responses] for one in FOUND])
     assert tokens.min() == 1 and tokens.max() == 8
     for alpha in (0.0, 2.5):
-        found = RewardModel((model,), Scoring(length_normalisation=alpha))(pack(FOUND))
-        assert near(found, naive_rewards(model, FOUND) / (alpha + tokens))
+        values = RewardModel((model,), Scoring(length_normalisation=alpha))(pack(FOUND))
+        assert near(values, naive_rewards(model, FOUND) / (alpha + tokens))
 
 
 @pytest.mark.parametrize("how", ["mean", "mean_minus_deviation", "minimum"])
@@ -109,15 +109,15 @@ def test_zero_mean_is_zero_mean(how: str) -> None:
     """
     values = torch.tensor([[[1.0, 2, 6], [1, 0, 0]]])
     scoring = zero_mean(values.numpy(), Scoring(combine=how))
-    found = reward_of(values, scoring)
-    assert found.mean().item() == pytest.approx(0, abs=1e-6) and found[0, 0] > found[0, 1]
+    values = reward_of(values, scoring)
+    assert values.mean().item() == pytest.approx(0, abs=1e-6) and values[0, 0] > values[0, 1]
     if how == "mean":
         assert scoring.offset == (1, 1, 3)
     if how == "minimum":
-        assert scoring.offset == (-0.5, -0.5, 1.5) and found.tolist() == [[1.5, -1.5]]
+        assert scoring.offset == (-0.5, -0.5, 1.5) and values.tolist() == [[1.5, -1.5]]
 
 
-def kept(folder: Path, members: Sequence[PreTrainedModel], scoring: Scoring) -> Path:
+def saved(folder: Path, members: Sequence[PreTrainedModel], scoring: Scoring) -> Path:
     """A reward model's folder, as the stage leaves it."""
     for place, member in enumerate(members):
         member.save_pretrained(member_folder(folder, place, scoring.seeds))
@@ -131,7 +131,7 @@ def test_a_reward_model_is_read_back_as_it_was(policy: Path, tmp_path: Path) -> 
     seeds, segments = (3, 8), pack(FOUND)
     members = tuple(scorer(policy, (seed,), 2) for seed in seeds)
     scoring = Scoring(seeds=seeds, combine="minimum", length_normalisation=1, offset=(0.1, 0.2, 0.3, 0.4))
-    folder = kept(tmp_path / "reward", members, scoring)
+    folder = saved(tmp_path / "reward", members, scoring)
     save_untrained(scorer(policy, seeds, 2), folder)
     model = RewardModel(members, scoring)
     assert torch.equal(load_reward_model(folder, CPU)(segments), model(segments))
@@ -157,7 +157,7 @@ def test_a_folder_without_its_head_is_no_reward_model(policy: Path, tmp_path: Pa
         load_reward_model(where, CPU)
     with pytest.raises(UserError, match=r"head.safetensors: the untrained heads are missing; rerun `reward`"):
         untrained_reward_model(where / "model", where, CPU)
-    whole = kept(tmp_path / "whole", [scorer(where / "model")], Scoring(offset=(0.5, 0.5)))
+    whole = saved(tmp_path / "whole", [scorer(where / "model")], Scoring(offset=(0.5, 0.5)))
     with pytest.raises(UserError, match=r"scoring.json: offset has 2 numbers for 1 heads"):
         load_reward_model(whole, CPU)
     (whole / "scoring.json").write_text(Scoring(seeds=(0, 5)).canonical())
@@ -172,8 +172,8 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio(policy: Path, tmp_path:
     reference = load_policy(policy, CPU)
     reward = ImplicitReward.of_run(read_manifest(path), reference, CPU)
     expected = naive_logprobs(reward.policy.double(), FOUND).total - naive_logprobs(reference.double(), FOUND).total
-    found = torch.from_numpy(score_all(reward, FOUND, 40, CPU))
-    assert expected.abs().max() > 1 and torch.allclose(found.double(), 0.3 * expected, rtol=0, atol=1e-4)
+    values = torch.from_numpy(score_all(reward, FOUND, 40, CPU))
+    assert expected.abs().max() > 1 and torch.allclose(values.double(), 0.3 * expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_a_run_without_beta_or_reference_has_no_implicit_reward(
 def test_accuracy_of_rankings_by_hand() -> None:
     """2 > 1 > 0 has 3 of 3 pairs right, 0 < 1 < 2 none, 1 = 1 > 0 two and a half: (1 + 0 + 5/6) / 3."""
     values = torch.tensor([[2.0, 1, 0], [0, 1, 2], [1, 1, 0]]).numpy()
-    found = evaluation(values, torch.arange(3).numpy())
-    assert found["accuracy"] == pytest.approx(11 / 18) and found["n"] == 3
-    assert found["mean"] == pytest.approx(8 / 9)
+    values = evaluation(values, torch.arange(3).numpy())
+    assert values["accuracy"] == pytest.approx(11 / 18) and values["n"] == 3
+    assert values["mean"] == pytest.approx(8 / 9)

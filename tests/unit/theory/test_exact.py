@@ -36,18 +36,18 @@ def trained(world: World, population: Population | None = None, **row: Any) -> M
 
 
 def additive(world: World, targets: Tensor) -> Tensor:
-    """The log-ratios h(y) whose differences lie closest to targets [X, Y, Y], pairs drawn from the reference: [X, Y].
+    """The log-ratios h(y) whose differences are closest to targets [X, Y, Y], pairs drawn from the reference: [X, Y].
 
     Weighted least squares by numpy, then shifted so that pi_ref exp(h) sums to 1.
     """
     chance, num = world.log_reference.exp().numpy(), len(world.responses)
     left, right = (index.ravel() for index in np.indices((num, num)))
-    found = []
+    minimum = []
     for x in range(len(chance)):
         root = np.sqrt(chance[x][left] * chance[x][right])[:, None]
         design = root * (np.eye(num)[left] - np.eye(num)[right])
-        found.append(np.linalg.lstsq(design, root[:, 0] * targets[x].numpy().ravel(), rcond=None)[0])
-    ratio = torch.from_numpy(np.array(found))
+        minimum.append(np.linalg.lstsq(design, root[:, 0] * targets[x].numpy().ravel(), rcond=None)[0])
+    ratio = torch.from_numpy(np.array(minimum))
     return ratio - (world.log_reference + ratio).logsumexp(1, keepdim=True)
 
 
@@ -125,9 +125,9 @@ def test_ipo_reaches_its_own_fixed_point(world: World, beta: float):
 
 def test_rebel_is_exact_on_scores(world: World):
     """(D - eta (r - r'))^2 is 0 at pi_ref exp(eta r) / Z."""
-    found = trained(world, method="rebel", eta=2.0)
-    assert found.loss < 1e-15
-    torch.testing.assert_close(found.log_policy, world.optimum(0.5), rtol=0, atol=1e-6)
+    minimum = trained(world, method="rebel", eta=2.0)
+    assert minimum.loss < 1e-15
+    torch.testing.assert_close(minimum.log_policy, world.optimum(0.5), rtol=0, atol=1e-6)
 
 
 def test_preferred_ft_is_the_distribution_of_the_preferred(world: World):
@@ -171,15 +171,15 @@ def test_kto_above_its_reference_point_is_apo_zero(world: World):
 def test_tdpos_reward_holds_the_token_kl(world: World):
     """Zeng et al. 2024: beta (log pi / pi_ref + K) is r + f(x), so its optimum is not that of the sequence KL."""
     beta = 0.3
-    found = trained(world, method="tdpo1", beta=beta)
-    held = found.logits.log_softmax(-1)
+    minimum = trained(world, method="tdpo1", beta=beta)
+    held = minimum.logits.log_softmax(-1)
     reference = world.reference.log_softmax(-1)
     tokens = Tokens(world, torch.arange(world.reward.numel())[:, None])
-    every = tokens.logprobs(found.logits)
+    every = tokens.logprobs(minimum.logits)
     kl = every.summed(tokens.of_rows((reference.exp() * (reference - held)).sum(-1))).view(world.reward.shape)
-    off = beta * (found.log_policy - world.log_reference + kl) - world.reward
+    off = beta * (minimum.log_policy - world.log_reference + kl) - world.reward
     torch.testing.assert_close(off, off[:, :1].expand_as(off), rtol=0, atol=1e-5)
-    assert divergence(found.log_policy, world.optimum(beta)) > 0.01
+    assert divergence(minimum.log_policy, world.optimum(beta)) > 0.01
 
 
 def test_what_is_held_does_not_change_the_gradient(world: World):
@@ -195,8 +195,8 @@ def test_what_is_held_does_not_change_the_gradient(world: World):
         loss = objective({"method": method, "beta": 1.0}, "test", "row")
         values = loss_of(loss)(tokens.logprobs(logits), reference=tokens.logprobs(world.reference), **inputs)
         (expected,) = torch.autograd.grad(population.weights @ values, logits, retain_graph=True)
-        (found,) = torch.autograd.grad(population_loss(world, loss, population)(logits, logits.detach()), logits)
-        torch.testing.assert_close(found, expected)
+        (minimum,) = torch.autograd.grad(population_loss(world, loss, population)(logits, logits.detach()), logits)
+        torch.testing.assert_close(minimum, expected)
         assert expected.abs().max() > 1e-3
 
 
@@ -277,11 +277,11 @@ def test_every_loss_has_a_row_or_a_reason():
 
 
 def test_a_tiny_suite_runs_to_its_page_and_then_there_is_nothing_to_do(tmp_path: Path):
-    """With a loss of the user's own beside it, which is DPO: it ends where DPO does."""
+    """A user's loss that is DPO ends where DPO does."""
     project = checkout(tmp_path / "clone")
-    own = "def mine(policy, reference, *, beta: float):\n    ratio = (policy - reference).total\n"
-    own += "    return (1 + (beta * (ratio[:, 1] - ratio[:, 0])).exp()).log()\n"
-    (project.folder / "configs/mine.py").write_text(own)
+    source = "def mine(policy, reference, *, beta: float):\n    ratio = (policy - reference).total\n"
+    source += "    return (1 + (beta * (ratio[:, 1] - ratio[:, 0])).exp()).log()\n"
+    (project.folder / "configs/mine.py").write_text(source)
     rows = [*SUITE["grid"], {"name": "mine", "method": "mine.py:mine", "beta": [1, 2]}]
     (project.folder / "configs/tiny.yaml").write_text(json.dumps({**SUITE, "threads": 1, "grid": rows}))
     done = project.snakemake(suite="configs/tiny.yaml")
@@ -296,6 +296,6 @@ def test_a_tiny_suite_runs_to_its_page_and_then_there_is_nothing_to_do(tmp_path:
     assert "beta_dpo" in page and not re.search(r"(src|href)=[\"']?https?:", page)
     again = project.snakemake("-n", "-p", suite="configs/tiny.yaml")
     assert "Nothing to be done" in again.stdout + again.stderr
-    (project.folder / "configs/mine.py").write_text(own.replace("1 +", "1.0 +"))
+    (project.folder / "configs/mine.py").write_text(source.replace("1 +", "1.0 +"))
     again = project.snakemake("-n", "-p", suite="configs/tiny.yaml")
     assert re.findall(r"wildcards: run=(\S+)", again.stdout + again.stderr) == ["mine"]

@@ -23,7 +23,7 @@ LEFT_OUT = {
     "aot_unpaired": "it couples the order statistics of one optimizer step, which a comparison alone does not have",
     "beta_dpo": "it draws the pairs of a step at random and follows their running mean",
     "log_ratio": "it is linear in D, so it falls without bound",
-    "odpo": "its labels must agree with its scores, so every pair can be told apart and it falls for ever",
+    "odpo": "its labels must agree with its scores, so every pair can be separated and it falls without bound",
 }
 MEANS = ("kto", "bco")  # what couples the comparisons of a step is a mean, which a population has too
 GIVEN = {"reference", "scores", "labels", "mismatched", "collision", "divergence"}

@@ -6,6 +6,7 @@ part: copied results, a fresh clone or a deleted `.snakemake` rerun nothing and 
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict
             stale[folder] = [*reasons, *([f"after: {', '.join(before)}"] if before else [])]
     digests.save()
     return stale
+
+
+def renew(marker: Path) -> None:
+    """Write a file that outdated jobs read, newer than any result and with new content, as Snakemake may compare it."""
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(str(time.time_ns()))
 
 
 def config_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: Digests) -> str:

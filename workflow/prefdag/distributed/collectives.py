@@ -47,6 +47,6 @@ def gather_concat(values: Tensor) -> Tensor:
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
-    """Replace the tensor by the sum over ranks, with the same bits on all of them."""
+    """Replace a tensor of any shape by the sum over ranks, with the same bits on all of them."""
     if num_ranks() > 1:
         dist.all_reduce(tensor)

@@ -36,7 +36,7 @@ def shard(model: PreTrainedModel) -> None:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return this rank's shard of a tensor, sharing its memory; a replicated tensor is returned as it is."""
+    """Return this rank's shard of a tensor of any shape, sharing its memory; a replicated tensor itself."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 

@@ -136,7 +136,18 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def matched_length(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: int) -> dict[str, float | int | None]:
-    """Return the win rate of pairs whose lengths differ by at most a tenth of the longer: a check without a model."""
+    """Return the win rate of pairs whose lengths differ by at most a tenth of the longer: a check without a model.
+
+    Args:
+        verdicts: [N] from 0 (loss) to 1 (win).
+        ours, theirs: [N] lengths in tokens.
+        prompts: [N] the prompt of each pair; the interval resamples prompts.
+        seed: name of the random stream.
+        bootstrap: number of resamples.
+
+    Returns:
+        `win_rate` (None without a pair), `n`, and from two prompts on `low` and `high`.
+    """
     longer = np.maximum(ours, theirs)
     near = np.abs(np.asarray(ours) - theirs) <= NEARLY_EQUAL * longer
     matched = np.asarray(verdicts)[near]

@@ -52,7 +52,15 @@ def naive_logprobs(model: PreTrainedModel, comparisons: Sequence[Comparison]) ->
 def naive_sample(
     model: PreTrainedModel, prompt: Sequence[int], key: int, number: int, settings: Sampling, eos: int
 ) -> tuple[list[int], list[float]]:
-    """Return ids and log-probs of one response of `prefdag.models.generation.sample`, encoding every prefix."""
+    """Return ids and log-probs of one response of `prefdag.models.generation.sample`, encoding every prefix.
+
+    Args:
+        model: the policy.
+        prompt: token ids.
+        key, number: of the prompt and of the sample, which name the random stream.
+        settings: sampling settings.
+        eos: id that ends a response.
+    """
     noise = generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
     ids, values = list[int](), list[float]()
     with transformers_attention(model):

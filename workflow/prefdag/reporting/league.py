@@ -26,9 +26,15 @@ def league(
 ) -> pd.DataFrame:
     """Compare methods at matched KL, a row per method, the best at the first matched KL first.
 
-    runs: columns run, method, group (tables.runs_table); tables: policy -> prompt_id, reward, kl, length of each
-    generation, "sft" among them; curves: run -> curves.csv; matched: KLs in nats; seconds: run -> median seconds of a
-    training step. Columns: method, settings, runs, max_kl; for each matched KL reward_at_<kl>, _low and _high (NaN
+    Args:
+        runs: columns run, method, group (`tables.runs_table`).
+        tables: policy -> prompt_id, reward, kl, length of each generation, "sft" among them.
+        curves: run -> curves.csv.
+        matched: KLs in nats.
+        bootstrap: number of resamples.
+        seconds: run -> median seconds of a training step.
+
+    Columns: method, settings, runs, max_kl; for each matched KL reward_at_<kl>, _low and _high (NaN
     where no setting went so far); at the setting of largest reward: best_reward, best_kl and
     length_drift (tokens against SFT), each with _low and _high, and chosen_logratio, rejected_logratio, chosen_fell
     (share of held-out comparisons); seconds_per_step. Intervals resample prompts, the same ones for every policy.

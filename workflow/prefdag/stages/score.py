@@ -93,6 +93,12 @@ def run(
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
     columns |= {name: [function(row) for row in rows] for name, function in METRICS.items()}
+    _write_results(workspace, settings, rows, columns)
+    return {"rows": len(rows)}
+
+
+def _write_results(workspace: Workspace, settings: Score, rows: list[dict[str, Any]], columns: Columns) -> None:
+    """Write scores.csv, summary.json and samples.csv, and journal the summary."""
     _write(workspace.output / "scores.csv", rows, columns)
     prompts = np.array([row["prompt_id"] for row in rows])
     summary = {
@@ -106,7 +112,6 @@ def run(
     workspace.journal.artifact(workspace.output / "summary.json", "summary.json")
     _write_samples(workspace.output / "samples.csv", rows, columns)
     workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
-    return {"rows": len(rows)}
 
 
 def _check_weights(reference: Path, reward: Path | None, implicit: Sequence[Path]) -> None:

@@ -64,7 +64,7 @@ class Sums:
 
 
 def to_floats(values: Sequence[Tensor]) -> list[float]:
-    """Fetch scalar tensors from their device in one transfer."""
+    """Fetch scalar tensors [] from their device in one transfer."""
     return torch.stack([value.double() for value in values]).tolist() if values else []
 
 

@@ -111,6 +111,8 @@ _checked: set[tuple[object, ...]] = set()
 def check(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> None:
     """Compare `varlen_lowering` with `masked_lowering`, once per process, device, dtype and shape of heads.
 
+    The arguments are those of both, [R, H, L, D].
+
     The output and the three gradients may each be off from float32 by four times as much as `masked_lowering` in the
     same dtype: a kernel rounds parts of a prompt's gradient before they are summed.
 

@@ -22,7 +22,7 @@ MAX_BYTES = 64 << 20  # of one layer's saved probabilities
 
 
 def is_faster(query: Tensor, segments: Segments) -> bool:
-    """Return whether to prefer tiles to a mask: rows are long, and their probabilities fit in MAX_BYTES."""
+    """Return whether to prefer tiles to a mask for `query` [R, H, L, D]: rows are long, and fit in MAX_BYTES."""
     _, heads, length, _ = query.shape
     if length < MIN_LENGTH:
         return False

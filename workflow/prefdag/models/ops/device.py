@@ -10,18 +10,18 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def precision(tensor: Tensor) -> torch.dtype:
-    """Return autocast's dtype if autocast is enabled for the tensor's device, else the tensor's dtype."""
+    """Return autocast's dtype if it is enabled for the device of a tensor of any shape, else the tensor's."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Return half-precision values as float32, others as they are."""
+    """Return half-precision values of any shape as float32, others as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to `device`; on CUDA asynchronously, from pinned memory."""
+    """Copy a CPU tensor of any shape to `device`; on CUDA asynchronously, from pinned memory."""
     if device.type == "cuda":
         assert tensor.device.type == "cpu"
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -154,7 +154,7 @@ def attend_flash(query: Tensor, key: Tensor, value: Tensor, layout: VarlenLayout
 
 
 def attend_loop(query: Tensor, key: Tensor, value: Tensor, layout: VarlenLayout, scale: float | None) -> Tensor:
-    """Do as `attend_flash` in plain arithmetic, sequence by sequence: the reference for tests."""
+    """Do as `attend_flash` in plain arithmetic, sequence by sequence [T, H, D]: the reference for tests."""
     sizes = [starts.diff().tolist() for starts in (layout.query_starts, layout.key_starts)]
     parts = []
     for q, k, v in zip(query.split(sizes[0]), key.split(sizes[1]), value.split(sizes[1]), strict=True):

@@ -44,7 +44,7 @@ def in_place_gradients() -> Iterator[None]:
 
 
 def gradient_buffer(weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the tensor to add a weight's gradient to, and what the backward pass must return for the weight."""
+    """Return the tensor to add the gradient of a weight [V, D] to, and what its backward pass must return."""
     if not (_state["in_place"] and weight.is_leaf):
         fresh = torch.zeros_like(weight)
         return fresh, fresh
