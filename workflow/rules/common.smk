@@ -9,8 +9,9 @@ sys.path.insert(0, str(workflow.basedir) + "/workflow")
 from prefdag.config import freshness, jobs
 from prefdag.config.graph import inputs_of, jobs_of, stages_of
 from prefdag.config.loading import read_yaml
+from prefdag.config.planning import plan_run
 from prefdag.config.suite import resolve
-from prefdag.config.suite_files import check_suite_files, record_suite_files
+from prefdag.config.suite_files import record_suite_files
 from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 
@@ -35,16 +36,12 @@ def stop(mistake):
 try:
     SUITE = load_suite()
     RESULTS = f"results/{SUITE.name}"
-    if workflow.is_main_process:
-        check_suite_files(Path(RESULTS), SUITE_FILES)
     DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
     # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
-    OUTDATED = freshness.outdated(SUITE, Path(RESULTS), DIGESTS) if workflow.is_main_process else {}
+    OUTDATED = plan_run(SUITE, Path(RESULTS), SUITE_FILES, DIGESTS) if workflow.is_main_process else {}
 except UserError as error:
     stop(error)
 MARKER = f"{RESULTS}/.cache/outdated"
-if workflow.is_main_process and not OUTDATED:
-    record_suite_files(Path(RESULTS), SUITE_FILES)  # they fit the suite; otherwise `onstart` records it
 if OUTDATED:
     freshness.renew(Path(MARKER))
 

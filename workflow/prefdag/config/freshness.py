@@ -8,6 +8,7 @@ part: copied results, a fresh clone or a deleted `.snakemake` rerun nothing and 
 import json
 import time
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest
 from prefdag.provenance.sources import code_digests
 
 NEVER_RUN = "never run"
+NAMED_BY_ROW = ("preference", "generate", "score", "judge")  # stages with a folder for each row of a suite
 
 
 def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict[str, list[str]]:
@@ -60,6 +62,38 @@ def renew(marker: Path) -> None:
     marker.write_text(str(time.time_ns()))
 
 
+def take_over_renamed(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict[str, str]:
+    """Move the results of jobs whose row was renamed, or got seeds, to their new folders.
+
+    A manifest does not contain its job's name, so a result whose config, code and inputs are those of a job that has
+    never run is that job's result. Only folders that no job of the suite uses are moved.
+
+    Args:
+        suite: the resolved suite.
+        results: the suite's results folder.
+        digests: remembers the sha256 of files between plans.
+
+    Returns:
+        New folder below `results` -> old folder, in an order in which each comes after those that it reads.
+    """
+    moved = {}
+    wanted = jobs_of(suite)
+    for folder in wanted:
+        stage, _, name = folder.partition("/")
+        if stage not in NAMED_BY_ROW or (results / folder).exists():
+            continue
+        if not all((results / each / MANIFEST).is_file() for each in chain(*inputs_of(suite, stage, name).values())):
+            continue
+        code = code_digests(stage, jobs.user_files_of(suite, stage, name))
+        for path in sorted((results / stage).glob(f"*/{MANIFEST}")):
+            old = f"{stage}/{path.parent.name}"
+            if old not in wanted and not _reasons(suite, results, folder, code, digests, path):
+                path.parent.rename(results / folder)
+                moved[folder] = old
+                break
+    return moved
+
+
 def config_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: Digests) -> str:
     """Return the config of a job as `prefdag.config.jobs.config_of`, with the content of the local files that it reads.
 
@@ -77,11 +111,16 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: 
 
 
 def _reasons(
-    suite: Suite | ExactSuite, results: Path, folder: str, code: Mapping[str, str], digests: Digests
+    suite: Suite | ExactSuite,
+    results: Path,
+    folder: str,
+    code: Mapping[str, str],
+    digests: Digests,
+    at: Path | None = None,
 ) -> list[str]:
-    """Reasons of the job itself, without those of the jobs that it reads."""
+    """Reasons of the job itself, without those of the jobs that it reads. at: its manifest, if in another folder."""
     stage, _, rest = folder.partition("/")
-    path = results / folder / MANIFEST
+    path = at or results / folder / MANIFEST
     if not path.exists():
         return [f"missing: {path}" if _has_results(path.parent) else NEVER_RUN]
     try:
