@@ -11,9 +11,8 @@ import pytest
 
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
-from prefdag.reporting.figures.curves import logratios, smoothed
+from prefdag.reporting.figures.curves import implicit_rewards, logratios, smoothed
 from prefdag.reporting.figures.reliability import differences_figure
-from prefdag.reporting.figures.rewards import implicit_rewards
 from prefdag.reporting.figures.style import method_styles
 from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
 from prefdag.stages.report import Run, _check_lineage, _check_runs

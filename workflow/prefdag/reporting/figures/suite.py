@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefdag.evaluation.calibration import accuracy_by_length
-from prefdag.reporting.figures import answers, curves, distributions, reliability, rewards, texts
+from prefdag.reporting.figures import answers, curves, distributions, reliability, texts
 from prefdag.reporting.figures.catalogue import Catalogue
 from prefdag.reporting.figures.frontier import frontier as one_panel
 from prefdag.reporting.figures.league import frontiers, league_figure
@@ -182,7 +182,7 @@ def _reward_model_scores(results: SuiteResults) -> dict[str, pd.DataFrame]:
 )
 def reward_training(results: SuiteResults) -> Figure | None:
     curve = results.reward_table("curves.csv")
-    return rewards.reward_training(curve) if curve is not None else None
+    return curves.reward_training(curve) if curve is not None else None
 
 
 @FIGURES.add(
@@ -196,7 +196,7 @@ def implicit_rewards(results: SuiteResults) -> Figure | None:
     objectives = dict(zip(results.runs["run"], map(json.loads, results.runs["objective"]), strict=True))
     runs = {results.display[run]: run for run in results.shown[1:] if run in results.curves}
     betas = {name: float(objectives[run]["beta"]) for name, run in runs.items() if "beta" in objectives[run]}
-    return rewards.implicit_rewards({name: results.curves[run] for name, run in runs.items()}, betas)
+    return curves.implicit_rewards({name: results.curves[run] for name, run in runs.items()}, betas)
 
 
 @FIGURES.add(
