@@ -6,12 +6,13 @@ from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
-from prefdag.config import freshness, jobs
-from prefdag.config.graph import inputs_of, jobs_of, stages_of
+from prefdag.config import jobs
+from prefdag.planning import freshness
+from prefdag.planning.graph import inputs_of, jobs_of, stages_of
 from prefdag.config.loading import read_yaml
-from prefdag.config.planning import plan_run
+from prefdag.planning.plan_run import plan_run
 from prefdag.config.suite import resolve
-from prefdag.config.suite_files import record_suite_files
+from prefdag.planning.suite_files import record_suite_files
 from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 
@@ -74,11 +75,8 @@ def config_of(stage, name=None):
 
 
 def inputs(stage, name=None):
-    """Return an input function: the manifests that a job reads, by option.
-
-    Manifests are `ancient` unless their own job runs, so modification times start nothing. An outdated job also reads a
-    file that is always new, which makes Snakemake run it.
-    """
+    """Return an input function: the manifests that a job reads, by option; `ancient`, so times start nothing, unless
+    their own job runs. An outdated job also reads a file that is always new, which makes Snakemake run it."""
 
     def manifests(wildcards):
         job = job_name(wildcards, name)

@@ -9,10 +9,10 @@ import yaml
 
 from conftest import MINI
 from prefdag.config import freshness, jobs
-from prefdag.config.freshness import outdated, take_over_renamed
-from prefdag.config.graph import inputs_of, jobs_of
 from prefdag.config.loading import merge
 from prefdag.config.suite import Suite, resolve
+from prefdag.planning.freshness import outdated, take_over_renamed
+from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import MANIFEST, describe, read_manifest
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from prefdag.cli.main import main
-from prefdag.config.suite_files import RECORD, check_suite_files, record_suite_files
 from prefdag.errors import UserError
+from prefdag.planning.suite_files import RECORD, check_suite_files, record_suite_files
 
 RESULTS = Path("results/mine")
 

@@ -24,10 +24,10 @@ from prefdag.config.hub_lock import Repository, read_lock, repositories
 from prefdag.config.model import MODEL_FILES
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
-from prefdag.config.suite_files import check_suite_files
 from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import devices
 from prefdag.errors import UserError
+from prefdag.planning.suite_files import check_suite_files
 from prefdag.provenance.sources import PACKAGE
 from prefdag.tracking.environment import problem_with, tracking_uri
 

@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prefdag.config.freshness import outdated
-from prefdag.config.graph import inputs_of, jobs_of
 from prefdag.config.suite import ExactSuite, Suite, read_suite
-from prefdag.config.suite_files import check_suite_files
 from prefdag.errors import UserError
+from prefdag.planning.freshness import outdated
+from prefdag.planning.graph import inputs_of, jobs_of
+from prefdag.planning.suite_files import check_suite_files
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import MANIFEST, read_manifest
 from prefdag.provenance.sources import PACKAGE, digest_of

@@ -107,3 +107,9 @@ def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[
         cells = {name: _mean(known, name) for name in names}
         rows.append({**known, **cells, "method": title(row["method"])})
     return rows
+
+
+def win_label(summary: Mapping[str, Any]) -> str:
+    """Return the label of a win rate's axis. summary: any judge/summary.json of the suite."""
+    held = "the chosen responses" if summary.get("held_against") == "chosen" else "SFT"
+    return f"win rate against {held}, judged by {summary.get('judge', 'reward')}"

@@ -12,7 +12,7 @@ from prefdag.reporting.figures.catalogue import Catalogue
 from prefdag.reporting.figures.frontier import frontier as one_panel
 from prefdag.reporting.figures.league import frontiers, league_figure
 from prefdag.reporting.load import SuiteResults
-from prefdag.reporting.sections.judges import win_label
+from prefdag.reporting.rows import win_label
 from prefdag.reporting.tables import checkpoints
 
 FIGURES = Catalogue()

@@ -13,12 +13,6 @@ from prefdag.evaluation.win_rates import JudgedPairs, agreement
 BOOTSTRAP = 1000
 
 
-def win_label(summary: Mapping[str, Any]) -> str:
-    """Return the label of a win rate's axis. summary: any judge/summary.json of the suite."""
-    held = "the chosen responses" if summary.get("held_against") == "chosen" else "SFT"
-    return f"win rate against {held}, judged by {summary.get('judge', 'reward')}"
-
-
 def rates(wins: Mapping[str, Mapping[str, Any]], displays: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return a row per judge and set of answers, with win rates in percent. wins: judge/summary.json by answers."""
     rows = []

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefdag.config.freshness import outdated, take_over_renamed
 from prefdag.config.suite import ExactSuite, Suite
-from prefdag.config.suite_files import check_suite_files, record_suite_files
+from prefdag.planning.freshness import outdated, take_over_renamed
+from prefdag.planning.suite_files import check_suite_files, record_suite_files
 from prefdag.provenance.digests import Digests
 
 DRY_RUN = re.compile(r"--dry-?run|-[A-Za-z]*n[A-Za-z]*")  # Snakemake itself knows it only after the rules are read

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config import jobs
-from prefdag.config.graph import inputs_of, jobs_of
-from prefdag.config.local_files import files_of
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.errors import UserError
+from prefdag.planning.graph import inputs_of, jobs_of
+from prefdag.planning.local_files import files_of
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest
 from prefdag.provenance.sources import code_digests

@@ -1,7 +1,7 @@
 """The graph of a suite's jobs: which stage folders each job reads, by the option of its command that names them.
 
 A folder such as `score/dpo` names a job and its results below `results/<suite>/`. Rules take their inputs from
-`inputs_of`, and `prefdag.config.freshness` follows it to find the jobs whose results no longer fit the suite.
+`inputs_of`, and `prefdag.planning.freshness` follows it to find the jobs whose results no longer fit the suite.
 """
 
 from collections.abc import Callable

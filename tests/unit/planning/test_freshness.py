@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from conftest import MINI, OWN_LOSS, OWN_METHOD
-from prefdag.config import freshness
-from prefdag.config.graph import inputs_of, jobs_of
 from prefdag.config.jobs import user_files_of
 from prefdag.config.loading import merge
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
+from prefdag.planning import freshness
+from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import describe, publish, read_manifest
 from prefdag.provenance.sources import code_digests
