@@ -158,7 +158,9 @@ def _run_first(plan: _Plan) -> None:
     _make_folder(plan.root)
     with as_sentences(plan.stage, plan.root), hold_job_lock(plan.root, _job(plan.stage, plan.name)) as waited:
         # With several processes the others have started the work already, and would wait for this one.
-        if num_ranks() == 1 and _is_made(plan.output, plan.made_of):
+        # `fetch` reads files and the network, which only a planned run states in its config.
+        skippable = num_ranks() == 1 and (waited or plan.stage != "fetch" or bool(plan.made_of["config"].get("files")))
+        if skippable and _is_made(plan.output, plan.made_of):
             reason = "another process has made it" if waited else "config, code and inputs are those it was made from"
             logger.info("%s: %s is up to date: %s", plan.stage, plan.output, reason)
             return
