@@ -25,13 +25,15 @@ SILENT = re.compile(
 )
 # Snakemake's errors that repeat what the line of the failed job says.
 JOB_FAILURES = ("RuleException", "CalledProcessError", "SpawnedJobError")
+# Snakemake's warnings after a failed job: that it stops, and what it did with the job's former manifest.
+REPEATED = ("Exiting because a job execution failed", "Cannot restore", "Restored previous version")
 END_OF_FAILURE = "At least one job did not complete successfully"
 REASONS = {
     "Missing output": "output missing",
     "Params have": "config changed",
     "Code has": "command changed",
     "Set of input": "inputs changed",
-    "Updated input": "inputs changed",
+    "Updated input": "outdated",
     "Input files updated": "after another job",
     "Forced": "forced",
 }
@@ -85,7 +87,7 @@ class ConsoleHandler(logging.Handler):
         elif text.startswith("This was a dry-run"):
             self._print_plan()
         elif record.levelno >= logging.WARNING:
-            if not text.startswith("Exiting because a job execution failed"):
+            if not text.startswith(REPEATED):
                 self._print(text, style="red" if record.levelno >= logging.ERROR else "yellow")
         elif not self.totals and not SILENT.match(text) and text != "None":
             self._print(text)
