@@ -15,7 +15,7 @@ from prefdag.config.best_of_n import BestOfN
 from prefdag.config.judge import Judge
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.evaluation.bootstrap import summarise
-from prefdag.rewards.model import write_held_out
+from prefdag.rewards.evaluation import write_held_out
 from prefdag.seeds import generator
 from prefdag.stages import best_of_n, judge, report
 

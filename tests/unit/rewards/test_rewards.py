@@ -17,18 +17,17 @@ from prefdag.models.loading import load_policy, load_scorer
 from prefdag.models.naive import naive_logprobs
 from prefdag.models.packing import pack
 from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.evaluation import evaluation, score_all
+from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.model import (
-    ImplicitReward,
     RewardModel,
     Scoring,
     combined,
-    evaluation,
     initial_heads,
     load_reward_model,
     member_folder,
     reward_of,
     save_untrained,
-    score_all,
     untrained_reward_model,
     zero_mean,
 )

@@ -22,7 +22,8 @@ from prefdag.data.token_store import Comparison, Store, StoreWriter
 from prefdag.models.loading import load_policy
 from prefdag.models.naive import naive_logprobs
 from prefdag.provenance.manifest import read_manifest
-from prefdag.rewards.model import load_reward_model, score_all, untrained_reward_model
+from prefdag.rewards.evaluation import score_all
+from prefdag.rewards.model import load_reward_model, untrained_reward_model
 from prefdag.stages import reward as stage
 from prefdag.training.checkpoint import Checkpoint
 

@@ -16,20 +16,17 @@ from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.models.loading import load_scorer, save, set_up
 from prefdag.models.packing import Segments
+from prefdag.rewards.evaluation import evaluation, score_all, write_evaluation, write_held_out
 from prefdag.rewards.model import (
     SCORING,
     RewardModel,
     Scoring,
-    evaluation,
     head_rewards,
     initial_heads,
     lengths_of,
     member_folder,
     reward_of,
     save_untrained,
-    score_all,
-    write_evaluation,
-    write_held_out,
     zero_mean,
 )
 from prefdag.runtime.stage import Workspace

@@ -20,17 +20,10 @@ from prefdag.models.logprobs import divergence
 from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.evaluation import Rewards, evaluation, score_all, write_evaluation, write_held_out
 from prefdag.rewards.ground_truth import load_ground_truth
-from prefdag.rewards.model import (
-    ImplicitReward,
-    Rewards,
-    evaluation,
-    load_reward_model,
-    score_all,
-    untrained_reward_model,
-    write_evaluation,
-    write_held_out,
-)
+from prefdag.rewards.implicit import ImplicitReward
+from prefdag.rewards.model import load_reward_model, untrained_reward_model
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
 
