@@ -254,8 +254,8 @@ def test_a_comment_in_the_readme_reruns_nothing(copy: Project):
 
 
 EVERYTHING_AFTER_SFT = {
-    ("pairs", ""), ("prepare", "comparisons"), ("reward", ""), ("reference", "comparisons"), ("generate", "base"), ("generate", "sft"),
-    *(("preference", run) for run in RUNS), *(("generate", run) for run in RUNS), *AFTER_SCORES,
+    ("pairs", ""), ("prepare", "comparisons"), ("reward", ""), ("reference", "comparisons"), ("generate", "base"),
+    ("generate", "sft"), *(("preference", run) for run in RUNS), *(("generate", run) for run in RUNS), *AFTER_SCORES,
     *(("score", policy) for policy in ("base", "sft", *RUNS)), *(("judge", policy) for policy in ("base", *RUNS)),
 }  # fmt: skip
 

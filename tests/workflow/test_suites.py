@@ -25,6 +25,7 @@ from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
 from prefdag.data.rows import read_rows
 from prefdag.models.loading import build, save
+from prefdag.planning.graph import stages_of
 from prefdag.rewards.ground_truth import load_ground_truth
 from preparing import byte_tokenizer
 from sequence_classifier import tiny_roberta
@@ -45,7 +46,7 @@ def test_it_plans(name: str, tmp_path: Path) -> None:
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
     assert isinstance(suite, Suite)
     assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= planned_jobs
-    assert {stage for stage, _ in planned_jobs} - {"lock"} == set(jobs.stages_of(suite))
+    assert {stage for stage, _ in planned_jobs} - {"lock"} == set(stages_of(suite))
     folder = jobs.classifier_folder(suite)
     of_classifier = {job for job in planned_jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
     assert of_classifier == ({(folder.partition("/")[0], folder.partition("/")[2])} if folder else set())
