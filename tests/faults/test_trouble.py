@@ -155,7 +155,7 @@ def test_creations_that_come_true_after_the_client_gave_up(root, server, undistu
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 12), (9, 24)], ids=["at the start", "in the middle"])
-def test_down_for_a_while(root, server, undisturbed, capsys, begin, end):
+def test_down_for_a_while(root, server, undisturbed, caplog, begin, end):
     forget(server)
 
     def fate(number: int, line: str, body: bytes) -> str:
@@ -163,7 +163,7 @@ def test_down_for_a_while(root, server, undisturbed, capsys, begin, end):
 
     with FaultyProxy(server, fate) as proxy:
         assert Writer(root, proxy.uri).follow(dead_pid(), poll=0.05)
-    assert 1 <= capsys.readouterr().err.count("failed (") <= 2, "the same error is printed once"
+    assert 1 <= caplog.text.count(" failed (") <= 2, "the same error is logged once"
     assert held(server) == undisturbed
 
 
