@@ -116,7 +116,9 @@ def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
     """
     rows = {row.name: row for row in runs}
     for manifest in trained:
-        row = rows[manifest.folder.name]
+        row = rows.get(manifest.folder.name)
+        if row is None:
+            raise UserError(f"report --preferences: {manifest.path}: no run of this suite; leave it out")
         expected = {"preference": row.preference, "objective": row.objective}
         for section, values in expected.items():
             made = manifest.content.get("config", {}).get(section, {})
