@@ -40,7 +40,7 @@ def test_a_pipe_gets_one_line_per_job_and_the_results(copy: Project):
     assert len([line for line in lines[lines.index("Try next:") + 1 :] if line.startswith("  ")]) == 3
     assert ".py" not in done.stderr and "input:" not in done.stderr and len(lines) < 30
     messages = max((copy.folder / ".snakemake/log").iterdir(), key=lambda path: path.name).read_text()
-    assert "    input: workflow/prefdag/" in messages, "the log file has everything"
+    assert "    input: results/mini/" in messages, "the log file has everything"
 
 
 def test_a_failed_job_shows_its_sentence_its_log_and_how_to_continue(copy: Project):
@@ -64,10 +64,10 @@ def test_a_dry_run_counts_the_jobs_of_each_stage_by_reason(copy: Project):
     done = copy.snakemake("-n")
     assert done.returncode == 0
     assert done.stdout.startswith("5 jobs would run:\n")
-    assert re.search(r"^  preference +1   1 config changed$", done.stdout, re.M)
+    assert re.search(r"^  preference +1   1 outdated$", done.stdout, re.M)
     assert re.search(r"^  judge +1   1 after another job$", done.stdout, re.M)
     assert "input:" not in done.stdout
-    assert "    input: workflow/prefdag/" in copy.snakemake("-n", "--logger-prefdag-plain").stdout
+    assert "    input: results/mini/" in copy.snakemake("-n", "--logger-prefdag-plain").stdout
 
 
 def test_a_terminal_gets_a_table_of_stages(copy: Project):

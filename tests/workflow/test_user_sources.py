@@ -1,7 +1,6 @@
 """A loss in a user's Python file: which files count as its code, and which runs depend on them."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from prefdag.config.objectives import objective
 from prefdag.config.suite import Suite, read_suite
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
+from prefdag.planning.graph import jobs_of
 from prefdag.provenance.sources import code_digests, sources
 from registry import pair
 
@@ -110,18 +110,21 @@ def test_the_path_is_taken_from_the_file_that_states_the_row(workdir: Path):
         assert {run.objective.method for run in suite.runs} == {"configs/my_losses.py:my_dpo"}
 
 
-def test_only_its_own_run_has_the_file_among_its_inputs(tmp_path: Path):
-    """Through Snakemake; and a mistake in the file is one sentence there."""
+def test_only_its_own_run_counts_the_file_as_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And what the file imports; a mistake in it is one sentence of Snakemake's plan."""
     project = checkout(tmp_path / "clone")
     project.edit("configs/mini.yaml", "runs:\n", f"runs:\n  - {{name: mine, method: {METHOD}}}\n")
     (project.folder / "configs/my_losses.py").write_text(IMPORTING)
     (project.folder / "configs/own_margins.py").write_text(MARGINS)
-    done = project.snakemake("-n", "-p")
-    assert done.returncode == 0, done.stdout + done.stderr
-    jobs = re.findall(r"^rule (\w+):\n((?:    .*\n)*)", done.stdout + done.stderr, re.M)
-    having = [about for _, about in jobs if "configs/my_losses.py" in about]
-    assert len(jobs) > 20 and len(having) == 1
-    assert "wildcards: run=mine" in having[0] and "configs/own_margins.py" in having[0]
+    monkeypatch.chdir(project.folder)
+    suite = read_suite(["configs/mini.yaml"])
+    codes = {}
+    for folder in jobs_of(suite):
+        stage, _, name = folder.partition("/")
+        codes[folder] = code_digests(stage, jobs.user_files_of(suite, stage, name or None))
+    assert len(codes) > 20
+    for file in ("configs/my_losses.py", "configs/own_margins.py"):
+        assert [folder for folder, code in codes.items() if file in code] == ["preference/mine"]
     project.edit("configs/my_losses.py", "reference, beta", "reference, *, gamma, beta")
     done = project.snakemake("-n", "-p")
     sentence = "configs/mini.yaml: runs.mine.method: configs/my_losses.py: my_dpo: gamma needs a type"

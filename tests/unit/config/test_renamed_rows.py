@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from conftest import MINI
-from prefdag.config import freshness, jobs
+from prefdag.config import jobs
 from prefdag.config.loading import merge
 from prefdag.config.suite import Suite, resolve
+from prefdag.planning import freshness
 from prefdag.planning.freshness import outdated, take_over_renamed
 from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.provenance.digests import Digests

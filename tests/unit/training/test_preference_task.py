@@ -285,12 +285,16 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
     turned = stored(tmp_path / "turned", [pairs[index] for index in range(3)], [[1, 0], [0, 1], [0.5, 0.5]])
     single = stored(tmp_path / "single", [Unpaired(pairs)[index] for index in range(3)])
     for store, name, sentence in (
-        (four, "dpo", "dpo compares two responses, and here each prompt has 4; train it on `dataset: comparisons`"),
+        (
+            four,
+            "dpo",
+            "dpo compares two responses, and each prompt of this store has 4; train it on `dataset: comparisons`",
+        ),
         (plain, "rebel", "rebel reads scores, and these comparisons have none; give rows `scores`, or choose"),
         (plain, "nca_k", "nca_k reads scores"),
         (turned, "odpo", "the chosen one has the lower score in source rows 1; put the better response first there"),
         (single, "kto", "kto reads labelled responses, and these single ones have no labels"),
-        (single, "plackett_luce", "plackett_luce compares two responses or more, and here each prompt has 1"),
+        (single, "plackett_luce", "plackett_luce compares two responses or more, and each prompt of this store has 1"),
     ):
         with pytest.raises(UserError, match="(?s)store|plain|turned|single") as error:
             objective_view(store, objective(ROWS[name], "tests", name))

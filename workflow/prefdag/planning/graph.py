@@ -26,8 +26,14 @@ def inputs_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
     return _INPUTS[stage](suite, name or "") if stage in _INPUTS else {}
 
 
+def targets_of(suite: Suite | ExactSuite) -> list[str]:
+    """Return the folders that `snakemake` makes; it makes those that they read as well."""
+    targets = ["report"]
+    return targets
+
+
 def jobs_of(suite: Suite | ExactSuite) -> list[str]:
-    """Return every folder that the suite's report depends on, itself included, each after those that it reads."""
+    """Return every folder of the suite, each after those that it reads."""
     ordered: dict[str, None] = {}
 
     def visit(folder: str) -> None:
@@ -38,7 +44,8 @@ def jobs_of(suite: Suite | ExactSuite) -> list[str]:
                     visit(each)
             ordered[folder] = None
 
-    visit("report")
+    for target in targets_of(suite):
+        visit(target)
     return list(ordered)
 
 
