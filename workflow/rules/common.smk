@@ -7,13 +7,13 @@ from shlex import quote
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
 from prefdag.config import jobs
+from prefdag.config.loading import read_yaml
+from prefdag.config.suite import resolve
+from prefdag.errors import UserError
 from prefdag.planning import freshness
 from prefdag.planning.graph import inputs_of, jobs_of, stages_of
-from prefdag.config.loading import read_yaml
 from prefdag.planning.plan_run import plan_run
-from prefdag.config.suite import resolve
 from prefdag.planning.suite_files import record_suite_files
-from prefdag.errors import UserError
 from prefdag.provenance.digests import Digests
 
 ROOT = os.path.abspath(workflow.basedir)
@@ -43,7 +43,7 @@ try:
 except UserError as error:
     stop(error)
 MARKER = f"{RESULTS}/.cache/outdated"
-if OUTDATED:
+if any(os.path.exists(f"{RESULTS}/{folder}/manifest.json") for folder in OUTDATED):
     freshness.renew(Path(MARKER))
 
 

@@ -30,8 +30,8 @@ from prefdag.models.packing import pack
 
 ROOT = Path(__file__).parents[3]
 NONE: dict[str, list[float]] = {"losses": [], "grad_norms": []}
-FOUND = dict.fromkeys(("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen"), 1.0)
-FOUND |= {"device": "cpu", "peak_cuda_mb": None}
+RESULT = dict.fromkeys(("pairs_per_s", "peak_rss_mb", "start_rss_mb", "gemm_gflops", "stolen"), 1.0)
+RESULT |= {"device": "cpu", "peak_cuda_mb": None}
 TINY: dict[str, int | bool] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
 TINY |= {"num_hidden_layers": 2, "num_attention_heads": 2}
 CELL = Cell("small", "hh", "dpo", Path("model"), Path("ids.jsonl"))
@@ -194,7 +194,7 @@ def test_arms_are_interleaved(monkeypatch: pytest.MonkeyPatch):
 
     def ran(arm: Arm, *_: object) -> dict:
         calls.append(arm.name)
-        return {**FOUND, **NONE}
+        return {**RESULT, **NONE}
 
     monkeypatch.setattr("benchmarks.cells.run", ran)
     list(interleaved(CELL, [Arm("prefdag"), Arm("naive", rung="naive")], Length(2, 3, 4, 1)))
@@ -211,7 +211,7 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise Stopped(15)
         assert cell.model.is_dir() and cell.ids.is_file()
         measurements.append(cell.name)
-        return {**FOUND, **NONE}
+        return {**RESULT, **NONE}
 
     for shape in ("small", "pythia-14m"):
         monkeypatch.setitem(SHAPES, shape, ("llama", TINY))
@@ -228,7 +228,7 @@ def test_a_cell_that_was_measured_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_tuning_takes_the_fastest(monkeypatch: pytest.MonkeyPatch):
     def ran(arm: Arm, *_: object) -> dict:
-        return {**FOUND, "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], **NONE}
+        return {**RESULT, "pairs_per_s": {1: 2.0, 2: 5.0, 4: 3.0}[arm.per_device], **NONE}
 
     monkeypatch.setattr("benchmarks.cells.run", ran)
     assert best(CELL, "trl-tuned", [(1, False), (2, True), (4, False)], Length(1, 3, 4, 1)).per_device == 2

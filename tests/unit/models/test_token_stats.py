@@ -13,8 +13,8 @@ from prefdag.models.packing import pack
 from prefdag.models.token_stats import PER_TOKEN, TokenStats, token_stats
 
 ROWS = [[0, 3], [5, 1, 2], [4]]
-FOUND = comparisons(6, 2)
-NUM_TOKENS = sum(len(response) for one in FOUND for response in one.responses)
+BATCH = comparisons(6, 2)
+NUM_TOKENS = sum(len(response) for one in BATCH for response in one.responses)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +38,10 @@ def by_segments(stats: TokenStats) -> Values:
 @pytest.mark.parametrize("shape", ["llama", "gpt2", "gpt_neox", "qwen2 untied"])
 def test_values_and_gradients_equal_the_padded_path(shape: str, chunk_bytes: int) -> None:
     """log sum p^2 and sum q (log q - log p) over the vocabulary; a token a chunk, five, or all at once: 1e-9."""
-    model, other, segments = tiny(shape), tiny(shape, seed=1), pack(FOUND, ROWS)
+    model, other, segments = tiny(shape), tiny(shape, seed=1), pack(BATCH, ROWS)
 
     def plain() -> Values:
-        p, q = distributions(model, FOUND), distributions(other, FOUND).detach()
+        p, q = distributions(model, BATCH), distributions(other, BATCH).detach()
         targets = segments.target[:, None]
         return weighed(p.gather(1, targets)[:, 0], (p.detach().exp() ** 2).sum(-1).log(), (q.exp() * (q - p)).sum(-1))
 
@@ -60,7 +60,7 @@ def largest_kept(chunk_bytes: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        token_stats(model, pack(FOUND, ROWS), PER_TOKEN, other, chunk_bytes)
+        token_stats(model, pack(BATCH, ROWS), PER_TOKEN, other, chunk_bytes)
     return max(sizes)
 
 
@@ -73,7 +73,7 @@ def test_no_whole_distribution_is_kept() -> None:
 def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, right = [], head.target_logprobs
     monkeypatch.setattr(head, "target_logprobs", lambda *args: calls.append(1) or right(*args))
-    model, segments = tiny(), pack(FOUND, ROWS)
+    model, segments = tiny(), pack(BATCH, ROWS)
     plain = token_stats(model, segments)
     assert calls == [1] and plain.extras == {}
     both = token_stats(model, segments, PER_TOKEN, tiny(seed=1))
@@ -81,6 +81,6 @@ def test_the_fused_head_serves_losses_that_read_neither(monkeypatch: pytest.Monk
 
 
 def test_equal_models_diverge_nowhere() -> None:
-    stats = token_stats(tiny(), pack(FOUND), {"divergence"}, tiny())
+    stats = token_stats(tiny(), pack(BATCH), {"divergence"}, tiny())
     assert stats.extras.keys() == {"divergence"} and stats.extras["divergence"].abs().max() < 1e-14
-    assert token_stats(tiny(), pack(FOUND), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0
+    assert token_stats(tiny(), pack(BATCH), {"divergence"}, tiny(seed=1)).extras["divergence"].min() > 0

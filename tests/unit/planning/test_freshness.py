@@ -157,6 +157,33 @@ def test_a_missing_or_damaged_result(results: Path) -> None:
     assert reruns() == {"score/dpo"}
 
 
+def test_a_large_result_is_read_only_if_it_is_newer_than_its_manifest(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of the right size that were there before the manifest are left to the jobs that load them."""
+    monkeypatch.setattr(freshness, "LARGE", 5)
+    path, published = RESULTS / "sft/result.txt", (RESULTS / "sft/manifest.json").stat().st_mtime_ns
+    path.write_text("sfX")
+    os.utime(path, ns=(published, published - 1))
+    assert reruns() == {"sft"}, "three bytes are few"
+    monkeypatch.setattr(freshness, "LARGE", 2)
+    assert reruns() == set()
+    os.utime(path, ns=(published, published + 1))
+    assert reruns() == {"sft"}
+    path.write_text("sf")
+    os.utime(path, ns=(published, published - 1))
+    assert reruns() == {"sft"}, "another size"
+
+
+def test_why_a_file_counts(results: Path) -> None:
+    (results / "rows/train-1.jsonl").write_text("{ }\n")
+    (results / "rows/train-2.jsonl").write_text("{}\n")
+    (results / "rows/test.jsonl").unlink()
+    assert freshness.outdated(suite(), RESULTS, digests())["fetch/data"] == [
+        "file: rows/test.jsonl (no longer read)", "file: rows/train-1.jsonl", "file: rows/train-2.jsonl (newly read)",
+    ]  # fmt: skip
+
+
 def break_cache() -> None:
     digests().path.write_text("[")
 

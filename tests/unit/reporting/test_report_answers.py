@@ -15,7 +15,7 @@ from prefdag.reporting.tables import answers_table, checkpoints, ood_win_rates, 
 from prefdag.training import preference_metrics
 from synthetic_results import METRICS, SOME, made, write_further, write_results
 
-DRAWN = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8}
 NAMES = [
     "base",
     "sft",
@@ -39,7 +39,7 @@ def answers() -> pd.DataFrame:
     wins["dpo@far-cold"] = {"win_rate": 0.25, "low": 0.1, "high": 0.4}
     runs = [{"name": "dpo", "method": "dpo", "seed": 0, "objective": {"beta": 0.1}}]
     policies = runs_table(runs, dict.fromkeys(NAMES, one), wins, dict.fromkeys(NAMES, (2, 4)))
-    expected = [{"name": name, **DRAWN} for name in NAMES[:-1]] + [{"name": "chosen"}, {"name": "not-scored-yet"}]
+    expected = [{"name": name, **SAMPLING} for name in NAMES[:-1]] + [{"name": "chosen"}, {"name": "not-scored-yet"}]
     for entry in expected:
         entry |= {"temperature": 0.0} if "cold" in entry["name"] else {"top_p": 0.9} if "cut" in entry["name"] else {}
         entry["prompts"] = "ood" if "far" in entry["name"] else "test"

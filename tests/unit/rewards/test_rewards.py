@@ -33,7 +33,7 @@ from prefdag.rewards.model import (
 )
 
 CPU = torch.device("cpu")
-FOUND = comparisons(9, 3)
+BATCH = comparisons(9, 3)
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_an_ensemble_is_its_heads_combined(how: str, policy: Path) -> None:
     """Two members of two heads each: the combination of four heads, each computed alone the plain way."""
     members = (scorer(policy, heads=2), scorer(policy, seeds=(1,), heads=2))
     model = RewardModel(members, Scoring(seeds=(0, 1), combine=how))
-    values = naive_values(members, FOUND)
+    values = naive_values(members, BATCH)
     assert values.shape == (9, 3, 4) and values.std(-1).min() > 0.1
-    assert near(model.values(pack(FOUND)), values)
-    assert near(model(pack(FOUND)), combined(values, how))
+    assert near(model.values(pack(BATCH)), values)
+    assert near(model(pack(BATCH)), combined(values, how))
 
 
 def test_a_heads_first_weights_do_not_depend_on_the_others(policy: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_heads_first_weights_do_not_depend_on_the_others(policy: Path) -> None
 @torch.no_grad()
 def test_length_normalised_rewards_are_the_head_over_alpha_and_tokens(policy: Path) -> None:
     model = scorer(policy)
-    tokens = torch.tensor([[len(response) for response in one.responses] for one in FOUND])
+    tokens = torch.tensor([[len(response) for response in one.responses] for one in BATCH])
     assert tokens.min() == 1 and tokens.max() == 8
     for alpha in (0.0, 2.5):
-        values = RewardModel((model,), Scoring(length_normalisation=alpha))(pack(FOUND))
-        assert near(values, naive_rewards(model, FOUND) / (alpha + tokens))
+        values = RewardModel((model,), Scoring(length_normalisation=alpha))(pack(BATCH))
+        assert near(values, naive_rewards(model, BATCH) / (alpha + tokens))
 
 
 @pytest.mark.parametrize("how", ["mean", "mean_minus_deviation", "minimum"])
@@ -127,7 +127,7 @@ def saved(folder: Path, members: Sequence[PreTrainedModel], scoring: Scoring) ->
 @torch.no_grad()
 def test_a_reward_model_is_read_back_as_it_was(policy: Path, tmp_path: Path) -> None:
     """An ensemble of two seeds and two heads, offsets and all: the very same rewards; and the untrained one's."""
-    seeds, segments = (3, 8), pack(FOUND)
+    seeds, segments = (3, 8), pack(BATCH)
     members = tuple(scorer(policy, (seed,), 2) for seed in seeds)
     scoring = Scoring(seeds=seeds, combine="minimum", length_normalisation=1, offset=(0.1, 0.2, 0.3, 0.4))
     folder = saved(tmp_path / "reward", members, scoring)
@@ -136,11 +136,11 @@ def test_a_reward_model_is_read_back_as_it_was(policy: Path, tmp_path: Path) -> 
     assert torch.equal(load_reward_model(folder, CPU)(segments), model(segments))
     before = untrained_reward_model(policy, folder, CPU)
     assert near(before.values(segments), model.values(segments)), "nothing was trained here"
-    assert near(before(segments), combined(naive_values(members, FOUND) / (1 + lengths()), "minimum"))
+    assert near(before(segments), combined(naive_values(members, BATCH) / (1 + lengths()), "minimum"))
 
 
 def lengths() -> Tensor:
-    return torch.tensor([[len(response) for response in one.responses] for one in FOUND])[..., None]
+    return torch.tensor([[len(response) for response in one.responses] for one in BATCH])[..., None]
 
 
 def test_a_folder_without_its_head_is_no_reward_model(policy: Path, tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_the_implicit_reward_is_beta_times_the_log_ratio(policy: Path, tmp_path:
     path = run_of(tmp_path / "dpo", "dpo", {"reference": "x"}, beta=0.3)
     reference = load_policy(policy, CPU)
     reward = ImplicitReward.of_run(read_manifest(path), reference, CPU)
-    expected = naive_logprobs(reward.policy.double(), FOUND).total - naive_logprobs(reference.double(), FOUND).total
-    values = torch.from_numpy(score_all(reward, FOUND, 40, CPU))
+    expected = naive_logprobs(reward.policy.double(), BATCH).total - naive_logprobs(reference.double(), BATCH).total
+    values = torch.from_numpy(score_all(reward, BATCH, 40, CPU))
     assert expected.abs().max() > 1 and torch.allclose(values.double(), 0.3 * expected, rtol=0, atol=1e-4)
 
 

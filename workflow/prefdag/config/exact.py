@@ -26,7 +26,7 @@ LEFT_OUT = {
     "odpo": "its labels must agree with its scores, so every pair can be separated and it falls without bound",
 }
 MEANS = ("kto", "bco")  # what couples the comparisons of a step is a mean, which a population has too
-GIVEN = {"reference", "scores", "labels", "mismatched", "collision", "divergence"}
+AVAILABLE = {"reference", "scores", "labels", "mismatched", "collision", "divergence"}
 
 
 class Sweep(Section):
@@ -61,5 +61,5 @@ def without_population(loss: Objective) -> str | None:
     if loss.scope == "step" and loss.method not in MEANS:
         per_token = getattr(loss, "nll", None) == "per_token"
         return "nll: per_token averages over one step's tokens" if per_token else "it couples the comparisons of a step"
-    missing = loss.reads - GIVEN - ({"state"} if loss.method in MEANS else set())
+    missing = loss.reads - AVAILABLE - ({"state"} if loss.method in MEANS else set())
     return f"it reads {', '.join(sorted(missing))}, which belongs to optimizer steps" if missing else None

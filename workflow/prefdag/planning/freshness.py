@@ -22,6 +22,7 @@ from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest
 from prefdag.provenance.sources import code_digests
 
 NEVER_RUN = "never run"
+LARGE = 1 << 26  # bytes of a file that a plan does not read unless it is newer than its manifest
 NAMED_BY_ROW = ("preference", "generate", "score", "judge")  # stages with a folder for each row of a suite
 
 
@@ -37,19 +38,12 @@ def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict
         The job's folder below `results` -> its reasons, one line each, in an order in which the jobs could run. A job
         that reads the result of a listed job is listed as well.
     """
-    codes: dict[tuple[str, tuple[Path, ...]], Mapping[str, str]] = {}
+    check = _Check(suite, results, digests)
     stale: dict[str, list[str]] = {}
     for folder in jobs_of(suite):
-        stage, _, rest = folder.partition("/")
-        name = rest or None
-        source = stage, jobs.user_files_of(suite, stage, name)
-        if source not in codes:
-            codes[source] = code_digests(*source)
-        inputs = inputs_of(suite, stage, name)
-        reasons = _reasons(suite, results, folder, codes[source], digests)
-        before = dict.fromkeys(
-            each.replace("/", " ") for folders in inputs.values() for each in folders if each in stale
-        )
+        reasons = check.reasons(folder, results / folder / MANIFEST)
+        read = chain(*check.inputs(folder).values())
+        before = dict.fromkeys(each.replace("/", " ") for each in read if each in stale)
         if reasons or before:
             stale[folder] = [*reasons, *([f"after: {', '.join(before)}"] if before else [])]
     digests.save()
@@ -76,18 +70,18 @@ def take_over_renamed(suite: Suite | ExactSuite, results: Path, digests: Digests
     Returns:
         New folder below `results` -> old folder, in an order in which each comes after those that it reads.
     """
+    check = _Check(suite, results, digests)
     moved = {}
     wanted = jobs_of(suite)
     for folder in wanted:
-        stage, _, name = folder.partition("/")
+        stage = folder.partition("/")[0]
         if stage not in NAMED_BY_ROW or (results / folder).exists():
             continue
-        if not all((results / each / MANIFEST).is_file() for each in chain(*inputs_of(suite, stage, name).values())):
+        if not all((results / each / MANIFEST).is_file() for each in chain(*check.inputs(folder).values())):
             continue
-        code = code_digests(stage, jobs.user_files_of(suite, stage, name))
         for path in sorted((results / stage).glob(f"*/{MANIFEST}")):
             old = f"{stage}/{path.parent.name}"
-            if old not in wanted and not _reasons(suite, results, folder, code, digests, path):
+            if old not in wanted and not check.reasons(folder, path):
                 path.parent.rename(results / folder)
                 moved[folder] = old
                 break
@@ -110,27 +104,85 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: 
     )
 
 
-def _reasons(
-    suite: Suite | ExactSuite,
-    results: Path,
-    folder: str,
-    code: Mapping[str, str],
-    digests: Digests,
-    at: Path | None = None,
-) -> list[str]:
-    """Reasons of the job itself, without those of the jobs that it reads. at: its manifest, if in another folder."""
-    stage, _, rest = folder.partition("/")
-    path = at or results / folder / MANIFEST
-    if not path.exists():
-        return [f"missing: {path}" if _has_results(path.parent) else NEVER_RUN]
-    try:
-        manifest = read_manifest(path)
-    except UserError:
-        return [f"changed: {path}"]
-    expected = json.loads(config_of(suite, stage, rest or None, digests))
-    reasons = list(config_changes(_restricted(manifest.content["config"], expected), expected))
-    reasons += _changed_code(manifest.content["code"], code)
-    return [*reasons, *_changed_inputs(suite, results, folder, manifest), *_damaged(manifest, digests)]
+class _Check:
+    """Compare manifests with what jobs have now, reading each file of code and each manifest once."""
+
+    def __init__(self, suite: Suite | ExactSuite, results: Path, digests: Digests) -> None:
+        self.suite, self.results, self.digests = suite, results, digests
+        self._codes: dict[tuple[str, tuple[Path, ...]], Mapping[str, str]] = {}
+        self._manifests: dict[Path, Manifest | None] = {}
+
+    def inputs(self, folder: str) -> dict[str, list[str]]:
+        """Return the folders that a job reads, by option."""
+        return inputs_of(self.suite, *_split(folder))
+
+    def reasons(self, folder: str, path: Path) -> list[str]:
+        """Return the job's own reasons to run, if its manifest is `path`; not those of the jobs that it reads."""
+        if not path.exists():
+            return [f"missing: {path}" if _has_results(path.parent) else NEVER_RUN]
+        manifest = self._manifest(path)
+        if manifest is None:
+            return [f"changed: {path}"]
+        stage, name = _split(folder)
+        expected = json.loads(jobs.config_of(self.suite, stage, name))
+        files = files_of(self.suite, stage, name, self.digests)
+        before = manifest.content["config"]
+        damages = (self._damage(path, file, entry) for file, entry in manifest.content["files"].items())
+        return [
+            *config_changes(_restricted(before, expected), expected),
+            *_changes("file", before.get("files") or {}, files),
+            *_changes("code", manifest.content["code"], self._code(stage, name)),
+            *self._changed_inputs(folder, manifest),
+            *filter(None, damages),
+        ]
+
+    def _manifest(self, path: Path) -> Manifest | None:
+        """The manifest at a path, None if it is missing or damaged."""
+        if path not in self._manifests:
+            try:
+                self._manifests[path] = read_manifest(path)
+            except UserError:
+                self._manifests[path] = None
+        return self._manifests[path]
+
+    def _code(self, stage: str, name: str | None) -> Mapping[str, str]:
+        source = stage, jobs.user_files_of(self.suite, stage, name)
+        if source not in self._codes:
+            self._codes[source] = code_digests(*source)
+        return self._codes[source]
+
+    def _changed_inputs(self, folder: str, manifest: Manifest) -> Iterator[str]:
+        before = manifest.content["inputs"]
+        now = {option: folders for option, folders in self.inputs(folder).items() if folders}
+        for option in sorted(before.keys() | now.keys()):
+            recorded = before.get(option, [])
+            recorded = recorded if isinstance(recorded, list) else [recorded]
+            current = [self._manifest(self.results / each / MANIFEST) for each in now.get(option, [])]
+            # An input without a manifest is a reason of the job that makes it.
+            if None not in current and recorded != [one.sha256 for one in current if one]:
+                yield f"input: {option}: {', '.join(now.get(option, [])) or 'none'}, not what was read"
+
+    def _damage(self, manifest: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+        """Why a listed file is not the one that the manifest states, or None.
+
+        A large file of the right size that is no newer than its manifest, which is written last, is not read: the jobs
+        that load it verify its sha256.
+        """
+        path = manifest.parent / name
+        if not path.is_file():
+            return f"missing: {path}"
+        status = path.stat()
+        if status.st_size != entry["size"]:
+            return f"changed: {path}"
+        if status.st_size > LARGE and status.st_mtime_ns <= manifest.stat().st_mtime_ns:
+            return None
+        return None if self.digests.of(path) == entry["sha256"] else f"changed: {path}"
+
+
+def _split(folder: str) -> tuple[str, str | None]:
+    """A job's stage and name."""
+    stage, _, name = folder.partition("/")
+    return stage, name or None
 
 
 def _has_results(folder: Path) -> bool:
@@ -138,49 +190,21 @@ def _has_results(folder: Path) -> bool:
     return folder.is_dir() and any(path.name not in ("log.txt", "benchmark.tsv") for path in folder.iterdir())
 
 
-def _changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return a reason for each file of the code that says something else, came or went."""
-    changed = [f"code: {name}" for name in sorted(now) if before.get(name, now[name]) != now[name]]
-    added = [f"code: {name} (newly read)" for name in sorted(now.keys() - before.keys())]
-    return [*changed, *added, *(f"code: {name} (no longer read)" for name in sorted(before.keys() - now.keys()))]
-
-
-def _changed_inputs(suite: Suite | ExactSuite, results: Path, folder: str, manifest: Manifest) -> Iterator[str]:
-    stage, _, rest = folder.partition("/")
-    before = manifest.content["inputs"]
-    now = {option: folders for option, folders in inputs_of(suite, stage, rest or None).items() if folders}
-    for option in sorted(before.keys() | now.keys()):
-        recorded = before.get(option, [])
-        recorded = recorded if isinstance(recorded, list) else [recorded]
-        current = [_digest_of(results / each / MANIFEST) for each in now.get(option, [])]
-        # An input without a manifest is another job's reason to run.
-        if None not in current and recorded != current:
-            yield f"input: {option}: {', '.join(now.get(option, [])) or 'none'}, not what was read"
-
-
-def _digest_of(path: Path) -> str | None:
-    try:
-        return read_manifest(path).sha256
-    except UserError:
-        return None
-
-
-def _damaged(manifest: Manifest, digests: Digests) -> Iterator[str]:
-    """Files that are missing, or are not what the manifest states."""
-    for name, entry in manifest.content["files"].items():
-        path = manifest.folder / name
-        if not path.is_file():
-            yield f"missing: {path}"
-        elif path.stat().st_size != entry["size"] or digests.of(path) != entry["sha256"]:
-            yield f"changed: {path}"
+def _changes(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Yield a reason for each file whose content changed, that is newly read, or no longer read."""
+    for name in sorted(before.keys() | now.keys()):
+        if name not in before:
+            yield f"{kind}: {name} (newly read)"
+        elif name not in now:
+            yield f"{kind}: {name} (no longer read)"
+        elif before[name] != now[name]:
+            yield f"{kind}: {name}"
 
 
 def _restricted(before: Any, now: Any) -> Any:
-    """What a manifest states of the keys that a job is given now; the others are defaults, which its code states."""
+    """What a manifest states of the keys that a job gets now; the others are defaults, which its code states."""
     if isinstance(before, dict) and isinstance(now, dict):
-        restricted = {key: _restricted(value, now[key]) for key, value in before.items() if key in now}
-        # Unlike other keys, local files that are no longer there count.
-        return restricted | ({"files": before["files"]} if before.get("files") else {})
+        return {key: _restricted(value, now[key]) for key, value in before.items() if key in now}
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         return [_restricted(*pair) for pair in zip(before, now, strict=True)]
     return before
