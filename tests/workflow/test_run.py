@@ -21,9 +21,9 @@ RESULTS = "results/mini"
 AFTER_SCORES = {("report", "")}
 
 
-def planned(project: Project, suite: str = "configs/mini.yaml") -> set[tuple[str, str]]:
+def planned(project: Project, suite: str = "configs/mini.yaml", options: tuple[str, ...] = ()) -> set[tuple[str, str]]:
     """(rule, wildcard) of every job that a dry run would run, `all` left out."""
-    done = project.snakemake("-n", "-p", suite=suite)
+    done = project.snakemake("-n", "-p", *options, suite=suite)
     assert done.returncode == 0, done.stdout + done.stderr
     text = done.stdout + done.stderr
     jobs = re.findall(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", text, re.M)
@@ -278,6 +278,14 @@ def test_a_deleted_or_damaged_result_is_made_again(copy: Project, file: str, job
     assert planned(copy) == jobs, "one bit differs"
     path.write_bytes(content)
     assert planned(copy) == set()
+
+
+def test_a_lost_result_is_made_again_after_a_job_that_is_forced(copy: Project):
+    """Snakemake forces jobs that were interrupted; one whose output is missing must not be skipped behind them."""
+    for stage in ("score", "judge"):
+        shutil.rmtree(copy.folder / RESULTS / stage / "dpo")
+    options = (f"{RESULTS}/judge/dpo/manifest.json", "-R", "generate")
+    assert {("generate", "dpo"), ("score", "dpo"), ("judge", "dpo")} <= planned(copy, options=options)
 
 
 def test_equal_results_stop_the_cascade(copy: Project):

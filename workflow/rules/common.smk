@@ -75,19 +75,20 @@ def config_of(stage, name=None):
 
 
 def inputs(stage, name=None):
-    """Return an input function: the manifests that a job reads, by option; `ancient`, so times start nothing, unless
-    their own job runs. An outdated job also reads a file that is always new, which makes Snakemake run it."""
+    """Return an input function: the manifests that a job reads, by option.
+
+    Those of a job that is up to date are `ancient`, so modification times start nothing. An outdated job also reads a
+    file that is always new, which makes Snakemake run it. Its manifests must not be `ancient`: Snakemake would skip a
+    job without output if another one, whose output exists, runs before it.
+    """
 
     def manifests(wildcards):
         job = job_name(wildcards, name)
-        paths = {
-            option: [manifest(each) if each in OUTDATED else ancient(manifest(each)) for each in folders]
-            for option, folders in inputs_of(SUITE, stage, job).items()
-        }
         folder = f"{stage}/{job}" if job else stage
-        if folder in OUTDATED and os.path.exists(manifest(folder)):
-            paths["outdated"] = [MARKER]
-        return paths
+        read = {option: [*map(manifest, folders)] for option, folders in inputs_of(SUITE, stage, job).items()}
+        if folder not in OUTDATED:
+            return {option: [*map(ancient, paths)] for option, paths in read.items()}
+        return {**read, "outdated": [MARKER] if os.path.exists(manifest(folder)) else []}
 
     return manifests
 
