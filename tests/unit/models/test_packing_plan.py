@@ -19,7 +19,16 @@ def test_an_epoch_sees_each_comparison_once(num: int, batch_size: int, seed: int
     per_epoch = math.ceil(num / batch_size)
     steps = [step_members(epoch * per_epoch + place, num, batch_size, seed) for place in range(per_epoch)]
     assert sorted(np.concatenate(steps)) == list(range(num))
-    assert all(len(step) == batch_size for step in steps[:-1])
+    sizes = [len(step) for step in steps]
+    assert max(sizes) <= batch_size and max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+    if num % batch_size == 0:
+        order = generator(seed, "order", epoch).permutation(num)
+        assert np.array_equal(np.stack(steps), order.reshape(-1, batch_size))
+
+
+def test_a_remainder_is_dealt_over_the_steps() -> None:
+    """2,849 = 89 x 32 + 1 comparisons are 90 steps of 31 or 32, and not a last step of one."""
+    assert [len(step_members(step, 2849, 32, 0)) for step in range(90)] == [32] * 59 + [31] * 31
 
 
 def test_membership_is_a_function_of_seed_and_step_alone() -> None:
@@ -55,7 +64,7 @@ def test_micro_batches_use_each_comparison_once_within_the_budget(
     [(1, None, 4), (2, None, 8), (0.5, None, 2), (0.6, None, 3), (3, 5, 5), (1, 100, 100), (9, 0, 0)],
 )
 def test_num_steps_by_hand(epochs: float, max_steps: int | None, expected: int) -> None:
-    """10 comparisons by 3 are 4 steps, the last of one comparison."""
+    """10 comparisons by 3 are 4 steps."""
     assert num_steps(10, 3, epochs, max_steps) == expected
 
 

@@ -187,10 +187,16 @@ def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: i
 
 
 def step_members(step: int, num_comparisons: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """Return the comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation."""
+    """Return the comparisons of optimizer step `step` (from 0): a slice of its epoch's permutation.
+
+    An epoch has the fewest steps that hold at most `batch_size` comparisons each, and their sizes differ by one at
+    most. A short last step would weigh each of its comparisons, and their noise, as much as a whole step's.
+    """
     per_epoch = math.ceil(num_comparisons / batch_size)
     epoch, place = divmod(step, per_epoch)
-    return _order(epoch, num_comparisons, seed)[place * batch_size : (place + 1) * batch_size]
+    size, larger = divmod(num_comparisons, per_epoch)  # the first `larger` steps have one comparison more
+    begin = place * size + min(place, larger)
+    return _order(epoch, num_comparisons, seed)[begin : begin + size + (place < larger)]
 
 
 @functools.lru_cache(maxsize=2)  # once an epoch, not once a step: 30 ms for 1.6 million comparisons
