@@ -18,7 +18,8 @@ from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
 from prefdag.data.sources.resolve import SourceFiles, model_files, row_files
 from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
-from prefdag.provenance.manifest import sha256_of
+from prefdag.provenance.links import link_or_copy
+from prefdag.provenance.manifest import WEIGHTS, sha256_of
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.seeds import named_seed
@@ -137,9 +138,10 @@ def _check_classifier(classifier: Classifier, files: Mapping[str, Path]) -> None
 
 
 def _copy(files: Mapping[str, Path], target: Path) -> None:
+    """Copy files to a new folder; weights are linked, because they are large."""
     target.mkdir()
     for name, path in files.items():
-        shutil.copy(path, target / name)
+        (link_or_copy if name.endswith(WEIGHTS) else shutil.copy)(path, target / name)
 
 
 def _copy_tokenizer(source: str, files: Mapping[str, Path], target: Path) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 from prefdag.config.sft import SFT
 from prefdag.data.token_store import Store
+from prefdag.distributed.ranks import is_first
 from prefdag.models.loading import load_policy, save, set_up
+from prefdag.provenance.links import link_weights
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint
@@ -28,7 +30,7 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
         demonstrations: manifest of the demonstrations' token stores.
 
     Returns:
-        Held-out negative log-likelihood in nats per response token, before and after.
+        Held-out negative log-likelihood in nats per response token, before and after, if rows are held out.
     """
     settings = job.sft
     device = set_up(settings.threads)
@@ -37,13 +39,16 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
     store = Store.open(demonstrations.parent / "train")
     held_out = Store.open(demonstrations.parent / "validation")
     model = load_policy(base.parent / "model", device)
-    before = mean_nll(model, held_out, settings.tokens_per_batch)
+    facts = {"nll_before": mean_nll(model, held_out, settings.tokens_per_batch)} if len(held_out) else {}
     num_steps = total_steps(store, settings)
     if num_steps:
         steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(workspace.resume))
         record_steps(steps, num_steps, workspace.journal, workspace.output / "curves.csv", "sft")
-    save(model, base.parent / "model", workspace.output / "model")
-    facts = {"nll_before": before, "nll_after": mean_nll(model.eval(), held_out, settings.tokens_per_batch)}
+        save(model, base.parent / "model", workspace.output / "model")
+    elif is_first():
+        link_weights(base.parent / "model", workspace.output / "model")
+    if facts:
+        facts["nll_after"] = mean_nll(model.eval(), held_out, settings.tokens_per_batch)
     workspace.log_model_output("sft", parents=["base"])
     workspace.results({**facts, "steps": num_steps})
     return facts
