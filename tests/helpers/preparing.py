@@ -20,6 +20,8 @@ PREPARE: dict[str, Any] = {
     "over_long": "drop",
     "max_prompt_tokens": 400,
     "max_response_tokens": 400,
+    "validation_fraction": 0.0,
+    "test_fraction": 0.0,
 }
 UNLIMITED = {"max_prompt_tokens": 10**6, "max_response_tokens": 10**6}
 

@@ -11,7 +11,7 @@ from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 from prefdag.planning import freshness
-from prefdag.planning.graph import inputs_of, jobs_of, stages_of
+from prefdag.planning.graph import inputs_of, jobs_of, made_before, stages_of
 from prefdag.planning.plan_run import plan_run
 from prefdag.planning.suite_files import record_suite_files
 from prefdag.provenance.digests import Digests
@@ -75,7 +75,7 @@ def config_of(stage, name=None):
 
 
 def inputs(stage, name=None):
-    """Return an input function: the manifests that a job reads, by option.
+    """Return an input function: the manifests that a job reads, by option, and those made before it.
 
     Those of a job that is up to date are `ancient`, so modification times start nothing. An outdated job also reads a
     file that is always new, which makes Snakemake run it. Its manifests must not be `ancient`: Snakemake would skip a
@@ -86,6 +86,7 @@ def inputs(stage, name=None):
         job = job_name(wildcards, name)
         folder = f"{stage}/{job}" if job else stage
         read = {option: [*map(manifest, folders)] for option, folders in inputs_of(SUITE, stage, job).items()}
+        read["made_before"] = [*map(manifest, made_before(SUITE, stage))]
         if folder not in OUTDATED:
             return {option: [*map(ancient, paths)] for option, paths in read.items()}
         return {**read, "outdated": [MARKER] if os.path.exists(manifest(folder)) else []}

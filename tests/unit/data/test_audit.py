@@ -174,7 +174,7 @@ def test_a_split_of_one_prompt_is_refused_before_anything_is_trained(
         write_rows(tmp_path / f"raw/{name}.jsonl", [pair(n) for n in (rows if name == split else ["p1", "p2"])])
     assert fetch(tmp_path, {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}) == 0
     assert prepare(tmp_path)[0] == 2
-    assert f"{split}: the {split} split has 1 prompt; its intervals need at least 2" in capsys.readouterr().err
+    assert f"{split}: the {split} split has 1 prompt, but needs at least 2" in capsys.readouterr().err
     assert not (tmp_path / "out/prepare/comparisons/manifest.json").exists()
 
 

@@ -40,8 +40,14 @@ class Prepare(Section):
     )
     max_prompt_tokens: Count
     max_response_tokens: Count
-    validation_fraction: Fraction = Field(0.0, description="share of prompts held out of train, if there is no file")
-    test_fraction: Fraction = Field(0.0, description="share of prompts held out of train for test, if there is no file")
+    validation_fraction: Fraction | None = Field(
+        None,
+        description="share of prompts held out of train, if there is no file; default: a twentieth, 1 to 500 prompts",
+    )
+    test_fraction: Fraction | None = Field(
+        None,
+        description="share of prompts held out of train for test, if there is no file; default: a tenth, 2 to 1000",
+    )
     leakage: Literal["error", "drop", "allow"] = Field(
         "error",
         description="prompts shared between splits, or between SFT's training and held-out comparisons; drop: rows of "

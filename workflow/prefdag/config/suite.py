@@ -84,6 +84,7 @@ class Suite(Section):
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
         self._check_ood()
+        self._check_test_split()
         for name in self.score.implicit:
             self._check_implicit(name)
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
@@ -105,6 +106,21 @@ class Suite(Section):
             raise ValueError("data.labelled is missing: the classifier is trained on these rows")
         if labelled and not (self.classifier and self.classifier.is_trained):
             raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
+
+    def _check_test_split(self) -> None:
+        """Check that some prompts are tested, and more than one where a number is stated: intervals resample them."""
+        named = self.data.source == "world" or any(source.test for source in (*self.data.sources, self.data))
+        if not named and self.prepare.test_fraction == 0:
+            raise ValueError(
+                "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key out "
+                "to hold some of train out"
+            )
+        for key in ("max_prompts", "best_of_prompts"):
+            if getattr(self.generate, key) == 1:
+                raise ValueError(f"generate.{key}: intervals need at least 2 prompts, got 1")
+        for name, variant in self.generate.variants.items():
+            if variant.max_prompts == 1:
+                raise ValueError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
 
     def _check_ood(self) -> None:
         """Check that prompts of another distribution exist if a variant answers them, and the reverse."""

@@ -1,6 +1,5 @@
 """Lines of rows to token ids and to what the audit counts: the part of `prepare` that runs on all cores."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.dedup import SIGNATURE, bands, digest, minhash
 from prefdag.data.prompt_templates import assistant_turns, load_template
 from prefdag.data.rows import decode_line
+from prefdag.data.splits import place_of
 from prefdag.data.tokenization import encode_rendered, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
 
@@ -90,7 +90,7 @@ class ChunkEncoder:
         adapter: name of the adapter.
         num_responses: K, the responses of each comparison.
         tokenizer: the model's tokenizer.
-        held_out: shares of the prompts for validation and test, for splits that have no file.
+        held_out: shares of the prompts for validation and test (`splits.held_out_shares`).
         rankings: store all responses of a row; drop a row that has not exactly K. Else a pair is made of each row.
     """
 
@@ -182,9 +182,8 @@ class ChunkEncoder:
         return replace(comparison, responses=(responses[0], responses[rejected]), scores=scores)
 
     def _split_of(self, prompt: str) -> str:
-        """Return the split of a prompt by its hash, so that equal prompts share a split in any order of the rows."""
-        text = f"{self.prepare.seed}/{prompt}".encode("utf-8", "surrogatepass")
-        place = int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64  # uniform in [0, 1)
+        """Return the split of a prompt by its place."""
+        place = place_of(prompt, self.prepare.seed)
         if place < self.held_out["validation"]:
             return "validation"
         return "test" if place < sum(self.held_out.values()) else "train"

@@ -80,6 +80,12 @@ class Mismatched:
     def __getitem__(self, index: int) -> Comparison:
         return Comparison(self.of[index].prompt, self.of[int(self.partner[index])].responses)
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether every prompt can get another prompt's response: none has more than half of the examples."""
+        sizes = np.unique(np.asarray(self.of.prompts), return_counts=True)[1]
+        return 2 * int(sizes.max()) <= len(self.of)
+
     @cached_property
     def partner(self) -> NDArray[np.int64]:
         """The example whose response each prompt gets, [N]: a permutation that depends on seed and prompts alone.
@@ -89,7 +95,7 @@ class Mismatched:
         """
         prompts = np.asarray(self.of.prompts)
         _, group, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
-        if 2 * sizes.max() > len(prompts):
+        if not self.is_possible:
             raise UserError(
                 f"{self.of.store.folder}: this loss reads responses to other prompts, but {sizes.max()} of the "
                 f"{len(prompts)} examples answer one and the same prompt; add prompts or choose another loss"

@@ -26,6 +26,17 @@ def inputs_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
     return _INPUTS[stage](suite, name or "") if stage in _INPUTS else {}
 
 
+def made_before(suite: Suite | ExactSuite, stage: str) -> list[str]:
+    """Return the folders that are made before a job although it does not read them.
+
+    Comparisons that are not sampled from SFT come first, so that rows that `prepare` refuses cost no training.
+    """
+    if isinstance(suite, ExactSuite) or suite.pairs is not None:
+        return []
+    prepared = [folder for folder in jobs_of(suite) if folder.startswith("prepare/")]
+    return prepared if stage == "sft" else []
+
+
 def targets_of(suite: Suite | ExactSuite) -> list[str]:
     """Return the folders that `snakemake` makes; it makes those that they read as well."""
     targets = ["report"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.preference import Preference
 from prefdag.data.token_store import Store
-from prefdag.data.views import Unpaired, objective_view
+from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, save, set_up
 from prefdag.provenance.manifest import read_manifest
@@ -59,6 +59,9 @@ def run(
     workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
     views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
+    if not _can_be_evaluated(job, views.get("validation")):
+        print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
+        del views["validation"]
     model = load_policy(policy.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model, views)
     total = total_steps(views["train"], settings)
@@ -66,7 +69,7 @@ def run(
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
     tasks = {split: _task(job, model, view, caches.get(split), live) for split, view in views.items()}
-    probe = displacement(model, stores["validation"], settings.tokens_per_batch) if "validation" in views else None
+    probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(stores["validation"]) else None
     state = Checkpoint(workspace.resume)
     steps = train(model.train(), views["train"], settings, tasks["train"], state, probe, checkpoints)
     title = workspace.name or job.objective.method
@@ -80,6 +83,12 @@ def run(
     facts = {f"validation_{name}": value for name, value in held_out.items()}
     workspace.results(facts)
     return facts
+
+
+def _can_be_evaluated(job: Job, view: Store | Unpaired | None) -> bool:
+    """Whether the loss has a value on held-out comparisons: one that reads other prompts' responses needs several."""
+    reads_others = view is not None and "mismatched" in job.objective.reads
+    return not reads_others or (isinstance(view, Unpaired) and Mismatched(view, job.preference.seed).is_possible)
 
 
 def _caches(

@@ -12,11 +12,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.registry import iter_comparisons
+from prefdag.data.adapters.registry import has_prompts, iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
 from prefdag.data.preprocess import ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
+from prefdag.data.splits import check_sizes, held_out_shares
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.errors import UserError
@@ -79,7 +80,8 @@ def run(
         "splits": {split: audit.to_dict(duplicates[split]) for split, audit in audits.items()},
     }
     _print_findings(report, inputs)
-    _check_num_prompts(job, inputs, {split: len(np.unique(index.prompts)) for split, index in duplicates.items()})
+    num_prompts = {split: len(np.unique(index.prompts)) for split, index in duplicates.items()}
+    check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
     samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
@@ -112,10 +114,10 @@ def _row_files(job: Job, rows: Path) -> RowFiles:
 
 def _encoder(job: Job, inputs: RowFiles, tokenizer: PreTrainedTokenizerBase) -> ChunkEncoder:
     num_responses = RESPONSES_OF.get(job.dataset) or _ranking_size(inputs.adapter, inputs.files["train"])
-    shares = {"validation": job.prepare.validation_fraction, "test": job.prepare.test_fraction}
-    held_out = {
-        split: 0.0 if (inputs.folder / f"{split}.jsonl").is_file() else share for split, share in shares.items()
-    }
+    without_rows = [split for split in SPLITS[1:] if not has_prompts(inputs.folder, split)]
+    train = inputs.files.get("train")
+    rows = iter_comparisons(inputs.adapter, train) if train else ()
+    held_out = held_out_shares(job.prepare, without_rows if train else [], rows, str(train))
     rankings = job.dataset == "rankings"
     return ChunkEncoder(job.prepare, inputs.adapter, num_responses, tokenizer, held_out, rankings)
 
@@ -259,15 +261,6 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
     if not report["splits"][first]["used"]:
         raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
-
-
-def _check_num_prompts(job: Job, inputs: RowFiles, num_prompts: dict[str, int]) -> None:
-    """Raise `UserError` if train or test has one prompt: the report's intervals resample the prompts of both."""
-    for split, num in num_prompts.items():
-        if num == 1 and split != "validation" and job.dataset in ("comparisons", "ood"):
-            path = inputs.files.get(split)
-            advice = f"add rows to {path}" if path else f"add rows, or raise prepare.{split}_fraction"
-            raise UserError(f"{split}: the {split} split has 1 prompt; its intervals need at least 2, so {advice}")
 
 
 def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> None:

@@ -1,0 +1,129 @@
+"""Held-out prompts: their numbers by default, their choice by a hash, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prefdag.config.prepare import Prepare
+from prefdag.data.adapters.records import TextComparison
+from prefdag.data.splits import default_sizes, held_out_shares, place_of
+from prefdag.data.token_store import Store
+from prefdag.errors import UserError
+from preparing import PREPARE, fetch, prepare, word_tokenizer, write_rows
+
+DEFAULT = {"validation_fraction": None, "test_fraction": None}
+HELD_OUT = ("validation", "test")
+
+
+def settings(**changes: object) -> Prepare:
+    return Prepare.parse({**PREPARE, **DEFAULT, **changes}, "tests")
+
+
+def comparisons(num: int) -> list[TextComparison]:
+    return [TextComparison(f"prompt {n}", ("a", "b")) for n in range(num)]
+
+
+def sizes(shares: dict[str, float], num: int, seed: int = 0) -> dict[str, int]:
+    places = np.array([place_of(f"prompt {n}", seed) for n in range(num)])
+    first = int((places < shares["validation"]).sum())
+    return {"validation": first, "test": int((places < sum(shares.values())).sum()) - first}
+
+
+@pytest.mark.parametrize(
+    ("num", "validation", "test"), [(6, 1, 2), (20, 1, 2), (59, 3, 6), (200, 10, 20), (10**6, 500, 1000)]
+)
+def test_default_sizes_by_hand(num: int, validation: int, test: int):
+    """A twentieth and a tenth, at least one and two prompts."""
+    assert default_sizes(num, HELD_OUT) == {"validation": validation, "test": test}
+
+
+@pytest.mark.parametrize("num", [*range(6, 40), 200])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_default_holds_out_exactly_so_many(num: int, seed: int):
+    shares = held_out_shares(settings(seed=seed), HELD_OUT, comparisons(num) * 2, "rows")
+    assert sizes(shares, num, seed) == default_sizes(num, HELD_OUT)
+
+
+def test_a_stated_share_is_taken_as_it_is():
+    """And the other is counted from where it ends."""
+    assert held_out_shares(settings(validation_fraction=0.2, test_fraction=0.3), HELD_OUT, [], "rows") == {
+        "validation": 0.2,
+        "test": 0.3,
+    }
+    shares = held_out_shares(settings(validation_fraction=0.2), HELD_OUT, comparisons(100), "rows")
+    assert shares["validation"] == 0.2 and sizes(shares, 100)["test"] == 10
+    shares = held_out_shares(settings(test_fraction=0.2), HELD_OUT, comparisons(100), "rows")
+    assert shares["test"] == 0.2 and sizes(shares, 100)["validation"] == 5
+
+
+def test_a_split_with_rows_takes_none_of_train():
+    assert held_out_shares(settings(), [], comparisons(100), "rows") == {"validation": 0.0, "test": 0.0}
+    shares = held_out_shares(settings(), ["validation"], comparisons(100), "rows")
+    assert shares["test"] == 0.0 and sizes(shares, 100)["validation"] == 5
+
+
+@pytest.mark.parametrize(("splits", "num", "fewest"), [(HELD_OUT, 5, 6), (["validation"], 1, 2)])
+def test_too_few_prompts_are_refused_with_their_number(splits: list[str], num: int, fewest: int):
+    with pytest.raises(UserError, match=rf"rows: {num} different prompts, but at least {fewest} are needed .*; add"):
+        held_out_shares(settings(), splits, comparisons(num), "rows")
+    held_out_shares(settings(), splits, comparisons(fewest), "rows")
+
+
+def rows(num: int) -> list[dict[str, str]]:
+    return [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(num)]
+
+
+@pytest.mark.parametrize("num", [6, 7, 59, 200])
+def test_both_datasets_hold_out_the_same_prompts(num: int, tmp_path: Path):
+    """SFT trains on no prompt that the comparisons test."""
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "raw.jsonl", rows(num)))}) == 0
+    code, demonstrations = prepare(tmp_path, word_tokenizer(), "demonstrations", **DEFAULT)
+    assert code == 0
+    seen = {"demonstrations": demonstrations / "manifest.json"}
+    code, folder = prepare(tmp_path, inputs=seen, **DEFAULT)
+    assert code == 0
+    expected = default_sizes(num, HELD_OUT)
+    assert {split: len(Store.open(folder / split)) for split in HELD_OUT} == expected
+    assert (
+        len(Store.open(demonstrations / "train")) == len(Store.open(folder / "train")) == num - sum(expected.values())
+    )
+    assert json.loads((folder / "audit.json").read_text())["shared_prompts"] == {
+        "train and SFT's training": num - sum(expected.values())
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"test_fraction": 0.001},
+            "test: the test split has 0 prompts, but needs at least 2; usable rows are train 19, validation 1, test 0; "
+            "add rows, raise prepare.test_fraction (now 0.001), or leave it out",
+        ),
+        (
+            {"validation_fraction": 0.001},
+            "validation: the validation split has 0 prompts, but needs at least 1; usable rows are train 18, "
+            "validation 0, test 2; add rows, raise prepare.validation_fraction (now 0.001), or leave it out",
+        ),
+        ({"max_prompt_tokens": 1}, "no row of the train split can be used"),
+    ],
+)
+def test_an_empty_split_is_refused_with_the_numbers(
+    changes: dict[str, float], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "raw.jsonl", rows(20)))}) == 0
+    assert prepare(tmp_path, word_tokenizer(), **{**DEFAULT, **changes})[0] == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_empty_file_of_a_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its rows are there but cannot be used."""
+    write_rows(tmp_path / "raw/train.jsonl", rows(20))
+    write_rows(tmp_path / "raw/test.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}] * 3)
+    assert fetch(tmp_path, {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}) == 0
+    assert prepare(tmp_path, word_tokenizer(), **DEFAULT)[0] == 2
+    error = capsys.readouterr().err
+    assert "test: the test split has 0 prompts, but needs at least 2; usable rows are train 19, validation 1" in error
+    assert f"add rows to {tmp_path / 'out/fetch/data/test.jsonl'}" in error
