@@ -112,8 +112,8 @@ class Suite(Section):
         named = self.data.source == "world" or any(source.test for source in (*self.data.sources, self.data))
         if not named and self.prepare.test_fraction == 0:
             raise ValueError(
-                "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key out "
-                "to hold some of train out"
+                "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key "
+                "out to hold some of train out"
             )
         for key in ("max_prompts", "best_of_prompts"):
             if getattr(self.generate, key) == 1:
