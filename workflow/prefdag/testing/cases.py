@@ -22,14 +22,15 @@ from prefdag.losses.registry import loss_of, reference_free
 from prefdag.losses.reward_model import bradley_terry, each, pair_sum, plackett_luce
 from prefdag.models.logprobs import margin
 from prefdag.schema import Section
-from prefdag.testing import policy_gradient
 from prefdag.testing.fixtures import READERS, Counted, Fixture, Leaves, fixed, leaf, logits, pair, singles
+from prefdag.testing.policy_cases import MASKED, POLICY_METHODS, Result
 
 Values = tuple[Tensor, Leaves]
 # beta-DPO's running mean and deviation of the gap before the step, and its draw, as its peer was run.
 MOMENTS, MOMENTUM, DRAW = {"mean": 1.5, "std": 4.0}, 0.9, 7
 # Our names of peers' hyper-parameters, for all methods; and those that only select a branch of a peer's function.
 NAMES = {"eps": "label_smoothing", "w_d": "lambda_d", "w_u": "lambda_u", "kind": "loss", "ld_alpha": "alpha"}
+WITHOUT_FIXTURE = "none"
 BRANCHES = {"norm", "ipo", "ref", "kl"}
 
 
@@ -40,6 +41,7 @@ class Case(Section):
     id: str
     method: str
     fixture: str
+    fixture_kind: str | None = None
     inputs: str
     reduction: str
     hp: dict[str, Any] = Field(default_factory=dict)
@@ -47,7 +49,7 @@ class Case(Section):
 
     @property
     def group(self) -> str:
-        return re.split(r"\W", self.inputs)[0]
+        return self.fixture_kind or re.split(r"\W", self.inputs)[0]
 
 
 class Cases(Section):
@@ -73,26 +75,38 @@ def read_cases(path: Path) -> Cases:
 
 
 def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Return {"id", "loss", "grad"}: gradients of the sum if the loss is a list, of the mean if it is one number.
+    """Return {"id", "loss", "grad"}, and a policy-optimization method's further numbers by their names.
+
+    Gradients are those of the sum if the loss is a list, of the mean if it is one number.
 
     Raises:
         UserError: an unknown method or fixture, or a fixture that lacks what the method reads.
     """
-    if case.method not in METHODS:
-        raise UserError(f"case {case.id}: method: expected one of {', '.join(sorted(METHODS))}, got {case.method!r}")
-    if case.fixture not in fixtures.get(case.group, {}):
+    known = {*METHODS, *POLICY_METHODS}
+    if case.method not in known:
+        raise UserError(f"case {case.id}: method: expected one of {', '.join(sorted(known))}, got {case.method!r}")
+    if case.group != WITHOUT_FIXTURE and case.fixture not in fixtures.get(case.group, {}):
         raise UserError(f"case {case.id}: fixture: the file has no {case.group} fixture {case.fixture!r}")
     try:
-        values, leaves = METHODS[case.method](case, fixtures[case.group][case.fixture])
+        result = _result(case, fixtures.get(case.group, {}).get(case.fixture, {}))
     except UserError:
         raise
     except KeyError as error:
         raise UserError(f"case {case.id}: {case.method} reads {error}, which the case or its fixture lacks") from None
     except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
         raise UserError(f"case {case.id}: malformed: {' '.join(str(error).split())}") from None
+    loss, others = result.values["loss"], {name: plain(value) for name, value in result.values.items()}
+    gradients = _gradients(loss.sum(), result.leaves) if result.leaves else {}
+    return {"id": case.id, "loss": others.pop("loss"), "grad": gradients, **others}
+
+
+def _result(case: Case, fixture: Fixture) -> Result:
+    """Evaluate a case; a preference loss is a list or a mean, as the case's `reduction` says."""
+    if case.method in POLICY_METHODS:
+        return POLICY_METHODS[case.method]({**case.hp, MASKED: MASKED in case.reduction}, fixture)
+    values, leaves = METHODS[case.method](case, fixture)
     listed = case.reduction.startswith(("per_", "tensor"))
-    loss = values if listed else values.mean()
-    return {"id": case.id, "loss": plain(loss), "grad": _gradients(loss.sum(), leaves)}
+    return Result({"loss": values if listed else values.mean()}, leaves)
 
 
 def _gradients(loss: Tensor, leaves: Leaves) -> dict[str, Any]:
@@ -192,12 +206,6 @@ def rm_plackett_luce(case: Case, fixture: Fixture) -> Values:
     return plackett_luce(scores), {"scores": scores}
 
 
-def gae(case: Case, fixture: Fixture) -> Values:
-    """Compute advantages, which have no gradient."""
-    example = (fixed(fixture[name]) for name in ("rewards", "old_values", "mask"))
-    return policy_gradient.gae(*example, **case.hp), {}
-
-
 def _ratio(hp: dict[str, Any]) -> dict[str, Any]:
     """Convert SimPO's gamma to gamma / beta, unless it is stated so."""
     if "gamma" not in hp:
@@ -213,16 +221,6 @@ def _called(name: str, ours: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _without_alpha(hp: dict[str, Any]) -> dict[str, Any]:
     """Drop alpha: the peer's one function for TDPO1 and TDPO2 takes it, and TDPO1 does not read it."""
     return {key: value for key, value in hp.items() if key != "alpha"}
-
-
-def of_tokens(name: str, loss: Callable[..., Tensor], *inputs: str) -> Method:
-    """Evaluate a quantity of padded tokens and of the fixture's `inputs`, with gradients by the fixture's `name`."""
-
-    def values(case: Case, fixture: Fixture) -> Values:
-        argument = leaf(fixture[name])
-        return loss(argument, *(fixed(fixture[key]) for key in inputs), **case.hp), {name: argument}
-
-    return values
 
 
 # Peers' methods whose options go by our names, or by those of `NAMES`.
@@ -259,10 +257,4 @@ METHODS: dict[str, Method] = {
     "rm_center": reward_model(centred),
     "rm_l2_aa": reward_model(squared),
     "rm_plackett_luce": rm_plackett_luce,
-    "ppo_policy": of_tokens("logp", policy_gradient.ppo_policy, "old_logp", "adv", "mask"),
-    "ppo_value": of_tokens("values", policy_gradient.ppo_value, "old_values", "returns", "mask"),
-    "gae": gae,
-    "kl_k1": of_tokens("logp", policy_gradient.kl_k1, "ref_logp"),
-    "kl_k2": of_tokens("logp", policy_gradient.kl_k2, "ref_logp"),
-    "kl_k3": of_tokens("logp", policy_gradient.kl_k3, "ref_logp"),
 }
