@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from test_suites import PAPERS
 
 from conftest import MINI, ROOT
+from model_folder import write_model_folder
 from prefdag.cli.main import main
-from prefdag.cli.plan import BANDWIDTH, FLOPS, job_costs, sized
+from prefdag.cli.plan import disk, job_costs
+from prefdag.cli.size import H100, parameters_of, sized
 from prefdag.config.loading import merge
 from prefdag.config.suite import Size, Suite, resolve
+from prefdag.models.loading import build, load_policy
 
+FLOPS, BANDWIDTH = H100.flops, H100.bandwidth
 SIZE = {
     "parameters": 1e9,
     "layers": 10,
@@ -48,14 +53,41 @@ def test_by_hand() -> None:
 def test_what_is_prepared_counts_instead(tmp_path: Path) -> None:
     totals = {"prompt": {"total": 70}, "chosen": {"total": 30}, "rejected": {"total": 50}}
     audit = {"splits": {"train": {"used": 10, "tokens": totals}}}
-    (tmp_path / "audit.json").write_text(json.dumps(audit))
-    size, counted = sized(suite(), tmp_path / "audit.json")
+    path = tmp_path / "prepare/comparisons/audit.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(audit))
+    size, counted = sized(suite(), tmp_path)
     assert (size.comparisons, size.prompt_tokens, size.response_tokens, counted) == (10, 7, 4, "counted by the audit")
 
 
-def test_a_suite_without_a_size_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(ROOT / "configs/quickstart.yaml")]) == 2
-    assert "quickstart: size is missing: state parameters" in capsys.readouterr().err
+def test_a_model_without_a_stated_size_is_measured(tmp_path: Path) -> None:
+    """A folder's weights are counted from their headers; a model to build without building it."""
+    folder = write_model_folder(tmp_path / "mine", context=64)
+    parameters = sum(one.numel() for one in load_policy(folder, torch.device("cpu")).parameters())
+    assert parameters_of(folder) == parameters
+    local = suite(model={"source": str(folder), "scratch": None}, size=None)
+    size, counted = sized(local, tmp_path)
+    assert (size.parameters, size.layers, size.hidden_size) == (parameters, 1, 16)
+    assert counted == "assumed; `prefdag check` counts them"
+    built = suite(size=None).model.scratch
+    assert built is not None
+    expected = sum(one.numel() for one in build(built, 500, 0, 1, 0).parameters())
+    assert sized(suite(size=None), tmp_path)[0].parameters == expected
+
+
+def test_weights_that_are_links_take_no_space(tmp_path: Path) -> None:
+    """Base, SFT, reward and three runs in float32, and one training's state of 12 bytes; an untrained SFT is a link."""
+    size = Size.model_validate(SIZE)
+    assert disk(suite(), size) == pytest.approx(4 * (1 + 5) + 12)
+    assert disk(suite(sft={"max_steps": 0}), size) == pytest.approx(4 * (1 + 4) + 12)
+
+
+def test_a_hub_model_that_was_not_fetched_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text(
+        MINI.replace("source: scratch", "source: hub:a/b").replace("name: mini", "name: x")
+    )
+    assert main(["plan", str(tmp_path / "x.yaml")]) == 2
+    assert "x: size is missing: run `snakemake --until fetch` first, or state" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -7,13 +7,13 @@ gradients and optimizer state, and 34 bytes of bf16 activations per token, layer
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefdag.cli.commands import options
+from prefdag.cli.size import H100, Machine, sized
 from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
@@ -21,12 +21,9 @@ from prefdag.config.judge import LLM, name_of
 from prefdag.config.sampling import Sampling
 from prefdag.config.suite import Size, Suite, read_ordinary_suite
 from prefdag.config.training import Training
-from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
 from prefdag.evaluation.scores import Scores, match_rows, read_answers
 
-FLOPS = 0.4 * 989e12  # one H100 (SXM, bf16 dense) at 40 % utilisation
-BANDWIDTH = 0.6 * 3.35e12  # bytes per second of its memory, at 60 %
 HOUR = 3600.0
 
 
@@ -47,7 +44,8 @@ def disk(suite: Suite, size: Size) -> float:
     state of one training.
     """
     rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
-    trainings = [suite.sft, *rewards, *(run.preference for run in suite.runs)]
+    trained = [suite.sft] if suite.sft.max_steps != 0 else []  # otherwise it is the base model's file
+    trainings = [*trained, *rewards, *(run.preference for run in suite.runs)]
     checkpoints = sum(len(run.preference.kept_steps) for run in suite.runs)
     state = 4 + max(_moments(one) for one in trainings)
     return size.parameters * (4 * (1 + len(trainings) + checkpoints) + state) / 1e9
@@ -58,7 +56,7 @@ def _moments(training: Training) -> int:
     return {"adamw": 8, "rmsprop": 4}[training.optimizer]
 
 
-def job_costs(suite: Suite, size: Size) -> Iterator[JobCost]:
+def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[JobCost]:
     """Yield the cost of every stage that runs a model, in the order of the DAG."""
     prompt, response, pairs = size.prompt_tokens, size.response_tokens, size.comparisons
     tokens = pairs * (prompt + 2 * response)
@@ -66,44 +64,48 @@ def job_costs(suite: Suite, size: Size) -> Iterator[JobCost]:
     prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
     if suite.pretrain and suite.pretrain.max_steps:
         documents = suite.pretrain.max_steps * suite.pretrain.batch_size
-        yield _training("pretrain", [suite.pretrain], size, documents, suite.pretrain.max_tokens)
+        yield _training("pretrain", [suite.pretrain], size, machine, documents, suite.pretrain.max_tokens)
     if suite.sft.max_steps != 0:
-        yield _training("sft", [suite.sft], size, prompts, prompt + response)
+        yield _training("sft", [suite.sft], size, machine, prompts, prompt + response)
     if suite.pairs:
-        yield JobCost("pairs", 1, _sampling(suite.pairs, size, prompts), weights)
+        yield JobCost("pairs", 1, _sampling(suite.pairs, size, machine, prompts), weights)
     if suite.reward:
-        yield _training("reward", [suite.reward] * len(suite.reward.trainings), size, pairs, prompt + 2 * response)
+        yield _training(
+            "reward", [suite.reward] * len(suite.reward.trainings), size, machine, pairs, prompt + 2 * response
+        )
     if any("reference" in run.objective.reads for run in suite.runs):
-        yield JobCost("reference", 1, 2 * size.parameters * tokens / FLOPS / HOUR, weights)
+        yield JobCost("reference", 1, 2 * size.parameters * tokens / machine.flops / HOUR, weights)
     runs = [run.preference for run in suite.runs]
-    yield _training("preference", runs, size, pairs, prompt + 2 * response)
+    yield _training("preference", runs, size, machine, pairs, prompt + 2 * response)
     sampled = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
     prompts_of = [one.max_prompts or pairs // 10 for one in sampled]
-    hours = sum(_sampling(one, size, prompts) for one, prompts in zip(sampled, prompts_of, strict=True))
+    hours = sum(_sampling(one, size, machine, prompts) for one, prompts in zip(sampled, prompts_of, strict=True))
     yield JobCost("generate", len(sampled), hours, weights)
     responses = sum(prompts * one.num_samples for one, prompts in zip(sampled, prompts_of, strict=True))
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
-    hours = models * 2 * size.parameters * responses * (prompt + response) / FLOPS / HOUR
+    hours = models * 2 * size.parameters * responses * (prompt + response) / machine.flops / HOUR
     yield JobCost("score", len(sampled), hours, models * weights)
 
 
-def _training(stage: str, trainings: Sequence[Training], size: Size, comparisons: int, tokens: int) -> JobCost:
+def _training(
+    stage: str, trainings: Sequence[Training], size: Size, machine: Machine, comparisons: int, tokens: int
+) -> JobCost:
     hours = most = 0.0
     for one in trainings:
         seen = (one.max_steps or math.ceil(one.epochs * comparisons / one.batch_size)) * one.batch_size
-        hours += 6 * size.parameters * seen * tokens / FLOPS / HOUR
+        hours += 6 * size.parameters * seen * tokens / machine.flops / HOUR
         activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
         most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)
     return JobCost(stage, len(trainings), hours, most)
 
 
-def _sampling(sampling: Sampling, size: Size, prompts: int) -> float:
+def _sampling(sampling: Sampling, size: Size, machine: Machine, prompts: int) -> float:
     """Return GPU hours: a step takes as long as reading the bf16 weights, or as computing a token of every response."""
     responses = prompts * sampling.num_samples
     steps = math.ceil(responses / sampling.batch_size) * min(size.response_tokens, sampling.max_new_tokens)
     batch = min(responses, sampling.batch_size)
-    step = max(2 * size.parameters / BANDWIDTH, 2 * size.parameters * batch / FLOPS)
-    return (steps * step + 2 * size.parameters * responses * size.prompt_tokens / FLOPS) / HOUR
+    step = max(2 * size.parameters / machine.bandwidth, 2 * size.parameters * batch / machine.flops)
+    return (steps * step + 2 * size.parameters * responses * size.prompt_tokens / machine.flops) / HOUR
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,21 +115,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print a line per stage and their sum, after the number of requests to each judge.
 
-    Tokens are those that the audit counted, if the suite's data is prepared.
+    Tokens are those that the audit counted, if the suite's data is prepared, and the model's size that of its files.
     """
     suite = read_ordinary_suite(arguments.suite)
     for judge in suite.judge.models:
         print(requests(suite, judge, Path("results") / suite.name))
-    size, counted = sized(suite, Path("results") / suite.name / "prepare/comparisons/audit.json")
+    size, counted = sized(suite, Path("results") / suite.name)
     costs = list(job_costs(suite, size))
     tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
     print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
-    print("estimated, not measured, for one H100 at 40 % of its bf16 peak")
+    print(f"estimated, not measured, for {H100.name}")
     print(f"{'stage':12} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
     for one in costs:
-        print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {one.gigabytes:6.0f}")
-    print(f"{'all':12} {'':5} {sum(one.hours for one in costs):10.2f} {max(one.gigabytes for one in costs):6.0f}")
+        print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {_gigabytes(one.gigabytes):>6}")
+    most = max(one.gigabytes for one in costs)
+    print(f"{'all':12} {'':5} {sum(one.hours for one in costs):10.2f} {_gigabytes(most):>6}")
     return 0
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number:.0f}" if number >= 1 else f"{number:.2f}"
 
 
 def requests(suite: Suite, judge: LLM, results: Path) -> str:
@@ -154,16 +161,3 @@ def _pairs(generations: Path, other: Path, suite: Suite) -> list[Pair]:
     ours, theirs = (Scores(folder, list(read_answers(folder)), {}) for folder in (generations, other))
     rows = match_rows(ours, theirs, more=suite.judge.against == "chosen")
     return pairs_of(generations, other, [(ours.keys[row], theirs.keys[place]) for row, place in rows])
-
-
-def sized(suite: Suite, audit: Path) -> tuple[Size, str]:
-    """Return the suite's size, and where its tokens were counted. Raises `UserError` if the suite states none."""
-    if suite.size is None:
-        raise UserError(f"{suite.name}: size is missing: state parameters, layers, hidden_size, comparisons and tokens")
-    if not audit.is_file():
-        return suite.size, "as the suite states"
-    train = json.loads(audit.read_text())["splits"]["train"]
-    used, tokens = train["used"], train["tokens"]
-    responses = (tokens["chosen"]["total"] + tokens["rejected"]["total"]) / (2 * used)
-    counts = {"prompt_tokens": tokens["prompt"]["total"] / used, "response_tokens": responses, "comparisons": used}
-    return suite.size.model_copy(update={name: round(count) for name, count in counts.items()}), "counted by the audit"

@@ -1,0 +1,147 @@
+"""The size of a suite's model and data as their files state it, for estimates of time, memory and disk."""
+
+import json
+import math
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefdag.config.data import HUB
+from prefdag.config.model import Architectural
+from prefdag.config.suite import Size, Suite
+from prefdag.errors import UserError
+
+ASSUMED = {"comparisons": 1000, "prompt_tokens": 100, "response_tokens": 200}  # where nothing is prepared or stated
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What jobs run on. flops: arithmetic a second; bandwidth: bytes of weights read a second; name: for people."""
+
+    flops: float
+    bandwidth: float
+    name: str
+
+
+H100 = Machine(0.4 * 989e12, 0.6 * 3.35e12, "one H100 at 40 % of its bf16 peak")
+
+
+def this_machine(threads: int) -> Machine:
+    """Return the H100 of the estimates if there is a GPU, else the CPU's measured speed, in a quarter of a second."""
+    import torch
+
+    if torch.cuda.is_available():
+        return H100
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    matrix = torch.randn(768, 768)
+    seconds = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
+    block = torch.zeros(1 << 24)  # 64 MiB
+    copying = min(_seconds(block.clone) for _ in range(3))
+    torch.set_num_threads(before)
+    name = f"this CPU ({threads} thread{'s' * (threads > 1)})"
+    return Machine(0.5 * 2 * 768**3 / seconds, 0.5 * 2 * block.nbytes / copying, name)
+
+
+def _seconds(work: Any) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def sized(suite: Suite, results: Path) -> tuple[Size, str]:
+    """Return the suite's size, and where its tokens were counted.
+
+    The model's size comes from `size`, or from its files: a local folder, what was fetched, or the shape to build.
+    Tokens are those that the audit counted, those of `size`, or a guess.
+
+    Raises:
+        UserError: the model is on the Hub, was not fetched yet, and the suite has no `size`.
+    """
+    values = suite.size.model_dump() if suite.size else {**_model_size(suite, results), **ASSUMED}
+    audit = results / "prepare/comparisons/audit.json"
+    if audit.is_file() and (counts := counted(json.loads(audit.read_text())["splits"]["train"])):
+        return Size(**{**values, **counts}), "counted by the audit"
+    return Size(**values), "as the suite states" if suite.size else "assumed; `prefdag check` counts them"
+
+
+def counted(train: dict[str, Any]) -> dict[str, int]:
+    """Return the comparisons of an audit's split and the mean tokens of prompt and response; {} if it has none."""
+    used, tokens = train["used"], train["tokens"]
+    if not used:
+        return {}
+    parts = [one["total"] for name, one in tokens.items() if name != "prompt"]
+    means = {"prompt_tokens": tokens["prompt"]["total"] / used, "response_tokens": sum(parts) / len(parts) / used}
+    return {"comparisons": used, **{name: max(1, round(mean)) for name, mean in means.items()}}
+
+
+def _model_size(suite: Suite, results: Path) -> dict[str, Any]:
+    for folder in (Path(suite.model.source), results / "fetch/model/model", results / "pretrain/model"):
+        if (folder / "config.json").is_file():
+            return {"parameters": parameters_of(folder), **shape_of(folder)}
+    if suite.model.from_scratch:
+        assert suite.model.scratch is not None
+        shape = suite.model.scratch
+        return {"parameters": _to_build(shape), "layers": shape.layers, "hidden_size": shape.hidden_size}
+    if suite.model.source.startswith(HUB):
+        raise UserError(
+            f"{suite.name}: size is missing: run `snakemake --until fetch` first, or state parameters, layers, "
+            "hidden_size, comparisons and tokens"
+        )
+    raise UserError(f"model.source: {suite.model.source} holds no config.json; name a model folder")
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """Read config.json of a model. Raises `UserError` if it is not JSON."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error}); download it again") from None
+    return config
+
+
+def shape_of(folder: Path) -> dict[str, int]:
+    """Return the layers and the hidden size that a model's config states."""
+    config = model_config(folder)
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    hidden = config.get("hidden_size", config.get("n_embd"))
+    if not layers or not hidden:
+        raise UserError(f"{folder / 'config.json'}: states no number of layers or hidden size; state `size`")
+    return {"layers": int(layers), "hidden_size": int(hidden)}
+
+
+def context_of(folder: Path) -> int | None:
+    """Return the positions that a model was made for, if its config states them."""
+    config = model_config(folder)
+    return next((int(config[key]) for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+
+
+def parameters_of(folder: Path) -> int:
+    """Count the parameters in a model's weights, from the headers of their files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder}: holds no weights (*.safetensors); convert or download them")
+    return sum(math.prod(entry["shape"]) for path in files for entry in _header(path))
+
+
+def _header(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            entries = json.loads(stream.read(length))
+    except (struct.error, ValueError, MemoryError, OverflowError):
+        raise UserError(f"{path}: not a readable safetensors file; download it again") from None
+    return (entry for name, entry in entries.items() if name != "__metadata__")
+
+
+def _to_build(shape: Architectural) -> int:
+    """Count the parameters of a model that the suite builds, without memory for them."""
+    import torch
+
+    from prefdag.models.loading import build
+
+    with torch.device("meta"):
+        return sum(one.numel() for one in build(shape, shape.vocab_size, 0, 0, seed=0).parameters())
