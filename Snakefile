@@ -11,6 +11,7 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
     reward       SFT policy, comparisons      -> reward model
     reference    SFT policy, comparisons      -> cached log-probs
     preference   SFT policy, cache            -> aligned policy
+    policy       SFT policy, prompts          -> policy trained on rewards of its own answers
     generate     policy, prompts              -> generations
     score        generations                  -> rewards, KL, lengths
     best_of_n    scores of a pool             -> rewards of Best-of-N

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.online.methods import METHODS
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
 
@@ -26,6 +27,9 @@ in which every list is swept and named. A method is a loss below, or your own lo
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
 `dataset: comparisons`. A loss of single responses splits comparisons: the best response is desirable, the others are
 not, and `batch_size` counts responses.
+
+A row with a method of the last table trains on rewards of the policy's own answers. It takes any key of `online` in
+place of `preference`'s, and `preset:` with the settings of a paper or of another tool.
 
 A suite with the section `exact` (`configs/exact.yaml`) has no other section than `name`, `seed` and `threads`: its rows
 take the method's options and `flips`, the fraction of flipped labels, and an entry of its `grid:` is one job.
@@ -48,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def table() -> str:
     """Return every section's keys, and the registry of losses, as Markdown."""
-    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses()]
+    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses(), _methods()]
     return "\n".join(parts)
 
 
@@ -111,6 +115,16 @@ def _losses() -> str:
         reads = ", ".join(sorted(entry.reads)) or "-"
         formula = entry.formula.replace("|", "\\|")
         lines.append(f"| `{name}` | {formula} | {options or '-'} | {reads} | {entry.paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def _methods() -> str:
+    """Return the table of policy-gradient methods."""
+    lines = ["\n## On-policy methods\n", "pi*: pi_ref exp(r / beta) / Z, with beta the coefficient of the KL.\n"]
+    lines += ["| method | formula | options | optimum | paper |", "|---|---|---|---|---|"]
+    for name, entry in METHODS.items():
+        options = ", ".join(_option(key, field) for key, field in entry.model_fields.items() if key != "method")
+        lines.append(f"| `{name}` | {entry.formula} | {options} | {entry.optimum} | {entry.paper} |")
     return "\n".join(lines) + "\n"
 
 

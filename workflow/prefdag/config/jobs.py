@@ -13,6 +13,7 @@ from prefdag.config.best_of_n import BestOfN
 from prefdag.config.exact import LEFT_OUT
 from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
+from prefdag.config.online.settings import Online
 from prefdag.config.report import Report
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.config.training import Training
@@ -29,6 +30,9 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
         assert name is not None
         run = suite.run(name)
         return _canonical({"preference": run.preference, "objective": run.objective})
+    if stage == "policy":
+        assert name is not None
+        return _canonical({"online": online_of(suite, name), "objective": suite.run(name).objective})
     return _canonical(_PARTS[stage](suite, name) if stage in _PARTS else {stage: getattr(suite, stage)})
 
 
@@ -54,7 +58,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
             "method": run.objective.method,
             "seed": run.preference.seed,
             "objective": run.objective.parameters(),
-            "preference": run.preference.model_dump(mode="json"),
+            "preference": (online_of(suite, run.name) if run.online else run.preference).model_dump(mode="json"),
         }
         for run in suite.runs
     ]
@@ -147,7 +151,7 @@ def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str,
 
 def _section(suite: Suite, stage: str, name: str | None) -> Any:
     """Return the settings of a job, None if the suite has no such stage."""
-    return suite.run(name).preference if stage == "preference" and name else getattr(suite, stage)
+    return suite.run(name).preference if stage in ("preference", "policy") and name else getattr(suite, stage)
 
 
 def policies(suite: Suite) -> list[str]:
@@ -201,7 +205,19 @@ def folder_of(suite: Suite, policy: str) -> str:
     """Return the stage folder, relative to the suite's results, that holds a policy's weights."""
     if policy == "base":
         return "pretrain" if suite.model.from_scratch else "fetch/model"
-    return "sft" if policy == "sft" else f"preference/{policy}"
+    return "sft" if policy == "sft" else training_folder(suite, policy)
+
+
+def training_folder(suite: Suite, run: str) -> str:
+    """Return the stage folder of a run's training: `policy/<run>` if it is on-policy."""
+    return f"policy/{run}" if suite.run(run).online else f"preference/{run}"
+
+
+def online_of(suite: Suite, run: str) -> Online:
+    """Return the settings of an on-policy run, with the suite's ground truth by its name."""
+    settings = suite.run(run).online
+    assert settings is not None
+    return settings.resolved(suite.score.reward)
 
 
 def answering_folder(suite: Suite, answer_set: AnswerSet) -> str | None:
@@ -229,7 +245,7 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
         stage: the stage's name.
         name: the job's name if the stage has several jobs.
     """
-    if stage in ("preference", "exact"):
+    if stage in ("preference", "policy", "exact"):
         return suite.run(str(name)).user_files()
     if isinstance(suite, ExactSuite):
         return ()

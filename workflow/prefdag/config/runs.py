@@ -8,6 +8,8 @@ from pydantic import SerializeAsAny
 
 from prefdag.config.exact import Sweep
 from prefdag.config.objectives import Objective, entry_of, objective, relative_path
+from prefdag.config.online.methods import METHODS, PRESETS, policy_method, settings_of
+from prefdag.config.online.settings import Online
 from prefdag.config.preference import Preference
 from prefdag.errors import UserError
 from prefdag.schema import Section
@@ -18,12 +20,17 @@ Dataset = Literal["comparisons", "rankings"]
 
 
 class Run(Section):
-    """One preference run: one row of the suite, for one seed."""
+    """One preference or on-policy run: one row of the suite, for one seed."""
 
     name: str
     objective: SerializeAsAny[Objective]
-    preference: Preference
+    preference: SerializeAsAny[Preference]
     dataset: Dataset = "comparisons"
+
+    @property
+    def online(self) -> Online | None:
+        """Return the settings of an on-policy run, None of a preference run."""
+        return self.preference if isinstance(self.preference, Online) else None
 
 
 def checked_name(name: str) -> str:
@@ -69,14 +76,17 @@ def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> S
 
 def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
     """Make the paths of users' losses relative to the working directory. suite: the file that states the rows."""
-    return [{**row, "method": relative_path(row.get("method"), suite)} for row in rows]
+    located = [{**row, "method": relative_path(row.get("method"), suite)} for row in rows]
+    return [row if "reward" not in row else {**row, "reward": relative_path(row["reward"], suite)} for row in located]
 
 
-def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], where: str) -> list[Run]:
-    """Make a `Run` for each row and seed."""
+def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
+    """Make a `Run` for each row and seed. preference, online: the sections that rows override."""
     runs: list[Run] = []
     for row in rows:
-        runs += _runs_of_row(dict(row), preference, where)
+        is_online = row.get("method") in METHODS or "preset" in row
+        make = _online_runs if is_online else _runs_of_row
+        runs += make(dict(row), online if is_online else preference, where)
     return named_once(runs, where)
 
 
@@ -103,13 +113,8 @@ def _name_of_row(name: Any, where: str) -> str:
 
 
 def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
-    name = _name_of_row(row.pop("name", None), where)
-    inside = f"runs.{name}"
-    if name.casefold() in RESERVED:
-        raise UserError(f"{where}: {inside}: this name is reserved; choose another")
-    seeds = row.pop("seeds", [None])
-    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
-        raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
+    name, inside = _place_of_row(row, where)
+    seeds = _seeds_of(row, where, inside)
     options = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
     about = {}
@@ -123,6 +128,46 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
         settings = Preference.parse(chosen, where, inside)
         runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
     return runs
+
+
+def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
+    name, inside = _place_of_row(row, where)
+    seeds = _seeds_of(row, where, inside)
+    if (preset := row.pop("preset", None)) is not None:
+        if preset not in PRESETS:
+            raise UserError(f"{where}: {inside}.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        row = {**PRESETS[preset], **row}
+        if row["method"] != PRESETS[preset]["method"]:
+            raise UserError(f"{where}: {inside}.method: the preset {preset} is of {PRESETS[preset]['method']}")
+    options = METHODS[row["method"]].model_fields
+    method = policy_method(
+        {key: row[key] for key in row if key in options or key not in Online.model_fields}, where, inside
+    )
+    settings = {**online, **{key: value for key, value in row.items() if key not in options}}
+    runs = []
+    for seed in seeds:
+        chosen = {**settings, **({} if seed is None else {"seed": seed})}
+        suffix = "" if seed is None else f"-seed{seed}"
+        runs.append(
+            Run(name=f"{name}{suffix}", objective=method, preference=settings_of(chosen, method, where, inside))
+        )
+    return runs
+
+
+def _place_of_row(row: dict[str, Any], where: str) -> tuple[str, str]:
+    """Take the name out of a row; return it and its place in the suite."""
+    name = _name_of_row(row.pop("name", None), where)
+    if name.casefold() in RESERVED:
+        raise UserError(f"{where}: runs.{name}: this name is reserved; choose another")
+    return name, f"runs.{name}"
+
+
+def _seeds_of(row: dict[str, Any], where: str, inside: str) -> list[Any]:
+    """Take the seeds out of a row, [None] if it states none."""
+    seeds = row.pop("seeds", [None])
+    if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
+        raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
+    return seeds
 
 
 def _dataset(value: Any, where: str, inside: str) -> Dataset:

@@ -16,6 +16,8 @@ from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
 from prefdag.config.loading import check_no_home, merge, read_yaml
 from prefdag.config.model import Model
+from prefdag.config.objectives import relative_path
+from prefdag.config.online.settings import Online
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare
@@ -58,6 +60,7 @@ class Suite(Section):
     reward: Reward | None = None
     reference: Reference
     preference: Preference
+    online: Online | None = None
     generate: Generate
     score: Score
     judge: Judge = Judge()
@@ -86,16 +89,30 @@ class Suite(Section):
         self._check_ood()
         self._check_test_split()
         for name in self.score.implicit:
-            self._check_implicit(name)
+            self._check_implicit(name, "score.implicit")
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
         for run in self.runs:
+            if run.online is not None:
+                self._check_reward(run, run.online.resolved(self.score.reward))
             if mistake := self._lacking(run):
                 raise ValueError(f"runs.{run.name}.{mistake}")
         return self
 
+    def _check_reward(self, run: Run, online: Online) -> None:
+        """Check that what an on-policy run is rewarded by, or starts from, exists."""
+        wanted = {
+            "reward": online.reward == "trained",
+            "value_from": getattr(run.objective, "value_from", "") == "reward",
+        }
+        for key in (key for key, is_wanted in wanted.items() if is_wanted and self.reward is None):
+            raise ValueError(f"runs.{run.name}.{key}: the section `reward` must be there to train the reward model")
+        if name := online.implicit_run:
+            self._check_implicit(name, f"runs.{run.name}.reward")
+
     def _check_classifier(self) -> None:
         """Check that a classifier that is read exists, has labelled rows if trained, and that neither is unused."""
         rewards = {"score.reward": self.score.reward, "pairs.reward": self.pairs and self.pairs.reward}
+        rewards |= {f"runs.{run.name}.reward": run.online.reward for run in self.runs if run.online}
         asking = [key for key, reward in rewards.items() if reward == "classifier"]
         labelled = any(source.labelled for source in (*self.data.sources, self.data))
         if asking and self.classifier is None:
@@ -155,16 +172,16 @@ class Suite(Section):
         adapters = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
         return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
 
-    def _check_implicit(self, name: str) -> None:
+    def _check_implicit(self, name: str, key: str) -> None:
         """Check that a run has an implicit reward: beta times its log-ratio to the reference."""
         if name not in [run.name for run in self.runs]:
             known = ", ".join(run.name for run in self.runs)
-            raise ValueError(f"score.implicit: there is no run {name!r}; the runs are {known}")
+            raise ValueError(f"{key}: there is no run {name!r}; the runs are {known}")
         objective = self.run(name).objective
         beta = objective.parameters().get("beta")
         if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
             raise ValueError(
-                f"score.implicit: {name} ({objective.method}) has no implicit reward; its loss must read "
+                f"{key}: {name} ({objective.method}) has no implicit reward; its loss must read "
                 "the reference and have one beta"
             )
 
@@ -244,10 +261,15 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         values["prepare"] = with_relative_paths(values["prepare"], stated["prepare"])
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
-    preference = values.get("preference") or {}
+    preference: dict[str, Any] = values.get("preference") or {}
+    online: dict[str, Any] = values.get("online") or {**shared}
     Preference.parse(preference, where, "preference")
+    if "reward" in online:
+        values["online"] = online = {**online, "reward": relative_path(online["reward"], stated["online"])}
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
-    return Suite.parse({**values, "lock": lock, "runs": expanded([*rows, *grid_of(grid)], preference, where)}, where)
+    return Suite.parse(
+        {**values, "lock": lock, "runs": expanded([*rows, *grid_of(grid)], preference, online, where)}, where
+    )
 
 
 def _fields_of(annotation: Any) -> frozenset[str]:

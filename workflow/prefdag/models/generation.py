@@ -30,7 +30,7 @@ class Sample:
         prompt: index of its prompt.
         sample: its number among the prompt's samples.
         ids: its token ids, the end-of-turn included if it was sampled.
-        logprobs: nats of each token under the policy itself (temperature 1, all tokens), not the sampling distribution.
+        logprobs: nats of each token under the policy itself (temperature 1, all tokens), unless `tempered`.
         ended: whether the end-of-turn was sampled.
     """
 
@@ -45,10 +45,11 @@ class Sample:
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    keys: Sequence[int],
+    keys: Sequence[object],
     settings: Sampling,
     eos: int,
     title: str = "sampling",
+    tempered: bool = False,
 ) -> Iterator[Sample]:
     """Sample `num_samples` responses to each prompt.
 
@@ -61,6 +62,7 @@ def sample(
         settings: temperature, top_p, lengths, batch size and seed.
         eos: the end-of-turn's id.
         title: what to call the progress line.
+        tempered: return log-probs of the sampling distribution, the logits divided by the temperature.
 
     Yields:
         Samples; those of a batch in the order of (prompt, sample).
@@ -75,13 +77,13 @@ def sample(
         with cached_attention(model):
             decoder = _Decoder(model, [prompts[index] for index in rows])
             decoder.select([rows[index] for index, _ in batch])
-            responses = _responses(decoder, torch.from_numpy(noise), settings, eos)
+            responses = _responses(decoder, torch.from_numpy(noise), settings, eos, tempered)
         for (index, number), (ids, values) in zip(batch, responses, strict=True):
             for copy in range(number, settings.num_samples, draws):
                 yield Sample(index, copy, ids, values, ids[-1] == eos)
 
 
-def _noise(settings: Sampling, key: int, number: int) -> np.ndarray:
+def _noise(settings: Sampling, key: object, number: int) -> np.ndarray:
     """Return one uniform number per token of a response: [max_new_tokens]."""
     return generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
 
@@ -121,7 +123,9 @@ class _Decoder:
         self.logits, self.positions = at_least_float32(out.logits[:, -1]), positions[:, -1:]
 
 
-def _responses(decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int) -> list[tuple[list[int], list[float]]]:
+def _responses(
+    decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int, tempered: bool
+) -> list[tuple[list[int], list[float]]]:
     """Decode one response per row of the decoder, dropping rows that have ended when enough of them have.
 
     Returns the ids and log-probs of each response; noise: [R, max_new_tokens].
@@ -133,7 +137,8 @@ def _responses(decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int) -
     alive = torch.ones_like(rows, dtype=torch.bool)
     for step in range(settings.max_new_tokens):
         chosen = sample_tokens(decoder.logits, noise[rows, step], settings.temperature, settings.top_p)
-        logprobs = decoder.logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
+        logits = decoder.logits / settings.temperature if tempered else decoder.logits
+        logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
         ids[rows, step], values[rows, step] = chosen, logprobs.double()
         alive &= chosen != eos
         num_alive = int(alive.sum())

@@ -23,7 +23,7 @@ from prefdag.provenance.sources import code_digests
 
 NEVER_RUN = "never run"
 LARGE = 1 << 26  # bytes of a file that a plan does not read unless it is newer than its manifest
-NAMED_BY_ROW = ("preference", "generate", "score", "judge")  # stages with a folder for each row of a suite
+NAMED_BY_ROW = ("preference", "policy", "generate", "score", "judge")  # stages with a folder for each row of a suite
 
 
 def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict[str, list[str]]:

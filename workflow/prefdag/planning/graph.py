@@ -92,6 +92,18 @@ def _preference(suite: Suite, run: str) -> Inputs:
     }
 
 
+def _policy(suite: Suite, run: str) -> Inputs:
+    settings, method = jobs.online_of(suite, run), suite.run(run).objective
+    reads_model = settings.reward == "trained" or getattr(method, "value_from", "policy") == "reward"
+    return {
+        "policy": ["sft"],
+        "prompts": ["prepare/comparisons"],
+        "reward": ["reward"] if reads_model else [],
+        "classifier": _one(jobs.classifier_folder(suite) if settings.reward == "classifier" else None),
+        "implicit": [jobs.training_folder(suite, settings.implicit_run)] if settings.implicit_run else [],
+    }
+
+
 def _generate(suite: Suite, name: str) -> Inputs:
     answers = AnswerSet.parse(name)
     policy = jobs.answering_folder(suite, answers)
@@ -108,7 +120,7 @@ def _score(suite: Suite, name: str) -> Inputs:
         "policy": _one(jobs.answering_folder(suite, AnswerSet.parse(name))),
         "reference": ["sft"],
         "reward": ["reward"] if suite.reward else [],
-        "implicit": [f"preference/{run}" for run in suite.score.implicit],
+        "implicit": [jobs.training_folder(suite, run) for run in suite.score.implicit],
         "comparisons": ["prepare/comparisons"] if name in suite.score.implicit else [],
         "classifier": _one(jobs.classifier_folder(suite)),
     }
@@ -131,7 +143,7 @@ def _report(suite: Suite, name: str) -> Inputs:
         "scores": [f"score/{each}" for each in answers],
         "judges": [f"judge/{each}" for each in answers if jobs.against(suite, each)],
         "generations": [f"generate/{policy}" for policy in jobs.policies(suite)],
-        "preferences": [f"preference/{run.name}" for run in suite.runs],
+        "preferences": [jobs.training_folder(suite, run.name) for run in suite.runs],
         "comparisons": ["prepare/comparisons"],
         "reward": ["reward"] if suite.reward else [],
         "best_of_n": ["best_of_n"] if suite.generate.best_of else [],
@@ -157,6 +169,7 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
     "reward": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
     "reference": lambda suite, name: {"policy": ["sft"], "comparisons": [f"prepare/{name}"]},
     "preference": _preference,
+    "policy": _policy,
     "generate": _generate,
     "score": _score,
     "best_of_n": lambda suite, name: {"scores": [f"score/{AnswerSet('sft', POOL)}"]},

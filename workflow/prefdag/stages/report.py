@@ -121,7 +121,8 @@ def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
             raise UserError(f"report --preferences: {manifest.path}: no run of this suite; leave it out")
         expected = {"preference": row.preference, "objective": row.objective}
         for section, values in expected.items():
-            made = manifest.content.get("config", {}).get(section, {})
+            config = manifest.content.get("config", {})
+            made = config.get(section) or config.get("online", {})  # the settings of an on-policy run
             for key, value in values.items():
                 if made.get(key, value) != value:
                     raise UserError(

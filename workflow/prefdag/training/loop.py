@@ -187,7 +187,7 @@ def _start_or_resume(
     if settings.sharding == "sharded":
         assert isinstance(model, PreTrainedModel)
         shard(model)
-    optimizer = _optimizer(model, settings)
+    optimizer = optimizer_of(model, settings)
     if saved is not None:
         optimizer.load_state_dict(saved["optimizer"])
     return optimizer, [] if saved is None else saved["history"]
@@ -259,7 +259,8 @@ def schedule(step: int, steps: int, settings: Training) -> float:
             return 1.0
 
 
-def _optimizer(model: nn.Module, settings: Training) -> ShardedOptimizer:
+def optimizer_of(model: nn.Module, settings: Training) -> ShardedOptimizer:
+    """Return the optimizer of the parameters that are trained."""
     rate, decay = settings.learning_rate, settings.weight_decay
     betas = (settings.adam_beta1, settings.adam_beta2)
 

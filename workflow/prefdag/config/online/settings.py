@@ -1,0 +1,120 @@
+"""Settings of on-policy training: the section `online`, which its rows override."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from prefdag.config.ground_truths import GROUND_TRUTHS
+from prefdag.config.objectives import FORM, split_path
+from prefdag.config.preference import Preference
+from prefdag.schema import Count, NonNegative, Positive, Section
+
+IMPLICIT = "implicit:"
+
+
+class KL(Section):
+    """The penalty for leaving the reference, per token.
+
+    With a target the coefficient starts at `coefficient` and follows the measured sequence KL (Ziegler et al. 2019).
+    """
+
+    coefficient: NonNegative = 0.05
+    where: Literal["reward", "loss"] = Field("reward", description="part of the reward, or a term of the loss")
+    estimator: Literal["k1", "k2", "k3", "ratio_k3", "full"] = Field(
+        "k1", description="k1 in the reward has pi* as its optimum; `full` sums over the vocabulary"
+    )
+    target: Positive | None = Field(None, description="nats per response that the coefficient is adapted to")
+    horizon: Count = Field(10_000, description="responses after which an error of 1 multiplies the coefficient by e")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, values: Any) -> Any:
+        """Accept a number, or {target, init, horizon}."""
+        if isinstance(values, (int, float, str)) and not isinstance(values, bool):
+            return {"coefficient": values}
+        if isinstance(values, dict):
+            values = dict(values)
+            if values.get("target") is not None and "coefficient" not in values:
+                values["coefficient"] = values.pop("init", 0.15)
+            if values.get("where") == "loss":
+                values.setdefault("estimator", "k3")
+        return values
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1 in the loss is no penalty: its expected gradient is zero, and the policy runs to the largest "
+                "reward; say `where: reward`, or estimator k2, k3, ratio_k3 or full"
+            )
+        if self.where == "reward" and self.estimator == "ratio_k3":
+            raise ValueError("ratio_k3 is k3 in the reward, where the ratio is 1; say k3, or `where: loss`")
+        if self.target is not None and not self.coefficient:
+            raise ValueError("target: a coefficient of 0 cannot be adapted; state init above 0")
+        return self
+
+
+class MissingEnd(Section):
+    """What happens to a response that was cut before its end-of-turn."""
+
+    penalty: NonNegative = Field(1.0, description="a number above 0 lowers the score")
+    how: Literal["subtract", "replace", "mask"] = Field(
+        "subtract", description="score - penalty, or -penalty in its place; mask: the response trains nothing"
+    )
+
+
+class Online(Preference):
+    """On-policy training: each step is a round of sampling, scoring and updates. Dropout is always off."""
+
+    batch_size: Count = Field(64, description="prompts per round, over all devices")
+    epochs: Count = Field(1, description="passes over a round's responses")  # type: ignore[assignment]
+    max_steps: Count = Field(100, description="rounds")  # type: ignore[assignment]
+    schedule: Literal["cosine", "linear", "constant"] = Field("linear", description="of the learning rate, by round")
+    tokens_per_batch: Count = Field(8192, description="padded tokens of one forward; decides speed and memory only")
+    samples: Count = Field(1, description="responses per prompt; default: the method's, 1, 4 or 8")
+    minibatches: Count = Field(1, description="updates per pass")
+    max_new_tokens: Count = 128
+    temperature: Positive = Field(1.0, description="of sampling, and of the log-probs that are optimised")
+    sampling_batch_size: Count = Field(256, description="responses sampled at a time; decides speed and memory")
+    reward: str = Field(
+        "ground_truth",
+        description="ground_truth (the suite's score.reward), a ground truth's name, trained (the reward model), "
+        "implicit:<run>, or a function of yours as file.py:function",
+    )
+    kl: KL = Field(KL(), description="a coefficient, {target, init, horizon} or {coefficient, where, estimator}")
+    normalise_rewards: Literal["off", "scale", "standard"] = Field(
+        "off", description="divide scores by their running deviation; standard: subtract their running mean first"
+    )
+    missing_eos: MissingEnd | None = Field(None, description="what a response without end-of-turn gets")
+    sample_table: int = Field(4, ge=0, description="fixed prompts whose answers are recorded as training goes")
+
+    @field_validator("reward")
+    @classmethod
+    def _is_a_reward(cls, reward: str) -> str:
+        names = ("ground_truth", "trained", *GROUND_TRUTHS)
+        if reward in names or (reward.startswith(IMPLICIT) and reward != IMPLICIT) or FORM.fullmatch(reward):
+            return reward
+        raise ValueError(f"expected one of {', '.join(names)}, implicit:<run> or <file>.py:<function>, got {reward!r}")
+
+    def resolved(self, ground_truth: str) -> Self:
+        """Return the settings with the suite's ground truth, `score.reward`, by its name."""
+        return self.model_copy(update={"reward": ground_truth}) if self.reward == "ground_truth" else self
+
+    @property
+    def user_reward(self) -> tuple[Path, str] | None:
+        """Return file and function of a user's reward."""
+        return split_path(self.reward) if ".py:" in self.reward else None
+
+    @property
+    def implicit_run(self) -> str | None:
+        """Return the run whose implicit reward is optimised."""
+        return self.reward.removeprefix(IMPLICIT) if self.reward.startswith(IMPLICIT) else None
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the KL to the reference is part of the objective."""
+        return self.kl.coefficient > 0
+
+    def user_files(self) -> tuple[Path, ...]:
+        return (self.user_reward[0],) if self.user_reward else ()

@@ -1,0 +1,91 @@
+"""What a round reports: metrics of its responses and updates, and the answers to some fixed prompts.
+
+Shapes: N prompts of G responses; T response tokens.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from prefdag.config.online.settings import Online
+from prefdag.online.rollouts import Rollouts
+from prefdag.online.targets import Layout, Targets
+
+
+def round_metrics(
+    rollouts: Rollouts, targets: Targets, updates: Sequence[dict[str, float]], settings: Online
+) -> dict[str, float]:
+    """Return the metrics of a round. updates: those of its updates, in their order."""
+    assert rollouts.scores is not None and rollouts.old is not None
+    scores, lengths = rollouts.scores, rollouts.lengths.double()
+    metrics = {
+        "score": scores.mean().item(),
+        "score_std": scores.std().item() if scores.numel() > 1 else 0.0,
+        "length": lengths.mean().item(),
+        "ended": rollouts.ended.double().mean().item(),
+        **_divergence(rollouts),
+        **targets.metrics,
+    }
+    if rollouts.entropy is not None:
+        metrics["entropy"] = rollouts.entropy.double().mean().item()
+    if scores.shape[1] > 1:
+        metrics["groups_without_signal"] = (scores.std(1) == 0).double().mean().item()
+    metrics["sampler_difference"] = (rollouts.old.double() - rollouts.sampled).abs().max().item()
+    first, last = updates[: settings.minibatches], updates[-settings.minibatches :]
+    metrics |= {
+        name: _mean(updates, name) for name in updates[0] if name not in ("loss", "policy_grad_norm", "ratio_error")
+    }
+    metrics["first_ratio_error"] = updates[0]["ratio_error"]
+    if settings.epochs > 1:
+        for name in ("approx_kl", "clip_fraction"):
+            if name in updates[0]:
+                metrics |= {f"{name}_first_epoch": _mean(first, name), f"{name}_last_epoch": _mean(last, name)}
+    return metrics
+
+
+def _mean(updates: Sequence[dict[str, float]], name: str) -> float:
+    values = [each[name] for each in updates]
+    return max(values) if name.endswith(("_max", "_error")) else sum(values) / len(values)
+
+
+def _divergence(rollouts: Rollouts) -> dict[str, float]:
+    """Return the sequence KL to the reference: k1, k3, and `kl`, the sum over the vocabulary, with its error."""
+    if rollouts.reference is None or rollouts.kl is None:
+        return {}
+    assert rollouts.old is not None
+    layout = Layout.of(rollouts.lengths.flatten())
+    ratio = rollouts.old.double() - rollouts.reference.double()
+    kl, k1, k3 = (layout.pad(tokens).sum(1) for tokens in (rollouts.kl.double(), ratio, torch.expm1(-ratio) + ratio))
+    return {
+        "kl": kl.mean().item(),
+        "kl_se": _standard_error(kl.view(rollouts.lengths.shape)),
+        "k1": k1.mean().item(),
+        "k3": k3.mean().item(),
+    }
+
+
+def _standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean over prompts, whose responses are not independent: [N, G] -> float."""
+    means = values.mean(1)
+    return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+class AnswerTable:
+    """The answers to the first prompts of the training in a CSV file: a line for each round that samples them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, object]] = []
+
+    def add(self, lines: Sequence[dict[str, object]]) -> None:
+        self.lines += lines
+
+    def write(self) -> None:
+        with self.path.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, ["round", "prompt_id", "prompt", "response", "score", "ended"])
+            writer.writeheader()
+            writer.writerows(self.lines)

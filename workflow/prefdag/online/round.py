@@ -1,0 +1,278 @@
+"""One round on a model: measure its responses, and update policy and value head on them.
+
+A round's first update has no pass of its own for the old log-probs where the round is one micro-batch per process: they
+are the update's own log-probs, detached. Otherwise they are measured in the micro-batches of the first pass. In both
+cases the first ratio is exactly 1, which is checked.
+
+Shapes: N prompts of G responses; T response tokens of the round, t of a micro-batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefdag.config.online.methods import PolicyMethod
+from prefdag.config.online.settings import Online
+from prefdag.data.token_store import Comparison
+from prefdag.distributed.collectives import all_gather_objects
+from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, reduce_gradients
+from prefdag.distributed.ranks import num_ranks, rank
+from prefdag.errors import UserError
+from prefdag.models.ops.device import autocast
+from prefdag.models.ops.vocabulary import in_place_gradients
+from prefdag.models.packing import Segments, deal, micro_batches, num_tokens, pack
+from prefdag.models.policy_stats import distribution, states_of, tempered_logprobs
+from prefdag.online.critic import Critic
+from prefdag.online.objective import Inputs, Normaliser, micro_batch_loss
+from prefdag.online.rollouts import Rollouts
+from prefdag.online.targets import Targets
+from prefdag.seeds import generator
+
+Plan = list[tuple[list[int], list[list[int]]]]  # of one process: prompts of each micro-batch, and their rows
+FLAT = ("old", "reference", "values", "entropy", "kl")
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a round runs. critic, reference: None where the method reads none."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel | None
+    critic: Critic | None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.policy.parameters()).device
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One micro-batch after its forward pass. rows: its prompts in the round; values [t], or [t + rows * G]."""
+
+    rows: list[int]
+    segments: Segments
+    states: Tensor
+    logprobs: Tensor
+    values: Tensor | None
+
+
+class Round:
+    """The updates of one round."""
+
+    def __init__(
+        self, models: Models, method: PolicyMethod, settings: Online, number: int, comparisons: Sequence[Comparison]
+    ) -> None:
+        self.models, self.method, self.settings, self.number = models, method, settings, number
+        self.comparisons = comparisons
+
+    @property
+    def num_updates(self) -> int:
+        return self.settings.epochs * self.settings.minibatches
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.array([num_tokens(one) for one in self.comparisons])
+
+    def members(self, update: int) -> list[int]:
+        """Return the prompts of an update: a part of a permutation of its own for every pass."""
+        epoch, part = divmod(update, self.settings.minibatches)
+        order = generator(self.settings.seed, "minibatches", self.number, epoch).permutation(len(self.comparisons))
+        return [int(row) for row in np.array_split(order, self.settings.minibatches)[part]]
+
+    def plans(self, update: int) -> list[Plan]:
+        """Return every process's micro-batches of an update."""
+        shares = deal(self.members(update), self.lengths, num_ranks())
+        return [list(micro_batches(share, self.lengths, self.settings.tokens_per_batch)) for share in shares]
+
+    @property
+    def measures_in_first_update(self) -> bool:
+        return self.settings.minibatches == 1 and all(len(plan) <= 1 for plan in self.plans(0))
+
+    def measured(self, rollouts: Rollouts) -> Rollouts:
+        """Measure all responses in the micro-batches of the first pass."""
+        parts = []
+        for update in range(self.settings.minibatches):
+            for members, rows in self.plans(update)[rank()]:
+                with torch.no_grad(), autocast(self.models.device):
+                    parts.append(self._measure(self._forward(members, rows)))
+        return _filled(rollouts, parts)
+
+    def update(
+        self,
+        update: int,
+        rollouts: Rollouts,
+        targets: Callable[[Rollouts], Targets],
+        optimizers: "Optimizers",
+        rates: tuple[float, float],
+        coefficient: float,
+    ) -> tuple[Rollouts, Targets, dict[str, float]]:
+        """Take one optimizer step on the members of an update.
+
+        Args:
+            update: its number in the round, from 0.
+            rollouts: the scored round; measured, unless this update measures it.
+            targets: computes advantages and returns of the measured round.
+            optimizers: of policy and value head.
+            rates: their learning rates.
+            coefficient: of the KL.
+
+        Returns:
+            The measured round, its targets, and the update's metrics.
+
+        Raises:
+            UserError: a loss or gradient is not finite, or the first ratio is not 1.
+        """
+        plan = self.plans(update)[rank()]
+        with in_place_gradients():
+            forwards: Iterable[Forward] = self._forwards(plan)
+            if rollouts.old is None:
+                assert update == 0 and len(plan) <= 1
+                forwards = list(forwards)
+                with torch.no_grad(), autocast(self.models.device):
+                    rollouts = _filled(rollouts, [self._measure(one) for one in forwards])
+            aims = targets(rollouts)
+            normaliser = Normaliser.of(self.method, self.settings, aims, rollouts, self.members(update))
+            sums: list[dict[str, float]] = []
+            for one in forwards:
+                sums.append(self._backward(one, rollouts, aims, normaliser, coefficient))
+        metrics = _means(_joined([each for part in all_gather_objects(sums) for each in part]))
+        self._check(update, metrics)
+        norms = optimizers.step(rates, self.settings.max_grad_norm)
+        self._check(update, norms)
+        return rollouts, aims, {**metrics, **norms}
+
+    def _forwards(self, plan: Plan) -> Iterator[Forward]:
+        for members, rows in plan:
+            with autocast(self.models.device):
+                yield self._forward(members, rows)
+
+    def _forward(self, members: list[int], rows: list[list[int]]) -> Forward:
+        segments = pack([self.comparisons[row] for row in members], rows).to(self.models.device)
+        critic = self.models.critic
+        states = states_of(self.models.policy, segments, critic is not None and critic.is_shared and critic.behind)
+        tokens = states[: len(segments.target)]
+        logprobs = tempered_logprobs(self.models.policy, tokens, segments.target, self.settings.temperature)
+        values = None if critic is None else critic(segments, states)
+        return Forward(members, segments, tokens, logprobs, values)
+
+    def _measure(self, one: Forward) -> tuple[list[int], dict[str, Tensor]]:
+        """Return a micro-batch's statistics, on the CPU."""
+        num, temperature, reference = len(one.segments.target), self.settings.temperature, self.models.reference
+        result = {"old": one.logprobs.detach()}
+        other = None
+        if reference is not None:
+            states = states_of(reference, one.segments)
+            result["reference"] = tempered_logprobs(reference, states, one.segments.target, temperature)
+            other = reference, states
+        sums = distribution(self.models.policy, one.states.detach(), temperature, other)
+        result["entropy"] = sums.entropy
+        if sums.kl is not None:
+            result["kl"] = sums.kl
+        if one.values is not None:
+            result["values"] = one.values.detach()[:num]
+            if len(one.values) > num:
+                result["last_values"] = one.values.detach()[num:].view(one.segments.shape)
+        return one.rows, {name: value.cpu() for name, value in result.items()}
+
+    def _backward(
+        self, one: Forward, rollouts: Rollouts, targets: Targets, normaliser: Normaliser, coefficient: float
+    ) -> dict[str, float]:
+        """Backpropagate a micro-batch's share of the loss; return its sums of metrics."""
+        entropy = kl = None
+        wants_kl = self.settings.kl.where == "loss" and self.settings.kl.estimator == "full"
+        if self.method.entropy or wants_kl:
+            other = None
+            if wants_kl and self.models.reference is not None:
+                with torch.no_grad():
+                    other = self.models.reference, states_of(self.models.reference, one.segments)
+            sums = distribution(self.models.policy, one.states, self.settings.temperature, other)
+            entropy, kl = sums.entropy, sums.kl
+        inputs = Inputs(one.rows, one.segments.owner, one.logprobs, one.values, entropy, kl)
+        loss, metrics = micro_batch_loss(self.method, self.settings, inputs, rollouts, targets, normaliser, coefficient)
+        loss.backward()
+        return metrics
+
+    def _check(self, update: int, metrics: dict[str, Any]) -> None:
+        for name, value in metrics.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f"round {self.number + 1}, update {update + 1}: {name} is {value}; lower learning_rate, or look at "
+                    "the round's scores; the training continues before this update"
+                )
+        if update == 0 and metrics.get("ratio_error", 0.0):
+            raise UserError(
+                f"round {self.number + 1}: the first ratio to the sampling policy differs from 1 by "
+                f"{metrics['ratio_error']:.2g}; the policy changed between measuring and updating"
+            )
+
+
+def _filled(rollouts: Rollouts, parts: list[tuple[list[int], dict[str, Tensor]]]) -> Rollouts:
+    """Return the round with the statistics of all processes' micro-batches."""
+    gathered = [part for each in all_gather_objects(parts) for part in each]
+    values: dict[str, Tensor] = {}
+    for rows, stats in gathered:
+        tokens = rollouts.tokens_of(rows)
+        for name, value in stats.items():
+            if name == "last_values":
+                values.setdefault(name, value.new_zeros(rollouts.lengths.shape))[rows] = value
+            else:
+                values.setdefault(name, value.new_zeros(len(rollouts.ids)))[tokens] = value
+    return rollouts.with_values(**values)
+
+
+def _joined(parts: list[dict[str, float]]) -> dict[str, float]:
+    """Add up metrics of micro-batches; of `max_...` and errors take the largest."""
+    result: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name.endswith(("_max", "_error")):
+                result[name] = max(result.get(name, value), value)
+            else:
+                result[name] = result.get(name, 0.0) + value
+    return result
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    """Divide sums over counted tokens by their number."""
+    counted = sums.pop("counted")
+    of_tokens = ("approx_kl", "approx_kl_k2", "clip_low", "clip_high", "clip_fraction")
+    return {name: value / max(1.0, counted) if name in of_tokens else value for name, value in sums.items()}
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """Optimizers of the policy and of the value head, whose gradients are clipped apart."""
+
+    policy: ShardedOptimizer
+    critic: ShardedOptimizer | None
+
+    def step(self, rates: tuple[float, float], max_norm: float | None) -> dict[str, float]:
+        """Reduce, clip and apply the gradients; return their norms. rates: learning rates of both."""
+        norms = {}
+        for name, optimizer in (("policy", self.policy), ("value", self.critic)):
+            if optimizer is None:
+                continue
+            for parameter in optimizer.parameters:
+                if parameter.grad is None and num_ranks() > 1:  # a process without a share of the update
+                    parameter.grad = torch.zeros_like(parameter)
+            reduce_gradients(optimizer.parameters)
+            norms[f"{name}_grad_norm"] = clip_gradients(optimizer.parameters, max_norm or float("inf"))
+        if all(np.isfinite(norm) for norm in norms.values()):
+            self.policy.step(rates[0])
+            if self.critic is not None:
+                self.critic.step(rates[1])
+        return norms
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "value": self.critic and self.critic.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["value"])
