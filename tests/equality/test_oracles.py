@@ -10,12 +10,17 @@ import pytest
 from conftest import ROOT
 from prefdag.cli.main import main
 from prefdag.testing.cases import METHODS, Cases, evaluate, read_cases
+from prefdag.testing.policy_cases import POLICY_METHODS
 from registry import LISTED
 
-ORACLES = ROOT.parent / "shared/reference/oracles-open.json"
-MISSING = "../shared/reference/oracles-open.json is absent: peers' values are not compared"
-pytestmark = pytest.mark.skipif(not ORACLES.exists(), reason=MISSING)
-RAW: dict[str, Any] = json.loads(ORACLES.read_text()) if ORACLES.exists() else {"cases": []}
+GOLDEN = Path(__file__).parents[1] / "golden"
+PREFERENCE, POLICY = GOLDEN / "preference_losses.json", GOLDEN / "policy_optimization.json"
+SHARED = {
+    PREFERENCE: ROOT.parent / "shared/reference/oracles-open.json",
+    POLICY: ROOT.parent / "shared/reference/on-policy-open.json",
+}
+RAW: dict[str, Any] = json.loads(PREFERENCE.read_text())
+ON_POLICY: dict[str, Any] = json.loads(POLICY.read_text())
 TOLERANCE = 1e-9
 # Numbers that are null in the file: at a kink peers' derivatives differ; exp(-alpha A) is no number in float64.
 NULL = Counter({"slic_cal": 4, "dpop": 5, "alphapo": 6})
@@ -30,7 +35,12 @@ RENAMED = {
 
 @pytest.fixture(scope="module")
 def cases() -> Cases:
-    return read_cases(ORACLES)
+    return read_cases(PREFERENCE)
+
+
+@pytest.fixture(scope="module")
+def policy_cases() -> Cases:
+    return read_cases(POLICY)
 
 
 def plain(values: Any) -> list[Any]:
@@ -76,10 +86,61 @@ def test_a_peers_value_and_gradient(case: dict[str, Any], cases: Cases) -> None:
         compared(result["grad"][side], case, "grad", side)
 
 
-def test_no_case_is_left_out(cases: Cases) -> None:
-    """As many as the file holds, each of another id, and every method that this project claims."""
+@pytest.mark.parametrize("case", ON_POLICY["cases"], ids=lambda case: case["id"])
+def test_a_peers_numbers_of_policy_optimization(case: dict[str, Any], policy_cases: Cases) -> None:
+    """Every named number, `loss` among them, and every gradient of the loss."""
+    (expected,) = (one for one in policy_cases.cases if one.id == case["id"])
+    result = evaluate(expected, policy_cases.fixtures)
+    for name in case["expected"].keys() - {"grad"}:
+        compared(result[name], case, name)
+    assert set(result["grad"]) >= set(case["expected"]["grad"])
+    for side in case["expected"]["grad"]:
+        compared(result["grad"][side], case, "grad", side)
+
+
+def test_no_case_is_left_out(cases: Cases, policy_cases: Cases) -> None:
+    """As many as the files hold, each of another id, and every method that this project claims."""
     assert len(cases.cases) == len(RAW["cases"]) == len({case.id for case in cases.cases}) == 288
-    assert {case.method for case in cases.cases} == set(METHODS)
+    assert {case.method for case in cases.cases} - set(POLICY_METHODS) == set(METHODS)
+    assert len(policy_cases.cases) == len({case.id for case in policy_cases.cases}) == 169
+    assert {case.method for case in policy_cases.cases} == set(POLICY_METHODS)
+
+
+@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
+def test_the_shipped_numbers_are_those_that_peers_gave(golden: Path) -> None:
+    """The files under tests/golden hold the numbers of the runs, and nothing was left out."""
+    if not SHARED[golden].exists():
+        pytest.skip(f"../shared/reference/{SHARED[golden].name} is absent: the shipped numbers alone are compared")
+    peers, shipped = json.loads(SHARED[golden].read_text()), json.loads(golden.read_text())
+    assert shipped["fixtures"] == peers["fixtures"]
+    for ours, theirs in zip(shipped["cases"], peers["cases"], strict=True):
+        for key in ("id", "method", "fixture", "hp", "reduction", "tol"):
+            assert ours[key] == theirs[key]
+        expected = {key: value for key, value in theirs["expected"].items() if not key.startswith("monte_carlo")}
+        assert ours["expected"] == expected
+        assert ours.get("exact") == theirs.get("exact")
+    results = [[evaluate(case, read.fixtures) for case in read.cases] for read in map(read_cases, SHARED.values())]
+    assert results == [[evaluate(case, read.fixtures) for case in read.cases] for read in map(read_cases, SHARED)]
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("gae", {"lam": 0.5}),
+        ("ppo_policy", {"clip_high": 0.9, "clip_low": 0.01}),
+        ("ppo_round", {"score_at": "after_eos", "whiten": "none"}),
+        ("masked_whiten", {"ddof": 0, "shift_mean": False}),
+        ("grpo_loss", {"loss_type": "dapo", "beta": 0.5}),
+        ("kl_controller", {"target": 3.0}),
+        ("rso_target", {"beta": 1.0}),
+    ],
+)
+def test_a_hyper_parameter_is_read(method: str, change: dict[str, Any], policy_cases: Cases) -> None:
+    """Broken twin: with another value the numbers are not those of the peer."""
+    case = next(one for one in policy_cases.cases if one.method == method)
+    before = evaluate(case, policy_cases.fixtures)
+    after = evaluate(case.model_copy(update={"hp": {**case.hp, **change}}), policy_cases.fixtures)
+    assert before["loss"] != after["loss"]
 
 
 def test_what_is_not_compared_is_known(cases: Cases) -> None:
@@ -95,20 +156,24 @@ def test_what_is_not_compared_is_known(cases: Cases) -> None:
     assert +counts == NULL
 
 
-def test_the_command_prints_them_all(cases: Cases, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["loss", "--cases", str(ORACLES)]) == 0
+@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
+def test_the_command_prints_them_all(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read = read_cases(golden)
+    assert main(["loss", "--cases", str(golden)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [evaluate(case, cases.fixtures) for case in cases.cases]
+    assert lines == [evaluate(case, read.fixtures) for case in read.cases]
 
 
-def test_the_answers_are_not_read(cases: Cases, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
+def test_the_answers_are_not_read(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without `expected`, `exact` and `tol` the command prints the same, beta-DPO's drawn pairs among it."""
-    expected = ("id", "method", "fixture", "hp", "reduction", "inputs")
-    bare = [{key: case[key] for key in expected} for case in RAW["cases"]]
-    (tmp_path / "bare.json").write_text(json.dumps({"fixtures": RAW["fixtures"], "cases": bare}))
+    read, raw = read_cases(golden), json.loads(golden.read_text())
+    hidden = ("expected", "exact", "tol", "source")
+    bare = [{key: value for key, value in case.items() if key not in hidden} for case in raw["cases"]]
+    (tmp_path / "bare.json").write_text(json.dumps({"fixtures": raw["fixtures"], "cases": bare}))
     assert main(["loss", "--cases", str(tmp_path / "bare.json")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [evaluate(case, cases.fixtures) for case in cases.cases]
+    assert lines == [evaluate(case, read.fixtures) for case in read.cases]
 
 
 def test_losses_that_no_peer_was_run_for() -> None:
