@@ -4,7 +4,10 @@ Suites, stage commands, the reference table and the JSON schema for editors all 
 """
 
 import json
+import re
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +22,21 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 
 
+class Truth:
+    """A truth value where none is allowed: no type of a key accepts it, while pydantic would take `yes` for 1."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __str__(self) -> str:
+        return str(self.value).lower()
+
+
+def wording() -> ModuleType:
+    """Return the module that words mistakes; imported when there is one, so that no stage counts it as its code."""
+    return import_module("prefdag.mistakes")
+
+
 class Section(BaseModel):
     """A frozen part of a suite. Accepts text such as `5e-7` as a number: YAML 1.1 reads it as text."""
 
@@ -31,11 +49,15 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_values_for_numbers(cls, values: Any) -> Any:
         """Reject `batch_size: yes`, which pydantic would take for 1."""
-        for key, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(key)
-            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
-                raise ValueError(f"{key}: expected {_kind(field.annotation)}, got {str(value).lower()}")
-        return values
+        if not isinstance(values, dict):
+            return values
+        kinds = {key: str(field.annotation) for key, field in cls.model_fields.items()}
+        truths = {
+            key: Truth(value)
+            for key, value in values.items()
+            if isinstance(value, bool) and key in kinds and not re.search("bool|True", kinds[key])
+        }
+        return {**values, **truths}
 
     def user_files(self) -> tuple[Path, ...]:
         """Return the user's files that this section, or one inside it, names; a job counts them as its code."""
@@ -60,12 +82,12 @@ class Section(BaseModel):
             inside: the keys that contain this section, such as `runs.dpo`.
 
         Raises:
-            UserError: for the first mistake.
+            UserError: one sentence for each mistake, a line each.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(explain(error, where, inside)) from None
+            raise UserError(wording().explain(error.errors(), cls, where, inside)) from None
 
     @classmethod
     def parse_json(cls, text: str, where: str) -> Self:
@@ -85,43 +107,3 @@ class Compute(Section):
 
     seed: Seed = 0
     threads: Count = 1
-
-
-def _kind(annotation: Any) -> str:
-    return {"int": "a whole number", "float": "a number", "str": "text"}.get(
-        getattr(annotation, "__name__", ""), "a number"
-    )
-
-
-def explain(error: ValidationError, where: str, inside: str = "") -> str:
-    """Return the first mistake of a validation as one sentence: where, key, what is allowed, what was stated."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in (*filter(None, [inside]), *first["loc"]))
-    place = f"{where}: {key}" if key else where
-    context = first.get("ctx", {})
-    value = json.dumps(first["input"], default=str)
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{place}: unknown key; remove it or correct its spelling"
-        case "missing":
-            return f"{place}: missing; this key has no default and must be stated"
-        case "greater_than":
-            return f"{place}: expected a number above {context['gt']:g}, got {value}"
-        case "greater_than_equal":
-            return f"{place}: expected a number of at least {context['ge']:g}, got {value}"
-        case "less_than":
-            return f"{place}: expected a number below {context['lt']:g}, got {value}"
-        case "less_than_equal":
-            return f"{place}: expected a number of at most {context['le']:g}, got {value}"
-        case "literal_error" | "enum":
-            return f"{place}: expected one of {context['expected']}, got {value}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"{place}: expected a whole number, got {value}"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"{place}: expected a finite number, got {value}"
-        case "string_type":
-            return f"{place}: expected text, got {value}"
-        case "value_error":
-            return f"{place}: {context['error']}"
-        case _:
-            return f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {value}"

@@ -29,8 +29,9 @@ def load_suite():
 
 
 def stop(mistake):
-    """End Snakemake with one sentence and exit code 2. Any other exception than SystemExit would print a traceback."""
-    print(f"prefdag: {mistake}", file=sys.stderr, flush=True)
+    """End Snakemake with a sentence for each mistake and exit code 2. Only SystemExit prints no traceback."""
+    for sentence in str(mistake).split("\n"):
+        print(f"prefdag: {sentence}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -114,7 +114,8 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
         case "pretrain":
             return f"loss {facts['nll']:.3f}  {facts['parameters']:,} parameters"
         case "prepare":
-            used, read = (sum(split[key] for split in facts.values()) for key in ("used", "rows_in"))
+            splits = [split for split in facts.values() if "used" in split]
+            used, read = (sum(split[key] for split in splits) for key in ("used", "rows_in"))
             return f"{used:,} of {read:,} rows used"
         case "sft":
             return f"loss {facts['nll_after']:.3f}"

@@ -1,6 +1,8 @@
 """Suites: every mistake is one sentence; grids, seeds and files are resolved as they say."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from prefdag.cli.schema import table
 from prefdag.config import jobs
 from prefdag.config.loading import merge
 from prefdag.config.objectives import OBJECTIVES
-from prefdag.config.suite import read_suite, resolve
+from prefdag.config.suite import Suite, read_suite, resolve
 from prefdag.errors import UserError
+from prefdag.mistakes import FAMILIAR, LEFT_OUT, models_in
+from prefdag.schema import Section
 
 
 def suite(**changes: Any) -> dict[str, Any]:
@@ -26,12 +30,20 @@ def mistake(**changes: Any) -> str:
     return str(result.value)
 
 
+def sections_of(model: type[Section]) -> Iterator[type[Section]]:
+    yield model
+    for field in model.model_fields.values():
+        for inner in models_in(field.annotation):
+            yield from sections_of(inner)
+
+
+SECTIONS = [*sections_of(Suite), *OBJECTIVES.values()]
 ROW = {"name": "a", "method": "dpo", "beta": 0.1}
 MISTAKES = [
-    ({"sft": {"lr": 1}}, "configs/x.yaml: sft.lr: unknown key; remove it or correct its spelling"),
+    ({"sft": {"lr": 1}}, "configs/x.yaml: sft.lr: unknown key; here it is `learning_rate`"),
     ({"sft": {"batch_size": "many"}}, 'configs/x.yaml: sft.batch_size: expected a whole number, got "many"'),
     ({"sft": {"batch_size": 0}}, "configs/x.yaml: sft.batch_size: expected a number of at least 1, got 0"),
-    ({"sft": {"batch_size": True}}, "configs/x.yaml: sft: batch_size: expected a whole number, got true"),
+    ({"sft": {"batch_size": True}}, "configs/x.yaml: sft.batch_size: expected a whole number, got true"),
     ({"sft": {"learning_rate": -1}}, "configs/x.yaml: sft.learning_rate: expected a number above 0, got -1"),
     ({"sft": {"learning_rate": ".inf"}}, 'configs/x.yaml: sft.learning_rate: expected a finite number, got ".inf"'),
     (
@@ -92,7 +104,8 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
 
 def test_an_unknown_method_names_the_known_ones():
     assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
-        f"configs/x.yaml: runs.a.method: expected one of {', '.join(sorted(OBJECTIVES))}, got 'dop'"
+        "configs/x.yaml: runs.a.method: there is no loss 'dop', did you mean `dpo`?; the losses are "
+        f"{', '.join(sorted(OBJECTIVES))}"
     )
 
 
@@ -106,9 +119,78 @@ def test_names_that_could_hurt_are_refused(name: str):
 
 def test_a_missing_section_is_named():
     values = suite()
-    del values["generate"]
-    with pytest.raises(UserError, match=r"configs/x.yaml: generate: missing"):
+    del values["model"]
+    with pytest.raises(UserError, match=r"configs/x.yaml: model: missing"):
         resolve(values, "configs/x.yaml")
+
+
+def test_every_mistake_is_said_at_once_each_on_a_line():
+    changes = {
+        "sft": {"epochs": -1, "per_device_train_batch_size": 4, "learning_rat": 1e-5},
+        "preference": {"bf16": True},
+        "prepare": {"max_length": 512, "bos": "maybe"},
+        "learning_rate": 1e-5,
+        "refrence": {},
+        "runs": [{"name": "a", "method": "dop"}, {"name": "b", "method": "ipo", "logprb": "sum", "lr": 1}],
+    }
+    lines = [line.removeprefix("configs/x.yaml: ") for line in mistake(**changes).split("\n")]
+    assert sorted(line.partition("; the losses are ")[0] for line in lines) == [
+        "learning_rate: unknown key; it belongs in `pretrain` or `sft` or `reward` or `preference` or `online`",
+        "preference.bf16: unknown key; leave it out: trainings use bfloat16 arithmetic on GPUs by themselves, "
+        "and weights stay in float32",
+        "prepare.bos: expected one of True, False or 'auto', got \"maybe\"",
+        "prepare.max_length: unknown key; here it is `prepare.max_prompt_tokens` and `prepare.max_response_tokens`",
+        "refrence: unknown key; did you mean `reference`?",
+        "sft.epochs: expected a number above 0, got -1",
+        "sft.learning_rat: unknown key; did you mean `learning_rate`?",
+        "sft.per_device_train_batch_size: unknown key; here it is `batch_size`, the comparisons of one optimizer step "
+        "over all devices",
+    ]
+    changes["preference"] = {}
+    rows = [line for line in mistake(**changes).split("\n") if ": runs." in line]
+    assert [row.removeprefix("configs/x.yaml: ").partition("; the losses")[0] for row in rows] == [
+        "runs.a.method: there is no loss 'dop', did you mean `dpo`?",
+        "runs.b.logprb: ipo does not read logprb; its options are beta, logprob; did you mean `logprob`?",
+        "runs.b.lr: ipo does not read lr; its options are beta, logprob; here it is `learning_rate`",
+    ]
+
+
+def test_a_misspelt_section_is_not_missing_as_well():
+    values = suite()
+    values["modle"] = values.pop("model")
+    with pytest.raises(UserError) as result:
+        resolve(values, "configs/x.yaml")
+    assert str(result.value) == "configs/x.yaml: modle: unknown key; did you mean `model`?"
+
+
+@pytest.mark.parametrize("key", sorted(FAMILIAR))
+def test_the_key_that_a_familiar_one_is_answered_with_exists(key: str):
+    fields = {name for model in SECTIONS for name in model.model_fields}
+    if FAMILIAR[key].startswith(LEFT_OUT):
+        return
+    named = re.findall(r"`([\w.]+)`", FAMILIAR[key])
+    assert named
+    assert {part for name in named for part in name.split(".")} <= fields | {"runs", "prefdag"}
+
+
+MINIMAL = {"name": "x", "model": {"source": "m"}, "data": {"source": "rows.jsonl"}, "runs": [ROW]}
+
+
+def test_a_minimal_suite_has_a_default_for_everything_else():
+    result = resolve(MINIMAL, "x.yaml")
+    assert (result.score.reward, result.reward is not None, result.prepare.adapter) == ("trained", True, "pairs")
+    assert (result.prepare.template, result.prepare.bos, result.prepare.end_of_turn) == ("auto", "auto", "auto")
+    assert (result.prepare.validation_fraction, result.prepare.test_fraction) == (None, None)
+    assert resolve({**MINIMAL, "seed": 7}, "x.yaml").reference.seed == 7
+    assert resolve({**MINIMAL, "sft": None}, "x.yaml").sft.batch_size == 16, "an empty section has its defaults"
+
+
+def test_defaults_follow_from_other_sections():
+    world = {**suite(), "score": {}, "prepare": {}, "reward": None}
+    result = resolve(world, "x.yaml")
+    assert (result.score.reward, result.prepare.adapter, result.prepare.template) == ("vader", "world", "continuation")
+    sampled = resolve({**MINIMAL, "pairs": {}, "score": {"reward": "vader"}}, "x.yaml")
+    assert sampled.reward is None
 
 
 def test_numbers_that_yaml_reads_as_text():

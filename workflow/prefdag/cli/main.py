@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except UserError as mistake:
         silence_other_ranks()
-        logger.error(mistake, exc_info=logger.isEnabledFor(logging.DEBUG))
+        *others, last = str(mistake).split("\n")  # a suite may have several mistakes
+        for sentence in others:
+            logger.error("%s", sentence)
+        logger.error("%s", last, exc_info=logger.isEnabledFor(logging.DEBUG))
         return 2
     except Stopped as stop:
         silence_other_ranks()

@@ -1,4 +1,4 @@
-"""Read the YAML of suites, and merge mappings key by key."""
+"""Read the YAML of suites, merge mappings key by key, and add the defaults that follow from other sections."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,9 @@ PATH_KEYS = frozenset(
     ("extends", "lock", "source", "tokenizer", "train", "validation", "test", "labelled", "ood")
     + ("adapter", "template", "prompt", "people", "method")
 )
+
+# Sections that every suite has, stated or not, with the suite's seed. An empty one has its defaults.
+ALWAYS = ("prepare", "sft", "reference", "preference", "generate", "score")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,3 +58,30 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         under = result.get(key)
         result[key] = merge(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a suite's keys with the sections that are not stated, and keys whose default follows from other sections.
+
+    Args:
+        values: the keys as stated, not validated yet; what has the wrong type is left for validation.
+    """
+    filled = {**values, **{name: {} for name in ALWAYS if values.get(name) is None}}
+    stated = values.get("data")
+    data: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    score, prepare = filled["score"], filled["prepare"]
+    if isinstance(score, dict):
+        filled["score"] = score = {"reward": _reward_of(filled, data), **score}
+        if score["reward"] == "trained":
+            filled.setdefault("reward", {})
+    if isinstance(prepare, dict):
+        world = {"adapter": "world", "template": "continuation"} if data.get("source") == "world" else {}
+        filled["prepare"] = {**world, **prepare}
+    return filled
+
+
+def _reward_of(values: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Return what measures answers: the classifier of the suite, the world's ground truth, or a reward model."""
+    if values.get("classifier"):
+        return "classifier"
+    return "vader" if data.get("source") == "world" else "trained"

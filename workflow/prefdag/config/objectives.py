@@ -10,15 +10,16 @@ reruns of the trainings. Every job has its options, defaults included, in its ow
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import create_model, model_validator
 
 from prefdag.config.loss_source import LossSource, Responses, Scope, read_loss, registered_losses
-from prefdag.errors import UserError
+from prefdag.errors import Mistakes, UserError
 from prefdag.provenance.sources import PACKAGE, user_sources
-from prefdag.schema import Section
+from prefdag.schema import Section, wording
 
 # The modules of `prefdag/losses/` with losses of policies, in the order of the documentation, and what points.csv of an
 # exact suite calls each module's family.
@@ -124,17 +125,26 @@ def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
     if _is_user_loss(method):
         return _user_loss(method, where, inside)
     if not isinstance(method, str) or method not in OBJECTIVES:
-        raise UserError(f"{where}: {inside}.method: expected one of {', '.join(sorted(OBJECTIVES))}, got {method!r}")
+        known = ", ".join(sorted(OBJECTIVES))
+        raise UserError(f"{where}: {inside}.method: {_unknown(method)}; the losses are {known}")
     return OBJECTIVES[method]
 
 
-def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
+def _unknown(method: Any) -> str:
+    if method is None:
+        return "missing; name a loss"
+    match = wording().nearest(method, OBJECTIVES)
+    return f"there is no loss {method!r}" + (f", did you mean `{match}`?" if match else "")
+
+
+def objective(values: dict[str, Any], where: str, inside: str, others: Sequence[str] = ()) -> Objective:
     """Validate the objective of one row.
 
     Args:
         values: the method and its options.
         where: the suite's file, for messages.
         inside: the row's place in it, for messages.
+        others: further keys of a row, to name the one that was probably meant.
 
     Raises:
         UserError: an unknown method, an option that the method does not read, or a value that it does not allow.
@@ -142,12 +152,18 @@ def objective(values: dict[str, Any], where: str, inside: str) -> Objective:
     method = values.get("method")
     entry = entry_of(method, where, inside)
     options = [name for name in entry.model_fields if name != "method"]
+    mistakes = Mistakes()
+    known, meant = (*options, *others), set[str | None]()
     for key in values:
         if key not in entry.model_fields:
-            raise UserError(
-                f"{where}: {inside}.{key}: {method} does not read {key}; its options are {', '.join(options) or 'none'}"
-            )
-    return entry.parse(values, where, inside)
+            meant.add(wording().nearest(key, known))
+            unread = f"{method} does not read {key}; its options are {', '.join(options) or 'none'}"
+            mistakes.add(f"{where}: {inside}.{key}: {'; '.join([unread, *wording().hints(key, known)])}")
+    if not meant.intersection(name for name, field in entry.model_fields.items() if field.is_required()):
+        stated = {key: value for key, value in values.items() if key in entry.model_fields}
+        loss: Objective = mistakes.attempt(entry.parse, stated, where, inside)
+    mistakes.check()
+    return loss
 
 
 def _is_user_loss(method: Any) -> bool:

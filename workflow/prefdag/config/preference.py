@@ -3,11 +3,13 @@
 from pydantic import Field, model_validator
 
 from prefdag.config.training import Training
+from prefdag.schema import Positive
 
 
 class Preference(Training):
     """Training of one aligned policy."""
 
+    learning_rate: Positive = 1e-6
     checkpoints: int = Field(
         0,
         ge=0,

@@ -1,4 +1,4 @@
-"""Raw rows to comparisons of token ids. No setting of tokenization has a hidden default."""
+"""Raw rows to comparisons of token ids. What `auto` comes to is printed and stated in the manifest."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from prefdag.config.adapters import ADAPTERS, USER_ADAPTER, adapter_files
 from prefdag.schema import Count, Fraction, Section, Seed
 
+AUTO: Literal["auto"] = "auto"
 TEMPLATES = ("continuation", "plain", "tldr", "chat")
 JINJA = re.compile(r"(?!/)[\w./+ -]+\.jinja")
 
@@ -19,10 +20,13 @@ class Prepare(Section):
 
     seed: Seed = 0
     adapter: str = Field(
-        description=f"how rows are read as comparisons: {', '.join(ADAPTERS)}, or your own `<file>.py:<function>`"
+        "pairs",
+        description=f"how rows are read as comparisons: {', '.join(ADAPTERS)}, or your own `<file>.py:<function>`",
     )
     template: str = Field(
-        description=f"how prompt and response are written: {', '.join(TEMPLATES)}, or your own `<file>.jinja`"
+        AUTO,
+        description=f"how prompt and response are written: {', '.join(TEMPLATES)}, or your own `<file>.jinja`; "
+        "`auto`: `chat`, with the system prompt that it adds by itself, if the tokenizer has a template, else `plain`",
     )
     system: str | None = Field(None, description="system prompt of `chat` and Jinja templates; none: no system prompt")
     counted: Literal["last", "all"] = Field(
@@ -31,15 +35,22 @@ class Prepare(Section):
     rejected: Literal["second", "worst", "random"] = Field(
         "second", description="which of K > 2 responses is paired with the best"
     )
-    bos: bool = Field(description="one beginning-of-sequence token before the prompt")
+    bos: Literal[True, False, "auto"] = Field(
+        AUTO,
+        description="one beginning-of-sequence token before the prompt; `auto`: as the tokenizer adds one to text, "
+        "unless the template writes it",
+    )
     end_of_turn: str = Field(
-        description="the token that ends, and is counted with, each response: `eos`, `none`, or the token itself"
+        AUTO,
+        description="the token that ends, and is counted with, each response: `eos`, `none`, or the token itself; "
+        "`auto`: the one that the chat template writes after a response, else `eos`",
     )
     over_long: Literal["drop", "cut-prompt-start", "cut-response-end", "error"] = Field(
-        description="what happens to a row over the limits below; a response cut at its end has no end-of-turn"
+        "drop",
+        description="what happens to a row over the limits below; a response cut at its end has no end-of-turn",
     )
-    max_prompt_tokens: Count
-    max_response_tokens: Count
+    max_prompt_tokens: Count = 512
+    max_response_tokens: Count = 512
     validation_fraction: Fraction | None = Field(
         None,
         description="share of prompts held out of train, if there is no file; default: a twentieth, 1 to 500 prompts",
@@ -67,7 +78,7 @@ class Prepare(Section):
     @field_validator("template")
     @classmethod
     def _known_template(cls, name: str) -> str:
-        if name not in TEMPLATES and not JINJA.fullmatch(name):
+        if name not in (*TEMPLATES, AUTO) and not JINJA.fullmatch(name):
             known = ", ".join(TEMPLATES)
             raise ValueError(f"expected one of {known}, or <file>.jinja relative to the suite's file, got {name!r}")
         return name
@@ -82,7 +93,7 @@ class Prepare(Section):
     def user_files(self) -> tuple[Path, ...]:
         """Return the user's files that the section names, which a job counts as its code."""
         adapter = adapter_files(self.adapter)
-        return (*adapter, Path(self.template)) if self.template not in TEMPLATES else adapter
+        return adapter if self.template in (*TEMPLATES, AUTO) else (*adapter, Path(self.template))
 
 
 def with_relative_paths(values: Any, suite: str) -> Any:

@@ -11,6 +11,7 @@ from prefdag.schema import Count, NonNegative, Positive, Seed
 class Reward(Training):
     """Scalar heads on the SFT policy, trained on comparisons."""
 
+    learning_rate: Positive = 1e-5
     head_std: NonNegative = Field(0.02, description="standard deviation of the head's initial weights")
     loss: Literal["bradley_terry", "plackett_luce"] = Field(
         "bradley_terry", description="`bradley_terry` of every ordered pair, or `plackett_luce` of the whole ranking"

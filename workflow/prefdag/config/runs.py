@@ -11,7 +11,7 @@ from prefdag.config.objectives import Objective, entry_of, objective, relative_p
 from prefdag.config.online.methods import METHODS, PRESETS, policy_method, settings_of
 from prefdag.config.online.settings import Online
 from prefdag.config.preference import Preference
-from prefdag.errors import UserError
+from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -80,14 +80,25 @@ def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]
     return [row if "reward" not in row else {**row, "reward": relative_path(row["reward"], suite)} for row in located]
 
 
-def expanded(rows: list[dict[str, Any]], preference: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
-    """Make a `Run` for each row and seed. preference, online: the sections that rows override."""
+def expanded(
+    rows: list[dict[str, Any]], preference: dict[str, Any], online: dict[str, Any], where: str, mistakes: Mistakes
+) -> list[Run]:
+    """Make a `Run` for each row and seed; rows with a mistake are left out.
+
+    Args:
+        rows: the rows of `runs`, and those of the expanded grid.
+        preference: the section that rows of losses override.
+        online: the section that rows of on-policy methods override.
+        where: the file that error messages name.
+        mistakes: receives those of the rows.
+    """
     runs: list[Run] = []
     for row in rows:
         is_online = row.get("method") in METHODS or "preset" in row
         make = _online_runs if is_online else _runs_of_row
-        runs += make(dict(row), online if is_online else preference, where)
-    return named_once(runs, where)
+        runs += mistakes.attempt(make, dict(row), online if is_online else preference, where) or []
+    mistakes.attempt(named_once, runs, where)
+    return runs
 
 
 def named_once(runs: list[Any], where: str) -> list[Any]:
@@ -114,18 +125,22 @@ def _name_of_row(name: Any, where: str) -> str:
 
 def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
     name, inside = _place_of_row(row, where)
-    seeds = _seeds_of(row, where, inside)
+    mistakes = Mistakes()
+    seeds = mistakes.attempt(_seeds_of, row, where, inside)
     options = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
     about = {}
     if "dataset" in row and "dataset" not in options:
-        about = {"dataset": _dataset(row.pop("dataset"), where, inside)}
-    loss = objective(row, where, inside)
+        about = {"dataset": mistakes.attempt(_dataset, row.pop("dataset"), where, inside)}
+    others = ("name", "seeds", "dataset", *Preference.model_fields)
+    loss = mistakes.attempt(objective, row, where, inside, others)
+    settings = mistakes.attempt(Preference.parse, {**preference, **training}, where, inside)
+    mistakes.check()
     runs = []
     for seed in seeds:
-        chosen = {**preference, **training, **({} if seed is None else {"seed": seed})}
         suffix = "" if seed is None else f"-seed{seed}"
-        settings = Preference.parse(chosen, where, inside)
+        if seed is not None:
+            settings = Preference.parse({**preference, **training, "seed": seed}, where, inside)
         runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
     return runs
 

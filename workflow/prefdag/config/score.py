@@ -14,7 +14,9 @@ class Score(Compute):
     """What `reward` means in this suite, and the bootstrap of the intervals."""
 
     reward: Literal[(*GROUND_TRUTHS, "trained")] = Field(  # type: ignore[valid-type]
-        description=f"the headline reward: ground truth ({_CHOICES}), or the reward model (`trained`)"
+        "trained",
+        description=f"the headline reward: ground truth ({_CHOICES}), or the reward model (`trained`); default: the "
+        "suite's `classifier`, `vader` in the embedded world, else `trained`",
     )
     implicit: tuple[str, ...] = Field(
         (), description="runs whose implicit reward, beta times the log-ratio to SFT, scores every generation as well"

@@ -3,11 +3,13 @@
 from pydantic import Field
 
 from prefdag.config.training import Training
+from prefdag.schema import Positive
 
 
 class SFT(Training):
     """Next-token prediction on the counted tokens of the first response."""
 
+    learning_rate: Positive = 2e-5
     max_steps: int | None = Field(
         None,
         ge=0,

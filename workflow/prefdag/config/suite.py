@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
@@ -14,7 +14,7 @@ from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
-from prefdag.config.loading import check_no_home, merge, read_yaml
+from prefdag.config.loading import check_no_home, merge, read_yaml, with_defaults
 from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
@@ -29,7 +29,8 @@ from prefdag.config.reward import Reward
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.sft import SFT
-from prefdag.errors import UserError
+from prefdag.errors import Mistakes, UserError
+from prefdag.mistakes import explain, models_in
 from prefdag.schema import Count, Positive, Section, Seed
 
 
@@ -53,16 +54,16 @@ class Suite(Section):
     model: Model
     data: Data
     classifier: Classifier | None = None
-    prepare: Prepare
+    prepare: Prepare = Prepare()
     pretrain: Pretrain | None = None
-    sft: SFT
+    sft: SFT = SFT()
     pairs: Pairs | None = None
     reward: Reward | None = None
-    reference: Reference
-    preference: Preference
+    reference: Reference = Reference()
+    preference: Preference = Preference()
     online: Online | None = None
-    generate: Generate
-    score: Score
+    generate: Generate = Generate()
+    score: Score = Score()
     judge: Judge = Judge()
     report: Report = Report()
     expected: tuple[Expected, ...] = Field((), description="published results, shown next to measured ones")
@@ -233,7 +234,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         stated: file of each section, if several were merged; paths in a section are relative to its file.
 
     Raises:
-        UserError: for the first mistake, as one sentence.
+        UserError: one sentence for each mistake, a line each.
     """
     values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
     if extended := values.pop("extends", None):
@@ -243,38 +244,57 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         values, stated = merge(below, values), {**dict.fromkeys(below, str(path)), **stated}
     for key, value in values.items():
         check_no_home({key: value}, stated[key])
-    shared = {key: values[key] for key in ("seed", "threads") if key in values}
+    mistakes = Mistakes()
     kind = ExactSuite if "exact" in values else Suite
-    for stage, section in kind.model_fields.items():
-        if stage in values and isinstance(values[stage], dict):
-            fields = _fields_of(section.annotation)
-            values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
-    rows = rows_located(rows_of(values.pop("runs", None), "runs", where), stated.get("runs", where))
-    grid = rows_located(rows_of(values.pop("grid", None), "grid", where), stated.get("grid", where))
+    if kind is Suite:
+        values = with_defaults(values)
+    shared = _share(values, kind)
+    rows = mistakes.attempt(_rows, values, "runs", stated, where) or []
+    grid = mistakes.attempt(_rows, values, "grid", stated, where) or []
     if kind is ExactSuite:
         sweeps = [
-            *(sweep_of(row, [row], where) for row in rows),
-            *(sweep_of(entry, grid_of([entry]), where) for entry in grid),
+            *(mistakes.attempt(sweep_of, row, [row], where) for row in rows),
+            *(mistakes.attempt(sweep_of, entry, grid_of([entry]), where) for entry in grid),
         ]
-        return ExactSuite.parse({**values, "runs": named_once(sweeps, where)}, where)
-    if "prepare" in values:
-        values["prepare"] = with_relative_paths(values["prepare"], stated["prepare"])
+        mistakes.attempt(named_once, [*filter(None, sweeps)], where)
+        return _checked(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
+    values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
-    preference: dict[str, Any] = values.get("preference") or {}
     online: dict[str, Any] = values.get("online") or {**shared}
-    Preference.parse(preference, where, "preference")
     if "reward" in online:
         values["online"] = online = {**online, "reward": relative_path(online["reward"], stated["online"])}
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
-    return Suite.parse(
-        {**values, "lock": lock, "runs": expanded([*rows, *grid_of(grid)], preference, online, where)}, where
-    )
+    preference, runs = values["preference"], list[Run]()
+    before = len(mistakes.sentences)
+    mistakes.attempt(Preference.parse, preference, where, "preference")
+    if len(mistakes.sentences) == before:
+        runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
+    return _checked(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 
 
-def _fields_of(annotation: Any) -> frozenset[str]:
-    """Field names of a section, or of the section in `Section | None`."""
-    for kind in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(kind, type) and issubclass(kind, Section):
-            return frozenset(kind.model_fields)
-    return frozenset()
+def _rows(values: dict[str, Any], key: str, stated: Mapping[str, str], where: str) -> list[dict[str, Any]]:
+    """Take the rows of `runs` or `grid` out of a suite."""
+    return rows_located(rows_of(values.pop(key, None), key, where), stated.get(key, where))
+
+
+def _share(values: dict[str, Any], kind: type[Section]) -> dict[str, Any]:
+    """Give the suite's seed and threads to every section that has such a key and does not state its own."""
+    shared: dict[str, Any] = {key: values[key] for key in ("seed", "threads") if key in values}
+    for stage, section in kind.model_fields.items():
+        if stage in values and isinstance(values[stage], dict):
+            fields = {name for model in models_in(section.annotation) for name in model.model_fields}
+            values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
+    return shared
+
+
+def _checked(kind: type[Any], values: dict[str, Any], where: str, mistakes: Mistakes) -> Any:
+    """Validate a suite's sections. Raises `UserError` with all mistakes, those of the rows included."""
+    try:
+        suite = kind.model_validate(values)
+    except ValidationError as error:
+        # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
+        errors = [one for one in error.errors() if one["loc"] or not mistakes.sentences]
+        mistakes.add(explain(errors, kind, where))
+    mistakes.check()
+    return suite

@@ -13,7 +13,7 @@ class Training(Compute):
     changeable: ClassVar[frozenset[str]] = frozenset({"processes", "nodes", "sharding"})
 
     batch_size: Count = Field(
-        description="most comparisons of an optimizer step, over all devices; a remainder is dealt over the steps"
+        16, description="most comparisons of an optimizer step, over all devices; a remainder is dealt over the steps"
     )
     epochs: Positive = Field(
         1.0, description="passes over the training split, or a part of one, unless `max_steps` is stated"

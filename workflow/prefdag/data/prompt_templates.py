@@ -70,7 +70,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None, system: str | None) -> None:
         self.tokenizer, self.source, self.system = tokenizer, source, system
         self.special = re.compile("|".join(re.escape(text) for text in tokenizer.all_special_tokens if text) or r"(?!)")
-        if system is None and (default := self._default_system()) is not None:
+        if system is None and (default := self.default_system()) is not None:
             raise UserError(
                 f"prepare.system: the template adds the system prompt {default!r} by default; state this or another one"
             )
@@ -112,7 +112,7 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError) as error:
             raise Unusable(f"the template refuses it ({' '.join(str(error).split())})") from None
 
-    def _default_system(self) -> str | None:
+    def default_system(self) -> str | None:
         """Return the system prompt that the template adds to a dialogue without one, or None."""
         user, system = "\x01USER\x01", "\x01SYSTEM\x01"
         try:

@@ -12,6 +12,7 @@ from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
 from prefdag.data.detokenize import decode_response
+from prefdag.data.settled import settle
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.errors import UserError
@@ -42,7 +43,7 @@ def run(
     workspace.log_dataset("comparisons", "test", "evaluation")
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
-    end = stop_token(reader, Prepare.parse(written, str(comparisons), "config.prepare"))
+    end = stop_token(reader, settle(Prepare.parse(written, str(comparisons), "config.prepare"), reader))
     store = Store.open(comparisons.parent / "test")
     numbers, first = np.unique(store.prompts, return_index=True)
     numbers, first = numbers[: job.generate.max_prompts], first[: job.generate.max_prompts]

@@ -17,6 +17,7 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, as_text
 from prefdag.data.adapters.registry import has_prompts, iter_prompts
 from prefdag.data.detokenize import decode_response
+from prefdag.data.settled import settle
 from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
@@ -55,6 +56,7 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
         workspace.log_model_input("classifier", "classifier")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
+    job = job.model_copy(update={"prepare": settle(job.prepare, tokenizer)})
     longest = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
     check_window(policy.parent / "model", longest, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}

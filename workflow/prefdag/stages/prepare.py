@@ -17,6 +17,7 @@ from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
 from prefdag.data.preprocess import ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
+from prefdag.data.settled import changes_of, settle
 from prefdag.data.splits import check_sizes, held_out_shares
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
@@ -63,10 +64,13 @@ def run(
         demonstrations: manifest of SFT's data, if its prompts must not be held out here.
 
     Returns:
-        The numbers of rows read and used, by split.
+        The numbers of rows read and used, by split, and `settled`: values of the keys that the suite leaves open.
     """
     vocabulary = _load_tokenizer(job, tokenizer)
     inputs = _row_files(job, rows)
+    stated = job.prepare
+    job = job.model_copy(update={"prepare": settle(stated, vocabulary)})
+    settled = changes_of(stated, job.prepare)
     encoder = _encoder(job, inputs, vocabulary)
     scratch = workspace.resume
     shutil.rmtree(scratch, ignore_errors=True)
@@ -76,9 +80,12 @@ def run(
     _number_prompts(workspace.output, inputs.splits)
     report: dict[str, Any] = {
         "dataset": job.dataset,
+        **({"settled": settled} if settled else {}),
         "shared_prompts": _shared_prompts(job, workspace.output, duplicates, vocabulary, demonstrations),
         "splits": {split: audit.to_dict(duplicates[split]) for split, audit in audits.items()},
     }
+    for key, value in settled.items():
+        print(f"prepare: {job.dataset}: prepare.{key} is {value!r}, which the suite leaves open", flush=True)
     _print_findings(report, inputs)
     num_prompts = {split: len(np.unique(index.prompts)) for split, index in duplicates.items()}
     check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
@@ -86,7 +93,8 @@ def run(
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
     samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
     _write_pages(workspace, report, samples)
-    return {split: {"rows_in": audit.rows_in, "used": audit.used} for split, audit in audits.items()}
+    facts: dict[str, Any] = {split: {"rows_in": one.rows_in, "used": one.used} for split, one in audits.items()}
+    return {**facts, "settled": settled} if settled else facts
 
 
 def _load_tokenizer(job: Job, tokenizer: Path) -> PreTrainedTokenizerBase:

@@ -1,0 +1,198 @@
+"""Explain what is wrong in a section of a suite: one sentence for each mistake, with the key that was meant.
+
+`prefdag.schema.wording` imports this module when there is a mistake: no stage counts it as its code.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from prefdag.schema import Truth
+
+LEFT_OUT = "leave it out"
+# Keys of TRL and Hugging Face trainers, and what does the same here.
+FAMILIAR = {
+    "per_device_train_batch_size": "`batch_size`, the comparisons of one optimizer step over all devices",
+    "gradient_accumulation_steps": "`batch_size`, which counts the whole step; `tokens_per_batch` says how it is cut",
+    "per_device_eval_batch_size": "`tokens_per_batch`, the padded tokens of one forward pass",
+    "train_batch_size": "`batch_size`, the comparisons of one optimizer step over all devices",
+    "lr": "`learning_rate`",
+    "lr_scheduler_type": "`schedule`: cosine, linear or constant",
+    "lr_scheduler": "`schedule`: cosine, linear or constant",
+    "num_train_epochs": "`epochs`",
+    "num_epochs": "`epochs`",
+    "num_train_steps": "`max_steps`",
+    "optim": "`optimizer`: adamw or rmsprop",
+    "adam_epsilon": "leave it out: epsilon is 1e-8",
+    "max_gradient_norm": "`max_grad_norm`",
+    "gradient_clipping": "`max_grad_norm`",
+    "gradient_checkpointing": "`activation_gb`, the memory for saved activations",
+    "bf16": "leave it out: trainings use bfloat16 arithmetic on GPUs by themselves, and weights stay in float32",
+    "fp16": "leave it out: trainings choose their arithmetic by the device, and weights stay in float32",
+    "tf32": "leave it out: trainings choose their arithmetic by the device",
+    "torch_dtype": "leave it out: weights are float32; `prefdag export --dtype` writes another type",
+    "dtype": "leave it out: weights are float32; `prefdag export --dtype` writes another type",
+    "disable_dropout": "leave it out: dropout is always off",
+    "logging_steps": "leave it out: every step is in curves.csv and in MLflow",
+    "report_to": "leave it out: MLflow records every run (`prefdag ui`)",
+    "run_name": "`name` of a row in `runs`",
+    "output_dir": "leave it out: results are in results/<name of the suite>",
+    "save_steps": "`preference.checkpoints`, the number of checkpoints to keep; resuming needs no key",
+    "save_strategy": "`preference.checkpoints`, the number of checkpoints to keep; resuming needs no key",
+    "save_total_limit": "`preference.checkpoints`, the number of checkpoints to keep",
+    "eval_steps": "`preference.checkpoints`: each one is sampled and scored",
+    "eval_strategy": "`preference.checkpoints`: each one is sampled and scored",
+    "evaluation_strategy": "`preference.checkpoints`: each one is sampled and scored",
+    "precompute_ref_log_probs": "leave it out: the stage `reference` always computes them once",
+    "loss_type": "`method` of a row in `runs`",
+    "max_length": "`prepare.max_prompt_tokens` and `prepare.max_response_tokens`",
+    "max_seq_length": "`prepare.max_prompt_tokens` and `prepare.max_response_tokens`",
+    "max_prompt_length": "`prepare.max_prompt_tokens`",
+    "max_completion_length": "`prepare.max_response_tokens`",
+    "max_target_length": "`prepare.max_response_tokens`",
+    "truncation_mode": "`prepare.over_long`: drop, cut-prompt-start, cut-response-end or error",
+    "truncation_side": "`prepare.over_long`: drop, cut-prompt-start, cut-response-end or error",
+    "chat_template": "`prepare.template`: chat, or the path of a Jinja file",
+    "system_prompt": "`prepare.system`",
+    "eos_token": "`prepare.end_of_turn`",
+    "model_name_or_path": "`model.source`: hub:owner/name, or a local folder",
+    "model_name": "`model.source`: hub:owner/name, or a local folder",
+    "base_model": "`model.source`: hub:owner/name, or a local folder",
+    "model_revision": "`model.revision`",
+    "tokenizer_name_or_path": "`model.tokenizer`, read for a model from scratch",
+    "dataset_name": "`data.source`: hub:owner/name, a local file or a folder",
+    "dataset": "`data.source`: hub:owner/name, a local file or a folder",
+    "datasets": "`data.sources`, with `data.source: mixed`",
+    "dataset_train_split": "`data.train`, a file or a glob inside the source",
+    "dataset_test_split": "`data.test`, a file or a glob inside the source",
+    "max_samples": "`data.max_rows`",
+    "max_train_samples": "`data.max_rows`",
+    "val_size": "`prepare.validation_fraction`",
+    "test_size": "`prepare.test_fraction`",
+    "simpo_gamma": "`gamma_beta_ratio`, gamma divided by beta",
+    "rpo_alpha": "`w_nll` of the method rpo",
+    "max_tokens": "`max_new_tokens`",
+    "num_generations": "`num_samples`, the responses to each prompt",
+    "num_return_sequences": "`num_samples`, the responses to each prompt",
+    "num_processes": "`processes`",
+    "num_machines": "`nodes`",
+}
+
+
+def nearest(name: Any, known: Iterable[str]) -> str | None:
+    """Return the known name most like another, if one is."""
+    text = str(name).replace("-", "_").lower()
+    matches = difflib.get_close_matches(text, list(known), n=5, cutoff=0.65)
+    # Two letters in the other order are the commonest slip: dop is dpo, not dpop.
+    swapped = {text[:at] + text[at + 1] + text[at] + text[at + 2 :] for at in range(len(text) - 1)}
+    return max(matches, key=swapped.__contains__, default=None)
+
+
+def unknown_key(key: str, known: Sequence[str], elsewhere: Sequence[str] = ()) -> str:
+    """Say what to do about an unknown key.
+
+    Args:
+        key: the key.
+        known: the keys of its section.
+        elsewhere: sections of the suite that have such a key.
+    """
+    places = [f"it belongs in {' or '.join(f'`{section}`' for section in elsewhere)}"] if elsewhere else []
+    hint = [*hints(key, known), *places, "remove it or correct its spelling"][0]
+    return f"unknown key; {hint}"
+
+
+def hints(key: str, known: Sequence[str]) -> list[str]:
+    """Return what was probably meant by an unknown key: one of the known keys, or that of another trainer."""
+    if match := nearest(key, known):
+        return [f"did you mean `{match}`?"]
+    answer = FAMILIAR.get(key)
+    return [] if answer is None else [answer if answer.startswith(LEFT_OUT) else f"here it is {answer}"]
+
+
+def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside: str = "") -> str:
+    """Return one sentence for each mistake of a validation: where, key, what is allowed, what was stated.
+
+    A key that is missing is left out if an unknown key next to it is like it: that one is misspelt.
+
+    Args:
+        errors: what pydantic found, `ValidationError.errors()`.
+        section: the model of the values.
+        where: the file of the values.
+        inside: the keys that contain the section.
+    """
+    meant = set()
+    for one in errors:
+        if one["type"] == "extra_forbidden":
+            *path, key = one["loc"]
+            meant.add((*path, nearest(key, _fields_at(section, path))))
+    sentences = []
+    for one in errors:
+        if one["type"] == "missing" and one["loc"] in meant:
+            continue
+        key = ".".join(str(part) for part in (*filter(None, [inside]), *one["loc"]))
+        place = f"{where}: {key}" if key else where
+        sentences.append(f"{place}: {_what(one, section)}")
+    return "\n".join(dict.fromkeys(sentences))
+
+
+def _what(error: Any, section: type[BaseModel]) -> str:
+    context = error.get("ctx", {})
+    value = str(error["input"]) if isinstance(error["input"], Truth) else json.dumps(error["input"], default=str)
+    match error["type"]:
+        case "extra_forbidden":
+            *path, key = error["loc"]
+            return unknown_key(str(key), [*_fields_at(section, path)], _sections_with(section, str(key)))
+        case "missing":
+            return "missing; this key has no default and must be stated"
+        case "greater_than":
+            return f"expected a number above {context['gt']:g}, got {value}"
+        case "greater_than_equal":
+            return f"expected a number of at least {context['ge']:g}, got {value}"
+        case "less_than":
+            return f"expected a number below {context['lt']:g}, got {value}"
+        case "less_than_equal":
+            return f"expected a number of at most {context['le']:g}, got {value}"
+        case "literal_error" | "enum":
+            return f"expected one of {context['expected']}, got {value}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"expected a whole number, got {value}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"expected a finite number, got {value}"
+        case "string_type":
+            return f"expected text, got {value}"
+        case "model_type":
+            return f"expected keys and values, got {value}"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {value}"
+
+
+def _fields_at(section: type[BaseModel], path: Sequence[str | int]) -> dict[str, Any]:
+    """Return the fields of the section that a path of keys leads to."""
+    models = [section]
+    for part in path:
+        fields = [model.model_fields[str(part)] for model in models if str(part) in model.model_fields]
+        if fields:
+            models = [model for field in fields for model in models_in(field.annotation)]
+    return {name: field for model in models for name, field in model.model_fields.items()}
+
+
+def _sections_with(section: type[BaseModel], key: str) -> list[str]:
+    """Return the sections directly inside this one that have a key."""
+    return [
+        name
+        for name, field in section.model_fields.items()
+        if name != "runs" and any(key in model.model_fields for model in models_in(field.annotation))
+    ]
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Iterate over the models that an annotation holds, such as that of `Section | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)
