@@ -10,6 +10,7 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
     pairs        SFT policy, prompts          -> sampled and labelled comparisons
     reward       SFT policy, comparisons      -> reward model
     reference    SFT policy, comparisons      -> cached log-probs
+    pairing      scored samples of a round    -> its pairs, for runs that draw their own
     preference   SFT policy, cache            -> aligned policy
     policy       SFT policy, prompts          -> policy trained on rewards of its own answers
     generate     policy, prompts              -> generations

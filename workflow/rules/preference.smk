@@ -1,6 +1,6 @@
 """Preference training.
 
-INPUTS   SFT policy, the run's comparisons or rankings, and the reference cache if the loss reads one
+INPUTS   the policy to start from, the run's or the round's comparisons or rankings, and the reference cache if the loss reads one
 OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, checkpoints/<step>/ if the run saves some
 """
 

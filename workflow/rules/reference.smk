@@ -15,7 +15,7 @@ rule reference:
         config=config_of("reference", "dataset"),
         inputs=options("reference", "dataset"),
     wildcard_constraints:
-        dataset="comparisons|rankings",
+        dataset=r"comparisons|rankings|[^/]+@round\d+",
     threads: threads_of("reference")
     log:
         f"{RESULTS}/reference/{{dataset}}/log.txt",

@@ -119,7 +119,7 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             return f"{used:,} of {read:,} rows used"
         case "sft":
             return f"loss {facts['nll_after']:.3f}"
-        case "pairs":
+        case "pairs" | "pairing":
             return f"{sum(split['pairs'] for split in facts.values()):,} pairs"
         case "reward":
             return f"accuracy {facts['after']['accuracy']:.3f}"

@@ -15,9 +15,10 @@ import jinja2
 import yaml
 
 from prefdag.cli.commands import options
-from prefdag.config.answer_sets import AnswerSet, weights_of
+from prefdag.config.answer_sets import weights_of
 from prefdag.config.objectives import objective
 from prefdag.errors import UserError
+from prefdag.evaluation.trained import training_of
 from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of, weights_digest
 
@@ -26,14 +27,13 @@ MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 
 
 def manifest_of(run: str, results: Path | None) -> Manifest:
-    """Find the manifest of a policy: a run, `sft`, or the run of a checkpoint `<run>@step<N>`.
+    """Find the manifest of a policy: a run or one of its rounds, `sft`, or the run of a checkpoint `<run>@step<N>`.
 
     Raises `UserError` if no suite, or more than one, has the policy.
     """
     folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/fetch"))
-    policy = AnswerSet.parse(run).policy
-    inside = policy if policy in ("sft", "pretrain") else f"preference/{policy}"
-    paths = [folder / inside / MANIFEST for folder in folders if (folder / inside / MANIFEST).is_file()]
+    trainings = [training_of(folder, run)[0] / MANIFEST for folder in folders]
+    paths = [path for path in trainings if path.is_file()]
     if len(paths) == 1:
         return read_manifest(paths[0])
     searched = ", ".join(map(str, folders)) or "results/<suite>"
@@ -52,7 +52,7 @@ def export(manifest: Manifest, run: str, target: Path, dtype: str | None = None)
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists already; name a new folder")
-    weights = weights_of(manifest.path, AnswerSet.parse(run).step)
+    weights = weights_of(manifest.path, training_of(suite_folder(manifest), run)[1])
     inside = weights.relative_to(manifest.folder).as_posix()
     names = [name for name in manifest.content["files"] if name.startswith(f"{inside}/")]
     if not names:
@@ -217,7 +217,7 @@ def _template() -> jinja2.Template:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run's name, <run>@step<N> for a checkpoint, or sft")
+    parser.add_argument("run", help="a run's name, <run>@round<N> or <run>@step<N> for a checkpoint, or sft")
     options(parser, "--results")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exports/<suite>/<run>)")
     parser.add_argument("--dtype", choices=DTYPES, help="round the weights (default: float32, as trained)")

@@ -11,6 +11,7 @@ from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.errors import UserError
 from prefdag.planning.freshness import outdated
 from prefdag.planning.graph import inputs_of, jobs_of
+from prefdag.planning.plan_run import left_over_lines
 from prefdag.planning.suite_files import check_suite_files
 from prefdag.provenance.digests import Digests
 from prefdag.provenance.manifest import MANIFEST, read_manifest
@@ -36,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     reasons_by_job = outdated(suite, results, Digests(results / ".cache/digests.json"))
     wanted = needed_by(suite, [_folder(name, results, suite) for name in names if name not in files])
     jobs = [folder for folder in reasons_by_job if folder in wanted]
+    for line in left_over_lines(suite, results):
+        print(line)
     if not jobs:
         print("nothing would run")
     for folder in jobs:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.answer_sets import POOL, STEP
+from prefdag.config.answer_sets import NUMBERED, POOL
 from prefdag.config.generation import Generation
 from prefdag.config.runs import checked_name
 from prefdag.schema import Count, NonNegative, Section, Seed
@@ -39,7 +39,7 @@ class Generate(Generation):
         known = {"generate": (self.prompts_of(""), self.settings(""))}
         for name in (*self.variants, *([POOL] if self.best_of else [])):
             checked_name(name)
-            if name in self.variants and (name == POOL or STEP.fullmatch(name)):
+            if name in self.variants and (name == POOL or NUMBERED.fullmatch(name)):
                 raise ValueError(f"variants.{name}: this name is taken by other answers; choose another")
             settings = (self.prompts_of(name), self.settings(name))
             equal = next((other for other, others_settings in known.items() if others_settings == settings), None)

@@ -15,6 +15,8 @@ from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
 from prefdag.config.report import Report
+from prefdag.config.rounds import IMPLICIT, Rounds, round_name
+from prefdag.config.score import Score
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.config.training import Training
 from prefdag.schema import Section
@@ -81,11 +83,54 @@ def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
     settings = suite.generate.settings(answer_set.variant)
     if answer_set.is_chosen:
         return {"generate": {"max_prompts": settings.max_prompts}}
-    return {"generate": settings, **_checkpoint(answer_set)}
+    if answer_set.samples is not None:
+        run, rounds = suite.run(answer_set.policy), rounds_of(suite, answer_set.policy)
+        settings = rounds.pairs.generation(suite.generate, run.preference.seed)
+        return {"generate": settings, "round": answer_set.samples}
+    return {"generate": settings, **_checkpoint(suite, answer_set)}
 
 
-def _checkpoint(answer_set: AnswerSet) -> dict[str, Any]:
-    return {} if answer_set.step is None else {"checkpoint": answer_set.step}
+def _score(suite: Suite, name: str | None) -> dict[str, Any]:
+    answer_set = AnswerSet.parse(name or "")
+    if answer_set.samples is not None:
+        return {"score": score_of_samples(suite, answer_set.policy)}
+    return {"score": suite.score, **_checkpoint(suite, answer_set)}
+
+
+def score_of_samples(suite: Suite, run: str) -> Score:
+    """Return how the samples of a run's rounds are scored: by the reward that its pairs are made by, and no other."""
+    reward = suite.reward_of_rounds(run)
+    if reward.startswith(IMPLICIT):
+        return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),)})
+    return suite.score.model_copy(update={"implicit": (), "reward": reward})
+
+
+def _pairing(suite: Suite, name: str | None) -> dict[str, Any]:
+    one = AnswerSet.parse(name or "")
+    implicit = score_of_samples(suite, one.policy).implicit
+    return {
+        "pairing": rounds_of(suite, one.policy).pairs.pairing,
+        "column": f"implicit_{implicit[0]}" if implicit else "reward",
+        "seed": suite.run(one.policy).preference.seed,
+        "round": one.round,
+    }
+
+
+def _checkpoint(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
+    """Return the step of the answering policy within its training, if it is a checkpoint."""
+    if answer_set.step is None:
+        return {}
+    before = (_round_of(suite, answer_set) - 1) * (suite.run(answer_set.policy).preference.max_steps or 0)
+    return {"checkpoint": answer_set.step - before}
+
+
+def _round_of(suite: Suite, answer_set: AnswerSet) -> int:
+    """Return the round whose training made the answering policy; 1 for a run without rounds."""
+    run = suite.run(answer_set.policy)
+    if answer_set.step is not None and run.rounds:
+        assert run.preference.max_steps
+        return 1 + (answer_set.step - 1) // run.preference.max_steps
+    return answer_set.round or (run.rounds.rounds if run.rounds else 1)
 
 
 def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -103,7 +148,8 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
     },
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "generate": _generate,
-    "score": lambda suite, name: {"score": suite.score, **_checkpoint(AnswerSet.parse(name or ""))},
+    "score": _score,
+    "pairing": _pairing,
     "best_of_n": _best_of_n,
     "report": _report,
 }
@@ -167,13 +213,24 @@ def answers(suite: Suite) -> list[AnswerSet]:
         for name, variant in suite.generate.variants.items()
         for policy in variant.policies or policies(suite)
     ]
-    of_checkpoints = [AnswerSet(run.name, step=step) for run in suite.runs for step in run.preference.kept_steps]
+    of_checkpoints = [
+        AnswerSet(run.name, step=number * (run.preference.max_steps or 0) + step)
+        for run in suite.runs
+        for number in range(run.rounds.rounds if run.rounds else 1)
+        for step in run.preference.kept_steps
+    ]
+    of_rounds = [
+        AnswerSet(run.name, round=number)
+        for run in suite.runs
+        if run.rounds
+        for number in range(1, run.rounds.rounds)  # the last round's policy is the run's
+    ]
     pool = [AnswerSet("sft", POOL)] if suite.generate.best_of else []
     held_against = suite.judge.against == CHOSEN
     chosen = [AnswerSet(CHOSEN)] if suite.generate.chosen or held_against else []
     if held_against:  # prompts of another distribution need their own references
         chosen += [AnswerSet(CHOSEN, name) for name, one in suite.generate.variants.items() if one.prompts == "ood"]
-    return [*of_policies, *of_variants, *of_checkpoints, *pool, *chosen]
+    return [*of_policies, *of_variants, *of_checkpoints, *of_rounds, *pool, *chosen]
 
 
 def prompts_of(suite: Suite, answer_set: AnswerSet) -> str:
@@ -209,8 +266,11 @@ def folder_of(suite: Suite, policy: str) -> str:
 
 
 def training_folder(suite: Suite, run: str) -> str:
-    """Return the stage folder of a run's training: `policy/<run>` if it is on-policy."""
-    return f"policy/{run}" if suite.run(run).online else f"preference/{run}"
+    """Return the stage folder of a run's training: `policy/<run>` if it is on-policy, the last of its rounds if any."""
+    rounds = suite.run(run).rounds
+    if suite.run(run).online:
+        return f"policy/{run}"
+    return f"preference/{round_name(run, rounds.rounds) if rounds else run}"
 
 
 def online_of(suite: Suite, run: str) -> Online:
@@ -222,7 +282,35 @@ def online_of(suite: Suite, run: str) -> Online:
 
 def answering_folder(suite: Suite, answer_set: AnswerSet) -> str | None:
     """Return the stage folder of the policy that gives these answers; None for the chosen responses."""
-    return None if answer_set.is_chosen else folder_of(suite, answer_set.policy)
+    if answer_set.is_chosen:
+        return None
+    if answer_set.samples is not None:
+        return start_of_round(answer_set.policy, answer_set.samples)
+    if answer_set.policy in BEFORE_ALIGNMENT or suite.run(answer_set.policy).rounds is None:
+        return folder_of(suite, answer_set.policy)
+    return f"preference/{round_name(answer_set.policy, _round_of(suite, answer_set))}"
+
+
+def rounds_of(suite: Suite, run: str) -> Rounds:
+    """Return the rounds of a run that has some. run: its name, or that of one of its rounds."""
+    rounds = suite.run(run).rounds
+    assert rounds is not None, run
+    return rounds
+
+
+def start_of_round(run: str, number: int) -> str:
+    """Return the stage folder of the policy that a round samples from and trains on."""
+    return "sft" if number == 1 else f"preference/{round_name(run, number - 1)}"
+
+
+def trainings(suite: Suite) -> list[str]:
+    """Return the stage folder of every training of a run, or of each of its rounds."""
+    folders = []
+    for run in suite.runs:
+        numbers = range(1, run.rounds.rounds + 1) if run.rounds else ()
+        rounds = [f"preference/{round_name(run.name, number)}" for number in numbers]
+        folders += rounds or [training_folder(suite, run.name)]
+    return folders
 
 
 def tokenizer_folder(suite: Suite) -> str | None:

@@ -11,6 +11,7 @@ from prefdag.config.objectives import Objective, entry_of, objective, relative_p
 from prefdag.config.online.methods import METHODS, PRESETS, policy_method, settings_of
 from prefdag.config.online.settings import Online
 from prefdag.config.preference import Preference
+from prefdag.config.rounds import Rounds
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Section
 
@@ -26,6 +27,7 @@ class Run(Section):
     objective: SerializeAsAny[Objective]
     preference: SerializeAsAny[Preference]
     dataset: Dataset = "comparisons"
+    rounds: Rounds | None = None
 
     @property
     def online(self) -> Online | None:
@@ -129,13 +131,18 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     seeds = mistakes.attempt(_seeds_of, row, where, inside)
     options = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
-    about = {}
+    about: dict[str, Any] = {}
     if "dataset" in row and "dataset" not in options:
         about = {"dataset": mistakes.attempt(_dataset, row.pop("dataset"), where, inside)}
-    others = ("name", "seeds", "dataset", *Preference.model_fields)
+    rounds = {key: row.pop(key) for key in list(row) if key in Rounds.model_fields and key not in options}
+    others = ("name", "seeds", "dataset", *Rounds.model_fields, *Preference.model_fields)
     loss = mistakes.attempt(objective, row, where, inside, others)
     settings = mistakes.attempt(Preference.parse, {**preference, **training}, where, inside)
+    if rounds:
+        about["rounds"] = mistakes.attempt(Rounds.parse, rounds, where, inside)
     mistakes.check()
+    if rounds:
+        _check_rounds(about["rounds"], loss, where, inside)
     runs = []
     for seed in seeds:
         suffix = "" if seed is None else f"-seed{seed}"
@@ -183,6 +190,13 @@ def _seeds_of(row: dict[str, Any], where: str, inside: str) -> list[Any]:
     if not isinstance(seeds, list) or not seeds or len(set(map(str, seeds))) < len(seeds):
         raise UserError(f"{where}: {inside}.seeds: expected a list of different whole numbers, got {seeds!r}")
     return seeds
+
+
+def _check_rounds(rounds: Rounds, loss: Objective, where: str, inside: str) -> None:
+    try:
+        rounds.check(loss)
+    except ValueError as error:
+        raise UserError(f"{where}: {inside}.{error}") from None
 
 
 def _dataset(value: Any, where: str, inside: str) -> Dataset:

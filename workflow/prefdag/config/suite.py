@@ -11,6 +11,7 @@ from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
@@ -26,6 +27,7 @@ from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Expected, Report
 from prefdag.config.reward import Reward
+from prefdag.config.rounds import IMPLICIT, TRUTH
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.sft import SFT
@@ -91,6 +93,8 @@ class Suite(Section):
         self._check_test_split()
         for name in self.score.implicit:
             self._check_implicit(name, "score.implicit")
+        for run in self.runs:
+            self._check_rounds(run)
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
         for run in self.runs:
             if run.online is not None:
@@ -114,6 +118,7 @@ class Suite(Section):
         """Check that a classifier that is read exists, has labelled rows if trained, and that neither is unused."""
         rewards = {"score.reward": self.score.reward, "pairs.reward": self.pairs and self.pairs.reward}
         rewards |= {f"runs.{run.name}.reward": run.online.reward for run in self.runs if run.online}
+        rewards |= {f"runs.{run.name}.pairs.reward": self.reward_of_rounds(run.name) for run in self.runs if run.rounds}
         asking = [key for key, reward in rewards.items() if reward == "classifier"]
         labelled = any(source.labelled for source in (*self.data.sources, self.data))
         if asking and self.classifier is None:
@@ -149,8 +154,42 @@ class Suite(Section):
         if there and not asking:
             raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
 
+    def reward_of_rounds(self, name: str) -> str:
+        """Return what scores the samples of a run's rounds: a ground truth, `trained` or `implicit:<run>`."""
+        rounds = self.run(name).rounds
+        stated = rounds.pairs.reward if rounds else None
+        if stated != TRUTH:
+            return stated or str(self.score.reward)
+        truths = [reward for reward in (self.score.reward, self.pairs and self.pairs.reward) if reward in GROUND_TRUTHS]
+        if not truths:
+            raise ValueError(
+                f"runs.{name}.pairs.reward: neither score.reward nor pairs.reward is a ground truth; name one of "
+                f"{', '.join(GROUND_TRUTHS)}"
+            )
+        return str(truths[0])
+
+    def _check_rounds(self, run: Run) -> None:
+        """Check that a run that draws its own pairs has a reward that scores them."""
+        if run.rounds is None:
+            return
+        inside, reward = f"runs.{run.name}", self.reward_of_rounds(run.name)
+        if run.dataset != "comparisons":
+            raise ValueError(f"{inside}.dataset: a run with `pairs` draws its own; leave `dataset` out")
+        if reward == "trained" and self.reward is None:
+            raise ValueError(f"{inside}.pairs.reward is `trained`, so the section `reward` must be there to train it")
+        if reward.startswith(IMPLICIT):
+            other = reward.removeprefix(IMPLICIT)
+            self._check_implicit(other, f"{inside}.pairs.reward")
+            if self.run(other).rounds:
+                raise ValueError(f"{inside}.pairs.reward: {other} has rounds of its own; name a run without `pairs`")
+        elif reward not in (*GROUND_TRUTHS, "trained"):
+            known = ", ".join([TRUTH, *GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>"])
+            raise ValueError(f"{inside}.pairs.reward: expected one of {known}, got {reward!r}")
+
     def _lacking(self, run: Run) -> str | None:
         """Return what a run needs that its data will not have, as far as the suite shows."""
+        if run.rounds:
+            return None  # its own pairs have two scored responses
         method, entry = run.objective.method, run.objective
         if run.dataset == "rankings" and entry.responses == "two":
             return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
@@ -174,10 +213,13 @@ class Suite(Section):
         return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
 
     def _check_implicit(self, name: str, key: str) -> None:
-        """Check that a run has an implicit reward: beta times its log-ratio to the reference."""
+        """Check that a run has an implicit reward: beta times its log-ratio to SFT. key: what names the run."""
         if name not in [run.name for run in self.runs]:
             known = ", ".join(run.name for run in self.runs)
             raise ValueError(f"{key}: there is no run {name!r}; the runs are {known}")
+        rounds = self.run(name).rounds
+        if rounds and rounds.rounds > 1 and rounds.pairs.reference != "sft":
+            raise ValueError(f"{key}: the loss of {name} has another reference in each round; state `reference: sft`")
         objective = self.run(name).objective
         beta = objective.parameters().get("beta")
         if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
@@ -187,7 +229,8 @@ class Suite(Section):
             )
 
     def run(self, name: str) -> Run:
-        return next(run for run in self.runs if run.name == name)
+        """Return a run by its name, or by that of one of its rounds such as `dpo@round2`."""
+        return next(run for run in self.runs if run.name == name.partition("@")[0])
 
 
 class ExactSuite(Section):

@@ -13,6 +13,7 @@ from prefdag.config.answer_sets import AnswerSet
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import Summary, bootstrap_seeds, paired_difference
 from prefdag.evaluation.scores import Scores, match_rows, read_answers, read_scores
+from prefdag.evaluation.trained import training_of
 from prefdag.provenance.manifest import MANIFEST, read_manifest
 
 SEED = re.compile(r"-seed(\d+)(?=@|$)")
@@ -161,11 +162,13 @@ def _seeds(one: Side) -> str | None:
 def _manifest_configs(folder: Path) -> dict[str, Any]:
     """Return the configs of a set of answers' training, generation and scoring, where their manifests exist."""
     results, policy = folder.parent.parent, AnswerSet.parse(folder.name).policy
-    training = {"sft": ["sft"], "base": ["pretrain", "fetch/model"]}.get(policy, [f"preference/{policy}"])
-    places = {"training": training, "generate": [f"generate/{folder.name}"], "score": [f"score/{folder.name}"]}
+    training = [results / stage for stage in ("pretrain", "fetch/model")]
+    if policy != "base":
+        training = [training_of(results, folder.name)[0]]
+    places = {"training": training, **{stage: [results / stage / folder.name] for stage in ("generate", "score")}}
     configs = {}
-    for step, stages in places.items():
-        manifests = [results / stage / MANIFEST for stage in stages if (results / stage / MANIFEST).is_file()]
+    for step, folders in places.items():
+        manifests = [each / MANIFEST for each in folders if (each / MANIFEST).is_file()]
         content = read_manifest(manifests[0]).content if manifests else {}
         configs[step] = content.get("config", {})
         if step == "training" and manifests:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config import jobs
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.errors import UserError
 from prefdag.planning.graph import inputs_of, jobs_of
@@ -23,7 +24,8 @@ from prefdag.provenance.sources import code_digests
 
 NEVER_RUN = "never run"
 LARGE = 1 << 26  # bytes of a file that a plan does not read unless it is newer than its manifest
-NAMED_BY_ROW = ("preference", "policy", "generate", "score", "judge")  # stages with a folder for each row of a suite
+# Stages with a folder for each row of a suite, or for each round of a row.
+NAMED_BY_ROW = ("pairing", "reference", "preference", "policy", "generate", "score", "judge")
 
 
 def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict[str, list[str]]:
@@ -60,7 +62,8 @@ def take_over_renamed(suite: Suite | ExactSuite, results: Path, digests: Digests
     """Move the results of jobs whose row was renamed, or got seeds, to their new folders.
 
     A manifest does not contain its job's name, so a result whose config, code and inputs are those of a job that has
-    never run is that job's result. Only folders that no job of the suite uses are moved.
+    never run is that job's result. A folder is moved if no job of the suite uses it, or if its job has to run again:
+    the answers of a run's last round are those of round 3 once the run has more rounds.
 
     Args:
         suite: the resolved suite.
@@ -71,8 +74,9 @@ def take_over_renamed(suite: Suite | ExactSuite, results: Path, digests: Digests
         New folder below `results` -> old folder, in an order in which each comes after those that it reads.
     """
     check = _Check(suite, results, digests)
-    moved = {}
+    moved: dict[str, str] = {}
     wanted = jobs_of(suite)
+    stale = None
     for folder in wanted:
         stage = folder.partition("/")[0]
         if stage not in NAMED_BY_ROW or (results / folder).exists():
@@ -81,11 +85,27 @@ def take_over_renamed(suite: Suite | ExactSuite, results: Path, digests: Digests
             continue
         for path in sorted((results / stage).glob(f"*/{MANIFEST}")):
             old = f"{stage}/{path.parent.name}"
-            if old not in wanted and not check.reasons(folder, path):
+            if check.reasons(folder, path):
+                continue
+            if old in wanted and stale is None:
+                stale = outdated(suite, results, digests)
+            if old not in wanted or old in (stale or {}):
                 path.parent.rename(results / folder)
                 moved[folder] = old
                 break
     return moved
+
+
+def left_over_rounds(suite: Suite | ExactSuite, results: Path) -> dict[str, set[int]]:
+    """Return the rounds that have results and that no job of the suite makes, by the runs that they are of."""
+    left: dict[str, set[int]] = {}
+    for run in suite.runs if isinstance(suite, Suite) else ():
+        last = run.rounds.rounds if run.rounds else 0
+        folders = (path.parent for stage in NAMED_BY_ROW for path in results.glob(f"{stage}/{run.name}@*/{MANIFEST}"))
+        sets = (AnswerSet.parse(folder.name) for folder in folders)
+        if rounds := {one.round or one.samples or 0 for one in sets if (one.round or one.samples or 0) > last}:
+            left[run.name] = rounds
+    return left
 
 
 def config_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: Digests) -> str:

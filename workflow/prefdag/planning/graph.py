@@ -84,6 +84,15 @@ def _prepare(suite: Suite, dataset: str) -> Inputs:
 
 
 def _preference(suite: Suite, run: str) -> Inputs:
+    number = AnswerSet.parse(run).round
+    if number is not None:
+        reference, start = _reference_of_round(suite, run), jobs.start_of_round(suite.run(run).name, number)
+        return {
+            "policy": [reference],
+            "comparisons": [f"pairing/{run}"],
+            "reference": [f"reference/{run}"] if jobs.reads_reference(suite, run) else [],
+            "start": [start] if start != reference else [],
+        }
     dataset = jobs.dataset_of(suite, run)
     return {
         "policy": ["sft"],
@@ -104,6 +113,38 @@ def _policy(suite: Suite, run: str) -> Inputs:
     }
 
 
+def _reference_of_round(suite: Suite, name: str) -> str:
+    """Return the folder of the policy that the loss of a round takes as its reference."""
+    one = AnswerSet.parse(name)
+    start = jobs.start_of_round(one.policy, one.round or 1)
+    # A loss without reference measures its log-ratios to where the round starts.
+    return "sft" if jobs.rounds_of(suite, name).pairs.reference == "sft" else start
+
+
+def _reference(suite: Suite, name: str) -> Inputs:
+    if AnswerSet.parse(name).round is None:
+        return {"policy": ["sft"], "comparisons": [f"prepare/{name}"]}
+    return {"policy": [_reference_of_round(suite, name)], "comparisons": [f"pairing/{name}"]}
+
+
+def _pairing(suite: Suite, name: str) -> Inputs:
+    one = AnswerSet.parse(name)
+    samples = AnswerSet(one.policy, samples=one.round)
+    return {"generations": [f"generate/{samples}"], "scores": [f"score/{samples}"]}
+
+
+def _score_samples(suite: Suite, name: str) -> Inputs:
+    """A round's samples are scored by its reward alone; nothing reads their divergence from SFT."""
+    settings = jobs.score_of_samples(suite, AnswerSet.parse(name).policy)
+    return {
+        "generations": [f"generate/{name}"],
+        "reference": ["sft"],
+        "reward": ["reward"] if settings.reward == "trained" else [],
+        "implicit": [jobs.training_folder(suite, run) for run in settings.implicit],
+        "classifier": _one(jobs.classifier_folder(suite) if settings.reward == "classifier" else None),
+    }
+
+
 def _generate(suite: Suite, name: str) -> Inputs:
     answers = AnswerSet.parse(name)
     policy = jobs.answering_folder(suite, answers)
@@ -115,6 +156,8 @@ def _generate(suite: Suite, name: str) -> Inputs:
 
 
 def _score(suite: Suite, name: str) -> Inputs:
+    if AnswerSet.parse(name).samples is not None:
+        return _score_samples(suite, name)
     return {
         "generations": [f"generate/{name}"],
         "policy": _one(jobs.answering_folder(suite, AnswerSet.parse(name))),
@@ -143,7 +186,7 @@ def _report(suite: Suite, name: str) -> Inputs:
         "scores": [f"score/{each}" for each in answers],
         "judges": [f"judge/{each}" for each in answers if jobs.against(suite, each)],
         "generations": [f"generate/{policy}" for policy in jobs.policies(suite)],
-        "preferences": [jobs.training_folder(suite, run.name) for run in suite.runs],
+        "preferences": jobs.trainings(suite),
         "comparisons": ["prepare/comparisons"],
         "reward": ["reward"] if suite.reward else [],
         "best_of_n": ["best_of_n"] if suite.generate.best_of else [],
@@ -167,7 +210,8 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
         ),
     },
     "reward": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
-    "reference": lambda suite, name: {"policy": ["sft"], "comparisons": [f"prepare/{name}"]},
+    "pairing": _pairing,
+    "reference": _reference,
     "preference": _preference,
     "policy": _policy,
     "generate": _generate,

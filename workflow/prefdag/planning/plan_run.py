@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefdag.config.optimum import preference_optimum
 from prefdag.config.suite import ExactSuite, Suite
-from prefdag.planning.freshness import outdated, take_over_renamed
+from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
 from prefdag.planning.suite_files import check_suite_files, record_suite_files
 from prefdag.provenance.digests import Digests
 
@@ -31,7 +32,37 @@ def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], dig
     if not any(map(DRY_RUN.fullmatch, sys.argv[1:])) and not any(Path(".snakemake/locks").glob("*")):
         for new, old in take_over_renamed(suite, results, digests).items():
             print(f"{new}: takes over the result of {old}, made with the same config, code and inputs", file=sys.stderr)
+    for line in (*objectives_in_doubt(suite), *left_over_lines(suite, results)):
+        print(line, file=sys.stderr)
     stale = outdated(suite, results, digests)
     if not stale:  # otherwise `onstart` records it
         record_suite_files(results, files)
     return stale
+
+
+def objectives_in_doubt(suite: Suite | ExactSuite) -> list[str]:
+    """Name the runs whose setting has no interior optimum, or optimises something else than its name says."""
+    optima = {
+        run.name: preference_optimum(
+            run.objective.method,
+            labels=run.rounds.pairs.labels,
+            rounds=run.rounds.rounds,
+            reference=run.rounds.pairs.reference,
+            pairs=run.rounds.pairs.law,
+        )
+        for run in (suite.runs if isinstance(suite, Suite) else ())
+        if run.rounds
+    }
+    return [f"runs.{name}: {optimum.warning}" for name, optimum in optima.items() if optimum.warning]
+
+
+def left_over_lines(suite: Suite | ExactSuite, results: Path) -> list[str]:
+    """Say which rounds of each run have results although the suite no longer states them."""
+    lines = []
+    for run, rounds in left_over_rounds(suite, results).items():
+        first, last = min(rounds), max(rounds)
+        lines.append(
+            f"{run}: results of round{f's {first} to' if first < last else ''} {last} are left over in {results}, and "
+            f"nothing reads them; state `rounds: {last}` to use them, or delete the folders */{run}@*"
+        )
+    return lines

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.reporting.tables import BEFORE_ALIGNMENT
 from prefdag.seeds import generator
 
@@ -136,5 +137,5 @@ def seconds_per_step(journals: Path) -> dict[str, float]:
             if event["event"] == "metrics" and event["step"] is not None:
                 times.append(event["time"])
         if name is not None and len(times) > 1:
-            seconds[str(name)] = float(np.median(np.diff(times)))
+            seconds[AnswerSet.parse(str(name)).policy] = float(np.median(np.diff(times)))
     return seconds

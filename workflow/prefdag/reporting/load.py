@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from prefdag.config.answer_sets import CHOSEN
+from prefdag.config.answer_sets import CHOSEN, AnswerSet
 from prefdag.config.report import Report
 from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Store
@@ -169,8 +169,7 @@ def load_results(
     means = {name: means_by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
     table = runs_table(runs, summaries, wins, sizes)
     table = table.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
-    curves = {path.parent.name: pd.read_csv(path.parent / "curves.csv") for path in inputs.preferences}
-    steps = {name: int(curve["step"].iloc[-1]) for name, curve in curves.items()}
+    curves, steps = _curves(inputs.preferences)
     ranking = None
     if settings.matched_kl and curves:
         seconds = seconds_per_step(journals) if journals is not None else None
@@ -195,6 +194,24 @@ def load_results(
 def _of_policies(manifests: Sequence[Path], policies: Container[str]) -> list[Path]:
     """Select the jobs of the policies' own answers."""
     return [path for path in manifests if path.parent.name in policies]
+
+
+def _curves(preferences: Sequence[Path]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    """Read curves.csv of each run; the rounds of a run follow one another, their steps numbered consecutively.
+
+    Returns:
+        The curves of each run, and the optimizer steps of each run and up to the end of each of its rounds.
+    """
+    curves: dict[str, pd.DataFrame] = {}
+    ends: dict[str, int] = {}
+    for path in preferences:
+        run, curve = AnswerSet.parse(path.parent.name).policy, pd.read_csv(path.parent / "curves.csv")
+        if run in curves:
+            curve["step"] += ends[run]
+            curve = pd.concat([curves[run], curve], ignore_index=True)
+        curves[run] = curve
+        ends[run] = ends[path.parent.name] = int(curve["step"].iloc[-1])
+    return curves, ends
 
 
 def _summaries(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:

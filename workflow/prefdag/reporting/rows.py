@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.provenance.manifest import read_manifest
 from prefdag.reporting.tables import title
 
@@ -65,9 +66,18 @@ def best_of_n_rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 
 def configs_of(manifests: Sequence[Path]) -> dict[str, str]:
-    """The config of each training as its manifest has it: run -> JSON."""
-    contents = {path.parent.name: read_manifest(path).content for path in manifests}
+    """The config of each training as its manifest has it: run -> JSON; all rounds of a run have the same."""
+    contents = {AnswerSet.parse(path.parent.name).policy: read_manifest(path).content for path in manifests}
     return {name: json.dumps(content.get("config", {}), indent=1, sort_keys=True) for name, content in contents.items()}
+
+
+def rounds_of(manifests: Sequence[Path]) -> dict[str, list[int]]:
+    """Return the numbers of the rounds of each run that has some."""
+    rounds: dict[str, list[int]] = {}
+    for one in (AnswerSet.parse(path.parent.name) for path in manifests):
+        if one.round is not None:
+            rounds.setdefault(one.policy, []).append(one.round)
+    return rounds
 
 
 def percent(entry: dict[str, float | None]) -> dict[str, float | None]:

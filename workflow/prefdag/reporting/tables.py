@@ -175,7 +175,7 @@ def answers_table(
         answers: `name`, `prompts` (`test` or `ood`) and, if a policy sampled them, `SAMPLING` of each set.
         runs: `runs_table`.
         summaries, wins: score/summary.json and judge/summary.json by name.
-        steps: optimizer steps of each run's whole training.
+        steps: optimizer steps of each run's whole training, and up to the end of each of its rounds.
 
     Returns:
         Columns answers, run, variant, prompts, step (0 for SFT, None for base and for variants), `SAMPLING`, the
@@ -189,7 +189,7 @@ def answers_table(
         if name not in summaries:
             continue
         one = AnswerSet.parse(name)
-        last_step = None if one.suffix else {"sft": 0, **steps}.get(one.policy)
+        last_step = None if one.variant else {"sft": 0, **steps}.get(name)
         rows.append(
             {
                 "answers": name,
@@ -207,12 +207,12 @@ def answers_table(
 
 
 def checkpoints(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers of checkpoints."""
+    """Return the answers of checkpoints, the ends of rounds included."""
     return table[_is_checkpoint(table)]
 
 
 def _is_checkpoint(table: pd.DataFrame) -> pd.Series:
-    return table["answers"].map(lambda name: AnswerSet.parse(name).step is not None).astype(bool)
+    return table["answers"].map(lambda name: AnswerSet.parse(name).is_checkpoint).astype(bool)
 
 
 def ood_win_rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -240,7 +240,7 @@ def temperature_variants(table: pd.DataFrame) -> pd.DataFrame:
 
     def comparable(row: Mapping[Hashable, Any]) -> bool:
         one = AnswerSet.parse(row["answers"])
-        if one.policy not in defaults.index or one.is_pool or one.step is not None or row["prompts"] != "test":
+        if one.policy not in defaults.index or one.is_pool or one.is_checkpoint or row["prompts"] != "test":
             return False
         return all(row[key] == defaults.at[one.policy, key] for key in SAMPLING[1:])
 

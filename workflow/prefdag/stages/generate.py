@@ -1,4 +1,7 @@
-"""Sample responses of one policy to held-out prompts, with log-probs of their tokens, or copy the chosen responses."""
+"""Sample responses of one policy to held-out prompts, with log-probs of their tokens, or copy the chosen responses.
+
+A round of on-policy training samples at the prompts of `train` and `validation` instead.
+"""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +16,7 @@ from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
 from prefdag.data.detokenize import decode_response
 from prefdag.data.settled import settle
-from prefdag.data.token_store import Store
+from prefdag.data.token_store import Comparison, Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.errors import UserError
 from prefdag.models.generation import Sample, sample
@@ -23,11 +26,13 @@ from prefdag.models.window import check_window
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
+from prefdag.seeds import named_seed
 
 
 class Job(Section):
     generate: Generation
     checkpoint: Count | None = None
+    round: Count | None = None
 
 
 def run(
@@ -35,48 +40,65 @@ def run(
 ) -> dict[str, Any]:
     """Sample from a policy at the distinct prompts of the test split; every policy draws the same noise.
 
-    Without a policy the answers are the test split's chosen responses, of a prompt's first comparison.
+    Without a policy the answers are the test split's chosen responses, of a prompt's first comparison. In a round, the
+    prompts are those of training and validation, and each round draws other noise.
     """
     model = policy or tokenizer
     if model is None:
         raise UserError("generate --policy: give a policy's manifest, or --tokenizer one for the chosen responses")
-    workspace.log_dataset("comparisons", "test", "evaluation")
+    splits = ("test",) if job.round is None else ("train", "validation")
+    for split in splits:
+        workspace.log_dataset("comparisons", split, "evaluation")
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
     end = stop_token(reader, settle(Prepare.parse(written, str(comparisons), "config.prepare"), reader))
-    store = Store.open(comparisons.parent / "test")
-    numbers, first = np.unique(store.prompts, return_index=True)
-    numbers, first = numbers[: job.generate.max_prompts], first[: job.generate.max_prompts]
-    prompts = [store[int(index)].prompt.tolist() for index in first]
+    asked = [one for split in splits for one in _first_comparisons(comparisons.parent / split, split, job)]
+    numbers = [number for _, number, _ in asked]
+    prompts = [one.prompt.tolist() for _, _, one in asked]
     if policy is None:
-        best = [store[int(index)].responses[0].tolist() for index in first]
+        best = [one.responses[0].tolist() for _, _, one in asked]
         answers = [Sample(index, 0, ids, [], end in ids[-1:]) for index, ids in enumerate(best)]
     else:
-        answers = _sampled(job, workspace, policy, prompts, numbers.tolist(), end)
+        # A prompt's number names its noise.
+        keys = numbers if job.round is None else [named_seed(0, "round", job.round, number) for number in numbers]
+        answers = _sampled(job, workspace, policy, prompts, keys, end)
     path = workspace.output / "generations.jsonl"
-    _write(path, reader, prompts, numbers.tolist(), answers)
+    names = [{} if job.round is None else {"split": split} for split, _, _ in asked]
+    _write(path, reader, prompts, numbers, answers, names)
     facts = {"generations": len(answers), "ended": sum(one.ended for one in answers) / len(answers)}
     workspace.results(facts)
     workspace.journal.artifact(path, "generations.jsonl")
     return facts
 
 
+def _first_comparisons(folder: Path, split: str, job: Job) -> list[tuple[str, int, Comparison]]:
+    """Return the first comparison of each prompt that is answered: split, number of the prompt, comparison.
+
+    A round takes as many of the training prompts as it may, those that follow the ones of the round before it.
+    """
+    store = Store.open(folder)
+    numbers, first = np.unique(store.prompts, return_index=True)
+    most = min(job.generate.max_prompts or len(numbers), len(numbers))
+    start = (job.round - 1) * most if job.round is not None and split == "train" else 0
+    places = (start + np.arange(most)) % max(len(numbers), 1)
+    return [(split, int(numbers[place]), store[int(first[place])]) for place in places]
+
+
 def _sampled(
-    job: Job, workspace: Workspace, policy: Path, prompts: list[list[int]], numbers: list[int], end: int
+    job: Job, workspace: Workspace, policy: Path, prompts: list[list[int]], keys: list[int], end: int
 ) -> list[Sample]:
-    """The policy's responses in the order of (prompt, sample); a prompt's number names its noise."""
+    """The policy's responses in the order of (prompt, sample); a key names a prompt's noise."""
     weights, settings = weights_of(policy, job.checkpoint), job.generate
     device = set_up(settings.threads)
-    workspace.log_model_input(
-        "policy", AnswerSet.parse(workspace.name or "policy").policy, str(weights.relative_to(policy.parent))
-    )
+    name = AnswerSet.parse(workspace.name or "policy").policy if job.round is None else policy.parent.name
+    workspace.log_model_input("policy", name, str(weights.relative_to(policy.parent)))
     reach = max(map(len, prompts), default=0) + settings.max_new_tokens
     check_window(weights, reach, "prompts and generate.max_new_tokens")
     if settings.backend == "vllm":
-        samples = sample_vllm(weights, prompts, numbers, settings, end)
+        samples = sample_vllm(weights, prompts, keys, settings, end)
     else:
         title = f"generate: {workspace.name or 'policy'}"
-        samples = sample(load_policy(weights, device), prompts, numbers, settings, end, title)
+        samples = sample(load_policy(weights, device), prompts, keys, settings, end, title)
     return sorted(samples, key=lambda one: (one.prompt, one.sample))
 
 
@@ -86,10 +108,13 @@ def _write(
     prompts: list[list[int]],
     numbers: list[int],
     samples: Sequence[Sample],
+    further: Sequence[dict[str, str]],
 ) -> None:
+    """Write a line per sample; further: what the lines of each prompt state as well."""
     with path.open("w", encoding="utf-8") as stream:
         for one in samples:
             prompt, response = decode_response(tokenizer, prompts[one.prompt], one.ids)
             row = {"prompt_id": numbers[one.prompt], "sample": one.sample, "prompt": prompt, "response": response}
             row |= {"prompt_ids": prompts[one.prompt], "ids": one.ids, "logprobs": one.logprobs, "ended": one.ended}
+            row |= further[one.prompt]
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")

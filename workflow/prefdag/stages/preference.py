@@ -36,16 +36,23 @@ class Job(Section):
 
 
 def run(
-    job: Job, workspace: Workspace, *, policy: Path, comparisons: Path, reference: Path | None = None
+    job: Job,
+    workspace: Workspace,
+    *,
+    policy: Path,
+    comparisons: Path,
+    reference: Path | None = None,
+    start: Path | None = None,
 ) -> dict[str, Any]:
-    """Align the SFT policy with one preference loss.
+    """Align the SFT policy, or that of the round before, with one preference loss.
 
     Args:
         job: the config.
         workspace: where to write, and the journal.
-        policy: manifest of the SFT policy.
+        policy: manifest of the policy that the training starts from, which is its reference.
         comparisons: manifest of the comparisons' token stores.
         reference: manifest of the reference cache, if the loss reads it.
+        start: manifest of the policy to start from, if `policy` is the reference alone.
 
     Returns:
         Loss and metrics on the validation split, if it has comparisons.
@@ -55,29 +62,35 @@ def run(
     """
     settings = job.preference
     device = set_up(settings.threads)
-    workspace.log_model_input("policy", "sft")
+    began = policy if start is None else start
+    for argument, path in {"policy": policy, **({} if start is None else {"start": start})}.items():
+        workspace.log_model_input(argument, path.parent.name)
     workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
     views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
     if not _can_be_evaluated(job, views.get("validation")):
         print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
         del views["validation"]
-    model = load_policy(policy.parent / "model", device)
-    caches = _caches(job, policy, comparisons, reference, model, views)
+    model = load_policy(began.parent / "model", device)
+    verified = model if start is None else load_policy(policy.parent / "model", device)
+    caches = _caches(job, policy, comparisons, reference, verified, views)
+    del verified
     total = total_steps(views["train"], settings)
-    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, policy.parent / "model")
+    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, began.parent / "model")
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
-    tasks = {split: _task(job, model, view, caches.get(split), live) for split, view in views.items()}
+    away = None if start is None else policy
+    tasks = {split: _task(job, model, view, caches.get(split), live, away) for split, view in views.items()}
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(stores["validation"]) else None
     state = Checkpoint(workspace.resume)
     steps = train(model.train(), views["train"], settings, tasks["train"], state, probe, checkpoints)
     title = workspace.name or job.objective.method
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
-    save(model, policy.parent / "model", workspace.output / "model")
+    save(model, began.parent / "model", workspace.output / "model")
+    parents = ["policy" if start is None else "start"]
     for step in checkpoints.publish(workspace.output / "checkpoints"):
-        workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
-    workspace.log_model_output(title, parents=["policy"])
+        workspace.log_model_output(f"{title}@step{step}", parents=parents, folder=f"checkpoints/{step}")
+    workspace.log_model_output(title, parents=parents)
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
@@ -113,7 +126,7 @@ def _caches(
 
 
 def _frozen(policy: Path, device: torch.device) -> PreTrainedModel:
-    """Load a frozen copy of the starting policy, for losses that read the reference's whole distribution."""
+    """Load a frozen copy of the reference policy, for losses that read the reference's whole distribution."""
     return load_policy(policy.parent / "model", device).requires_grad_(False)
 
 
@@ -123,11 +136,17 @@ def _task(
     view: Store | Unpaired,
     cache: ReferenceCache | None,
     live: PreTrainedModel | None,
+    away: Path | None,
 ) -> PreferenceTask:
-    """Return the objective on one split. The model must be the starting policy."""
+    """Return the objective on one split.
+
+    The model must be the starting policy. It is the reference unless `away`, the manifest of the reference, is given.
+    """
+    device = next(model.parameters()).device
     mismatched = None
     if "mismatched" in job.objective.reads:
         assert isinstance(view, Unpaired)
-        mismatched = MismatchedRatios(model, view, job.preference.seed, job.preference.tokens_per_batch)
-    start = tolerance(next(model.parameters()).device)
+        reference = model if away is None else _frozen(away, device)
+        mismatched = MismatchedRatios(model, view, job.preference.seed, job.preference.tokens_per_batch, reference)
+    start = tolerance(device) if away is None else None
     return PreferenceTask(job.objective, model, view, cache, live, mismatched, job.preference.seed, start)

@@ -1,4 +1,7 @@
-"""The reference cache: per-token log-probs of the SFT policy, once for every loss, beta and seed."""
+"""The reference cache: per-token log-probs of the reference policy, once for every loss, beta and seed.
+
+The reference is SFT, or in rounds of on-policy training perhaps the policy that the round starts from.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -19,19 +22,19 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """Run the SFT policy once over every comparison that preference training reads.
+    """Run the reference policy once over every comparison that preference training reads.
 
     Args:
         job: the config.
         workspace: where to write, and the journal.
-        policy: manifest of the SFT policy.
+        policy: manifest of the reference policy.
         comparisons: manifest of the comparisons' token stores.
 
     Returns:
         The cache's key, and the response tokens of each split.
     """
     device = set_up(job.reference.threads)
-    workspace.log_model_input("policy", "sft")
+    workspace.log_model_input("policy", policy.parent.name)
     model = load_policy(policy.parent / "model", device)
     counts = {}
     for split in SPLITS:

@@ -7,7 +7,7 @@ OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are mor
          calibration.csv, figures/<name>.png and .svg
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
     """
     rows = {row.name: row for row in runs}
     for manifest in trained:
-        row = rows.get(manifest.folder.name)
+        row = rows.get(AnswerSet.parse(manifest.folder.name).policy)
         if row is None:
             raise UserError(f"report --preferences: {manifest.path}: no run of this suite; leave it out")
         expected = {"preference": row.preference, "objective": row.objective}
@@ -138,21 +138,33 @@ def _check_lineage(
     sft = [policy] if policy else []
     trained = {path.parent.name: path for path in [*preferences, *sft]}
     expected = [
-        *((path, "policy", sft) for path in preferences),
+        *((path, "policy", [*sft, *_round_before(path, trained)]) for path in preferences if sft),
+        *((path, "start", _round_before(path, trained)) for path in preferences),
         *((path, "reference", sft) for path in scores),
         *((path, option, scores) for path in judges for option in ("scores", "against")),
-        *((path, "policy", [trained[name]]) for path in scores if (name := _policy_of(path)) in trained),
+        *((path, "policy", _trainings_of(path, trained)) for path in scores),
     ]
     digests = {path: read_manifest(path).sha256 for path in {*scores, *trained.values()}}
     for path, option, allowed in expected:
         made_from = read_manifest(path).content.get("inputs", {}).get(option)
         if allowed and made_from is not None and made_from not in [digests[one] for one in allowed]:
-            where = allowed[0] if len(allowed) == 1 else "the report's --scores"
+            where = allowed[0] if len(allowed) == 1 or option == "policy" else "the report's --scores"
             raise UserError(f"{path}: its {option} was not {where}, as it is now; run `snakemake` to make it again")
 
 
-def _policy_of(answers: Path) -> str:
-    return AnswerSet.parse(answers.parent.name).policy
+def _round_before(training: Path, trained: Mapping[str, Path]) -> list[Path]:
+    """Return the training of the round before that of a run with rounds."""
+    one = AnswerSet.parse(training.parent.name)
+    name = str(AnswerSet(one.policy, round=(one.round or 0) - 1))
+    return [trained[name]] if name in trained else []
+
+
+def _trainings_of(answers: Path, trained: Mapping[str, Path]) -> list[Path]:
+    """Return the training that made the answering policy; of a checkpoint in a run with rounds, all of them."""
+    one = AnswerSet.parse(answers.parent.name)
+    exact = str(AnswerSet(one.policy, round=one.round))
+    rounds = [path for name, path in trained.items() if AnswerSet.parse(name).policy == one.policy]
+    return [trained[exact]] if exact in trained else rounds[-1:] if one.step is None else rounds
 
 
 def _run_exact(job: Job, workspace: Workspace, manifests: list[Path]) -> dict:

@@ -134,7 +134,7 @@ def _implicit_rewards(
     names: Sequence[str], runs: Sequence[Path], reference: Path, device: torch.device
 ) -> Iterator[tuple[str, ImplicitReward]]:
     """The implicit reward of each named run, one policy in memory at a time."""
-    if [path.parent.name for path in runs] != list(names):
+    if [AnswerSet.parse(path.parent.name).policy for path in runs] != list(names):
         raise UserError(f"score --implicit: expected the manifests of {', '.join(names) or 'no run'}, in this order")
     if runs:
         model = load_policy(reference.parent / "model", device)

@@ -17,6 +17,7 @@ from prefdag.reporting.rows import (
     league_rows,
     ood_row,
     percent,
+    rounds_of,
     run_row,
 )
 from prefdag.reporting.sections.judges import agreements, rates
@@ -33,6 +34,7 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
         "rows": [run_row(row, further) for row in runs.to_dict("records")],
         "further_metrics": further,
         "configs": configs_of(results.inputs.preferences),
+        "rounds": rounds_of(results.inputs.preferences),
         "seeds": [{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, results.means)],
         "published": published_rows(expected, runs, results.means, results.accuracies),
         "curves": bool(results.curves),

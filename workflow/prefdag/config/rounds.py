@@ -1,0 +1,114 @@
+"""Rounds of a run as jobs: which pairs a round draws from its policy, and the names of its jobs.
+
+Round k of the run `dpo` samples (`generate/dpo@samples2`), scores (`score/dpo@samples2`), forms pairs
+(`pairing/dpo@round2`), caches the reference (`reference/dpo@round2`) and trains (`preference/dpo@round2`).
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from prefdag.config.answer_sets import AnswerSet
+from prefdag.config.generation import Generation
+from prefdag.config.objectives import Objective
+from prefdag.config.pairing import Pairing
+from prefdag.schema import Count, Positive, Section, Seed
+
+MOST = 20  # rounds; each is a chain of jobs that Snakemake parses
+READ_BY = {"beta": ("rso",), "keep": ("rso",), "threshold": ("margin",), "labels": ("max_min", "margin", "rso")}
+TRUTH, IMPLICIT = "ground_truth", "implicit:"
+
+
+class RoundPairs(Pairing):
+    """Pairs drawn from the policy of each round, which a row states as `pairs:`."""
+
+    draws: int | None = Field(None, ge=2, description="samples for each prompt; default: 4, of `rso` 64")
+    reward: str | None = Field(
+        None,
+        description="what scores the samples: `ground_truth`, one of them by its name, `trained` or `implicit:<run>`; "
+        "default: `score.reward`",
+    )
+    reference: Literal["round", "sft"] = Field(
+        "round", description="of the loss: the policy that the round starts from, or SFT in every round"
+    )
+    max_prompts: Count | None = Field(
+        None, description="training prompts of a round, the next ones in each round; default: all in every round"
+    )
+    temperature: Positive = 1.0
+    max_new_tokens: Count | None = Field(None, description="default: that of `generate`")
+    batch_size: Count | None = Field(None, description="samples at a time; default: that of `generate`")
+
+    @property
+    def num_draws(self) -> int:
+        return self.draws or (64 if self.law == "rso" else 4)
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> "RoundPairs":
+        for option, laws in READ_BY.items():
+            if option in self.model_fields_set and self.law not in laws:
+                raise ValueError(f"{option}: the law {self.law} does not read it; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> "RoundPairs":
+        if self.law == "rso" and self.keep > self.num_draws:
+            raise ValueError(f"keep: {self.keep} of {self.num_draws} draws cannot be accepted; state more draws")
+        return self
+
+    @property
+    def pairing(self) -> Pairing:
+        return Pairing(**self.model_dump(include=set(Pairing.model_fields)))
+
+    def generation(self, generate: Generation, seed: Seed) -> Generation:
+        """Return how a round samples. generate: the suite's settings, of which threads and defaults are taken."""
+        return Generation(
+            seed=seed,
+            threads=generate.threads,
+            num_samples=self.num_draws,
+            temperature=self.temperature,
+            max_new_tokens=self.max_new_tokens or generate.max_new_tokens,
+            batch_size=self.batch_size or generate.batch_size,
+            max_prompts=self.max_prompts,
+            backend=generate.backend,
+        )
+
+
+class Rounds(Section):
+    """The rounds of one run."""
+
+    rounds: int = Field(1, ge=1, description=f"rounds of sampling and training, at most {MOST}")
+    pairs: RoundPairs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _law_alone(cls, values: Any) -> Any:
+        """Read `pairs: max_min` as `pairs: {law: max_min}`."""
+        pairs = values.get("pairs") if isinstance(values, dict) else None
+        return {**values, "pairs": {"law": pairs}} if isinstance(pairs, str) else values
+
+    @model_validator(mode="after")
+    def _few(self) -> "Rounds":
+        if self.rounds > MOST:
+            raise ValueError(
+                f"rounds: expected at most {MOST}, got {self.rounds}: each round is a chain of jobs; "
+                "train more on each round's pairs, or use a method whose rounds are steps of one job"
+            )
+        return self
+
+    def check(self, objective: Objective) -> None:
+        """Raise ValueError if the run's loss cannot be trained on these pairs."""
+        method, law = objective.method, self.pairs.law
+        if objective.responses == "many":
+            raise ValueError(f"pairs: {method} takes rankings, and rounds form pairs; choose a loss of two responses")
+        if law == "best_of_n" and method != "preferred_ft" and objective.family != "own":
+            raise ValueError(
+                f"pairs: the law best_of_n keeps the best response alone, and {method} compares two; "
+                "use `method: preferred_ft`, or the law max_min"
+            )
+        if "reference" in self.pairs.model_fields_set and not objective.reads & {"reference", "divergence"}:
+            raise ValueError(f"pairs.reference: {method} reads no reference; leave it out")
+
+
+def round_name(run: str, number: int) -> str:
+    """Return the name of a round's jobs: `dpo@round2`."""
+    return str(AnswerSet(run, round=number))
