@@ -132,7 +132,7 @@ def test_a_cache_that_mixes_rows_is_caught(lost: str, monkeypatch: pytest.Monkey
     """The broken twins: padding that is attended to, and rows taken in another order than asked for."""
     whole = draw_samples(policy())
     if lost == "mask":
-        monkeypatch.setattr(KVCache, "mask", lambda self: self._mask if self.columns == 0 else None)
+        monkeypatch.setattr(KVCache, "mask", lambda self, window: self._mask if self.columns == 0 else None)
     else:
         select = KVCache.select
         monkeypatch.setattr(KVCache, "select", lambda self, rows: select(self, rows.flip(0)))

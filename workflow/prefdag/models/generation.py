@@ -4,6 +4,7 @@ Each prompt and sample has its own noise from a counter-based generator, so a pr
 prompts share its batch.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from transformers import PreTrainedModel
 
 from prefdag.config.sampling import Sampling
 from prefdag.data.parallel import with_progress
-from prefdag.models.kv_cache import KVCache, cached_attention
-from prefdag.models.ops.device import at_least_float32, autocast
+from prefdag.models.decoding import Decoder
+from prefdag.models.decoding_proof import chosen_decoder
 from prefdag.seeds import generator
 
 COMPACT_BELOW = 3 / 4  # ended rows are dropped once at most this share is alive: measured, 1/2 and 7/8 are slower
@@ -70,12 +71,13 @@ def sample(
     draws = settings.num_samples if settings.temperature else 1
     jobs = [(index, number) for index in range(len(prompts)) for number in range(draws)]
     jobs.sort(key=lambda pair: (len(prompts[pair[0]]), pair))
-    batches = [jobs[at : at + settings.batch_size] for at in range(0, len(jobs), settings.batch_size)]
+    decoder_class = chosen_decoder(model)
+    batches = _batches(jobs, prompts, settings.batch_size, decoder_class.equal_lengths)
     for batch in with_progress(batches, len, len(jobs), title):
         noise = np.stack([_noise(settings, keys[index], number) for index, number in batch])
         rows = {index: row for row, index in enumerate(dict.fromkeys(index for index, _ in batch))}
-        with cached_attention(model):
-            decoder = _Decoder(model, [prompts[index] for index in rows])
+        with decoder_class.attention(model):
+            decoder = decoder_class(model, [prompts[index] for index in rows])
             decoder.select([rows[index] for index, _ in batch])
             responses = _responses(decoder, torch.from_numpy(noise), settings, eos, tempered)
         for (index, number), (ids, values) in zip(batch, responses, strict=True):
@@ -83,48 +85,23 @@ def sample(
                 yield Sample(index, copy, ids, values, ids[-1] == eos)
 
 
+def _batches(
+    jobs: list[tuple[int, int]], prompts: Sequence[Sequence[int]], size: int, equal_lengths: bool
+) -> list[list[tuple[int, int]]]:
+    """Cut sorted jobs (prompt, sample) into batches; where asked, of prompts of one length only."""
+    groups: list[list[tuple[int, int]]] = [jobs]
+    if equal_lengths:
+        groups = [list(group) for _, group in itertools.groupby(jobs, key=lambda job: len(prompts[job[0]]))]
+    return [group[at : at + size] for group in groups for at in range(0, len(group), size)]
+
+
 def _noise(settings: Sampling, key: object, number: int) -> np.ndarray:
     """Return one uniform number per token of a response: [max_new_tokens]."""
     return generator(settings.seed, "sampling", key, number).random(settings.max_new_tokens)
 
 
-class _Decoder:
-    """Rows that grow by one token at a time.
-
-    logits [R, V]: of each row's next token. positions [R, 1]: of each row's last token.
-    """
-
-    logits: Tensor
-    positions: Tensor
-
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self.model, self.device = model, next(model.parameters()).device
-        tokens, mask = _left_padded(prompts, self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.key_values = KVCache(mask.bool())
-        self._forward(tokens, positions)
-
-    def select(self, rows: Sequence[int] | Tensor) -> None:
-        """Select rows, in this order, some of them perhaps several times."""
-        index = torch.as_tensor(rows, device=self.device)
-        self.key_values.select(index)
-        self.logits, self.positions = self.logits[index], self.positions[index]
-
-    def append(self, tokens: Tensor) -> None:
-        """Append one token to every row: [R]."""
-        self._forward(tokens[:, None], self.positions + 1)
-
-    def _forward(self, tokens: Tensor, positions: Tensor) -> None:
-        with autocast(self.device):
-            out = self.model(
-                input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=1, key_values=self.key_values
-            )
-        self.key_values.advance(tokens.shape[1])
-        self.logits, self.positions = at_least_float32(out.logits[:, -1]), positions[:, -1:]
-
-
 def _responses(
-    decoder: _Decoder, noise: Tensor, settings: Sampling, eos: int, tempered: bool
+    decoder: Decoder, noise: Tensor, settings: Sampling, eos: int, tempered: bool
 ) -> list[tuple[list[int], list[float]]]:
     """Decode one response per row of the decoder, dropping rows that have ended when enough of them have.
 
@@ -156,16 +133,6 @@ def _truncate(eos: int, ids: list[int], values: list[float]) -> tuple[list[int],
     """Cut a response after its first end-of-turn: an ended row continues until it is dropped."""
     length = ids.index(eos) + 1 if eos in ids else len(ids)
     return ids[:length], values[:length]
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
-        mask[row, width - len(prompt) :] = 1
-    return tokens.to(device), mask.to(device)
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -7,13 +7,14 @@ for some tokens ahead; rows are repeated (a prompt's samples) and dropped (ended
 Shapes: R rows, H key-value heads, L columns, D per head; prompts are right-aligned in the first columns.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
+
+from prefdag.models.attention.interface import attend_capped
 
 NAME = "prefdag_key_values"
 ROOM = 64  # columns allocated at a time
@@ -43,11 +44,22 @@ class KVCache:
             buffer[:, :, self.columns : end] = part
         return keys[:, :, :end], values[:, :, :end]
 
-    def mask(self) -> Tensor | None:
-        """Return which columns the prompts' tokens, later each row's next token, see: [R, 1, L, L]; None: all."""
+    def mask(self, window: int | None = None) -> Tensor | None:
+        """Return which columns the prompts' tokens, later each row's next token, see: [R, 1, L, L]; None: all.
+
+        window: columns that a token sees, its own included; None: all.
+        """
         if self.columns == 0:
-            return self._mask
-        return None if self._real is None else self._real[:, None, None, :]
+            mask, width = self._mask, 0 if self._mask is None else self._mask.shape[-1]
+            if mask is None or window is None or width <= window:
+                return mask
+            return mask & ~torch.ones_like(mask[0, 0]).tril(-window)
+        real = None if self._real is None else self._real[:, None, None, :]
+        if window is None or self.columns < window:
+            return real
+        columns = torch.arange(self.columns + 1, device=self._layers[0][0].device)
+        near = (columns > self.columns - window)[None, None, None, :]
+        return near if real is None else real & near
 
     def advance(self, new: int) -> None:
         """Count the columns that a forward pass wrote, and make room for the next."""
@@ -81,6 +93,9 @@ def attention(
     *,
     key_values: KVCache,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Append key and value to the cache, and attend over all of it.
@@ -90,31 +105,24 @@ def attention(
         key, value: of the new tokens, [R, H, new, D].
         key_values: the cache.
         scaling: factor on the scores; None: D^-0.5.
+        sliding_window, softcap, s_aux: as in `prefdag.models.attention.interface.segment_attention`.
 
     Returns:
         The output [R, new, H * groups, D], and None for the attention weights.
     """
     assert isinstance(module.layer_idx, int)
     key, value = key_values.append(module.layer_idx, (key, value))
+    mask = key_values.mask(sliding_window)
+    if softcap is not None or s_aux is not None:
+        return attend_capped(query, key, value, mask, scaling, softcap, s_aux), None
     rows, heads, new, size = query.shape
     groups = heads // key.shape[1]
     if new == 1:  # treat the query heads of a key head as its queries, so that no key is copied
         query = query.reshape(rows, heads // groups, groups, size)
     elif groups > 1:
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=key_values.mask(), scale=scaling)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(rows, heads, new, size).transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def cached_attention(model: PreTrainedModel) -> Iterator[None]:
-    """While active, the model attends over a key-value cache instead of over segments."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 # No mask function is registered, so transformers builds no mask: ours comes with the cache.

@@ -23,7 +23,9 @@ from prefdag.distributed.collectives import join
 from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
-from prefdag.models.attention.interface import NAME, check_supported
+from prefdag.models.attention.interface import NAME
+from prefdag.models.proof import attention_of, check_weights, chosen_route, is_proved
+from prefdag.models.route import set_route
 from prefdag.os_errors import out_of_memory
 from prefdag.seeds import named_seed
 
@@ -84,7 +86,9 @@ def _load(
     except (OSError, ValueError) as error:
         raise _not_loaded(folder, error) from None
     _check(config, str(folder))
-    options |= {"dtype": torch.float32, "attn_implementation": NAME, "local_files_only": True}
+    is_new = not is_proved(config)
+    route = chosen_route(config, str(folder))
+    options |= {"dtype": torch.float32, "attn_implementation": attention_of(route), "local_files_only": True}
     options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         model, report = kind.from_pretrained(folder, **options)
@@ -97,6 +101,9 @@ def _load(
     without_dropout(model)
     model = model.to(device).eval()
     _align(model)
+    set_route(model, route)
+    if is_new and kind is AutoModelForCausalLM:
+        check_weights(model, route, str(folder))
     return model
 
 
@@ -119,7 +126,10 @@ def _not_loaded(folder: Path, error: Exception) -> Exception:
 
 
 def _check(config: PretrainedConfig, where: str) -> None:
-    check_supported(config.model_type, where)
+    if getattr(config.get_text_config(), "output_router_logits", False):
+        raise UserError(
+            f"{where}: its config adds a router loss (output_router_logits), which no loss here has; set it to false"
+        )
     scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if scaling in ("dynamic", "longrope"):
         raise UserError(f"{where}: {scaling} rotary scaling depends on what shares a batch; use a model without it")

@@ -20,6 +20,7 @@ from prefdag.models.attention.interface import NAME
 from prefdag.models.ops.device import at_least_float32
 from prefdag.models.ops.vocabulary import embed, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan
+from prefdag.models.route import logit_scale, route_of, scaled_logits, soft_cap
 
 CHUNK_BYTES = 64 << 20  # float32 logits in memory at a time
 
@@ -79,22 +80,71 @@ def margin(values: Tensor) -> Tensor:
 def hidden_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -> Tensor:
     """Return the last hidden states, after the final norm, that the readers of `plan` read: [T, D].
 
-    In the last layer, what works token by token (its MLP and the final norm) runs at these positions alone.
+    By the model's route (`prefdag.models.route`): packed, or each response in a padded row. On the fastest route, what
+    works token by token in the last layer (its MLP and the final norm) runs at these positions alone.
     """
-    # Any other attention would silently ignore `segments`: every token would see all earlier ones in its row.
-    assert model.config._attn_implementation == NAME
-    embedding = model.get_input_embeddings()
-    assert type(embedding) is nn.Embedding
-    with _last_layer_at(model, plan.places):
-        out = model.base_model(
-            inputs_embeds=embed(embedding, segments.tokens),
-            position_ids=segments.positions,
-            segments=segments,
-            use_cache=False,
-        )
-    states = out.last_hidden_state.flatten(0, 1)
+    route = route_of(model)
+    if route.kind == "padded":
+        return padded_states(model, segments, plan)
+    if route.kind == "mask":
+        out = _forward(model, segments, attention_mask=_additive(segments.mask, model.dtype))
+    elif not route.last_layer:
+        out = _forward(model, segments, segments=segments)
+    else:
+        with _last_layer_at(model, plan.places):
+            out = _forward(model, segments, segments=segments)
+    states: Tensor = out.last_hidden_state.flatten(0, 1)
     is_full = len(states) != len(plan.places)  # GPT-2 returns states of the ids' shape
     return states.index_select(0, plan.places[plan.reader] if is_full else plan.reader)
+
+
+def _forward(model: PreTrainedModel, rows: Segments, **options: Any) -> Any:
+    """Run the trunk on packed rows."""
+    # Any other attention would silently ignore `segments`: every token would see all earlier ones in its row.
+    assert "segments" not in options or model.config._attn_implementation == NAME
+    embedding = model.get_input_embeddings()
+    inputs: dict[str, Tensor] = {"input_ids": rows.tokens}
+    if type(embedding) is nn.Embedding:  # Gemma's scales its output
+        inputs = {"inputs_embeds": embed(embedding, rows.tokens)}
+    return model.base_model(**inputs, position_ids=rows.positions, use_cache=False, **options)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a boolean mask as a term of the scores: 0, or the lowest number. Padding sees itself, never nothing."""
+    diagonal = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~(mask | diagonal), torch.finfo(dtype).min)
+
+
+def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -> Tensor:
+    """Return what `hidden_states` does, from one padded row for each response: [T, D].
+
+    If the route's head is the model's own, return logits instead: [T, V].
+    """
+    row = segments.comparison * segments.shape[1] + (segments.response - 1).clamp(min=0)
+    tokens, mask = padded_rows(segments)
+    own_head = route_of(model).head == "model" and model.get_output_embeddings() is not None
+    if own_head:
+        states = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+    else:
+        states = model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+    # A prompt's state is the same in the rows of all its responses: read the first.
+    places = (row.flatten() * tokens.shape[1] + segments.positions.flatten())[plan.places]
+    return states.flatten(0, 1).index_select(0, places).index_select(0, plan.reader)
+
+
+def padded_rows(segments: Segments) -> tuple[Tensor, Tensor]:
+    """Return tokens and attention mask of a row for each response, right-padded: each [B * K, L]."""
+    (num, size), width = segments.shape, int(segments.positions.max()) + 1
+    tokens = segments.tokens.new_zeros(num, size, width)
+    mask = torch.zeros_like(tokens)
+    of_prompt = (segments.comparison >= 0) & (segments.response == 0)
+    of_response = segments.response > 0
+    for part, columns in ((of_prompt, slice(None)), (of_response, segments.response[of_response] - 1)):
+        at = (segments.comparison[part], columns, segments.positions[part])
+        values = segments.tokens[part]
+        tokens[at] = values[:, None].expand(-1, size) if part is of_prompt else values
+        mask[at] = 1
+    return tokens.flatten(0, 1), mask.flatten(0, 1)
 
 
 @contextmanager
@@ -106,12 +156,12 @@ def _last_layer_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
 
     def before_mlp(mlp: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         shape[:] = args[0].shape[:2]
-        return (select(args[0]),)
+        return (select(args[0])[None],)  # a mixture of experts needs three dimensions
 
     def after_mlp(mlp: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
         # The residual connection needs the shape [R, L, D]; the other positions are dropped after it.
         full = out.new_zeros(shape[0] * shape[1], out.shape[-1])
-        return full.index_copy(0, places, out).view(*shape, -1)
+        return full.index_copy(0, places, out[0]).view(*shape, -1)
 
     shape = [0, 0]
     base: Any = model.base_model
@@ -134,16 +184,23 @@ def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
     """Return the log-prob of every response token under a causal language model, from one forward pass."""
     states = hidden_states(model, segments, segments.predicting)
     head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)
-    tokens = target_logprobs(states, head.weight, head.bias, segments.target)
+    if isinstance(head, nn.Linear) and route_of(model).head == "linear" and soft_cap(model.config) is None:
+        scale = logit_scale(model.config)
+        states = states if scale == 1 else states * scale
+        assert scale == 1 or head.bias is None
+        tokens = target_logprobs(states, head.weight, head.bias, segments.target)
+    else:
+        tokens = token_logprobs(states, segments.target, head_of(model))
     return LogProbs(tokens, segments.owner, segments.shape)
 
 
 def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """Return the output head as a function: hidden states [..., D] -> logits [..., V] in float32 or wider."""
+    if route_of(model).head == "model":
+        return at_least_float32
     head = model.get_output_embeddings()
     assert head is not None
-    return lambda states: at_least_float32(head(states))
+    return lambda states: scaled_logits(model.config, at_least_float32(head(states)))
 
 
 def token_logprobs(

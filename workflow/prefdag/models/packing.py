@@ -83,6 +83,18 @@ class Segments:
         return (same_comparison & causal & (of_prompt | same_response))[:, None]
 
     @cached_property
+    def reach(self) -> int:
+        """Return the length of the longest prompt with a response."""
+        return int(self.positions.max()) + 1
+
+    def windowed(self, window: int | None) -> Tensor:
+        """Return `mask` without the tokens that lie `window` or more positions back; None: `mask` itself."""
+        if window is None or self.reach <= window:
+            return self.mask
+        distance = self.positions[:, :, None] - self.positions[:, None, :]
+        return self.mask & (distance < window)[:, None]
+
+    @cached_property
     def sequences(self) -> list[varlen.Sequence]:
         """Return the same attention as one sequence per response."""
         return varlen.sequences(self.comparison.cpu().numpy(), self.response.cpu().numpy())
@@ -106,6 +118,7 @@ class Segments:
         """Copy to a device. On CUDA, also compute what would otherwise make the process wait for the GPU later."""
         moved = type(self)(**{name: to_device(getattr(self, name), device) for name in self.__dataclass_fields__})
         if device.type == "cuda":
+            moved.__dict__["reach"] = self.reach
             moved.__dict__["varlen_layout"] = self.varlen_layout.to(device)
             for name in ("predicting", "ending"):
                 moved.__dict__[name] = TokenPlan(*(to_device(part, device) for part in getattr(self, name)))

@@ -22,7 +22,6 @@ from prefdag.models.ops.varlen import attend_varlen
 from prefdag.models.packing import Segments
 
 NAME = "prefdag_segments"
-SUPPORTED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2")
 VARIABLE = "PREFDAG_ATTENTION"
 HALVES = (torch.bfloat16, torch.float16)
 Lowering = Callable[[Tensor, Tensor, Tensor, Segments, float | None], Tensor]
@@ -37,6 +36,9 @@ def segment_attention(
     *,
     segments: Segments,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend under the segments' mask; the signature is that of transformers' attention functions.
@@ -48,10 +50,18 @@ def segment_attention(
         key, value: [R, H / groups, L, D].
         segments: which token may see which.
         scaling: factor on the scores; None: D^-0.5.
+        sliding_window: positions that a token sees, its own included; None: all.
+        softcap: scores s become softcap * tanh(s / softcap) (Gemma 2).
+        s_aux: [H], a score that takes probability and has no value (gpt-oss).
 
     Returns:
         The output [R, L, H, D], and None for the attention weights.
     """
+    if softcap is not None or s_aux is not None:
+        mask = segments.windowed(sliding_window)
+        return attend_capped(query, key, value, mask, scaling, softcap, s_aux), None
+    if sliding_window is not None and segments.reach > sliding_window:
+        return masked_lowering(query, key, value, segments, scaling, sliding_window), None
     dtype = precision(query)
     match lowering(query.device, dtype):
         case "tiled":
@@ -93,11 +103,51 @@ def _repeat_groups(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
-def masked_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
+def masked_lowering(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None, window: int | None = None
+) -> Tensor:
     """Attend under a boolean mask of R x L x L: [R, L, H, D]."""
     key, value = _repeat_groups(query.shape[1], key, value)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask, scale=scale)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.windowed(window), scale=scale)
     return out.transpose(1, 2).contiguous()
+
+
+def attend_capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attend with soft-capped scores or attention sinks, which no kernel here knows.
+
+    Args:
+        query: [R, H, L, D].
+        key, value: [R, H / groups, S, D].
+        mask: which keys a query sees, [R, 1, L, S]; None: all.
+        scale: factor on the scores; None: D^-0.5.
+        softcap: bound of the scores.
+        sinks: [H], the score of a key without value.
+
+    Returns:
+        [R, L, H, D].
+
+    Reference: Gemma Team 2024, section 2 (soft-capping).
+    """
+    key, value = _repeat_groups(query.shape[1], key, value)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        # Padding sees itself: a softmax over nothing is NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        columns = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
+        scores = torch.cat([scores, columns], -1)
+    probs = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return (probs[..., : value.shape[2]] @ value).transpose(1, 2).contiguous()
 
 
 def varlen_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None) -> Tensor:
@@ -145,18 +195,6 @@ def _run(attend: Lowering, inputs: list[Tensor], segments: Segments, scale: floa
         weights = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
         gradients = torch.autograd.grad((out * weights).sum(), leaves)
     return [out.detach(), *(gradient.float() for gradient in gradients)]
-
-
-def check_supported(model_type: str, where: str) -> None:
-    """Refuse architectures that are not tested to equal the padded path.
-
-    A sliding window is not part of the segments' mask; `check_window` keeps comparisons shorter than it.
-
-    Raises:
-        UserError: naming `where` and the supported architectures.
-    """
-    if model_type not in SUPPORTED:
-        raise UserError(f"{where}: architecture {model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
 
 
 # No mask function is registered, so transformers builds no mask: ours comes with the segments.
