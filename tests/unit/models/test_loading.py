@@ -13,7 +13,6 @@ from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, load_scorer, save
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import pack
-from prefdag.models.window import check_window
 from prefdag.rewards.model import RewardModel, initial_heads
 
 CPU = torch.device("cpu")
@@ -84,30 +83,17 @@ def test_a_policy_is_no_reward_model(folder: Path) -> None:
         load_scorer(folder, CPU)
 
 
-@pytest.mark.parametrize("architecture", ["opt", "bloom", "gemma", "mamba"])
-def test_an_unsupported_architecture_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": architecture}))
-    supported = "supported are gpt2, gpt_neox, llama, mistral, qwen2"
-    with pytest.raises(UserError, match=f"architecture '{architecture}' is not supported; {supported}"):
+@pytest.mark.parametrize("values", [{"model_type": "t5"}, {"model_type": "nothing_known"}])
+def test_what_is_no_causal_language_model_is_refused(values: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="cannot load a model from it"):
         load_policy(tmp_path, CPU)
 
 
-def test_a_window_that_a_comparison_reaches_over_is_refused(tmp_path: Path) -> None:
-    """Qwen2's is off unless it says otherwise; Mistral's is on, and 4,096 where its config does not say."""
-    qwen2 = {"model_type": "qwen2", "sliding_window": 4, "max_window_layers": 0}
-    for config, reach, refused in (
-        (qwen2, 5, False),
-        (qwen2 | {"use_sliding_window": True}, 4, False),
-        (qwen2 | {"use_sliding_window": True}, 5, True),
-        ({"model_type": "mistral"}, 4096, False),
-        ({"model_type": "mistral"}, 4097, True),
-    ):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        if not refused:
-            check_window(tmp_path, reach, "keys")
-            continue
-        with pytest.raises(UserError, match=f"attends to {reach - 1} tokens, and keys allow {reach}; lower them"):
-            check_window(tmp_path, reach, "keys")
+def test_a_router_loss_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", "output_router_logits": True}))
+    with pytest.raises(UserError, match="adds a router loss .*; set it to false"):
+        load_policy(tmp_path, CPU)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

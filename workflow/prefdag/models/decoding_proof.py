@@ -14,8 +14,7 @@ TOKENS = (7, 4, 9, 3, 14, 6, 5)
 
 
 def chosen_decoder(model: PreTrainedModel) -> type[Decoder]:
-    """Return the fastest decoder whose logits equal those of whole rows, on a shrunken copy of the model.
-    """
+    """Return the fastest decoder whose logits equal those of whole rows, on a shrunken copy of the model."""
     path = proof_path(model.config, "decoding")
     if path.is_file():
         return DECODERS[path.read_text()]

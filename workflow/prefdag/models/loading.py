@@ -1,6 +1,7 @@
 """Build, load and save models; set up the process to run them."""
 
 import ctypes
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from prefdag.models.route import set_route
 from prefdag.os_errors import out_of_memory
 from prefdag.seeds import named_seed
 
+logger = logging.getLogger(__name__)
 HEAD = "score.weight"
 ALIGNMENT = 64  # bytes
 
@@ -92,7 +94,7 @@ def _load(
     options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         model, report = kind.from_pretrained(folder, **options)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _not_loaded(folder, error) from None
     # transformers initialises missing weights at random, and only warns.
     lacking = sorted(name for name in report["missing_keys"] if name != may_lack)
@@ -102,6 +104,8 @@ def _load(
     model = model.to(device).eval()
     _align(model)
     set_route(model, route)
+    if route.reason:
+        logger.info("%s: %s is computed %s: %s", folder, config.model_type, route, route.reason)
     if is_new and kind is AutoModelForCausalLM:
         check_weights(model, route, str(folder))
     return model

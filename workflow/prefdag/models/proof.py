@@ -274,7 +274,12 @@ def _worst(values: Values, truth: Values) -> tuple[str, float]:
 
 
 def relative_error(values: Tensor, truth: Tensor, least: float = 1e-3) -> float:
-    """Return the largest difference relative to the largest value, at least `least`; NaN is infinite."""
+    """Return the largest difference relative to the largest value; NaN is infinite.
+
+    Args:
+        values, truth: of one shape.
+        least: the smallest value to be relative to.
+    """
     error = ((values - truth).abs().max() / truth.abs().max().clamp(min=least)).item()
     return error if error == error else float("inf")
 

@@ -54,6 +54,12 @@ def route_of(model: PreTrainedModel) -> Route:
     return route
 
 
+def route_facts(model: PreTrainedModel) -> dict[str, str]:
+    """Return what a manifest states of a route; nothing of the fastest."""
+    route = route_of(model)
+    return {"route": str(route), "route_reason": route.reason} if route.reason else {}
+
+
 def set_route(model: PreTrainedModel, route: Route) -> None:
     object.__setattr__(model, ATTRIBUTE, route)
 
@@ -73,7 +79,15 @@ def implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def scaled_logits(config: Any, logits: Tensor) -> Tensor:
-    """Apply what some architectures do to the head's output: a factor (Cohere, Granite), soft-capping (Gemma 2)."""
+    """Apply what some architectures do to the head's output: a factor (Cohere, Granite), soft-capping (Gemma 2).
+
+    Args:
+        config: of the model.
+        logits: [..., V].
+
+    Returns:
+        [..., V].
+    """
     scale, cap = logit_scale(config), soft_cap(config)
     if scale != 1:
         logits = logits * scale

@@ -22,7 +22,6 @@ from prefdag.errors import UserError
 from prefdag.models.generation import Sample, sample
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.vllm import sample_vllm
-from prefdag.models.window import check_window
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
@@ -92,8 +91,6 @@ def _sampled(
     device = set_up(settings.threads)
     name = AnswerSet.parse(workspace.name or "policy").policy if job.round is None else policy.parent.name
     workspace.log_model_input("policy", name, str(weights.relative_to(policy.parent)))
-    reach = max(map(len, prompts), default=0) + settings.max_new_tokens
-    check_window(weights, reach, "prompts and generate.max_new_tokens")
     if settings.backend == "vllm":
         samples = sample_vllm(weights, prompts, keys, settings, end)
     else:

@@ -21,7 +21,6 @@ from prefdag.data.settled import settle
 from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
-from prefdag.models.window import check_window
 from prefdag.rewards.ground_truth import GroundTruth, load_ground_truth
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -57,8 +56,6 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
     job = job.model_copy(update={"prepare": settle(job.prepare, tokenizer)})
-    longest = job.prepare.max_prompt_tokens + job.pairs.max_new_tokens
-    check_window(policy.parent / "model", longest, "prepare.max_prompt_tokens and pairs.max_new_tokens")
     facts = {}
     (workspace.output / "rankings").mkdir()
     # `prepare` holds a split without a prompts file out of train.

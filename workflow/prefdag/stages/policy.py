@@ -13,7 +13,6 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.models.loading import load_policy, save, set_up
-from prefdag.models.window import check_window
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
 from prefdag.online.rewards import Sources, load_scorer
@@ -65,7 +64,6 @@ def run(
     workspace.log_model_input("policy", "sft")
     workspace.log_dataset("prompts", "train", "training")
     weights, questions = policy.parent / "model", prompts_of(prompts.parent / "train")
-    check_window(weights, max(map(len, questions)) + settings.max_new_tokens, "prompts and online.max_new_tokens")
     tokenizer = load_tokenizer(weights)
     written = read_manifest(prompts).content["config"]["prepare"]
     end = stop_token(tokenizer, Prepare.parse(written, str(prompts), "config.prepare"))

@@ -13,6 +13,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.route import route_facts, route_of
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -94,7 +95,7 @@ def run(
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
-    workspace.results(facts)
+    workspace.results({**facts, **route_facts(model)})
     return facts
 
 
@@ -119,7 +120,7 @@ def _caches(
         raise UserError(f"preference --reference: {job.objective.method} reads the reference; pass its manifest")
     manifest = read_manifest(reference)
     device = next(model.parameters()).device
-    check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device))
+    check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device, route_of(model)))
     caches = {split: ReferenceCache(manifest, split, view) for split, view in views.items()}
     caches["train"].verify(model, views["train"])
     return caches

@@ -22,7 +22,6 @@ from prefdag.data.splits import check_sizes, held_out_shares
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.errors import UserError
-from prefdag.models.window import check_window
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -66,7 +65,7 @@ def run(
     Returns:
         The numbers of rows read and used, by split, and `settled`: values of the keys that the suite leaves open.
     """
-    vocabulary = _load_tokenizer(job, tokenizer)
+    vocabulary = _load_tokenizer(tokenizer)
     inputs = _row_files(job, rows)
     stated = job.prepare
     job = job.model_copy(update={"prepare": settle(stated, vocabulary)})
@@ -97,14 +96,11 @@ def run(
     return {**facts, "settled": settled} if settled else facts
 
 
-def _load_tokenizer(job: Job, tokenizer: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, and check that the longest comparison fits the model, if it is fetched with one."""
+def _load_tokenizer(tokenizer: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the fetched model, or a tokenizer that is fetched alone."""
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
     model = next((folder for folder in folders if folder.is_dir()), folders[0])
-    vocabulary = load_tokenizer(model)
-    longest = job.prepare.max_prompt_tokens + job.prepare.max_response_tokens
-    check_window(model, longest, "prepare.max_prompt_tokens and max_response_tokens")
-    return vocabulary
+    return load_tokenizer(model)
 
 
 def _row_files(job: Job, rows: Path) -> RowFiles:

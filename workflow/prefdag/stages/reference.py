@@ -9,6 +9,7 @@ from typing import Any
 from prefdag.config.reference import Reference
 from prefdag.data.token_store import Store
 from prefdag.models.loading import load_policy, set_up
+from prefdag.models.route import route_facts, route_of
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -42,4 +43,5 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
         store = Store.open(comparisons.parent / split)
         counts[split] = write_cache(model, store, workspace.output / f"{split}.npy", job.reference.tokens_per_batch)
         print(f"reference: {split}: {len(store)} comparisons, {counts[split]} response tokens", flush=True)
-    return {"key": cache_key(read_manifest(policy), read_manifest(comparisons), device), "tokens": counts}
+    key = cache_key(read_manifest(policy), read_manifest(comparisons), device, route_of(model))
+    return {"key": key, "tokens": counts, **route_facts(model)}

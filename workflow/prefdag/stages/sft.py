@@ -7,6 +7,7 @@ from prefdag.config.sft import SFT
 from prefdag.data.token_store import Store
 from prefdag.distributed.ranks import is_first
 from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.route import route_facts
 from prefdag.provenance.links import link_weights
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -50,5 +51,5 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
     if facts:
         facts["nll_after"] = mean_nll(model.eval(), held_out, settings.tokens_per_batch)
     workspace.log_model_output("sft", parents=["base"])
-    workspace.results({**facts, "steps": num_steps})
+    workspace.results({**facts, "steps": num_steps, **route_facts(model)})
     return facts

@@ -20,6 +20,7 @@ from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.ops.device import autocast, to_device
 from prefdag.models.packing import Segments, iter_packed, pack
+from prefdag.models.route import FASTEST, Route
 from prefdag.provenance.manifest import Manifest
 
 VERIFIED_ROWS = 4
@@ -27,15 +28,24 @@ VERIFIED_ROWS = 4
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 
 
-def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device) -> dict[str, Any]:
-    """Return what cached log-probs depend on: weights, tokens, precision, attention, library versions."""
+def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device, route: Route = FASTEST) -> dict[str, Any]:
+    """Return what cached log-probs depend on: weights, tokens, precision, attention, library versions.
+
+    Args:
+        policy: manifest of the reference policy.
+        comparisons: manifest of the token stores.
+        device: where log-probs are computed.
+        route: how the policy is computed.
+    """
     files = comparisons.content["files"]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    way = lowering(device, dtype)
+    attention = NAME if way == "masked" else f"{NAME} {way}"
     return {
         "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(".safetensors")},
         "tokens": {n: e["sha256"] for n, e in files.items() if n.endswith(("/tokens.npy", "/offsets.npy"))},
         "dtype": str(dtype).removeprefix("torch."),
-        "attention": NAME if (way := lowering(device, dtype)) == "masked" else f"{NAME} {way}",
+        "attention": attention if route.kind == "segments" else str(route),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }
 

@@ -106,7 +106,18 @@ def _repeat_groups(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
 def masked_lowering(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float | None, window: int | None = None
 ) -> Tensor:
-    """Attend under a boolean mask of R x L x L: [R, L, H, D]."""
+    """Attend under a boolean mask of R x L x L.
+
+    Args:
+        query: [R, H, L, D].
+        key, value: [R, H / groups, L, D].
+        segments: which token may see which.
+        scale: factor on the scores; None: D^-0.5.
+        window: positions that a token sees, its own included; None: all.
+
+    Returns:
+        [R, L, H, D].
+    """
     key, value = _repeat_groups(query.shape[1], key, value)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.windowed(window), scale=scale)
     return out.transpose(1, 2).contiguous()
