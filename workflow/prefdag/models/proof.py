@@ -92,8 +92,9 @@ def check_weights(model: PreTrainedModel, route: Route, where: str) -> None:
     Raises:
         UserError: if the log-probs differ.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    pairs = _comparisons(vocabulary)
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    pairs = _comparisons(len(weight))
     with torch.no_grad():
         with implementation(model, "eager"):
             truth = torch.cat([_single(model, one) for one in pairs])
@@ -148,10 +149,10 @@ def prove(config: PretrainedConfig, where: str) -> Route:
         except Exception as error:  # a candidate may fail in any way: transformers' code and kernels run in it
             failures.append(f"{candidate}: {first_line(error)}")
             continue
-        name, error = _worst(values, truth)
-        if error <= TOLERANCE:
+        name, distance = _worst(values, truth)
+        if distance <= TOLERANCE:
             return candidate.model_copy(update={"reason": "; ".join(failures)})
-        failures.append(f"{candidate}: {name} differs by {error:.2g}")
+        failures.append(f"{candidate}: {name} differs by {distance:.2g}")
     raise UserError(f"{where}: no way to compute {config.model_type!r} equals single rows ({'; '.join(failures)})")
 
 

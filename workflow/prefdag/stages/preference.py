@@ -95,8 +95,8 @@ def run(
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     facts = {f"validation_{name}": value for name, value in held_out.items()}
-    workspace.results({**facts, **route_facts(model)})
-    return facts
+    workspace.results(facts)
+    return {**facts, **route_facts(model)}
 
 
 def _can_be_evaluated(job: Job, view: Store | Unpaired | None) -> bool:

@@ -51,5 +51,5 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
     if facts:
         facts["nll_after"] = mean_nll(model.eval(), held_out, settings.tokens_per_batch)
     workspace.log_model_output("sft", parents=["base"])
-    workspace.results({**facts, "steps": num_steps, **route_facts(model)})
-    return facts
+    workspace.results({**facts, "steps": num_steps})
+    return {**facts, **route_facts(model)}
