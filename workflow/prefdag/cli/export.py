@@ -16,13 +16,14 @@ import yaml
 
 from prefdag.cli.commands import options
 from prefdag.config.answer_sets import weights_of
-from prefdag.config.objectives import objective
+from prefdag.config.online.methods import row_objective
 from prefdag.errors import UserError
 from prefdag.evaluation.trained import training_of
 from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of, weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")
+ALIGNING = ("preference", "policy")  # stages with a folder for each run
 MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 
 
@@ -103,8 +104,8 @@ def card(manifest: Manifest, run: str, weights: str = "model", dtype: str | None
     """Return the model card in Markdown, from the manifests of the policy and of its ancestors, and from its scores."""
     suite = suite_folder(manifest)
     config = manifest.content["config"]
-    aligned = manifest.content["stage"] == "preference"
-    loss = objective(config["objective"], str(manifest.path), "config.objective") if aligned else None
+    aligned = manifest.content["stage"] in ALIGNING
+    loss = row_objective(config["objective"], str(manifest.path), "config.objective") if aligned else None
     ancestry = list(lineage(manifest, suite))
     origins = [one.content["config"] for one in ancestry if one.content["stage"] == "fetch"]
     return _template().render(
@@ -160,7 +161,7 @@ def push(folder: Path, repository: str, public: bool) -> str:
 
 def suite_folder(manifest: Manifest) -> Path:
     """Return results/<suite> of a policy's manifest."""
-    return manifest.folder.parents[1 if manifest.content["stage"] == "preference" else 0]
+    return manifest.folder.parents[1 if manifest.content["stage"] in ALIGNING else 0]
 
 
 def _front(run: str, method: str | None, origins: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def training_of(results: Path, name: str) -> tuple[Path, int | None]:
     one = AnswerSet.parse(name)
     if one.policy in ("sft", "pretrain"):
         return results / one.policy, None
-    whole = results / "preference" / one.policy
+    online = results / "policy" / one.policy
+    whole = online if (online / MANIFEST).is_file() else results / "preference" / one.policy
     rounds = _rounds(results, one.policy)
     if not rounds or (whole / MANIFEST).is_file():
         return whole, one.step

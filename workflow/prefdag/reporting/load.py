@@ -49,7 +49,7 @@ class SuiteResults:
         answers: a row per scored set of answers (`tables.answers_table`).
         shown: the policies that are shown side by side: `sft`, then the compared runs.
         tables: scores.csv of each policy. means: the same by prompt.
-        curves: curves.csv of each run.
+        curves: curves.csv of each preference run. online: of each on-policy run.
         wins: judge/summary.json of each set of answers. verdicts: the paths of their verdicts.csv.
         accuracies: held-out evaluation of each reward, by its name on the page.
         league: `league.league`, None unless the suite asks for it.
@@ -69,6 +69,7 @@ class SuiteResults:
     accuracies: dict[str, Any]
     league: pd.DataFrame | None
     pool: pd.DataFrame | None
+    online: dict[str, pd.DataFrame]
 
     @property
     def display(self) -> dict[str, str]:
@@ -169,7 +170,9 @@ def load_results(
     means = {name: means_by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
     table = runs_table(runs, summaries, wins, sizes)
     table = table.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
-    curves, steps = _curves(inputs.preferences)
+    every, steps = _curves(inputs.preferences)
+    online = {name: curve for name, curve in every.items() if "score" in curve}
+    curves = {name: curve for name, curve in every.items() if name not in online}
     ranking = None
     if settings.matched_kl and curves:
         seconds = seconds_per_step(journals) if journals is not None else None
@@ -187,6 +190,7 @@ def load_results(
         verdicts=verdicts,
         accuracies=accuracies_of(inputs.reward, scores, table),
         league=ranking,
+        online=online,
         pool=pd.read_csv(inputs.best_of_n.parent / "best_of_n.csv") if inputs.best_of_n else None,
     )
 

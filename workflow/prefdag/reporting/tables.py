@@ -9,6 +9,7 @@ import pandas as pd
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.online.methods import METHODS
 from prefdag.errors import UserError
 from prefdag.evaluation.calibration import Calibration
 
@@ -26,8 +27,9 @@ SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda"
 
 def title(method: str) -> str:
     """Return a method's name as papers print it."""
-    if method in OBJECTIVES and OBJECTIVES[method].title:
-        return OBJECTIVES[method].title
+    entry = OBJECTIVES.get(method) or METHODS.get(method)
+    if entry is not None and entry.title:
+        return entry.title
     # A user's loss is called by its function.
     return BEFORE_TITLES.get(method, method.rpartition(":")[2].replace("_", " "))
 

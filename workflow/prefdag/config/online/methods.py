@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from prefdag.config.objectives import Objective
+from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import Online
 from prefdag.errors import UserError
 from prefdag.schema import NonNegative, Positive
@@ -146,6 +146,12 @@ METHODS: dict[str, type[PolicyMethod]] = {
 def reads_values(method: TokenMethod) -> bool:
     """Return whether a method trains a value head."""
     return isinstance(method, PPO) or (isinstance(method, Reinforce) and method.baseline == "learned")
+
+
+def row_objective(values: dict[str, Any], where: str, inside: str) -> Objective:
+    """Validate the objective of a run: a policy-gradient method or a preference loss."""
+    check = policy_method if values.get("method") in METHODS else objective
+    return check(values, where, inside)
 
 
 def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMethod:

@@ -111,6 +111,11 @@ class Online(Preference):
         """Return the run whose implicit reward is optimised."""
         return self.reward.removeprefix(IMPLICIT) if self.reward.startswith(IMPLICIT) else None
 
+    def shown_options(self) -> dict[str, Any]:
+        """Return what tells rows of one method apart in the report, next to the method's options."""
+        target = {"kl_target": self.kl.target} if self.kl.target else {"kl": self.kl.coefficient}
+        return {**target, "samples": self.samples, "reward": self.reward}
+
     @property
     def reads_reference(self) -> bool:
         """Whether the KL to the reference is part of the objective."""

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from prefdag.evaluation.calibration import accuracy_by_length
-from prefdag.reporting.figures import answers, curves, distributions, reliability, texts
+from prefdag.reporting.figures import answers, curves, distributions, on_policy, reliability, texts
 from prefdag.reporting.figures.catalogue import Catalogue
 from prefdag.reporting.figures.frontier import frontier as one_panel
 from prefdag.reporting.figures.league import frontiers, league_figure
@@ -114,6 +114,16 @@ def training(results: SuiteResults) -> Figure | None:
         runs = runs[runs["method"].isin(set(runs["method"][runs["run"].isin(results.shown)]))]
     shown = {name: curve for name, curve in results.curves.items() if name in set(runs["run"])}
     return curves.training(shown, runs)
+
+
+@FIGURES.add(
+    "On-policy training: reward against KL, and what each round measures",
+    "From the left: mean score of a round's responses against their sequence KL to the reference, along training (the "
+    "dot is the last round); score, KL, entropy and length by round. Lines are means over a tenth of the rounds.",
+    section="training",
+)
+def on_policy_training(results: SuiteResults) -> Figure | None:
+    return on_policy.training(results.online) if results.online else None
 
 
 @FIGURES.add(
