@@ -158,8 +158,9 @@ def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> lis
     if (preset := row.pop("preset", None)) is not None:
         if preset not in PRESETS:
             raise UserError(f"{where}: {inside}.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        stated = row.pop("method", None)
         row = {**PRESETS[preset], **row}
-        if row["method"] != PRESETS[preset]["method"]:
+        if stated not in (None, row["method"]):
             raise UserError(f"{where}: {inside}.method: the preset {preset} is of {PRESETS[preset]['method']}")
     options = METHODS[row["method"]].model_fields
     method = policy_method(
