@@ -48,7 +48,7 @@ def online_training(
     scorer: Scorer = counted_token,
     **hooks: Callable[..., None],
 ) -> OnlineTraining:
-    """A training, everything in it made anew but the checkpoint."""
+    """A training, everything in it new except the checkpoint."""
     from prefdag.config.online.methods import METHODS
 
     values = {**SETTINGS, **row}
