@@ -1,0 +1,139 @@
+"""`prefdag check`: what it shows of the first rows, and what it refuses before anything runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import MINI
+from model_folder import write_model_folder
+from prefdag.cli.main import main
+from prefdag.data.splits import place_of
+
+SUITE: dict[str, Any] = {
+    "name": "mine",
+    "prepare": {
+        "adapter": "pairs",
+        "template": "chat",
+        "bos": False,
+        "end_of_turn": "<|im_end|>",
+        "over_long": "drop",
+        "max_prompt_tokens": 100,
+        "max_response_tokens": 100,
+    },
+    "sft": {"max_steps": 0, "batch_size": 4, "learning_rate": 1e-3},
+    "reward": {"batch_size": 4, "learning_rate": 1e-3},
+    "reference": {},
+    "preference": {"batch_size": 4, "learning_rate": 1e-3},
+    "generate": {"max_new_tokens": 16},
+    "score": {"reward": "trained"},
+    "runs": [{"name": "dpo", "method": "dpo", "beta": 0.1}],
+}
+
+
+SEED_WITH_P_IN_TRAIN = next(seed for seed in range(9) if place_of("p", seed) > 0.6)
+
+
+def rows(num: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(num)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_folder(tmp_path_factory.mktemp("models") / "chat")
+
+
+def check(folder: Path, model: Path, data: list[dict[str, Any]], /, **changes: Any) -> int:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in data))
+    suite = {**SUITE, "model": {"source": str(model)}, "data": {"source": str(path)}}
+    for key, value in changes.items():
+        suite[key] = {**suite.get(key, {}), **value} if isinstance(value, dict) else value
+    (folder / "mine.yaml").write_text(yaml.safe_dump(suite))
+    return main(["check", str(folder / "mine.yaml")])
+
+
+def test_what_it_shows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    """Nothing is left behind: no results, no suite file."""
+    monkeypatch.chdir(tmp_path)
+    assert check(tmp_path, model, rows(60)) == 0
+    said = capsys.readouterr().out
+    assert "mine: rows read: train 60 of 60" in said
+    assert "splits: train 51, validation 3, test 6 rows" in said
+    assert "comparisons: train: 51 of 51 rows used" in said
+    start = "<|im_start|>|u|s|e|r|\u21b5|W|h|a|t|"
+    assert said.count(start) == 2 and "|<|im_end|>|\u21b5|<|im_start|>|a|s|s|i|s|t|a|n|t|\u21b5\n" in said
+    assert "9 tokens  I|t| |i|s| |" in said and "N|o| |i|d|e|a|.|<|im_end|>" in said
+    assert "51 comparisons; about" in said and "memory up to" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "rows.jsonl"]
+
+
+def test_only_the_first_rows_are_read(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Row 200 is no JSON; the sizes are those of the whole file, a tenth of which is not usable."""
+    data = [row | ({"chosen": ""} if n % 10 == 0 else {}) for n, row in enumerate(rows(1000))]
+    assert check(tmp_path, model, data) == 0
+    said = capsys.readouterr().out
+    assert "train 200 of 1,000" in said
+    assert "comparisons: train: 20 dropped, empty chosen: rows 0, 10, 20" in said
+    assert "splits: about train 765, validation 45, test 90 rows" in said
+    assert "765" in said or "900 comparisons" in said
+
+
+def test_many_dropped_rows_are_a_warning(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = [row | ({"rejected": row["chosen"]} if n % 2 else {}) for n, row in enumerate(rows(60))]
+    assert check(tmp_path, model, data) == 0
+    said = capsys.readouterr().out
+    assert "warning: comparisons: train:" in said and "of the rows are dropped" in said
+    assert "dropped, equal responses: rows 1, 3, 5" in said
+
+
+@pytest.mark.parametrize(
+    ("num", "changes", "sentence"),
+    [
+        (5, {}, "results/mine/fetch/data/train.jsonl: 5 different prompts, but at least 6 are needed"),
+        (60, {"prepare": {"test_fraction": 0.01}}, "but needs at least 2; usable rows are"),
+        (60, {"prepare": {"max_prompt_tokens": 3}}, "no row of the train split can be used"),
+        (60, {"prepare": {"end_of_turn": "<none>"}}, "the tokenizer has no token '<none>'"),
+        (60, {"prepare": {"adapter": "hh"}}, "no row of the train split can be used"),
+        (60, {"data": {"columns": {"prompt": "question"}}}, "row 0 has no column 'question'"),
+        (60, {"data": {"source": "nowhere"}}, "nowhere does not exist"),
+    ],
+)
+def test_what_prepare_would_refuse(
+    num: int,
+    changes: dict[str, Any],
+    sentence: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Any,
+):
+    monkeypatch.chdir(tmp_path)
+    assert check(tmp_path, model, rows(num), **changes) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "/tmp/tmp" not in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_one_prompt_with_most_of_the_examples(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """KTO pairs each prompt with another prompt's response; that one prompt's cannot all find one."""
+    data = [row | ({"prompt": "p"} if n >= 8 else {}) for n, row in enumerate(rows(60))]
+    runs = [{"name": "kto", "method": "kto", "beta": 0.1}]
+    assert check(tmp_path, model, data, runs=runs, prepare={"seed": SEED_WITH_P_IN_TRAIN}) == 2
+    assert "answer one and the same prompt; add prompts or choose another loss" in capsys.readouterr().err
+
+
+def test_answers_beyond_the_context_are_a_warning(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert check(tmp_path, model, rows(60), generate={"max_new_tokens": 500}) == 0
+    assert "beyond the model's context of 512 tokens; lower one of them" in capsys.readouterr().out
+
+
+def test_a_world_of_sampled_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A tokenizer is trained on the first rows, as `pretrain` will on all of them."""
+    (tmp_path / "mini.yaml").write_text(MINI)
+    assert main(["check", str(tmp_path / "mini.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "comparisons: sampled from the SFT policy" in said
+    assert "demonstrations: train: 200 of 200 rows used" in said and "<|bos|>|" in said

@@ -1,0 +1,70 @@
+"""A new user's first suite: `prefdag init`, `prefdag check` and `snakemake` on a model folder and 60 rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import Project, checkout, environment
+from model_folder import write_model_folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    copy = checkout(tmp_path)
+    write_model_folder(tmp_path / "models/mine")
+    return copy
+
+
+def prefdag(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+    variables = {**environment(), "PYTHONPATH": str(project.folder / "workflow")}
+    command = [sys.executable, "-m", "prefdag", *words]
+    return subprocess.run(command, cwd=project.folder, env=variables, capture_output=True, text=True)
+
+
+def write_pairs(path: Path, num: int, **last: str) -> None:
+    rows = [
+        {"prompt": f"What is {n} and {n}?", "chosen": f"It is {2 * n}.", "rejected": "Who knows?"} for n in range(num)
+    ]
+    rows[-1] |= last
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_ten_minutes(project: Project):
+    """The suite that `init` writes runs to its report; 59 of 60 rows are used, and it says so."""
+    write_pairs(project.folder / "mine.jsonl", 60, rejected="It is 118.")
+    written = prefdag(project, "init", "--model", "models/mine", "--data", "mine.jsonl")
+    assert written.returncode == 0, written.stderr
+    checked = prefdag(project, "check", "configs/mine.yaml")
+    assert checked.returncode == 0, checked.stderr
+    assert "1 dropped, equal responses: rows 59" in checked.stdout
+    run = project.snakemake("--cores", "2", suite="configs/mine.yaml")
+    assert run.returncode == 0, run.stderr
+    results = project.folder / "results/mine"
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")
+    assert list(runs.index) == ["base", "sft", "dpo"] and runs["reward"].notna().all()
+    weights = [results / f"{name}/model/model.safetensors" for name in ("fetch/model", "sft")]
+    assert all(os.path.samefile(project.folder / "models/mine/model.safetensors", path) for path in weights)
+    again = project.snakemake("-n", suite="configs/mine.yaml")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_too_few_rows_train_nothing(project: Project):
+    """`prepare` refuses 6 rows of which one is dropped; SFT, which does not read comparisons, has not run by then."""
+    write_pairs(project.folder / "mine.jsonl", 6, rejected="It is 10.")
+    (project.folder / "configs/few.yaml").write_text(
+        "name: few\nmodel: {source: models/mine}\ndata: {source: mine.jsonl}\n"
+        "prepare: {adapter: pairs, template: chat, bos: false, end_of_turn: '<|im_end|>', over_long: drop, "
+        "max_prompt_tokens: 99, max_response_tokens: 99}\n"
+        "sft: {batch_size: 2, learning_rate: 1e-3}\nreward: {batch_size: 2, learning_rate: 1e-3}\nreference: {}\n"
+        "preference: {batch_size: 2, learning_rate: 1e-3}\ngenerate: {max_new_tokens: 8}\nscore: {reward: trained}\n"
+        "runs:\n  - {name: dpo, method: dpo, beta: 0.1}\n"
+    )
+    run = project.snakemake("--cores", "2", suite="configs/few.yaml")
+    assert run.returncode != 0
+    assert "5 different prompts, but at least 6 are needed" in run.stdout + run.stderr
+    assert not (project.folder / "results/few/sft/model").exists()

@@ -1,0 +1,137 @@
+"""Run `fetch` and `prepare` on the first rows of a suite, in a temporary folder, before anything is run in earnest.
+
+The stages themselves do it, so that a preview refuses what they refuse, in the same words.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prefdag.config import jobs
+from prefdag.config.data import SPLITS, Data, Mixed
+from prefdag.config.model import TOKENIZER_FILES, Origin
+from prefdag.config.suite import Suite
+from prefdag.data.sources.resolve import model_files
+from prefdag.errors import UserError
+from prefdag.planning.graph import jobs_of
+from prefdag.provenance.links import link_or_copy
+from prefdag.provenance.manifest import MANIFEST, describe
+
+ROWS = 200  # read of each split of each source
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the first rows come to.
+
+    Attributes:
+        folder: where the stages wrote, as in results/<suite>.
+        rows: number of rows read, by split.
+        is_whole: whether these are all rows of the suite.
+        datasets: those that can be prepared before any training; sampled comparisons cannot.
+    """
+
+    folder: Path
+    rows: dict[str, int]
+    is_whole: bool
+    datasets: tuple[str, ...]
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer."""
+        return next(
+            path for path in (self.folder / "fetch/model/model", self.folder / "tokenizer/tokenizer") if path.is_dir()
+        )
+
+    def audit(self, dataset: str) -> dict[str, Any]:
+        """Return audit.json of a dataset."""
+        audit: dict[str, Any] = json.loads((self.folder / f"prepare/{dataset}/audit.json").read_text())
+        return audit
+
+
+def preview(suite: Suite, folder: Path) -> Preview:
+    """Fetch and prepare the first rows of every source in an empty folder, with its tokenizer.
+
+    Raises:
+        UserError: a stage refuses them; paths are named as in the suite's results.
+    """
+    with _as_results(suite, folder), contextlib.redirect_stdout(io.StringIO()):
+        shortened = suite.model_copy(update={"data": first_rows_of(suite.data)})
+        _run("fetch", "data", folder, jobs.config_of(shortened, "fetch", "data"))
+        facts = json.loads((folder / "fetch/data" / MANIFEST).read_text())["facts"]
+        rows = {split: facts[split] for split in SPLITS if split in facts}
+        is_whole = suite.data.source != "world" and sum(rows.values()) < ROWS
+        tokenizer = _tokenizer(suite, folder)
+        if not is_whole:  # the shares of a part say nothing of the whole
+            some = suite.prepare.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+            shortened = shortened.model_copy(update={"prepare": some})
+        names = [name for name in jobs_of(suite) if name.startswith("prepare/")]
+        datasets = tuple(name.partition("/")[2] for name in names)
+        if suite.pairs is not None:
+            datasets = tuple(name for name in datasets if name in ("demonstrations", "ood"))
+        for dataset in datasets:
+            inputs = {"rows": folder / "fetch/data" / MANIFEST, "tokenizer": tokenizer, "demonstrations": None}
+            if dataset != "demonstrations":
+                inputs["demonstrations"] = folder / "prepare/demonstrations" / MANIFEST
+            _run("prepare", dataset, folder, jobs.config_of(shortened, "prepare", dataset), **inputs)
+    return Preview(folder, rows, is_whole, datasets)
+
+
+def first_rows_of(data: Data) -> Data:
+    """Return the section `data` cut to the first rows of every source."""
+    most = {"max_rows": min(data.max_rows or ROWS, ROWS)}
+    if data.world is not None:
+        sizes = {name: min(value, ROWS) for name, value in data.world if name != "seed"}
+        return data.model_copy(update={"world": data.world.model_copy(update=sizes)})
+    if not data.sources:
+        return data.model_copy(update=most)
+    return data.model_copy(update={"sources": tuple(map(_first_rows, data.sources))})
+
+
+def _first_rows(source: Mixed) -> Mixed:
+    count = source.count and min(source.count, ROWS)
+    return source.model_copy(update={"max_rows": min(source.max_rows or ROWS, ROWS), "count": count})
+
+
+def _run(stage: str, name: str, folder: Path, config: str, **inputs: Path | None) -> None:
+    """Run one stage in this process. Imported by name: a command and the stages do not import one another."""
+    module, output = import_module(f"prefdag.stages.{stage}"), folder / stage / name / MANIFEST
+    import_module("prefdag.runtime.stage").run_stage(stage, module, config, inputs, output)
+
+
+def _tokenizer(suite: Suite, folder: Path) -> Path:
+    """Return the manifest of the tokenizer: the model's, the stated one, or one that is trained on the first rows."""
+    if not suite.model.from_scratch:
+        origin = Origin(source=suite.model.source, revision=suite.model.revision)
+        target = folder / "fetch/model/model"
+        target.mkdir(parents=True)
+        for name, path in model_files(origin, "model", suite.lock, TOKENIZER_FILES).files.items():
+            link_or_copy(path, target / name)
+    elif suite.model.tokenizer is not None:
+        target = folder / "tokenizer/tokenizer"
+        _run("fetch", "tokenizer", folder, jobs.config_of(suite, "fetch", "tokenizer"))
+        (folder / "fetch/tokenizer").rename(target.parent)
+    else:
+        assert suite.model.scratch is not None
+        target = folder / "tokenizer/tokenizer"
+        documents = import_module("prefdag.data.adapters.registry").iter_documents
+        texts = documents(suite.prepare.adapter, folder / "fetch/data")
+        train = import_module("prefdag.stages.pretrain").train_tokenizer
+        train(texts, suite.model.scratch.vocab_size).save_pretrained(target)
+    manifest = target.parent / MANIFEST
+    manifest.write_bytes(describe(target.parent, "fetch", {}, {}, {}, {}))
+    return manifest
+
+
+@contextlib.contextmanager
+def _as_results(suite: Suite, folder: Path) -> Iterator[None]:
+    """Name the files of the temporary folder as those of the suite's results, in errors."""
+    try:
+        yield
+    except UserError as mistake:
+        raise UserError(str(mistake).replace(str(folder), f"results/{suite.name}")) from None
