@@ -59,14 +59,14 @@ def test_what_it_shows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     """Nothing is left behind: no results, no suite file."""
     monkeypatch.chdir(tmp_path)
     assert check(tmp_path, model, rows(60)) == 0
-    said = capsys.readouterr().out
-    assert "mine: rows read: train 60 of 60" in said
-    assert "splits: train 51, validation 3, test 6 rows" in said
-    assert "comparisons: train: 51 of 51 rows used" in said
+    output = capsys.readouterr().out
+    assert "mine: rows read: train 60 of 60" in output
+    assert "splits: train 51, validation 3, test 6 rows" in output
+    assert "comparisons: train: 51 of 51 rows used" in output
     start = "<|im_start|>|u|s|e|r|\u21b5|W|h|a|t|"
-    assert said.count(start) == 2 and "|<|im_end|>|\u21b5|<|im_start|>|a|s|s|i|s|t|a|n|t|\u21b5\n" in said
-    assert "9 tokens  I|t| |i|s| |" in said and "N|o| |i|d|e|a|.|<|im_end|>" in said
-    assert "51 comparisons; about" in said and "memory up to" in said
+    assert output.count(start) == 2 and "|<|im_end|>|\u21b5|<|im_start|>|a|s|s|i|s|t|a|n|t|\u21b5\n" in output
+    assert "9 tokens  I|t| |i|s| |" in output and "N|o| |i|d|e|a|.|<|im_end|>" in output
+    assert "51 comparisons; about" in output and "memory up to" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "rows.jsonl"]
 
 
@@ -74,19 +74,19 @@ def test_only_the_first_rows_are_read(model: Path, tmp_path: Path, capsys: pytes
     """Row 200 is no JSON; the sizes are those of the whole file, a tenth of which is not usable."""
     data = [row | ({"chosen": ""} if n % 10 == 0 else {}) for n, row in enumerate(rows(1000))]
     assert check(tmp_path, model, data) == 0
-    said = capsys.readouterr().out
-    assert "train 200 of 1,000" in said
-    assert "comparisons: train: 20 dropped, empty chosen: rows 0, 10, 20" in said
-    assert "splits: about train 765, validation 45, test 90 rows" in said
-    assert "765" in said or "900 comparisons" in said
+    output = capsys.readouterr().out
+    assert "train 200 of 1,000" in output
+    assert "comparisons: train: 20 dropped, empty chosen: rows 0, 10, 20" in output
+    assert "splits: about train 765, validation 45, test 90 rows" in output
+    assert "765" in output or "900 comparisons" in output
 
 
 def test_many_dropped_rows_are_a_warning(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = [row | ({"rejected": row["chosen"]} if n % 2 else {}) for n, row in enumerate(rows(60))]
     assert check(tmp_path, model, data) == 0
-    said = capsys.readouterr().out
-    assert "warning: comparisons: train:" in said and "of the rows are dropped" in said
-    assert "dropped, equal responses: rows 1, 3, 5" in said
+    output = capsys.readouterr().out
+    assert "warning: comparisons: train:" in output and "of the rows are dropped" in output
+    assert "dropped, equal responses: rows 1, 3, 5" in output
 
 
 @pytest.mark.parametrize(
@@ -134,6 +134,6 @@ def test_a_world_of_sampled_comparisons(tmp_path: Path, capsys: pytest.CaptureFi
     """A tokenizer is trained on the first rows, as `pretrain` will on all of them."""
     (tmp_path / "mini.yaml").write_text(MINI)
     assert main(["check", str(tmp_path / "mini.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert "comparisons: sampled from the SFT policy" in said
-    assert "demonstrations: train: 200 of 200 rows used" in said and "<|bos|>|" in said
+    output = capsys.readouterr().out
+    assert "comparisons: sampled from the SFT policy" in output
+    assert "demonstrations: train: 200 of 200 rows used" in output and "<|bos|>|" in output

@@ -57,9 +57,9 @@ def test_every_format(ending: str, models: Path, tmp_path: Path, capsys: pytest.
     assert (suite.name, suite.prepare.adapter, suite.prepare.template) == ("my-pairs", "pairs", "chat")
     assert (suite.prepare.end_of_turn, suite.prepare.bos, suite.sft.max_steps) == ("<|im_end|>", False, 0)
     assert (suite.prepare.max_prompt_tokens, suite.prepare.max_response_tokens) == (32, 32)
-    said = capsys.readouterr().out
-    assert "adapter   pairs: reads 12 of the first 12 rows" in said
-    assert "data      12 rows, columns prompt, chosen, rejected" in said
+    output = capsys.readouterr().out
+    assert "adapter   pairs: reads 12 of the first 12 rows" in output
+    assert "data      12 rows, columns prompt, chosen, rejected" in output
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase) -> Writing:
     try:
         template = ChatTemplate(tokenizer, None, None)
     except UserError:  # the template adds a system prompt of its own, which the suite must state
-        system = ChatTemplate(tokenizer, None, "x")._default_system()
+        system = ChatTemplate(tokenizer, None, "x").default_system()
         template = ChatTemplate(tokenizer, None, system)
     rendered = template.prompt("x")
     after = template.response("x", rendered, "yes").partition("yes")[2]

@@ -1,6 +1,6 @@
 """Write a suite for your own model and rows: look at the files, guess what fits them, and say what was guessed.
 
-It asks nothing unless told to (`--ask`), and overwrites no file without `--force`. Then run `prefdag check`, and
+It asks nothing without `--ask`, and overwrites no file without `--force`. Then run `prefdag check`, and
 `snakemake --configfile` on the new file.
 """
 
