@@ -39,13 +39,6 @@ def byte_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>", **rest)
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Every word is the same token: quick, for tests that look at rows and not at tokens."""
-    inner = Tokenizer(models.WordLevel({"<b>": 0, "<e>": 1, "<word>": 2}, unk_token="<word>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<b>", eos_token="<e>", unk_token="<word>")
-
-
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

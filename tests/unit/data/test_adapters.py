@@ -141,7 +141,8 @@ def test_every_adapter_is_named_tested_and_documented():
     ("adapter", "row", "reason"),
     [
         ("pairs", {"chosen": "one", "rejected": "other"}, "no common prompt"),
-        ("pairs", {"chosen": [USER, REPLY, LAST[0]], "rejected": [USER, LAST[1]]}, "prompts differ"),
+        ("pairs", {"chosen": [USER, REPLY, USER, LAST[0]], "rejected": [USER, LAST[1]]}, "prompts differ"),
+        ("pairs", {"chosen": [USER, REPLY, LAST[0]], "rejected": [USER, LAST[1]]}, "two assistant turns in a row"),
         ("pairs", {"chosen": [USER, REPLY], "rejected": [REPLY, USER]}, "the last turn is not the assistant's"),
         ("pairs", {"prompt": "q", "chosen": "a", "rejected": " \n"}, "empty rejected"),
         (

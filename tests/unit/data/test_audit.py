@@ -16,7 +16,7 @@ from prefdag.data.dedup import DuplicateIndex, bands, minhash
 from prefdag.data.preprocess import row_signatures
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
-from preparing import ABSENT, SHARED, UNLIMITED, audit, fetch, prepare, word_tokenizer, write_rows
+from preparing import ABSENT, SHARED, UNLIMITED, audit, fetch, prepare, write_rows
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=ABSENT)
 
@@ -205,7 +205,7 @@ def test_the_best_of_k_is_set_against_the_one_that_the_suite_names(rejected: str
 
 def real_audit(folder: Path, path: str, adapter: str, **data: Any) -> dict[str, Any]:
     assert fetch(folder, {"source": str(SHARED / path), **data}) == 0
-    code, made = prepare(folder, word_tokenizer(), adapter=adapter, **UNLIMITED)
+    code, made = prepare(folder, adapter=adapter, **UNLIMITED)
     assert code == 0
     return audit(made)
 

@@ -153,8 +153,8 @@ def test_prompt_and_response_are_tokenised_apart(prepared, tokenizer: PreTrained
     assert first.responses[1].tolist() == [*tokenizer(" no, 0!")["input_ids"], tokenizer.eos_token_id]
 
 
-def test_two_bos_are_refused(tokenizer: PreTrainedTokenizerFast):
-    with pytest.raises(UserError, match="two BOS"):
+def test_a_bos_in_the_text_is_refused(tokenizer: PreTrainedTokenizerFast):
+    with pytest.raises(UserError, match="a special token in the text"):
         encode_prompts(tokenizer, ["<b>already there"], Prepare(**PREPARE))
 
 

@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 
 from chat_templates import CHATML, LLAMA3, MISTRAL, QWEN2, ZEPHYR, chat
 from prefdag.config.prepare import Prepare
+from prefdag.data.adapters.dialogues import parse_dialogue
 from prefdag.data.adapters.records import Prompt, Unusable
-from prefdag.data.prompt_templates import load_template, parse_dialogue
+from prefdag.data.prompt_templates import load_template
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import encode_prompts, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
@@ -133,8 +134,9 @@ def test_tldr_ends_with_one_tldr_and_the_summary_follows_after_one_space(post: s
 
 def test_a_jinja_file_is_run_in_a_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    Path("mine.jinja").write_text("{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}")
-    assert split(byte_tokenizer(), section(template="mine.jinja"), "Hi", "So.") == ("u:Hi<e>", "a:So.<e>")
+    turns = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
+    Path("mine.jinja").write_text(f"{turns}{{% if add_generation_prompt %}}a:{{% endif %}}")
+    assert split(byte_tokenizer(), section(template="mine.jinja"), "Hi", "So.") == ("u:Hi<e>a:", "So.<e>")
     Path("mine.jinja").write_text("{{ messages.append(1) }}")
     with pytest.raises(Unusable, match="the template refuses it .*unsafe"):
         load_template(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
@@ -178,17 +180,20 @@ def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
     rows += [{"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in "rs"]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
     code, folder = prepare(tmp_path, template="plain")
-    assert (code, audit(folder)["dropped"]) == (0, {"an end-of-turn in the text": {"count": 1, "rows": [0]}})
+    assert (code, audit(folder)["dropped"]) == (0, {"a special token in the text": {"count": 1, "rows": [0]}})
 
 
 def test_a_row_that_the_template_refuses_is_dropped(tmp_path: Path):
-    """Two assistant turns in a row, under a template whose roles must alternate."""
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "assistant")]
-    rows = [{"messages": turns}, {"messages": turns[:2]}]
+    """Two turns of the user in a row, under a template whose roles must alternate; two of the assistant, under any."""
+    turns = [{"role": role, "content": role} for role in ("user", "user", "assistant", "assistant")]
+    rows = [{"messages": turns[:3]}, {"messages": turns[1:3]}, {"messages": turns[1:]}]
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
     changes = {"adapter": "demonstrations", "template": "chat", "bos": False}
     code, folder = prepare(tmp_path, chat(MISTRAL, []), "demonstrations", **changes)
-    refused = {"the template refuses it (roles must alternate)": {"count": 1, "rows": [0]}}
+    refused = {
+        "the template refuses it (roles must alternate)": {"count": 1, "rows": [0]},
+        "two assistant turns in a row": {"count": 1, "rows": [2]},
+    }
     assert (code, audit(folder)["dropped"]) == (0, refused)
 
 

@@ -11,7 +11,7 @@ from prefdag.data.adapters.records import TextComparison
 from prefdag.data.splits import default_sizes, held_out_shares, place_of
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-from preparing import PREPARE, fetch, prepare, word_tokenizer, write_rows
+from preparing import PREPARE, fetch, prepare, write_rows
 
 DEFAULT = {"validation_fraction": None, "test_fraction": None}
 HELD_OUT = ("validation", "test")
@@ -79,7 +79,7 @@ def rows(num: int) -> list[dict[str, str]]:
 def test_both_datasets_hold_out_the_same_prompts(num: int, tmp_path: Path):
     """SFT trains on no prompt that the comparisons test."""
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "raw.jsonl", rows(num)))}) == 0
-    code, demonstrations = prepare(tmp_path, word_tokenizer(), "demonstrations", **DEFAULT)
+    code, demonstrations = prepare(tmp_path, None, "demonstrations", **DEFAULT)
     assert code == 0
     seen = {"demonstrations": demonstrations / "manifest.json"}
     code, folder = prepare(tmp_path, inputs=seen, **DEFAULT)
@@ -114,7 +114,7 @@ def test_an_empty_split_is_refused_with_the_numbers(
     changes: dict[str, float], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "raw.jsonl", rows(20)))}) == 0
-    assert prepare(tmp_path, word_tokenizer(), **{**DEFAULT, **changes})[0] == 2
+    assert prepare(tmp_path, **{**DEFAULT, **changes})[0] == 2
     assert sentence in capsys.readouterr().err
 
 
@@ -123,7 +123,7 @@ def test_an_empty_file_of_a_split_is_refused(tmp_path: Path, capsys: pytest.Capt
     write_rows(tmp_path / "raw/train.jsonl", rows(20))
     write_rows(tmp_path / "raw/test.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}] * 3)
     assert fetch(tmp_path, {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}) == 0
-    assert prepare(tmp_path, word_tokenizer(), **DEFAULT)[0] == 2
+    assert prepare(tmp_path, **DEFAULT)[0] == 2
     error = capsys.readouterr().err
     assert "test: the test split has 0 prompts, but needs at least 2; usable rows are train 19, validation 1" in error
     assert f"add rows to {tmp_path / 'out/fetch/data/test.jsonl'}" in error

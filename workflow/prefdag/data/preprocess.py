@@ -13,7 +13,7 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import TextComparison, Unusable, as_text
 from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.dedup import SIGNATURE, bands, digest, minhash
-from prefdag.data.prompt_templates import assistant_turns, load_template
+from prefdag.data.prompt_templates import TextTemplate, assistant_turns, is_dialogue, load_template, without_first_turns
 from prefdag.data.rows import decode_line
 from prefdag.data.splits import place_of
 from prefdag.data.tokenization import encode_rendered, encode_texts, end_of_turn, end_response
@@ -193,15 +193,19 @@ class ChunkEncoder:
         where, comparison = f"{row.split}: row {row.row}", row.comparison
         if not all(responses):
             raise UserError(f"{where}: a response comes to no token; remove it or change the tokenizer")
-        ended = [end_response(ids, self.end, self.template.writes_end_of_turn) for ids in responses]
-        prompt, ended, cut = self._cut(where, prompt, ended)
+        prompt, ended, cut = self._cut(row, prompt, self._ended(responses))
+        if len({tuple(ids) for ids in ended}) < len(ended):
+            raise Unusable("equal responses as tokens" if cut is None else "equal responses once they are cut")
         text = "".join((as_text(comparison.prompt), *comparison.responses))
         characters = tuple(name for character, name in CHARACTERS.items() if character in text)
         scores = list(comparison.scores) if comparison.scores else None
         return EncodedRow(row.split, row.row, prompt, ended, scores, comparison.position, characters, cut)
 
+    def _ended(self, responses: Sequence[list[int]]) -> list[list[int]]:
+        return [end_response(ids, self.end, self.template.writes_end_of_turn) for ids in responses]
+
     def _cut(
-        self, where: str, prompt: list[int], responses: list[list[int]]
+        self, row: RenderedRow, prompt: list[int], responses: list[list[int]]
     ) -> tuple[list[int], list[list[int]], str | None]:
         """Cut prompt and responses to their limits; return them, and how the row was cut as the audit says it."""
         prepare, cuts = self.prepare, []
@@ -213,16 +217,33 @@ class ChunkEncoder:
             if length <= limit:
                 continue
             if prepare.over_long == "error":
-                key = f"prepare.max_{part}_tokens"
+                key, where = f"prepare.max_{part}_tokens", f"{row.split}: row {row.row}"
                 raise UserError(f"{where}: a {part} of {length} tokens is over {key} {limit}; raise it or drop")
             if not prepare.over_long.startswith(f"cut-{part}"):
                 raise Unusable(f"{part} over {limit} tokens")
             cuts.append(f"{part} cut to {limit} tokens")
         if len(prompt) > prepare.max_prompt_tokens:
-            # The beginning is cut, but a BOS token stays in front.
-            bos = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
-            prompt = [*bos, *prompt[len(prompt) - prepare.max_prompt_tokens + len(bos) :]]
+            if not isinstance(self.template, TextTemplate) or is_dialogue(row.comparison.prompt):
+                prompt, responses = self._without_first_turns(row)
+            else:
+                # The beginning is cut, but a BOS token stays in front.
+                bos = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
+                prompt = [*bos, *prompt[len(prompt) - prepare.max_prompt_tokens + len(bos) :]]
         return prompt, [ids[: prepare.max_response_tokens] for ids in responses], cuts[0] if cuts else None
+
+    def _without_first_turns(self, row: RenderedRow) -> tuple[list[int], list[list[int]]]:
+        """Return the ids of prompt and responses without the dialogue's first turns, as few as the limit allows.
+
+        A part of a turn would begin within the template's words, so whole turns are left out, never the system turn.
+        """
+        limit, prompt = self.prepare.max_prompt_tokens, row.comparison.prompt
+        while (shorter := without_first_turns(prompt)) is not None:
+            prompt, rendered = shorter, self.template.prompt(shorter)
+            (ids,) = encode_rendered(self.tokenizer, [rendered], self.prepare)
+            if len(ids) <= limit:
+                texts = [self.template.response(prompt, rendered, text) for text in row.comparison.responses]
+                return ids, self._ended(encode_texts(self.tokenizer, texts))
+        raise Unusable(f"prompt over {limit} tokens")
 
 
 def row_signatures(rows: Sequence[int], comparisons: Sequence[TextComparison], near: bool = True) -> NDArray[np.void]:

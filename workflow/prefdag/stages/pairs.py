@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
+from prefdag.data.adapters.dialogues import as_messages
 from prefdag.data.adapters.records import Prompt, as_text
 from prefdag.data.adapters.registry import has_prompts, iter_prompts
 from prefdag.data.detokenize import decode_response
@@ -134,5 +135,6 @@ def write_rankings(path: Path, texts: Sequence[Prompt], answers: list[list[Score
 
 def _row(prompt: Prompt, scored: list[Scored]) -> str:
     scores, responses = zip(*scored, strict=True)
-    plain = prompt if isinstance(prompt, str) else [{"role": role, "content": content} for role, content in prompt]
-    return json.dumps({"prompt": plain, "responses": responses, "scores": scores}, ensure_ascii=False) + "\n"
+    plain, tools = (prompt, None) if isinstance(prompt, str) else as_messages(prompt)
+    row = {"prompt": plain, "responses": responses, "scores": scores, **({"tools": tools} if tools else {})}
+    return json.dumps(row, ensure_ascii=False) + "\n"

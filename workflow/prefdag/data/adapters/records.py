@@ -1,13 +1,16 @@
 """What an adapter returns, its decorator, and the checks that adapters share."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from prefdag.data.rows import Row
 
-Turn = tuple[str, str]  # role (system, user or assistant), content
+Turn = tuple[str, str]  # role (system, user, assistant or tool), content
+TOOLS, CALLS = "tools", "tool calls"  # roles of turns whose content is JSON: the tools, the assistant's calls of them
 Prompt = str | tuple[Turn, ...]  # text that is used as it is, or turns for a template
 ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "model": "assistant"}  # other formats' names
 
@@ -73,10 +76,38 @@ def turns(value: Any, key: str) -> tuple[Turn, ...]:
             if isinstance(message, dict)
             else (None, None)
         )
+        calls = _tool_calls(message, key)
+        if calls and content is None:
+            content = ""
         if not isinstance(role, str) or not isinstance(content, str):
             raise Unusable(f"`{key}` holds a message without role or text")
-        parsed.append((ROLES.get(role, role), content))
+        if content or not calls:
+            parsed.append((ROLES.get(role, role), content))
+        if calls:
+            parsed.append((CALLS, json.dumps(calls, ensure_ascii=False)))
+    if any(first[0] == second[0] == "assistant" for first, second in pairwise(parsed)):
+        raise Unusable("two assistant turns in a row")
     return tuple(parsed)
+
+
+def _tool_calls(message: Any, key: str) -> list[dict[str, Any]]:
+    """Return a message's calls of tools, with arguments that are JSON text as objects, which templates expect."""
+    if not isinstance(message, dict) or not (message.get("tool_calls") or message.get("function_call")):
+        return []
+    calls = message.get("tool_calls") or [{"type": "function", "function": message["function_call"]}]
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise Unusable(f"`{key}` holds tool calls that are not a list of objects")
+    parsed = []
+    for call in calls:
+        function = call.get("function", call)
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str):
+            try:
+                function = {**function, "arguments": json.loads(arguments or "{}")}
+            except ValueError:
+                raise Unusable(f"`{key}` holds a tool call whose arguments are not JSON") from None
+        parsed.append({**call, "function": function} if "function" in call else function)
+    return parsed
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -85,11 +116,15 @@ def prompt_of(row: Row) -> Prompt:
 
 
 def as_text(prompt: Prompt) -> str:
-    """Return a prompt as text; turns become a transcript in the format of HH's dialogues."""
+    """Return a prompt as text; turns become a transcript in the format of HH's dialogues.
+
+    An assistant's turn at the end stays open, as the response continues it.
+    """
     if isinstance(prompt, str):
         return prompt
     names = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
-    return "".join(names.get(role, f"\n\n{role}: ") + content for role, content in prompt) + "\n\nAssistant:"
+    transcript = "".join(names.get(role, f"\n\n{role}: ") + content for role, content in prompt)
+    return transcript if prompt and prompt[-1][0] == "assistant" else f"{transcript}\n\nAssistant:"
 
 
 def check_responses(*responses: str) -> tuple[str, ...]:

@@ -1,10 +1,12 @@
 """Find adapters by name, and read the comparisons, documents and prompts of fetched rows with them."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from prefdag.config import adapters
 from prefdag.data.adapters import builtin
+from prefdag.data.adapters.dialogues import with_context
 from prefdag.data.adapters.records import Adapter, Prompt, TextComparison, Unusable, as_text
 from prefdag.data.rows import ADAPTER, Row, read_rows
 from prefdag.errors import Stopped, UserError
@@ -14,11 +16,19 @@ ADAPTERS: dict[str, Adapter] = {name: getattr(builtin, name.replace("-", "_")) f
 
 
 def adapter_of(name: str) -> Adapter:
-    """Return the adapter of that name, or a user's function. A row of a mixture may name the adapter of its source."""
-    default = load_user_adapter(name) if adapters.is_user_adapter(name) else ADAPTERS[name]
+    """Return the adapter of that name, or a user's function. A row of a mixture may name the adapter of its source.
+
+    The package's adapters read `system` and `tools` of any row; a user's function reads what it likes.
+    """
+    users = load_user_adapter(name) if adapters.is_user_adapter(name) else None
 
     def adapt(row: Row) -> TextComparison:
-        return ADAPTERS[row[ADAPTER]](row) if ADAPTER in row else default(row)
+        if users and ADAPTER not in row:
+            return users(row)
+        comparison = ADAPTERS[row.get(ADAPTER, name)](row)
+        if not (row.get("system") or row.get("tools")):
+            return comparison
+        return replace(comparison, prompt=with_context(comparison.prompt, row))
 
     return adapt
 
