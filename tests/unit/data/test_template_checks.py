@@ -9,7 +9,7 @@ import pytest
 from chat_templates import CHATML, LLAMA3, MISTRAL, QWEN2, ZEPHYR, chat
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
-from prefdag.data.prompt_templates import ChatTemplate, load_template
+from prefdag.data.prompt_templates import Template, load_template
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from preparing import PREPARE, audit, byte_tokenizer, fetch, prepare, write_rows
@@ -40,8 +40,9 @@ CALLING = [
 ]
 
 
-def template(source: str, system: str | None = None) -> ChatTemplate:
-    return ChatTemplate(chat(source, IM), None, system)
+def template(source: str, system: str | None = None) -> Template:
+    settings = Prepare(**{**PREPARE, "template": "chat", "bos": False, "end_of_turn": "<|im_end|>", "system": system})
+    return load_template(chat(source, IM), settings)
 
 
 def prepared(

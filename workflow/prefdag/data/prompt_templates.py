@@ -85,6 +85,10 @@ class ChatTemplate:
         self.tokenizer, self.source, self.system = tokenizer, source, system
         self.special = special_literals(tokenizer)
         self._left_out: dict[tuple[str, ...], str | None] = {}  # by the roles of a dialogue: a role left out
+
+    def check(self) -> None:
+        """Raise `UserError` for what is wrong with the template whatever the rows are."""
+        system = self.system
         if system is None and (default := self.default_system()) is not None:
             raise UserError(
                 f"prepare.system: the template adds the system prompt {default!r} by default; state this or another one"
@@ -146,7 +150,7 @@ class ChatTemplate:
         if rendered.startswith(closed) and whole.startswith(closed):
             return UserError(
                 f"prepare.template: the template opens a response with {rendered[len(closed) :]!r}, but writes one as "
-                f"{whole[len(closed) :][:40]!r}; use a Jinja file that begins both alike"
+                f"{whole[len(closed) :][:40]!r}; use a Jinja file that begins both in the same way"
             )
         return UserError(
             "prepare.template: the template changes earlier turns when a response follows them, at "
@@ -256,8 +260,13 @@ def load_template(tokenizer: PreTrainedTokenizerBase, prepare: Prepare) -> Templ
     if prepare.template == "chat":
         if not tokenizer.chat_template:
             raise UserError("prepare.template: the tokenizer has no chat template; name a Jinja file instead")
-        return ChatTemplate(tokenizer, None, prepare.system)
+        return _checked(ChatTemplate(tokenizer, None, prepare.system))
     path = Path(prepare.template)
     if not path.is_file():
         raise UserError(f"prepare.template: {path}: no such file; its path is taken from the suite's")
-    return ChatTemplate(tokenizer, path.read_text(encoding="utf-8"), prepare.system)
+    return _checked(ChatTemplate(tokenizer, path.read_text(encoding="utf-8"), prepare.system))
+
+
+def _checked(template: ChatTemplate) -> ChatTemplate:
+    template.check()
+    return template

@@ -24,8 +24,7 @@ def settle(prepare: Prepare, tokenizer: PreTrainedTokenizerBase) -> Prepare:
     if template == AUTO:
         changes["template"] = template = "chat" if tokenizer.chat_template else "plain"
         if template == "chat" and prepare.system is None:
-            # Any text in place of the system prompt: without one, the template's own would be refused.
-            default = ChatTemplate(tokenizer, None, RESPONSE).default_system()
+            default = ChatTemplate(tokenizer, None, None).default_system()
             changes |= {} if default is None else {"system": default}
     is_text = template in PLAIN
     if prepare.end_of_turn == AUTO:
