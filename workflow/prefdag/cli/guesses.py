@@ -10,9 +10,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.data import ADDRESS, HUB
+from prefdag.data.adapters.dialogues import parse_dialogue
 from prefdag.data.adapters.records import TextComparison, Unusable
 from prefdag.data.adapters.registry import ADAPTERS
-from prefdag.data.prompt_templates import ChatTemplate, parse_dialogue
+from prefdag.data.prompt_templates import ChatTemplate
 from prefdag.data.rows import FORMATS, PACKED, Row, read_rows
 from prefdag.errors import UserError
 
