@@ -15,8 +15,8 @@ from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
 from prefdag.config.report import Report
-from prefdag.config.rounds import IMPLICIT, Rounds, round_name
-from prefdag.config.score import Score
+from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, score_of_samples, start_of_round
+from prefdag.config.rounds import round_name
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.config.training import Training
 from prefdag.schema import Section
@@ -84,9 +84,7 @@ def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
     if answer_set.is_chosen:
         return {"generate": {"max_prompts": settings.max_prompts}}
     if answer_set.samples is not None:
-        run, rounds = suite.run(answer_set.policy), rounds_of(suite, answer_set.policy)
-        settings = rounds.pairs.generation(suite.generate, run.preference.seed)
-        return {"generate": settings, "round": answer_set.samples}
+        return {"generate": generation_of_samples(suite, answer_set.policy), "round": answer_set.samples}
     return {"generate": settings, **_checkpoint(suite, answer_set)}
 
 
@@ -97,40 +95,12 @@ def _score(suite: Suite, name: str | None) -> dict[str, Any]:
     return {"score": suite.score, **_checkpoint(suite, answer_set)}
 
 
-def score_of_samples(suite: Suite, run: str) -> Score:
-    """Return how the samples of a run's rounds are scored: by the reward that its pairs are made by, and no other."""
-    reward = suite.reward_of_rounds(run)
-    if reward.startswith(IMPLICIT):
-        return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),)})
-    return suite.score.model_copy(update={"implicit": (), "reward": reward})
-
-
-def _pairing(suite: Suite, name: str | None) -> dict[str, Any]:
-    one = AnswerSet.parse(name or "")
-    implicit = score_of_samples(suite, one.policy).implicit
-    return {
-        "pairing": rounds_of(suite, one.policy).pairs.pairing,
-        "column": f"implicit_{implicit[0]}" if implicit else "reward",
-        "seed": suite.run(one.policy).preference.seed,
-        "round": one.round,
-    }
-
-
 def _checkpoint(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the step of the answering policy within its training, if it is a checkpoint."""
     if answer_set.step is None:
         return {}
-    before = (_round_of(suite, answer_set) - 1) * (suite.run(answer_set.policy).preference.max_steps or 0)
+    before = (round_of(suite, answer_set) - 1) * (suite.run(answer_set.policy).preference.max_steps or 0)
     return {"checkpoint": answer_set.step - before}
-
-
-def _round_of(suite: Suite, answer_set: AnswerSet) -> int:
-    """Return the round whose training made the answering policy; 1 for a run without rounds."""
-    run = suite.run(answer_set.policy)
-    if answer_set.step is not None and run.rounds:
-        assert run.preference.max_steps
-        return 1 + (answer_set.step - 1) // run.preference.max_steps
-    return answer_set.round or (run.rounds.rounds if run.rounds else 1)
 
 
 def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -149,7 +119,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "generate": _generate,
     "score": _score,
-    "pairing": _pairing,
+    "pairing": pairing_of,
     "best_of_n": _best_of_n,
     "report": _report,
 }
@@ -288,19 +258,7 @@ def answering_folder(suite: Suite, answer_set: AnswerSet) -> str | None:
         return start_of_round(answer_set.policy, answer_set.samples)
     if answer_set.policy in BEFORE_ALIGNMENT or suite.run(answer_set.policy).rounds is None:
         return folder_of(suite, answer_set.policy)
-    return f"preference/{round_name(answer_set.policy, _round_of(suite, answer_set))}"
-
-
-def rounds_of(suite: Suite, run: str) -> Rounds:
-    """Return the rounds of a run that has some. run: its name, or that of one of its rounds."""
-    rounds = suite.run(run).rounds
-    assert rounds is not None, run
-    return rounds
-
-
-def start_of_round(run: str, number: int) -> str:
-    """Return the stage folder of the policy that a round samples from and trains on."""
-    return "sft" if number == 1 else f"preference/{round_name(run, number - 1)}"
+    return f"preference/{round_name(answer_set.policy, round_of(suite, answer_set))}"
 
 
 def trainings(suite: Suite) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.generation import Generation
+from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.objectives import Objective
 from prefdag.config.pairing import Pairing
 from prefdag.schema import Count, Positive, Section, Seed
@@ -94,6 +95,24 @@ class Rounds(Section):
                 "train more on each round's pairs, or use a method whose rounds are steps of one job"
             )
         return self
+
+    def reward(self, headline: str, of_pairs: str | None) -> str:
+        """Return what scores the samples: a ground truth, `trained` or `implicit:<run>`.
+
+        Args:
+            headline: the suite's `score.reward`.
+            of_pairs: the suite's `pairs.reward`, if it has the section.
+
+        Raises:
+            ValueError: the row names no reward of the suite.
+        """
+        stated = self.pairs.reward or headline
+        if stated == TRUTH:
+            stated = next((reward for reward in (headline, of_pairs) if reward in GROUND_TRUTHS), TRUTH)
+        if stated.startswith(IMPLICIT) or stated in (*GROUND_TRUTHS, "trained"):
+            return stated
+        known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>"])
+        raise ValueError(f"pairs.reward: expected one of {known}, got {stated!r}")
 
     def check(self, objective: Objective) -> None:
         """Raise ValueError if the run's loss cannot be trained on these pairs."""

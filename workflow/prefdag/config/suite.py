@@ -11,7 +11,6 @@ from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
-from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
@@ -27,7 +26,7 @@ from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Expected, Report
 from prefdag.config.reward import Reward
-from prefdag.config.rounds import IMPLICIT, TRUTH
+from prefdag.config.rounds import IMPLICIT
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.sft import SFT
@@ -86,6 +85,11 @@ class Suite(Section):
             raise ValueError("pretrain is missing: a model from scratch needs it")
         if self.score.reward == "trained" and self.reward is None:
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
+        for run in self.runs:
+            try:
+                self._check_rounds(run)
+            except ValueError as error:
+                raise ValueError(f"runs.{run.name}.{error}") from None
         self._check_classifier()
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
@@ -93,8 +97,6 @@ class Suite(Section):
         self._check_test_split()
         for name in self.score.implicit:
             self._check_implicit(name, "score.implicit")
-        for run in self.runs:
-            self._check_rounds(run)
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
         for run in self.runs:
             if run.online is not None:
@@ -157,34 +159,23 @@ class Suite(Section):
     def reward_of_rounds(self, name: str) -> str:
         """Return what scores the samples of a run's rounds: a ground truth, `trained` or `implicit:<run>`."""
         rounds = self.run(name).rounds
-        stated = rounds.pairs.reward if rounds else None
-        if stated != TRUTH:
-            return stated or str(self.score.reward)
-        truths = [reward for reward in (self.score.reward, self.pairs and self.pairs.reward) if reward in GROUND_TRUTHS]
-        if not truths:
-            raise ValueError(
-                f"runs.{name}.pairs.reward: neither score.reward nor pairs.reward is a ground truth; name one of "
-                f"{', '.join(GROUND_TRUTHS)}"
-            )
-        return str(truths[0])
+        return (
+            rounds.reward(self.score.reward, self.pairs.reward if self.pairs else None) if rounds else self.score.reward
+        )
 
     def _check_rounds(self, run: Run) -> None:
         """Check that a run that draws its own pairs has a reward that scores them."""
         if run.rounds is None:
             return
-        inside, reward = f"runs.{run.name}", self.reward_of_rounds(run.name)
+        reward = self.reward_of_rounds(run.name)
         if run.dataset != "comparisons":
-            raise ValueError(f"{inside}.dataset: a run with `pairs` draws its own; leave `dataset` out")
+            raise ValueError("dataset: a run with `pairs` draws its own; leave `dataset` out")
         if reward == "trained" and self.reward is None:
-            raise ValueError(f"{inside}.pairs.reward is `trained`, so the section `reward` must be there to train it")
-        if reward.startswith(IMPLICIT):
-            other = reward.removeprefix(IMPLICIT)
-            self._check_implicit(other, f"{inside}.pairs.reward")
+            raise ValueError("pairs.reward is `trained`, so the section `reward` must be there to train it")
+        if other := reward.removeprefix(IMPLICIT) if reward.startswith(IMPLICIT) else None:
+            self._check_implicit(other, "pairs.reward")
             if self.run(other).rounds:
-                raise ValueError(f"{inside}.pairs.reward: {other} has rounds of its own; name a run without `pairs`")
-        elif reward not in (*GROUND_TRUTHS, "trained"):
-            known = ", ".join([TRUTH, *GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>"])
-            raise ValueError(f"{inside}.pairs.reward: expected one of {known}, got {reward!r}")
+                raise ValueError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
 
     def _lacking(self, run: Run) -> str | None:
         """Return what a run needs that its data will not have, as far as the suite shows."""

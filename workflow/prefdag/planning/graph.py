@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from prefdag.config import jobs
 from prefdag.config.answer_sets import POOL, AnswerSet
+from prefdag.config.round_jobs import rounds_of, score_of_samples, start_of_round
 from prefdag.config.suite import ExactSuite, Suite
 
 Inputs = dict[str, list[str]]
@@ -86,7 +87,7 @@ def _prepare(suite: Suite, dataset: str) -> Inputs:
 def _preference(suite: Suite, run: str) -> Inputs:
     number = AnswerSet.parse(run).round
     if number is not None:
-        reference, start = _reference_of_round(suite, run), jobs.start_of_round(suite.run(run).name, number)
+        reference, start = _reference_of_round(suite, run), start_of_round(suite.run(run).name, number)
         return {
             "policy": [reference],
             "comparisons": [f"pairing/{run}"],
@@ -116,9 +117,9 @@ def _policy(suite: Suite, run: str) -> Inputs:
 def _reference_of_round(suite: Suite, name: str) -> str:
     """Return the folder of the policy that the loss of a round takes as its reference."""
     one = AnswerSet.parse(name)
-    start = jobs.start_of_round(one.policy, one.round or 1)
+    start = start_of_round(one.policy, one.round or 1)
     # A loss without reference measures its log-ratios to where the round starts.
-    return "sft" if jobs.rounds_of(suite, name).pairs.reference == "sft" else start
+    return "sft" if rounds_of(suite, name).pairs.reference == "sft" else start
 
 
 def _reference(suite: Suite, name: str) -> Inputs:
@@ -135,7 +136,7 @@ def _pairing(suite: Suite, name: str) -> Inputs:
 
 def _score_samples(suite: Suite, name: str) -> Inputs:
     """A round's samples are scored by its reward alone; nothing reads their divergence from SFT."""
-    settings = jobs.score_of_samples(suite, AnswerSet.parse(name).policy)
+    settings = score_of_samples(suite, AnswerSet.parse(name).policy)
     return {
         "generations": [f"generate/{name}"],
         "reference": ["sft"],

@@ -1,0 +1,55 @@
+"""The configs and folders of the jobs of rounds; `prefdag.config.rounds` names them."""
+
+from typing import Any
+
+from prefdag.config.answer_sets import AnswerSet
+from prefdag.config.generation import Generation
+from prefdag.config.rounds import IMPLICIT, Rounds, round_name
+from prefdag.config.score import Score
+from prefdag.config.suite import Suite
+
+
+def rounds_of(suite: Suite, run: str) -> Rounds:
+    """Return the rounds of a run that has some. run: its name, or that of one of its rounds."""
+    rounds = suite.run(run).rounds
+    assert rounds is not None, run
+    return rounds
+
+
+def start_of_round(run: str, number: int) -> str:
+    """Return the stage folder of the policy that a round samples from and trains on."""
+    return "sft" if number == 1 else f"preference/{round_name(run, number - 1)}"
+
+
+def generation_of_samples(suite: Suite, run: str) -> Generation:
+    """Return how the rounds of a run sample."""
+    return rounds_of(suite, run).pairs.generation(suite.generate, suite.run(run).preference.seed)
+
+
+def score_of_samples(suite: Suite, run: str) -> Score:
+    """Return how the samples of a run's rounds are scored: by the reward that its pairs are made by, and no other."""
+    reward = suite.reward_of_rounds(run)
+    if reward.startswith(IMPLICIT):
+        return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),)})
+    return suite.score.model_copy(update={"implicit": (), "reward": reward})
+
+
+def pairing_of(suite: Suite, name: str | None) -> dict[str, Any]:
+    """Return the config of a round's job of `pairing`."""
+    one = AnswerSet.parse(name or "")
+    implicit = score_of_samples(suite, one.policy).implicit
+    return {
+        "pairing": rounds_of(suite, one.policy).pairs.pairing,
+        "column": f"implicit_{implicit[0]}" if implicit else "reward",
+        "seed": suite.run(one.policy).preference.seed,
+        "round": one.round,
+    }
+
+
+def round_of(suite: Suite, answer_set: AnswerSet) -> int:
+    """Return the round whose training made the answering policy; 1 for a run without rounds."""
+    run = suite.run(answer_set.policy)
+    if answer_set.step is not None and run.rounds:
+        assert run.preference.max_steps
+        return 1 + (answer_set.step - 1) // run.preference.max_steps
+    return answer_set.round or (run.rounds.rounds if run.rounds else 1)
