@@ -62,7 +62,8 @@ def test_every_round_leaves_its_samples_scores_and_pairs(run: Project):
         samples = [json.loads(line) for line in (results / f"generate/it@samples{number}/generations.jsonl").open()]
         scores = pd.read_csv(results / f"score/it@samples{number}/scores.csv")
         assert len(samples) == len(scores) and {row["split"] for row in samples} == {"train", "validation"}
-        reward = scores.set_index(["prompt_id", "sample"])["reward"]
+        ended = scores[scores["ended"] == 1]  # the others were cut, and are left out
+        reward = ended.set_index(["prompt_id", "sample"])["reward"]
         pairs = [json.loads(line) for line in (results / f"pairing/it@round{number}/pairs.jsonl").open()]
         assert pairs
         for pair in pairs:
