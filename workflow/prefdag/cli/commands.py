@@ -24,7 +24,7 @@ TOOLS = {
     "Compare": ("compare", "winrate", "sheet"),
     "Export": ("export", "register"),
     "Track": ("track", "ui"),
-    "Measure": ("tune", "loss"),
+    "Measure": ("tune", "loss", "world"),
 }
 COMMON: dict[str, dict[str, Any]] = {
     "suite": {"nargs": "+", "help": "configs/<suite>.yaml, and files merged over it"},

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 POLICY_GRADIENT = ("reinforce", "rloo", "dr_grpo", "grpo", "ppo")
 LEFT_OUT_TERM = "the later tokens' KL is not charged to earlier tokens"
-# Pair losses of D whose value has a minimum at a finite D for any labels.
-FINITE = ("ipo", "rebel", "caldpo", "sppo_hard", "hinge", "slic", "cdpo", "exo_pair")
+# Pair losses whose minimum on the policy's own samples is finite when labels have no noise, and those that have none
+# even when labels are sampled.
+FINITE = ("ipo", "rebel", "caldpo", "sppo_hard", "hinge", "cdpo", "exo_pair", "discopop", "nca_pair", "apo_down")
+UNBOUNDED = ("rpo", "robust", "orpo", "cpo", "apo_zero")
 # Pair losses whose minimum with Bradley-Terry labels is pi* itself.
 BRADLEY_TERRY = ("dpo", "wpo", "plackett_luce", "multi_negative", "all_pairs")
 
@@ -69,6 +71,12 @@ def policy_gradient_optimum(
             f"the discounted optimum: pi_t ~ pi_ref exp(gamma V / beta), gamma {gamma:g}",
             f"gamma {gamma:g} discounts the score by the length, so the optimum is not pi*",
         )
+    if aggregation in {"grpo", "sequence_mean"} and method in {"reinforce", "ppo"}:
+        return Optimum(
+            "another policy than pi*: shorter responses weigh more",
+            "a mean over each response's tokens weighs shorter responses more, so the optimum is not pi*; take a sum "
+            "or the mean over all tokens",
+        )
     beta = "beta sigma" if normalised and method != "grpo" else "beta"
     critic = "; where lambda is below 1, as far as the critic is exact" if lam is not None and lam < 1 else ""
     decay = "; near it a step does not shrink, so the learning rate must decay to 0" if method == "grpo" else ""
@@ -125,6 +133,11 @@ def preference_optimum(
     if method == "rebel":
         target = f"pi_ref exp({rounds} eta r)" if moving else "pi_ref exp(eta r)"
         return Optimum(f"{target} / Z: it regresses differences of scores, for any sampler")
+    if method in UNBOUNDED:
+        return Optimum(
+            "none: on its own samples the policy runs to the largest reward",
+            f"{method} has no interior optimum on the policy's own samples; stop by a held-out score, or take dpo",
+        )
     if labels == "hard":
         if method in FINITE:
             return Optimum("a finite policy that is not pi*: labels without noise say the order and not the distance")

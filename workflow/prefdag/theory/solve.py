@@ -53,8 +53,12 @@ def pairs(world: World, flips: float = 0.0) -> Population:
     """Return both orders of two independent samples, pi_ref(y) pi_ref(y') 2 p(y > y'), with `flips` wrong labels."""
     chance = world.log_reference.exp()
     right = (1 - flips) * world.preferred + flips * (1 - world.preferred)
-    weights = 2 * chance[:, :, None] * chance[:, None, :] * right / len(chance)
-    return _population(world, 2, weights)
+    return _population(world, 2, pair_weights(chance, right))
+
+
+def pair_weights(chance: Tensor, right: Tensor) -> Tensor:
+    """Return pi(y) pi(y') 2 p(y > y') / X [X, Y, Y] of the sampler's probabilities and those of the labels."""
+    return 2 * chance[:, :, None] * chance[:, None, :] * right / len(chance)
 
 
 def rankings(world: World, size: int) -> Population:
@@ -139,6 +143,12 @@ def population_of(world: World, objective: Objective, flips: float, ranked: int)
 
 def population_loss(world: World, objective: Objective, population: Population) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the mean loss as a function of the policy's logits and of the logits for detached quantities."""
+    values = comparison_losses(world, objective, population)
+    return lambda logits, held: population.weights @ values(logits, held)
+
+
+def comparison_losses(world: World, objective: Objective, population: Population) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of every comparison [B] as such a function."""
     compute, tokens = loss_of(objective), Tokens(world, population.members)
     fixed: dict[str, Any] = {
         "reference": tokens.logprobs(world.reference),
@@ -148,13 +158,12 @@ def population_loss(world: World, objective: Objective, population: Population) 
     fixed = {name: value for name, value in fixed.items() if name in objective.reads}
     renewed = {name: RENEWED[name] for name in objective.reads - fixed.keys()}
 
-    def loss(logits: Tensor, held: Tensor) -> Tensor:
+    def losses(logits: Tensor, held: Tensor) -> Tensor:
         now = {name: of(world, objective, tokens, logits, held) for name, of in renewed.items()}
         values = compute(tokens.logprobs(logits), **fixed, **now)
-        values = values[0] if "state" in objective.reads else values
-        return population.weights @ values
+        return values[0] if "state" in objective.reads else values
 
-    return loss
+    return losses
 
 
 def _collision(world: World, objective: Objective, tokens: Tokens, logits: Tensor, held: Tensor) -> Tensor:
