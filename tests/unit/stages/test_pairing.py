@@ -93,7 +93,7 @@ def test_rejection_sampling_of_a_prompt_does_not_depend_on_the_others(tmp_path: 
 
 
 def test_no_pair_is_one_sentence(tmp_path: Path):
-    with pytest.raises(UserError, match=r"x@round1: no pairs: of 2 training prompts, 1 have .* the samples of 1 score"):
+    with pytest.raises(UserError, match=r"x@round1: no pairs: of 2 training prompts, 1 have .* and 1 have scores"):
         pairs_of(tmp_path, {1: SAMPLES[1], 2: SAMPLES[2]}, law="max_min")
 
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.online.methods import METHODS
+from prefdag.config.rounds import RoundPairs
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
 
@@ -23,6 +24,9 @@ its own.
 `runs:` lists rows `{name, method, <the method's options>, <any key of preference>, seeds: [..]}`; `grid:` lists rows
 in which every list is swept and named. A method is a loss below, or your own loss in a Python file next to the suite
 (`my_losses.py:my_loss`); `docs/objectives.md` explains each. `extends: other.yaml` starts from another suite.
+
+A row with `pairs: {law: ..}`, and perhaps `rounds: N`, draws its pairs from its own policy, round by round: see
+[pairs of a row](#pairs-of-a-row) and `docs/howto/on-policy.md`. `pairs: max_min` is short for `pairs: {law: max_min}`.
 
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
 `dataset: comparisons`. A loss of single responses splits comparisons: the best response is desirable, the others are
@@ -52,7 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def table() -> str:
     """Return every section's keys, and the registry of losses, as Markdown."""
-    parts = [INTRODUCTION, *_sections("", Suite), *_sections("exact", Exact), _losses(), _methods()]
+    parts = [
+        INTRODUCTION,
+        *_sections("", Suite),
+        *_sections("pairs of a row", RoundPairs),
+        *_sections("exact", Exact),
+        _losses(),
+        _methods(),
+    ]
     return "\n".join(parts)
 
 

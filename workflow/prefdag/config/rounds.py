@@ -21,7 +21,7 @@ TRUTH, IMPLICIT = "ground_truth", "implicit:"
 
 
 class RoundPairs(Pairing):
-    """Pairs drawn from the policy of each round, which a row states as `pairs:`."""
+    """Pairs of samples of the policy of each round, which a row states as `pairs:`."""
 
     draws: int | None = Field(None, ge=2, description="samples for each prompt; default: 4, of `rso` 64")
     reward: str | None = Field(

@@ -15,7 +15,7 @@ Pair = tuple[int, int]
 def best_of_n(scores: Scores) -> list[Pair]:
     """Return the pair of the best sample, the first of equal ones, and the last of the worst.
 
-    Samples that all score alike still have a best one: leaving their prompt out would change the law of what is
+    Samples of one score still have a best one: leaving their prompt out would change the law of what is
     distilled. For a loss that reads chosen responses alone.
     """
     return [(int(scores.argmax()), len(scores) - 1 - int(scores[::-1].argmin()))] if len(scores) else []
@@ -25,7 +25,7 @@ def rejection_sampled(scores: Scores, beta: float, keep: int, random: np.random.
     """Return the samples that statistical rejection accepts, in the order of acceptance: at most `keep`.
 
     Sweeps over the candidates accept each with exp((score - largest) / beta), where the largest is that of the
-    candidates that remain, and remove what they accept. Candidates are drawn from a policy pi, so a response that pi
+    candidates that remain, and remove what they accept. Candidates are samples of a policy pi, so a response that pi
     gives often is there often, and what a sweep accepts follows pi exp(score / beta) / Z. The published code has the
     text as the key of a candidate: it merges repeated responses and loses pi.
 
@@ -48,13 +48,13 @@ def rejection_sampled(scores: Scores, beta: float, keep: int, random: np.random.
 
 
 def disjoint_pairs(samples: Sequence[int], scores: Scores) -> list[Pair]:
-    """Return the pairs of sample 1 and 2, 3 and 4, ..., the better one chosen; pairs that score alike left out."""
+    """Return the pairs of sample 1 and 2, 3 and 4, ..., the better one chosen; pairs of equal scores left out."""
     pairs = zip(samples[::2], samples[1::2], strict=False)
     return [(one, two) if scores[one] > scores[two] else (two, one) for one, two in pairs if scores[one] != scores[two]]
 
 
 def bradley_terry(pair: Pair, scores: Scores, uniform: float) -> Pair:
-    """Return the pair in the order of a drawn label: the better is chosen with probability s(difference of scores).
+    """Return the pair in the order of a sampled label: the better is chosen with probability s(difference of scores).
 
     Args:
         pair: the better sample first.

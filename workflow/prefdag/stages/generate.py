@@ -51,18 +51,18 @@ def run(
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
     end = stop_token(reader, settle(Prepare.parse(written, str(comparisons), "config.prepare"), reader))
-    asked = [one for split in splits for one in _first_comparisons(comparisons.parent / split, split, job)]
-    numbers = [number for _, number, _ in asked]
-    prompts = [one.prompt.tolist() for _, _, one in asked]
+    answered = [one for split in splits for one in _first_comparisons(comparisons.parent / split, split, job)]
+    numbers = [number for _, number, _ in answered]
+    prompts = [one.prompt.tolist() for _, _, one in answered]
     if policy is None:
-        best = [one.responses[0].tolist() for _, _, one in asked]
+        best = [one.responses[0].tolist() for _, _, one in answered]
         answers = [Sample(index, 0, ids, [], end in ids[-1:]) for index, ids in enumerate(best)]
     else:
         # A prompt's number names its noise.
         keys = numbers if job.round is None else [named_seed(0, "round", job.round, number) for number in numbers]
         answers = _sampled(job, workspace, policy, prompts, keys, end)
     path = workspace.output / "generations.jsonl"
-    names = [{} if job.round is None else {"split": split} for split, _, _ in asked]
+    names = [{} if job.round is None else {"split": split} for split, _, _ in answered]
     _write(path, reader, prompts, numbers, answers, names)
     facts = {"generations": len(answers), "ended": sum(one.ended for one in answers) / len(answers)}
     workspace.results(facts)

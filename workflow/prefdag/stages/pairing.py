@@ -48,7 +48,7 @@ def run(job: Job, workspace: Workspace, *, generations: Path, scores: Path) -> d
 
     Returns:
         Counts by split: prompts, pairs, samples left out because they did not end, prompts with fewer than two samples,
-        and prompts whose samples score alike or are tied by the law.
+        and prompts without a pair by the law, such as those of equal scores.
 
     Raises:
         UserError: a score is not finite, or no training prompt has a pair.
@@ -137,7 +137,7 @@ def choose_pairs(job: Job, prompt: int, scores: np.ndarray, samples: Sequence[Ro
         pairs = best_of_n(scores)
     for pair in pairs:
         if settings.labels == "bradley_terry":
-            # Named by the samples, so that another law or threshold labels the same pair alike.
+            # Named by the samples, so that another law or threshold gives the same pair the same label.
             numbers = sorted(int(samples[index]["sample"]) for index in pair)
             random = generator(job.seed, "bradley_terry", job.round, prompt, *numbers)
             pair = bradley_terry(pair, scores, random.random())
@@ -149,7 +149,7 @@ def _check_pairs(name: str | None, counts: dict[str, int]) -> None:
     if not counts["pairs"]:
         raise UserError(
             f"pairing {name or ''}: no pairs: of {counts['prompts']} training prompts, {counts['short']} have too few "
-            f"samples that end within max_new_tokens, and the samples of {counts['tied']} score too much alike; state "
+            f"samples that end within max_new_tokens, and {counts['tied']} have scores too close to each other; state "
             "more draws, a higher temperature, more max_new_tokens, or a smaller threshold"
         )
 
