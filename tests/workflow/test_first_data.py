@@ -47,6 +47,10 @@ def test_ten_minutes(project: Project):
     results = project.folder / "results/mine"
     runs = pd.read_csv(results / "report/runs.csv").set_index("run")
     assert list(runs.index) == ["base", "sft", "dpo"] and runs["reward"].notna().all()
+    assert list(runs.columns[-3:]) == ["rows_used", "rows_dropped", "ended"] and runs["rows_used"]["dpo"] >= 50
+    page = (results / "report/index.html").read_text()
+    assert "59 of 60 comparisons are used" in page and 'href="../prepare/comparisons/audit.html"' in page
+    assert "dropped: 1 equal responses" in run.stdout + run.stderr
     weights = [results / f"{name}/model/model.safetensors" for name in ("fetch/model", "sft")]
     assert all(os.path.samefile(project.folder / "models/mine/model.safetensors", path) for path in weights)
     again = project.snakemake("-n", suite="configs/mine.yaml")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -97,9 +98,17 @@ def key_result(job: Job) -> str:
         facts = json.loads((job.folder / "manifest.json").read_text())["facts"]
         if job.stage == "score":
             facts = json.loads((job.folder / "summary.json").read_text())
-        return describe_facts(job.stage, facts)
+        return describe_facts(job.stage, facts) + (describe_dropped(job.folder) if job.stage == "prepare" else "")
     except (OSError, ValueError, KeyError, TypeError):  # a result for the eye only: the job has succeeded
         return ""
+
+
+def describe_dropped(folder: Path) -> str:
+    """Describe why rows of a dataset are not used, like `; dropped: 12 tie, 5 empty chosen`; '' if all are used."""
+    counts: Counter[str] = Counter()
+    for audit in json.loads((folder / "audit.json").read_text())["splits"].values():
+        counts.update({reason: entry["count"] for reason, entry in audit["dropped"].items()})
+    return f"; dropped: {', '.join(f'{count:,} {reason}' for reason, count in counts.most_common())}" if counts else ""
 
 
 def describe_facts(stage: str, facts: dict[str, Any]) -> str:
@@ -131,7 +140,8 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
                 f"{name} {facts[key]:.2f}" for name, key in (("score", "score"), ("KL", "kl")) if key in facts
             )
         case "generate":
-            return f"{facts['generations']:,} answers"
+            cut = f", {1 - facts['ended']:.0%} cut at the token limit" if facts.get("ended", 1) < 1 else ""
+            return f"{facts['generations']:,} answers{cut}"
         case "score":
             shown = {name: facts[name]["mean"] for name in ("reward", "kl") if name in facts}
             return "  ".join(f"{'KL' if name == 'kl' else name} {value:.2f}" for name, value in shown.items())

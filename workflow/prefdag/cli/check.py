@@ -18,6 +18,7 @@ from prefdag.cli.size import context_of, counted, sized, this_machine
 from prefdag.config.data import SPLITS
 from prefdag.config.suite import Size, Suite, read_ordinary_suite
 from prefdag.data.audit import findings
+from prefdag.data.dropped import warnings
 from prefdag.data.row_counts import count_rows
 from prefdag.data.splits import default_sizes
 from prefdag.data.token_store import Store
@@ -28,7 +29,6 @@ from prefdag.planning.graph import jobs_of
 
 SHOWN = 2  # rows
 HEAD, TAIL = 40, 12  # tokens of a long prompt or response that are shown
-MANY = 0.2  # share of dropped rows to warn of
 SECONDS_PER_JOB = 3.0  # to start Python and import its libraries
 WARNING = "warning: "
 
@@ -95,9 +95,8 @@ def _dropped(dataset: str, audit: dict[str, Any]) -> Iterator[str]:
     for split, part in audit["splits"].items():
         for line in findings(split, part):
             yield f"{dataset}: {line}"
-        lost = part["rows_in"] - part["used"]
-        if lost > MANY * part["rows_in"]:
-            yield f"{WARNING}{dataset}: {split}: {lost / part['rows_in']:.0%} of the rows are dropped"
+    for sentence in warnings(audit["splits"]):
+        yield f"{WARNING}{dataset}: {sentence}"
 
 
 def _splits(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:

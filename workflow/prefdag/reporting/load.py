@@ -18,6 +18,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
 from prefdag.reporting.league import league, seconds_per_step
+from prefdag.reporting.lost import losses_of_runs
 from prefdag.reporting.rows import accuracies_of
 from prefdag.reporting.seeds import GAIN, gains, means_by_prompt
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, compared, runs_table
@@ -170,6 +171,7 @@ def load_results(
     means = {name: means_by_prompt(table, verdicts.get(name)) for name, table in tables.items()}
     table = runs_table(runs, summaries, wins, sizes)
     table = table.join(pd.DataFrame.from_dict(gains(means), "index", columns=GAIN), on="run")
+    table = table.join(losses_of_runs(table["run"], summaries, inputs.preferences, inputs.comparisons), on="run")
     every, steps = _curves(inputs.preferences)
     online = {name: curve for name, curve in every.items() if "score" in curve}
     curves = {name: curve for name, curve in every.items() if name not in online}

@@ -15,6 +15,7 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.registry import has_prompts, iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
+from prefdag.data.dropped import warnings
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
 from prefdag.data.preprocess import ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
 from prefdag.data.settled import changes_of, settle
@@ -264,6 +265,7 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
     first = inputs.splits[0]
     if not report["splits"][first]["used"]:
         raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
+    lines += [f"warning: {sentence}" for sentence in warnings(report["splits"])]
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
 
 

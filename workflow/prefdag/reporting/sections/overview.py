@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.report import Expected
+from prefdag.data.dropped import MANY, lost_rows, warnings
 from prefdag.reporting.load import SuiteResults, evenly_spaced
+from prefdag.reporting.lost import audit_of
 from prefdag.reporting.rows import (
     answers_row,
     best_of_n_rows,
@@ -47,6 +49,7 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
         "calibrations": results.calibrations,
         "pairs": sample_pairs(results),
         "samples": sample_generations(results),
+        **lost_content(results),
     }
 
 
@@ -60,6 +63,23 @@ def answers_content(results: SuiteResults) -> dict[str, Any]:
         "best_of_n": best_of_n_rows(results.pool),
         "rates": rates(results.wins, results.display),
         "agreements": agreements([path for name, path in results.verdicts.items() if name in results.tables]),
+    }
+
+
+def lost_content(results: SuiteResults) -> dict[str, Any]:
+    """Return what the top of the page says of lost rows and answers, and whether there is an audit to link."""
+    splits = audit_of(results.inputs.comparisons)
+    rows = {split: lost_rows(audit) for split, audit in splits.items()}
+    cut = [
+        f"{row['display']} {1 - row['ended']:.0%}"
+        for row in results.runs.to_dict("records")
+        if not pd.isna(row["ended"]) and 1 - row["ended"] > MANY
+    ]
+    return {
+        "rows_read": sum(read for _, read in rows.values()),
+        "rows_dropped": sum(lost for lost, _ in rows.values()),
+        "rows_warnings": warnings(splits),
+        "cut_answers": ", ".join(cut),
     }
 
 

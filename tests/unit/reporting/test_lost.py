@@ -1,0 +1,62 @@
+"""What was lost is said: rows dropped and answers cut, in runs.csv, on the page's top and on the console."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from artifacts import manifest_of
+from prefdag.data.dropped import lost_rows, reasons, warnings
+from prefdag.reporting.lost import losses_of_runs
+from snakemake_logger_plugin_prefdag.jobs import describe_dropped, describe_facts
+
+
+def split(used: int, **dropped: int) -> dict:
+    entries = {reason.replace("_", " "): {"count": count, "rows": []} for reason, count in dropped.items()}
+    return {"used": used, "rows_in": used + sum(dropped.values()), "dropped": entries}
+
+
+TRAIN = split(20, tie=5, empty_chosen=12)
+
+
+def test_reasons_come_in_the_order_of_their_counts():
+    assert lost_rows(TRAIN) == (17, 37)
+    assert reasons(TRAIN) == "12 empty chosen, 5 tie"
+
+
+def test_only_many_lost_rows_are_warned_of():
+    """17 of 37 are; 1 of 10 is not, nor is an empty split."""
+    assert warnings({"train": TRAIN, "test": split(9, tie=1), "validation": split(0)}) == [
+        "train: 17 of 37 rows (46%) are dropped: 12 empty chosen, 5 tie"
+    ]
+
+
+@pytest.fixture
+def comparisons(tmp_path: Path) -> Path:
+    folder = tmp_path / "prepare/comparisons"
+    folder.mkdir(parents=True)
+    (folder / "audit.json").write_text(json.dumps({"splits": {"train": TRAIN, "test": split(9, tie=1)}}))
+    return manifest_of(folder).path
+
+
+def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
+    """A run that was trained on these comparisons has their numbers; one on rankings, base and SFT have none."""
+    preferences = []
+    for name, digest in (("dpo", manifest_of(comparisons.parent).sha256), ("on-rankings", "another")):
+        path = tmp_path / f"preference/{name}/manifest.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"stage": "preference", "inputs": {"comparisons": digest}, "files": {}}))
+        preferences.append(path)
+    policies = ["sft", "dpo", "on-rankings"]
+    summaries = {name: {"ended": {"mean": 0.25}} for name in policies[:2]} | {"on-rankings": {}}
+    table = losses_of_runs(policies, summaries, preferences, comparisons)
+    assert list(table.columns) == ["rows_used", "rows_dropped", "ended"]
+    assert table.loc["dpo"].tolist() == [20, 17, 0.25]
+    assert table["rows_used"].isna().tolist() == [True, False, True]
+    assert table["ended"].isna().tolist() == [False, False, True]
+
+
+def test_the_console_names_what_is_dropped_and_cut(comparisons: Path):
+    assert describe_dropped(comparisons.parent) == "; dropped: 12 empty chosen, 6 tie"
+    assert describe_facts("generate", {"generations": 40, "ended": 0.5}) == "40 answers, 50% cut at the token limit"
+    assert describe_facts("generate", {"generations": 40, "ended": 1.0}) == "40 answers"
