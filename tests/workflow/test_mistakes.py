@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, environment
+from conftest import ROOT, environment, run_snakemake
 from prefdag.cli.main import main
 from prefdag.config.model import Architectural
 from prefdag.models.loading import build
@@ -228,3 +228,83 @@ def test_results_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_
     output = tmp_path / "results/suite/fetch/data/manifest.json"
     config = json.dumps({"data": {"source": str(tmp_path), "train": "x.jsonl"}})
     assert "cannot be created" in error_of(capsys, "fetch", "--config", config, "--output", str(output))
+
+
+SUITE = """
+name: x
+model: {source: none}
+data: {source: rows.jsonl}
+sft: {lr: 1}
+runs: [{name: a, method: dpo}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (None, ["no such suite file"]),
+        ("name: x\n model: y\n", ["line 2, column 7: not valid YAML: mapping values are not allowed here; check the"]),
+        (
+            SUITE.replace("a, m", "SFT, m"),
+            ["runs.SFT: this name is reserved", "sft.lr: unknown key; here it is `learn"],
+        ),
+        (SUITE.replace("lr: 1", ""), ["data.source: rows.jsonl does not exist", "model.source: none does not exist"]),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["-n"]])
+def test_mistakes_of_a_suite_end_snakemake_before_any_job(
+    tmp_path: Path, text: str | None, sentences: list[str], words: list[str]
+):
+    if text is not None:
+        (tmp_path / "x.yaml").write_text(text)
+    arguments = ["-s", str(ROOT / "Snakefile"), "--profile", str(ROOT / "profiles/default"), *words]
+    done = run_snakemake(tmp_path, [*arguments, "--configfile", "x.yaml"], environment())
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using profile")]
+    assert done.returncode == 2 and len(lines) == len(sentences), done.stderr
+    assert all(line.startswith(f"prefdag: x.yaml: {sentence}") for line, sentence in zip(lines, sentences))
+
+
+def test_a_reader_that_goes_ends_a_command_quietly():
+    command = f"set -o pipefail; {sys.executable} -m prefdag objectives | true"
+    inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
+    done = subprocess.run(["bash", "-c", command], env=inside, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]
+
+
+def record(log: Path, text: str, manifest: bool = False) -> None:
+    """Write text to a log as a job does; a job that succeeds writes its manifest first."""
+    log.parent.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)  # Snakemake does
+    made = f"sleep 0.02; touch {log.parent}/manifest.json;" if manifest else ""
+    script = f"source {ROOT}/workflow/rules/record.sh; (sleep 0.05; {made} printf %s '{text}') | record {log}"
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True)
+
+
+def test_the_log_of_a_failed_job_outlives_the_next_attempts(tmp_path: Path):
+    log = tmp_path / "job/log.txt"
+    record(log, "first\nattempt\n")
+    assert log.read_text() == (log.parent / "log.1.txt").read_text() == "first\nattempt\n"
+    record(log, "second, without end of line")
+    record(log, "third", manifest=True)
+    texts = {path.name: path.read_text() for path in log.parent.glob("log*")}
+    assert texts == {
+        "log.txt": "third\n",
+        "log.1.txt": "second, without end of line\n",
+        "log.2.txt": "first\nattempt\n",
+    }
+
+
+def test_the_last_lines_of_a_log_fit_on_a_full_disk(tmp_path: Path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no small file system can be made here")
+    try:
+        fill = f"head -c 1M /dev/zero > {small}/fill 2> /dev/null || true"
+        job = f"(echo begin; sleep 0.2; {fill}; echo prefdag: full)"
+        script = f"source {ROOT}/workflow/rules/record.sh; {job} | record {small}/log.txt"
+        subprocess.run(["bash", "-uo", "pipefail", "-c", script], check=True)
+        assert "prefdag: full" in (small / "log.txt").read_text()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

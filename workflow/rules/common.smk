@@ -55,11 +55,11 @@ def quoted(path):
 
 # Jobs run with the interpreter that runs Snakemake. Only `fetch`, and `judge` with a model judge, may reach the network.
 # `record FILE` writes a job's output to its log; on a cluster also to stdout, so that Slurm's log keeps every attempt.
-# A signal reaches all processes of a job at once: bash and `record` ignore it and wait for the stage to save its state.
+# A signal reaches all processes of a job at once: bash ignores it, as `record` does, and waits for the stage.
 shell.prefix(
     f"set -euo pipefail; export PATH={quoted(os.path.dirname(sys.executable))}:\"$PATH\" PYTHONPATH={quoted(ROOT + '/workflow')}"
     " PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=agg; unset PYTHONDONTWRITEBYTECODE; trap : INT TERM; "
-    f"record() {{{{ trap '' INT TERM; exec {'tee' if workflow.remote_exec else 'cat >'} \"$1\"; }}}}; "
+    f"PREFDAG_TEE={'yes' if workflow.remote_exec else ''}; source {quoted(ROOT + '/workflow/rules/record.sh')}; "
 )
 WARM = f"{RESULTS}/.warm"
 OFFLINE = f"HF_HUB_OFFLINE=1 PREFDAG_WARM={WARM} "

@@ -10,12 +10,15 @@ Snakemake's own messages instead, with every input, reason and shell command, us
 Snakemake's messages are also in .snakemake/log, and a job's output is in results/<suite>/<stage>/[<name>/]log.txt.
 """
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import Handler, LogRecord
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
+
+from snakemake_logger_plugin_prefdag.config_files import check_config_files
 
 
 @dataclass
@@ -33,6 +36,7 @@ class LogHandler(LogHandlerBase):
     needs_rulegraph = False
 
     def __post_init__(self) -> None:
+        check_config_files(sys.argv[1:])
         common = self.common_settings
         plain = isinstance(self.settings, LogHandlerSettings) and self.settings.plain
         if plain or common.verbose or common.debug_dag or common.printshellcmds:
@@ -53,8 +57,6 @@ class LogHandler(LogHandlerBase):
 
 
 def _snakemakes_own(common) -> Handler:
-    import sys
-
     from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultFormatter
 
     return ColorizingTextHandler(

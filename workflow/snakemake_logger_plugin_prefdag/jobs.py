@@ -83,7 +83,9 @@ def find_sentence(job: Job) -> str:
     """Return why a job failed: the `prefdag: ...` sentence of its log, otherwise the log's last line."""
     if job.log is None:
         return "the job has no log; its output is above"
-    lines = [line for line in tail(job.log).splitlines() if line.strip()]
+    # A job that could not be started leaves the log of an earlier attempt.
+    written = job.log.is_file() and job.log.stat().st_mtime >= job.started
+    lines = [line for line in tail(job.log).splitlines() if line.strip()] if written else []
     sentences = [line for line in lines if line.startswith("prefdag: ")]
     return (sentences or lines or ["the job wrote nothing to its log"])[-1]
 

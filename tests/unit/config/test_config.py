@@ -214,6 +214,37 @@ def test_a_missing_file_and_broken_yaml(tmp_path: Path):
         read_suite([str(tmp_path / "broken.yaml")])
 
 
+BROKEN = {
+    "name: x\nmodel:\n  source: a\n   revision: b\n": "line 4, column 12: not valid YAML: mapping values are not "
+    "allowed here; check the indentation of this line and of the one above",
+    "name: x\n\tmodel: y\n": "line 2, column 1: not valid YAML: found character '\\t' that cannot start any token; "
+    "indent with spaces, not with tabs",
+    "name: x\nd: 2024-13-45\n": "not valid YAML: month must be in 1..12",
+    "1: a\n": "expected text as a key, got 1; put it in quotes",
+    "a: {null: b}\n": "expected text as a key, got None; put it in quotes",
+    "a: &x\n  b: *x\n": "holds more than 100,000 values; an alias (`*name`) repeats itself",
+    "a: &a [1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c]\n"
+    "e: &e [*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e]\n": "holds more than 100,000 values; an alias (`*name`) "
+    "repeats itself",
+    "a: " + "[" * 3000: "not valid YAML: nested too deeply",
+    "- a\n": "expected a mapping of sections, got list",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_yaml_that_is_none_is_a_sentence_with_its_line(tmp_path: Path, text: str):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as result:
+        read_suite([str(path)])
+    assert str(result.value) == f"{path}: {BROKEN[text]}"
+
+
+def test_a_folder_is_no_suite(tmp_path: Path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\); name the YAML file of a suite"):
+        read_suite([str(tmp_path)])
+
+
 def test_grid_and_seeds_are_expanded_into_named_rows():
     result = resolve(suite(runs=None, grid=[{"method": "dpo", "beta": [1, 0.1], "seeds": [0, 3]}]), "x").runs
     assert [run.name for run in result] == [

@@ -25,9 +25,11 @@ from prefdag.config.model import MODEL_FILES
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.data.sources.hub import matches
-from prefdag.distributed.gpu_lease import devices
+from prefdag.distributed.gpu_lease import VARIABLE, devices
 from prefdag.errors import UserError
+from prefdag.planning.machine import absent_gpus
 from prefdag.planning.suite_files import check_suite_files
+from prefdag.planning.suite_paths import check_paths
 from prefdag.provenance.sources import PACKAGE
 from prefdag.tracking.environment import problem_with, tracking_uri
 
@@ -195,6 +197,9 @@ def _cached(repository: Repository, commit: str, file: str) -> bool:
 
 def gpus(environment: Mapping[str, str]) -> Iterator[Finding]:
     """List the GPUs of the system, and check that torch sees them."""
+    if absent := absent_gpus(environment):
+        yield Finding("error", "gpu", absent, f"unset {VARIABLE}, or install the driver")
+        return
     present = devices(environment)
     if not present:
         yield Finding("ok", "gpu", "none on this machine; models run on its CPUs")
@@ -277,6 +282,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print every finding; return 1 if one of them is an error."""
     suite = read_suite(arguments.suite)
     check_suite_files(Path("results") / suite.name, arguments.suite)
+    check_paths(suite, arguments.suite[-1])
     failed = False
     for one in findings(suite, Path("results")):
         failed |= one.level == "error"

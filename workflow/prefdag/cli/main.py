@@ -3,10 +3,12 @@
 import argparse
 import gc
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -37,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
         else:
             options = words[: len(words) - len(top.words) - 1]  # before the command: as good as behind it
-            return _run(top.command, [*options, *top.words], logger)
+            code = _run(top.command, [*options, *top.words], logger)
+            sys.stdout.flush()  # here rather than at exit, where a broken pipe prints a traceback
+            return code
+        sys.stdout.flush()
         return 0
     except UserError as mistake:
         silence_other_ranks()
@@ -50,9 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_other_ranks()
         logger.error("stopped by %s; the next run continues from its saved state", stop)
         return 128 + getattr(signal, str(stop), 15)
+    except BrokenPipeError:
+        if words and words[0] in stages():  # a pipe to another process, not to a reader
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
+            return 1
+        return _close_output()
     except Exception:  # redacted: more people read a log than may know a token
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return 1
+
+
+def _close_output() -> int:
+    """Leave no output to be flushed at exit: its reader, such as `head`, has gone. Return the status of SIGPIPE."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _run(name: str, words: Sequence[str], logger: logging.Logger) -> int:

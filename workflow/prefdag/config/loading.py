@@ -14,22 +14,64 @@ PATH_KEYS = frozenset(
     + ("adapter", "template", "prompt", "people", "method")
 )
 
+MOST_VALUES = 100_000
 # Sections that every suite has, stated or not, with the suite's seed. An empty one has its defaults.
 ALWAYS = ("prepare", "sft", "reference", "preference", "generate", "score")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises `UserError` for a duplicate key, of which YAML would keep the last."""
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: no such file, no YAML (with line and column), a duplicate key, of which YAML would keep the last, or
+            aliases that expand without end.
+    """
     try:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_StrictLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such suite file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name the YAML file of a suite") from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{path}: {_where(error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, dates and numbers that are none
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    _check_size(values, path)
     return values
+
+
+def _where(error: yaml.MarkedYAMLError) -> str:
+    """Say at which line YAML stopped, and what to look at."""
+    mark, problem = error.problem_mark or error.context_mark, error.problem or error.context or "an error"
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    hint = ""
+    if "\\t" in problem:
+        hint = "; indent with spaces, not with tabs"
+    elif "mapping values" in problem or "block" in problem or "expected <document start>" in problem:
+        hint = "; check the indentation of this line and of the one above"
+    return f"{place}not valid YAML: {problem}{hint}"
+
+
+def _check_size(values: Any, path: Path) -> None:
+    """Raise `UserError` if aliases make a file endless: each is counted as often as it is used."""
+    waiting, seen = [values], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise UserError(f"{path}: holds more than {MOST_VALUES:,} values; an alias (`*name`) repeats itself")
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str):
+                    raise UserError(f"{path}: expected text as a key, got {key!r}; put it in quotes")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def check_no_home(values: Any, where: str, inside: str = "") -> None:

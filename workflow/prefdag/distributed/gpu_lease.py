@@ -56,6 +56,11 @@ def devices(environment: Mapping[str, str]) -> list[str]:
                 if not re.fullmatch(r"[\w/.-]+", device):
                     raise UserError(f"{name}: expected devices such as 0,1 or their UUIDs, got {environment[name]!r}")
             return [device for device in stated if device not in ("-1", "NoDevFiles")]
+    return listed_devices()
+
+
+def listed_devices() -> list[str]:
+    """Return the indices of the GPUs that nvidia-smi lists; none without nvidia-smi."""
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -26,6 +26,7 @@ NEVER_RUN = "never run"
 LARGE = 1 << 26  # bytes of a file that a plan does not read unless it is newer than its manifest
 # Stages with a folder for each row of a suite, or for each round of a row.
 NAMED_BY_ROW = ("pairing", "reference", "preference", "policy", "generate", "score", "judge")
+LOGS = ("log.txt", "log.1.txt", "log.2.txt", "log.reserve", "benchmark.tsv")  # of attempts that may have failed
 
 
 def outdated(suite: Suite | ExactSuite, results: Path, digests: Digests) -> dict[str, list[str]]:
@@ -207,7 +208,7 @@ def _split(folder: str) -> tuple[str, str | None]:
 
 def _has_results(folder: Path) -> bool:
     """Whether a job's folder holds more than the logs of an attempt."""
-    return folder.is_dir() and any(path.name not in ("log.txt", "benchmark.tsv") for path in folder.iterdir())
+    return folder.is_dir() and any(path.name not in LOGS for path in folder.iterdir())
 
 
 def _changes(kind: str, before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

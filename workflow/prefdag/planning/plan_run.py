@@ -1,6 +1,6 @@
 """Plan a run of Snakemake: whose results these are, which have another name now, and which jobs have to run."""
 
-import re
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from pathlib import Path
 from prefdag.config.optimum import preference_optimum
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
+from prefdag.planning.machine import check_machine, is_dry_run
 from prefdag.planning.suite_files import check_suite_files, record_suite_files
+from prefdag.planning.suite_paths import check_paths
 from prefdag.provenance.digests import Digests
-
-DRY_RUN = re.compile(r"--dry-?run|-[A-Za-z]*n[A-Za-z]*")  # Snakemake itself knows it only after the rules are read
 
 
 def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], digests: Digests) -> dict[str, list[str]]:
@@ -26,10 +26,12 @@ def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], dig
         digests: remembers the sha256 of files between plans.
 
     Raises:
-        UserError: if the results belong to another suite file.
+        UserError: if the results belong to another suite file, a path of the suite is wrong, or Slurm is absent.
     """
     check_suite_files(results, files)
-    if not any(map(DRY_RUN.fullmatch, sys.argv[1:])) and not any(Path(".snakemake/locks").glob("*")):
+    check_paths(suite, files[-1])
+    check_machine(sys.argv[1:], os.environ)
+    if not is_dry_run(sys.argv[1:]) and not any(Path(".snakemake/locks").glob("*")):
         for new, old in take_over_renamed(suite, results, digests).items():
             print(f"{new}: takes over the result of {old}, made with the same config, code and inputs", file=sys.stderr)
     for line in (*objectives_in_doubt(suite), *left_over_lines(suite, results)):

@@ -1,0 +1,119 @@
+"""Local files of a suite are checked before any job runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefdag.config.suite import resolve
+from prefdag.errors import UserError
+from prefdag.planning import machine
+from prefdag.planning.machine import absent_gpus, asks_for_slurm, check_machine
+from prefdag.planning.suite_paths import check_paths
+
+RUNS = [{"name": "a", "method": "dpo"}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows and a model, as a suite names them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data/mine.jsonl").write_text("{}\n")
+    (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model/model.safetensors").write_text("")
+    return tmp_path
+
+
+def mistakes(**sections: Any) -> list[str]:
+    values = {"name": "x", "model": {"source": "model"}, "data": {"source": "data/mine.jsonl"}, "runs": RUNS}
+    try:
+        check_paths(resolve(values | sections, "x.yaml"), "x.yaml")
+    except UserError as error:
+        return [line.removeprefix("x.yaml: ") for line in str(error).split("\n")]
+    return []
+
+
+PATHS = "paths are relative to the folder in which Snakemake runs"
+MISTAKES = [
+    ({"data": {"source": "data/mien.jsonl"}}, "data.source: data/mien.jsonl does not exist (did you mean data/mine.js"),
+    ({"data": {"source": "/none"}}, f"data.source: /none does not exist; {PATHS}"),
+    ({"data": {"source": "data"}}, "data.train: missing; name the file (or glob) of training rows inside data"),
+    ({"data": {"source": "data", "train": "a*.csv"}}, "data.train: no file matches 'a*.csv' in data"),
+    ({"data": {"source": "data/mine.jsonl", "train": "a", "test": "b"}}, "data.test: data/mine.jsonl is one file and"),
+    ({"model": {"source": "ow/ner"}}, "model.source: ow/ner does not exist; for a repository of the Hub write `hub:ow"),
+    ({"model": {"source": "data"}}, "model.source: data holds no config.json; name a model folder"),
+    ({"prepare": {"template": "t.jinja"}}, "prepare.template: t.jinja does not exist; its path is relative to the sui"),
+    ({"prepare": {"adapter": "a.py:f"}}, "prepare.adapter: a.py does not exist; its path is relative to the suite's f"),
+]
+
+
+@pytest.mark.parametrize(("sections", "sentence"), MISTAKES)
+def test_a_wrong_path_is_a_sentence(folder: Path, sections: dict[str, Any], sentence: str):
+    (line,) = mistakes(**sections)
+    assert line.startswith(sentence)
+
+
+def test_all_wrong_paths_are_said_at_once_and_right_ones_pass(folder: Path):
+    assert not mistakes()
+    assert not mistakes(model={"source": "hub:a/b"}, data={"source": "hub:c/d", "train": "x"})
+    assert len(mistakes(model={"source": "none"}, data={"source": "none"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"model_type": "llama"}, None),
+        ({"model_type": "mine", "auto_map": {}}, None),
+        (
+            {"model_type": "vit"},
+            "model.source: model: its model_type 'vit' is no causal language model of ",
+        ),
+        ({}, "model.source: model: its config.json states no model_type"),
+        ([], "model.source: model: its config.json is not valid"),
+    ],
+)
+def test_a_model_that_cannot_answer_is_refused_before_anything_is_fetched(folder: Path, config: Any, sentence: str):
+    (folder / "model/config.json").write_text(json.dumps(config))
+    lines = mistakes()
+    assert len(lines) == (sentence is not None)
+    assert not lines or lines[0].startswith(sentence)
+
+
+def test_a_model_without_weights(folder: Path):
+    (folder / "model/model.safetensors").unlink()
+    assert mistakes() == ["model.source: model holds no weights (*.safetensors); convert or download them"]
+
+
+def test_slurm_is_looked_for_if_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("jobs: 3\nexecutor: slurm\n")
+    for words in (["--executor", "slurm"], ["-e", "slurm"], ["--profile", str(tmp_path / "mine")]):
+        assert asks_for_slurm(words, {})
+    assert asks_for_slurm([], {"SNAKEMAKE_PROFILE": str(tmp_path / "mine")})
+    assert not asks_for_slurm(["--executor", "local", "--profile", str(tmp_path / "mine")], {})
+    assert not asks_for_slurm(["--cores", "2"], {})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="executor slurm: there is no sbatch on this machine"):
+        check_machine(["-e", "slurm"], {})
+    check_machine(["-e", "slurm", "-n"], {})
+    for name, body in (("sbatch", "exit 0"), ("sinfo", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(UserError, match="Slurm's controller does not answer"):
+        check_machine(["-e", "slurm"], {})
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 0\n")
+    check_machine(["-e", "slurm"], {})
+
+
+def test_gpus_that_the_machine_has_not_are_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(machine, "listed_devices", list)
+    assert absent_gpus({}) is None and absent_gpus({"PREFDAG_GPUS": ""}) is None
+    check_machine([], {"PREFDAG_GPUS": "0,1"})
+    assert capsys.readouterr().err == (
+        "prefdag: PREFDAG_GPUS names 0,1, but nvidia-smi lists no GPU on this machine: models run on its CPUs\n"
+    )
+    monkeypatch.setattr(machine, "listed_devices", lambda: ["0", "1"])
+    assert absent_gpus({"PREFDAG_GPUS": "0,1"}) is None

@@ -1,0 +1,127 @@
+"""Check the local files that a suite names before any job runs: rows, models, tokenizers, templates, adapters."""
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefdag.config.adapters import adapter_files
+from prefdag.config.data import HUB, Data, Source
+from prefdag.config.prepare import JINJA
+from prefdag.config.suite import ExactSuite, Suite
+from prefdag.errors import UserError
+from prefdag.planning.local_files import is_local
+
+REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
+
+
+def check_paths(suite: Suite | ExactSuite, where: str) -> None:
+    """Check every local path of a suite.
+
+    Args:
+        suite: the resolved suite.
+        where: the suite's file, for errors.
+
+    Raises:
+        UserError: a sentence for each path that does not exist or holds something else, a line each.
+    """
+    if isinstance(suite, Suite) and (mistakes := [*_mistakes(suite)]):
+        raise UserError("\n".join(f"{where}: {mistake}" for mistake in mistakes))
+
+
+def _mistakes(suite: Suite) -> Iterator[str]:
+    sources = {"data": suite.data, **{f"data.sources.{at}": one for at, one in enumerate(suite.data.sources)}}
+    for key, source in sources.items():
+        yield from _rows(key, source)
+    if not suite.model.from_scratch:
+        yield from _model("model", suite.model.source, "causal")
+    elif suite.model.tokenizer:
+        yield from _missing("model.tokenizer", suite.model.tokenizer)
+    if suite.classifier is not None and not suite.classifier.is_trained:
+        yield from _model("classifier", suite.classifier.source, "sequence classification")
+    files = {"prepare.adapter": adapter_files(suite.prepare.adapter)}
+    if JINJA.fullmatch(suite.prepare.template):
+        files["prepare.template"] = (Path(suite.prepare.template),)
+    for key, paths in files.items():
+        for path in paths:
+            if not path.is_file():
+                yield f"{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
+
+
+def _missing(key: str, source: str) -> Iterator[str]:
+    """Yield a sentence if a local source does not exist."""
+    path = Path(source)
+    if not is_local(source) or path.exists():
+        return
+    hub = f"; for a repository of the Hub write `{HUB}{source}`" if REPOSITORY.fullmatch(source) else ""
+    yield (
+        f"{key}: {source} does not exist{_nearby(path)}{hub}; paths are relative to the folder in which Snakemake runs"
+    )
+
+
+def _nearby(path: Path) -> str:
+    """Return a hint at a file of a similar name in the same folder."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+def _rows(key: str, source: Source | Data) -> Iterator[str]:
+    if not is_local(source.source):
+        return
+    if mistakes := [*_missing(f"{key}.source", source.source)]:
+        yield from mistakes
+        return
+    folder = Path(source.source)
+    if folder.is_file():
+        for split in source.named.keys() - {"train"}:
+            yield f"{key}.{split}: {folder} is one file and holds train alone; name a folder for other splits"
+    elif not source.named:
+        yield f"{key}.train: missing; name the file (or glob) of training rows inside {folder}"
+    else:
+        for split, pattern in source.named.items():
+            if not any(path.is_file() for path in folder.glob(pattern)):
+                yield f"{key}.{split}: no file matches {pattern!r} in {folder}{_nearby(folder / pattern)}"
+
+
+def _model(key: str, source: str, kind: str) -> Iterator[str]:
+    if not is_local(source):
+        return
+    if mistakes := [*_missing(f"{key}.source", source)]:
+        yield from mistakes
+    elif (folder := Path(source)).is_dir():
+        place = f"{key}.source: {source}"
+        if not (folder / "config.json").is_file():
+            yield f"{place} holds no config.json; name a model folder"
+        elif not any(folder.glob("*.safetensors")):
+            yield f"{place} holds no weights (*.safetensors); convert or download them"
+        elif mistake := _unsuitable(folder / "config.json", kind):
+            yield f"{place}: {mistake}"
+
+
+def _unsuitable(config: Path, kind: str) -> str | None:
+    """Return why a model's config.json names no model of a kind; None if it does, or brings its code."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+        architecture, has_code = values.get("model_type"), "auto_map" in values
+    except (ValueError, AttributeError):
+        return "its config.json is not valid; download it again"
+    if architecture is None:
+        return "its config.json states no model_type; name the folder of a transformers model"
+    known = _architectures(kind)
+    if has_code or not known or architecture in known:
+        return None
+    wanted = "causal language model" if kind == "causal" else "classifier of texts"
+    return f"its model_type {architecture!r} is no {wanted} of transformers; name another model"
+
+
+def _architectures(kind: str) -> frozenset[str]:
+    """Return the model types that transformers can load, read from its text: an import would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    table = Path(str(package and package.origin)).parent / "models/auto/modeling_auto.py"
+    name = "MODEL_FOR_CAUSAL_LM" if kind == "causal" else "MODEL_FOR_SEQUENCE_CLASSIFICATION"
+    text = table.read_text(encoding="utf-8") if table.is_file() else ""
+    entries = re.search(rf"^{name}_MAPPING_NAMES = OrderedDict\($(.*?)^\)$", text, re.M | re.S)
+    return frozenset(re.findall(r'\(\s*"([\w-]+)",', entries[1])) if entries else frozenset()
