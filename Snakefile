@@ -13,6 +13,7 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
     pairing      scored samples of a round    -> its pairs, for runs that draw their own
     preference   SFT policy, cache            -> aligned policy
     policy       SFT policy, prompts          -> policy trained on rewards of its own answers
+    online       SFT policy, prompts          -> policy trained on labelled pairs of its own answers
     generate     policy, prompts              -> generations
     score        generations                  -> rewards, KL, lengths
     best_of_n    scores of a pool             -> rewards of Best-of-N

@@ -46,6 +46,7 @@ def dying_at(training: OnlineTraining, number: int, at: int) -> None:
 
 
 POINTS = {"ppo": 6, "ppo shared": 4, "ppo one update": 2, "reinforce": 3, "rloo": 4, "grpo": 3, "dr_grpo": 3}
+POINTS |= {"online dpo": 4, "online ipo": 4}
 CASES = [(name, at) for name, number in POINTS.items() for at in range(number)]
 
 
@@ -197,11 +198,26 @@ def grpo_by_hand(models: Models, compared: list[Comparison], kl: float) -> Tenso
     return total
 
 
+def dpo_by_hand(models: Models, compared: list[Comparison], beta: float) -> Tensor:
+    """DPO of each pair, its label soft: the other order has the rest of the weight."""
+    logprobs, _ = policy_and_kl(models, compared, 1.0)
+    with torch.no_grad():
+        other, counted = padded_logprobs(models[1], compared, 1.0)
+    ratios = [one.sum() - other[row][counted[row]].sum() for row, one in enumerate(logprobs)]
+    total = torch.zeros((), dtype=torch.float64)
+    for pair, (first, second) in enumerate(counted_token(compared)):
+        label = 1 / (1 + np.exp(second - first))
+        gap = beta * (ratios[2 * pair] - ratios[2 * pair + 1])
+        total = total - (label * gap.sigmoid().log() + (1 - label) * (-gap).sigmoid().log()) / len(compared)
+    return total
+
+
 ORACLES: dict[str, tuple[dict[str, Any], Any]] = {
     "ppo": (
         {"method": "ppo", "kl": 0.3, "lam": 0.9, "value_coefficient": 0.2},
         lambda *of: ppo_by_hand(*of, 0.3, 0.9, 0.2),
     ),
+    "online dpo": ({"method": "dpo", "beta": 0.5, "online": {"labels": "soft"}}, lambda *of: dpo_by_hand(*of, 0.5)),
     "rloo": ({"method": "rloo", "samples": 3, "kl": 0.3, "temperature": 0.7}, lambda *of: rloo_by_hand(*of, 0.3, 0.7)),
     "grpo": (
         {"method": "grpo", "samples": 3, "kl": {"coefficient": 0.3, "where": "loss", "estimator": "k3"}},

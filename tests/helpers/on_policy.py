@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from comparisons import EOS, comparisons, tiny, tiny_scorer
-from prefdag.config.online.methods import TokenMethod, policy_method, reads_values, settings_of
+from prefdag.config.online.methods import TokenMethod, reads_values
+from prefdag.config.runs import expanded
 from prefdag.data.token_store import Comparison
 from prefdag.distributed import ranks
+from prefdag.errors import Mistakes
+from prefdag.losses.registry import loss_of
 from prefdag.models.naive import float64_norms
 from prefdag.online.critic import Critic
 from prefdag.online.loop import OnlineTraining
@@ -32,6 +35,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "reinforce": {"method": "reinforce", "baseline": "greedy", "missing_eos": {"penalty": 0.5, "how": "replace"}},
     "rloo": {"method": "rloo", "samples": 3, "minibatches": 2, "temperature": 0.7},
     "grpo": {"method": "grpo", "samples": 3, "kl": {"coefficient": 0.1, "where": "loss", "estimator": "ratio_k3"}},
+    "online dpo": {"method": "dpo", "beta": 0.5, "epochs": 2, "online": {"labels": "bradley_terry"}},
+    "online ipo": {"method": "ipo", "beta": 0.5, "logprob": "summed", "minibatches": 2, "online": {"labels": "soft"}},
     "dr_grpo": {"method": "dr_grpo", "samples": 3, "kl": {"coefficient": 0.1, "where": "loss", "estimator": "full"}},
 }
 
@@ -49,12 +54,9 @@ def online_training(
     **hooks: Callable[..., None],
 ) -> OnlineTraining:
     """A training, everything in it new except the checkpoint."""
-    from prefdag.config.online.methods import METHODS
-
-    values = {**SETTINGS, **row}
-    options = METHODS[values["method"]].model_fields
-    method = policy_method({key: value for key, value in values.items() if key in options}, "tests", "row")
-    settings = settings_of({k: v for k, v in values.items() if k not in options}, method, "tests", "row")
+    mistakes = Mistakes()
+    (run,) = expanded([{"name": "row", **row}], {}, SETTINGS, "tests", mistakes)
+    method, settings = run.objective, run.preference
     settings = settings.model_copy(update={"processes": ranks.num_ranks()})
     policy, reference = (tiny(dtype=dtype) for _ in range(2))
     critic = None
@@ -65,6 +67,8 @@ def online_training(
             module.weight.data = tiny_scorer(seed=1).score.weight.data.to(dtype)
         critic = Critic(module, method.score_at == "after_eos")
     models = Models(policy.train(), reference.requires_grad_(False), critic)
+    if settings.labels is not None:
+        hooks["pair_loss"] = lambda policy, reference: loss_of(method)(policy, reference=reference)
     return OnlineTraining(models, method, settings, PROMPTS, scorer, EOS, checkpoint, **hooks)
 
 

@@ -137,7 +137,7 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
         case "preference":
             shown = {"loss": "validation_loss", "margin": "validation_margin", "accuracy": "validation_accuracy"}
             return "  ".join(f"{name} {facts[key]:.3f}" for name, key in shown.items() if facts.get(key) is not None)
-        case "policy":
+        case "policy" | "online":
             return "  ".join(
                 f"{name} {facts[key]:.2f}" for name, key in (("score", "score"), ("KL", "kl")) if key in facts
             )

@@ -23,7 +23,7 @@ from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of, weights_digest
 
 DTYPES = ("float32", "bfloat16", "float16")
-ALIGNING = ("preference", "policy")  # stages with a folder for each run
+ALIGNING = ("preference", "policy", "online")  # stages with a folder for each run
 MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")
 
 

@@ -32,7 +32,7 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
         assert name is not None
         run = suite.run(name)
         return _canonical({"preference": run.preference, "objective": run.objective})
-    if stage == "policy":
+    if stage in ("policy", "online"):
         assert name is not None
         return _canonical({"online": online_of(suite, name), "objective": suite.run(name).objective})
     return _canonical(_PARTS[stage](suite, name) if stage in _PARTS else {stage: getattr(suite, stage)})
@@ -167,7 +167,7 @@ def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str,
 
 def _section(suite: Suite, stage: str, name: str | None) -> Any:
     """Return the settings of a job, None if the suite has no such stage."""
-    return suite.run(name).preference if stage in ("preference", "policy") and name else getattr(suite, stage)
+    return suite.run(name).preference if stage in ("preference", "policy", "online") and name else getattr(suite, stage)
 
 
 def policies(suite: Suite) -> list[str]:
@@ -236,10 +236,13 @@ def folder_of(suite: Suite, policy: str) -> str:
 
 
 def training_folder(suite: Suite, run: str) -> str:
-    """Return the stage folder of a run's training: `policy/<run>` if it is on-policy, the last of its rounds if any."""
-    rounds = suite.run(run).rounds
-    if suite.run(run).online:
-        return f"policy/{run}"
+    """Return the stage folder of a run's training, the last of its rounds if any.
+
+    It is `policy/<run>` for a policy-gradient method, `online/<run>` for a pair loss on sampled pairs.
+    """
+    rounds, online = suite.run(run).rounds, suite.run(run).online
+    if online:
+        return f"{'policy' if online.labels is None else 'online'}/{run}"
     return f"preference/{round_name(run, rounds.rounds) if rounds else run}"
 
 
@@ -291,7 +294,7 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
         stage: the stage's name.
         name: the job's name if the stage has several jobs.
     """
-    if stage in ("preference", "policy", "exact"):
+    if stage in ("preference", "policy", "online", "exact"):
         return suite.run(str(name)).user_files()
     if isinstance(suite, ExactSuite):
         return ()

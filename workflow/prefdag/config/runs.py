@@ -8,7 +8,14 @@ from pydantic import SerializeAsAny
 
 from prefdag.config.exact import Sweep
 from prefdag.config.objectives import Objective, entry_of, objective, relative_path
-from prefdag.config.online.methods import METHODS, PRESETS, policy_method, settings_of
+from prefdag.config.online.methods import (
+    METHODS,
+    PRESETS,
+    check_pair_loss,
+    pair_settings,
+    policy_method,
+    settings_of,
+)
 from prefdag.config.online.settings import Online
 from prefdag.config.preference import Preference
 from prefdag.config.rounds import Rounds
@@ -96,8 +103,8 @@ def expanded(
     """
     runs: list[Run] = []
     for row in rows:
-        is_online = row.get("method") in METHODS or "preset" in row
-        make = _online_runs if is_online else _runs_of_row
+        is_online = row.get("method") in METHODS or "preset" in row or "online" in row
+        make = (_online_pairs if "online" in row else _online_runs) if is_online else _runs_of_row
         runs += mistakes.attempt(make, dict(row), online if is_online else preference, where) or []
     mistakes.attempt(named_once, runs, where)
     return runs
@@ -174,6 +181,27 @@ def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> lis
         runs.append(
             Run(name=f"{name}{suffix}", objective=method, preference=settings_of(chosen, method, where, inside))
         )
+    return runs
+
+
+def _online_pairs(row: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
+    """Make the runs of a pair loss on pairs that the policy samples as it is trained."""
+    name, inside = _place_of_row(row, where)
+    seeds, stated = _seeds_of(row, where, inside), row.pop("online")
+    if row.get("method") in METHODS or not isinstance(stated, dict):
+        raise UserError(
+            f"{where}: {inside}.online: expected a mapping such as {{labels: bradley_terry}} next to a pair loss, got "
+            f"{stated!r}"
+        )
+    options = entry_of(row.get("method"), where, inside).model_fields
+    values = stated | {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
+    loss = objective(row, where, inside)
+    check_pair_loss(loss, where, inside)
+    runs = []
+    for seed in seeds:
+        suffix, seeded = ("", {}) if seed is None else (f"-seed{seed}", {"seed": seed})
+        settings = pair_settings({**values, **seeded}, online, where, inside)
+        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings))
     return runs
 
 

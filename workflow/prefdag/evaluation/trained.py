@@ -20,8 +20,8 @@ def training_of(results: Path, name: str) -> tuple[Path, int | None]:
     one = AnswerSet.parse(name)
     if one.policy in ("sft", "pretrain"):
         return results / one.policy, None
-    online = results / "policy" / one.policy
-    whole = online if (online / MANIFEST).is_file() else results / "preference" / one.policy
+    folders = [results / stage / one.policy for stage in ("policy", "online", "preference")]
+    whole = next((folder for folder in folders if (folder / MANIFEST).is_file()), folders[-1])
     rounds = _rounds(results, one.policy)
     if not rounds or (whole / MANIFEST).is_file():
         return whole, one.step

@@ -22,21 +22,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefdag.config.online.methods import PolicyMethod, Reinforce
+from prefdag.config.objectives import Objective
+from prefdag.config.online.methods import Reinforce
 from prefdag.config.online.settings import Online
+from prefdag.config.sampling import Sampling
+from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.policy_gradient import adapted_coefficient
+from prefdag.models.generation import sample
 from prefdag.models.ops.recompute import recompute_blocks
+from prefdag.online.objective import PairLoss
 from prefdag.online.report import round_metrics
-from prefdag.online.rewards import Moments, Scorer, check_scores, with_missing_ends
+from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round
 from prefdag.online.round import Models, Optimizers, Round
 from prefdag.online.targets import Targets, targets_of
 from prefdag.training.checkpoint import Checkpoint, stop_requested
 from prefdag.training.loop import optimizer_of, schedule
 from prefdag.training.records import Step
+
+TABLE_ROUNDS = 10  # in which the fixed prompts are answered
 
 
 @dataclass
@@ -60,13 +67,14 @@ class OnlineTraining:
         eos: the end-of-turn's id.
         checkpoint: where the state is saved; None: nowhere.
         save_weights: called with the number of each finished round (from 1).
+        pair_loss: of a method that is a loss of pairs.
         on_round: called with each round's number, its rollouts and seconds by phase, before its record.
     """
 
     def __init__(
         self,
         models: Models,
-        method: PolicyMethod,
+        method: Objective,
         settings: Online,
         prompts: Sequence[NDArray[np.int32]],
         scorer: Scorer,
@@ -74,6 +82,7 @@ class OnlineTraining:
         checkpoint: Checkpoint | None = None,
         save_weights: Callable[[int], None] | None = None,
         on_round: Callable[[int, Rollouts, dict[str, float]], None] | None = None,
+        pair_loss: PairLoss | None = None,
     ) -> None:
         if len(prompts) < settings.batch_size:
             raise UserError(
@@ -81,7 +90,7 @@ class OnlineTraining:
             )
         self.models, self.method, self.settings, self.prompts = models, method, settings, prompts
         self.scorer, self.eos, self.checkpoint = scorer, eos, checkpoint
-        self.save_weights, self.on_round = save_weights, on_round
+        self.save_weights, self.on_round, self.pair_loss = save_weights, on_round, pair_loss
         self.coefficient, self.moments = settings.kl.coefficient, Moments()
         self.progress, self.history = Progress(), list[dict[str, Any]]()
         rate = getattr(method, "value_learning_rate", None) or settings.learning_rate
@@ -93,6 +102,7 @@ class OnlineTraining:
             else optimizer_of(critic.module, settings.model_copy(update={"learning_rate": rate})),
         )
         self.value_rate = rate
+        self.answers: list[dict[str, Any]] = []
         self.seconds: dict[str, float] = {}
 
     def rounds(self) -> Iterator[Step]:
@@ -123,7 +133,7 @@ class OnlineTraining:
                 self._score(number)
             yield "scored"
         comparisons = progress.rollouts.comparisons(self.prompts)
-        updates = Round(self.models, self.method, self.settings, number, comparisons)
+        updates = Round(self.models, self.method, self.settings, number, comparisons, self.pair_loss)
         if progress.rollouts.old is None and not updates.measures_in_first_update:
             with self._timed("measure"):
                 progress.rollouts = updates.measured(progress.rollouts)
@@ -161,7 +171,8 @@ class OnlineTraining:
         how = self.settings.normalise_rewards
         if self.progress.baselines is not None:
             self.progress.baselines = self.moments.normalise(self.progress.baselines, how)
-        self.progress.rollouts = rollouts.with_values(scores=scores)
+        labels = None if self.settings.labels is None else labels_of(scores, rollouts.prompts, number, self.settings)
+        self.progress.rollouts = rollouts.with_values(scores=scores, labels=labels)
         self.progress.rewards = self.moments.normalise(shaped, how)
 
     def _targets(self, rollouts: Rollouts) -> Targets:
@@ -195,10 +206,30 @@ class OnlineTraining:
         )
         self.history.append(asdict(record))
         self.progress = Progress()
+        if number % max(1, self.settings.max_steps // TABLE_ROUNDS) == 0 or number + 1 == self.settings.max_steps:
+            self.answers += self._answers(number)
         if self.on_round is not None:
             self.on_round(record.number, rollouts, self.seconds)
         if self.save_weights is not None:
             self.save_weights(record.number)
+
+    def _answers(self, number: int) -> list[dict[str, Any]]:
+        """Return the policy's answers to the first prompts, with the same noise every time."""
+        prompts = [prompt.tolist() for prompt in self.prompts[: self.settings.sample_table]]
+        sampling = Sampling(
+            seed=self.settings.seed,
+            temperature=self.settings.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch_size=self.settings.sampling_batch_size,
+        )
+        keys = [f"table/{index}" for index in range(len(prompts))]
+        samples = sorted(sample(self.models.policy, prompts, keys, sampling, self.eos), key=lambda one: one.prompt)
+        compared = [Comparison(self.prompts[one.prompt], (np.array(one.ids, dtype=np.int32),)) for one in samples]
+        scores = self.scorer(compared)[:, 0].tolist() if compared else []
+        return [
+            {"round": number + 1, "prompt_id": one.prompt, "ids": one.ids, "score": score, "ended": one.ended}
+            for one, score in zip(samples, scores, strict=True)
+        ]
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)
@@ -222,6 +253,7 @@ class OnlineTraining:
             "value": None if critic is None else critic.module.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "history": self.history,
+            "answers": self.answers,
             "coefficient": self.coefficient,
             "moments": asdict(self.moments),
             "progress": {
@@ -246,6 +278,7 @@ class OnlineTraining:
             self.models.critic.module.load_state_dict(saved["value"])
         self.optimizers.load_state_dict(saved["optimizers"])
         self.history, self.coefficient = saved["history"], saved["coefficient"]
+        self.answers = saved["answers"]
         self.moments, progress = Moments(**saved["moments"]), saved["progress"]
         rollouts = progress.pop("rollouts")
         self.progress = Progress(None if rollouts is None else Rollouts(**rollouts), **progress)

@@ -10,12 +10,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import GRPO, PPO, RLOO, DrGRPO, PolicyMethod, Reinforce, TokenMethod
 from prefdag.config.online.settings import Online
 from prefdag.losses import policy_gradient
+from prefdag.models.logprobs import LogProbs
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import ESTIMATORS, Targets
 
+PairLoss = Callable[[LogProbs, LogProbs], Tensor]  # of policy and reference, [B, 2] with the better response first
 AGGREGATIONS: dict[str, Callable[[Any], policy_gradient.Aggregation]] = {
     "ppo": lambda method: "token_mean",
     "reinforce": lambda method: "sequence_sum",
@@ -33,13 +36,15 @@ class Normaliser:
     value: float
 
     @classmethod
-    def of(cls, method: PolicyMethod, settings: Online, targets: Targets, rollouts: Rollouts, rows: list[int]) -> Self:
+    def of(cls, method: Objective, settings: Online, targets: Targets, rollouts: Rollouts, rows: list[int]) -> Self:
         """rows: the prompts of the update, in the round."""
         lengths, group = rollouts.lengths, rollouts.lengths.shape[1]
         trained = targets.responses.view(lengths.shape)[rows].flatten()
         counts = lengths[rows].flatten()[trained > 0]
         tokens = torch.zeros(len(lengths) * group, dtype=torch.float64)
         places = (torch.tensor(rows)[:, None] * group + torch.arange(group)).flatten()[trained > 0]
+        if not isinstance(method, PolicyMethod):
+            return cls(torch.full((len(rollouts.ids),), 1 / len(rows), dtype=torch.float64), 1.0)
         how, longest = AGGREGATIONS[method.method](method), settings.max_new_tokens
         if len(counts):
             tokens[places] = policy_gradient.token_weights(counts, how, max_length=longest)
@@ -63,13 +68,14 @@ class Inputs:
 
 
 def micro_batch_loss(
-    method: PolicyMethod,
+    method: Objective,
     settings: Online,
     inputs: Inputs,
     rollouts: Rollouts,
     targets: Targets,
     normaliser: Normaliser,
     coefficient: float,
+    pair_loss: PairLoss | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return a micro-batch's share of an update's loss, and its share of the metrics.
 
@@ -79,6 +85,7 @@ def micro_batch_loss(
         rollouts, targets: of the round.
         normaliser: weights of the update's tokens.
         coefficient: of the KL, if it is in the loss.
+        pair_loss: of a method that is a loss of pairs.
     """
     at = rollouts.tokens_of(inputs.rows)
     logprobs = inputs.logprobs
@@ -88,6 +95,12 @@ def micro_batch_loss(
         return values[at].to(logprobs)
 
     old, advantage, weights = read(rollouts.old), read(targets.advantages), read(normaliser.tokens)
+    metrics = _ratio_metrics(method, inputs, old, advantage, read(targets.counts), weights)
+    if pair_loss is not None:
+        loss, of_pairs = _pairs(pair_loss, inputs, read(rollouts.reference), rollouts)
+        loss = loss / round(1 / normaliser.tokens[0].item())
+        return loss, {"loss": loss.item(), **metrics, **of_pairs}
+    assert isinstance(method, PolicyMethod)
     values = _policy_tokens(method, inputs, old, advantage)
     parts = {"policy_loss": (values * weights).sum()}
     if settings.kl.where == "loss" and rollouts.reference is not None:
@@ -96,7 +109,6 @@ def micro_batch_loss(
     if method.entropy:
         assert inputs.entropy is not None
         parts["entropy_loss"] = -method.entropy * (inputs.entropy * weights).sum()
-    metrics = _ratio_metrics(method, inputs, old, advantage, read(targets.counts), weights)
     if inputs.values is not None:
         assert isinstance(method, TokenMethod)
         losses, clipped = _value_losses(method, inputs, rollouts, targets, at)
@@ -139,9 +151,29 @@ def _loss_kl(estimator: str, inputs: Inputs, old: Tensor, reference: Tensor) -> 
     return ESTIMATORS[estimator](inputs.logprobs, reference)
 
 
+def _pairs(
+    pair_loss: PairLoss, inputs: Inputs, reference: Tensor, rollouts: Rollouts
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the sum of a micro-batch's pair losses, weighted by their labels, and its metrics."""
+    assert rollouts.labels is not None
+    shape = len(inputs.rows), 2
+    swapped = torch.argsort(inputs.owner ^ 1, stable=True)  # the second response first
+    losses = []
+    for order in (torch.arange(len(swapped), device=swapped.device), swapped):
+        # A response's tokens stay in their order, and each owner is that of the response's place.
+        owner = inputs.owner if order is not swapped else (inputs.owner ^ 1)[order]
+        policy = LogProbs(inputs.logprobs[order], owner, shape)
+        losses.append(pair_loss(policy, LogProbs(reference[order], owner, shape)))
+    labels = rollouts.labels[inputs.rows].to(losses[0])
+    each = labels * losses[0] + (1 - labels) * losses[1]
+    ratios = LogProbs((inputs.logprobs - reference).detach(), inputs.owner, shape).total
+    gap = (ratios[:, 0] - ratios[:, 1]) * (2 * labels - 1).sign()
+    return each.sum(), {"pairs": float(len(gap)), "accuracy": (gap > 0).sum().item(), "margin": gap.sum().item()}
+
+
 @torch.no_grad()
 def _ratio_metrics(
-    method: PolicyMethod, inputs: Inputs, old: Tensor, advantage: Tensor, counts: Tensor, weights: Tensor
+    method: Objective, inputs: Inputs, old: Tensor, advantage: Tensor, counts: Tensor, weights: Tensor
 ) -> dict[str, float]:
     """Return metrics of the ratio to the sampling policy. Means are over counted tokens, as the weights' shares."""
     change = inputs.logprobs - old
@@ -154,7 +186,7 @@ def _ratio_metrics(
         "ratio_max": ratio.max().item(),
         "ratio_error": (ratio - 1).abs().max().item(),
     }
-    if hasattr(method, "clip"):
+    if isinstance(method, (PPO, RLOO, GRPO, DrGRPO)):
         low, high = ((ratio < 1 - method.clip), (ratio > 1 + method.clip))
         metrics |= {"clip_low": (low * counts).sum().item(), "clip_high": (high * counts).sum().item()}
         clipped = (low & (advantage < 0)) | (high & (advantage > 0))

@@ -7,11 +7,16 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefdag.config.online.settings import Online
+from prefdag.data.detokenize import decode_response
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import Layout, Targets
 
@@ -74,18 +79,20 @@ def _standard_error(values: Tensor) -> float:
     return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
 
 
-class AnswerTable:
-    """The answers to the first prompts of the training in a CSV file: a line for each round that samples them."""
+def write_answers(
+    path: Path, answers: Sequence[dict[str, Any]], prompts: Sequence[NDArray[np.int32]], tokenizer: Tokenizer
+) -> None:
+    """Write the answers to fixed prompts as training goes, in the order of prompt and round.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, object]] = []
-
-    def add(self, lines: Sequence[dict[str, object]]) -> None:
-        self.lines += lines
-
-    def write(self) -> None:
-        with self.path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, ["round", "prompt_id", "prompt", "response", "score", "ended"])
-            writer.writeheader()
-            writer.writerows(self.lines)
+    Args:
+        path: the CSV file.
+        answers: round, prompt_id, ids, score and ended of each answer.
+        prompts: token ids of every prompt.
+        tokenizer: decodes them.
+    """
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["prompt_id", "round", "prompt", "response", "score", "ended"])
+        for one in sorted(answers, key=lambda one: (one["prompt_id"], one["round"])):
+            texts = decode_response(tokenizer, prompts[one["prompt_id"]].tolist(), one["ids"])
+            writer.writerow([one["prompt_id"], one["round"], *texts, one["score"], int(one["ended"])])

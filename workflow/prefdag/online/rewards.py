@@ -25,6 +25,7 @@ from prefdag.rewards.evaluation import Rewards, score_all
 from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.model import load_reward_model
+from prefdag.seeds import generator
 
 Scorer = Callable[[Sequence[Comparison]], NDArray[np.float64]]  # N prompts with G responses to scores [N, G]
 
@@ -135,6 +136,26 @@ def with_missing_ends(scores: Tensor, ended: Tensor, rule: MissingEnd | None) ->
         return scores
     replaced = scores - rule.penalty if rule.how == "subtract" else torch.full_like(scores, -rule.penalty)
     return torch.where(ended, scores, replaced)
+
+
+def labels_of(scores: Tensor, prompts: Tensor, number: int, settings: Online) -> Tensor:
+    """Return how much the first of two responses is preferred, 0 to 1: [N].
+
+    Args:
+        scores: of the responses, [N, 2].
+        prompts: the index of each prompt, which names its random number, [N].
+        number: the round, from 0.
+        settings: seed and `labels`.
+
+    Reference: Bradley and Terry 1952; Guo et al. 2024, arXiv 2402.04792 (hard labels).
+    """
+    gap = scores[:, 0] - scores[:, 1]
+    if settings.labels == "hard":
+        return (gap >= 0).double()
+    if settings.labels == "soft":
+        return gap.sigmoid()
+    noise = [generator(settings.seed, "labels", number, index).random() for index in prompts.tolist()]
+    return (torch.tensor(noise, dtype=torch.float64) < gap.sigmoid()).double()
 
 
 @dataclass(frozen=True)

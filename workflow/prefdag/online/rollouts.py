@@ -36,6 +36,7 @@ class Rollouts:
         ended: whether each response has its end-of-turn, [N, G].
         sampled: log-probs of the tokens as the sampler computed them, [T] float64.
         scores: of each response, [N, G] float64; None until it is scored.
+        labels: of pairs: how much the first response is preferred, 0 to 1, [N].
         old, reference: log-probs of the tokens under the sampling policy and the reference, [T].
         values: of the value head before each token, [T].
         last_values: of the value head behind each response, [N, G].
@@ -48,6 +49,7 @@ class Rollouts:
     ended: Tensor
     sampled: Tensor
     scores: Tensor | None = None
+    labels: Tensor | None = None
     old: Tensor | None = None
     reference: Tensor | None = None
     values: Tensor | None = None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefdag.config.online.methods import PolicyMethod
+from prefdag.config.objectives import Objective
 from prefdag.config.online.settings import Online
 from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
@@ -29,7 +29,7 @@ from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import Segments, deal, micro_batches, num_tokens, pack
 from prefdag.models.policy_stats import distribution, states_of, tempered_logprobs
 from prefdag.online.critic import Critic
-from prefdag.online.objective import Inputs, Normaliser, micro_batch_loss
+from prefdag.online.objective import Inputs, Normaliser, PairLoss, micro_batch_loss
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import Targets
 from prefdag.seeds import generator
@@ -66,10 +66,16 @@ class Round:
     """The updates of one round."""
 
     def __init__(
-        self, models: Models, method: PolicyMethod, settings: Online, number: int, comparisons: Sequence[Comparison]
+        self,
+        models: Models,
+        method: Objective,
+        settings: Online,
+        number: int,
+        comparisons: Sequence[Comparison],
+        pair_loss: PairLoss | None = None,
     ) -> None:
         self.models, self.method, self.settings, self.number = models, method, settings, number
-        self.comparisons = comparisons
+        self.comparisons, self.pair_loss = comparisons, pair_loss
 
     @property
     def num_updates(self) -> int:
@@ -186,7 +192,7 @@ class Round:
         """Backpropagate a micro-batch's share of the loss; return its sums of metrics."""
         entropy = kl = None
         wants_kl = self.settings.kl.where == "loss" and self.settings.kl.estimator == "full"
-        if self.method.entropy or wants_kl:
+        if getattr(self.method, "entropy", 0.0) or wants_kl:
             other = None
             if wants_kl and self.models.reference is not None:
                 with torch.no_grad():
@@ -194,7 +200,8 @@ class Round:
             sums = distribution(self.models.policy, one.states, self.settings.temperature, other)
             entropy, kl = sums.entropy, sums.kl
         inputs = Inputs(one.rows, one.segments.owner, one.logprobs, one.values, entropy, kl)
-        loss, metrics = micro_batch_loss(self.method, self.settings, inputs, rollouts, targets, normaliser, coefficient)
+        aims = rollouts, targets, normaliser, coefficient, self.pair_loss
+        loss, metrics = micro_batch_loss(self.method, self.settings, inputs, *aims)
         loss.backward()
         return metrics
 
@@ -242,7 +249,9 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
     """Divide sums over counted tokens by their number."""
     counted = sums.pop("counted")
     of_tokens = ("approx_kl", "approx_kl_k2", "clip_low", "clip_high", "clip_fraction")
-    return {name: value / max(1.0, counted) if name in of_tokens else value for name, value in sums.items()}
+    pairs = sums.pop("pairs", 1.0)
+    counts = {**dict.fromkeys(of_tokens, max(1.0, counted)), "accuracy": pairs, "margin": pairs}
+    return {name: value / counts.get(name, 1.0) for name, value in sums.items()}
 
 
 @dataclass(frozen=True)

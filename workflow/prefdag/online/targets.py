@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import GRPO, PPO, RLOO, DrGRPO, PolicyMethod, Reinforce, TokenMethod
 from prefdag.config.online.settings import Online
 from prefdag.errors import UserError
@@ -85,7 +86,7 @@ class Targets:
 
 
 def targets_of(
-    method: PolicyMethod,
+    method: Objective,
     settings: Online,
     rollouts: Rollouts,
     rewards: Tensor,
@@ -106,6 +107,9 @@ def targets_of(
         UserError: no response is left to train on.
     """
     lengths = rollouts.lengths.flatten()
+    if not isinstance(method, PolicyMethod):
+        ones = torch.ones(len(lengths), dtype=torch.float64)
+        return Targets(0 * rollouts.ids.double(), 0 * rollouts.ids.double() + 1, ones, None, None, {})
     trained = torch.ones(len(lengths), dtype=torch.float64)
     if settings.missing_eos is not None and settings.missing_eos.how == "mask":
         trained = rollouts.ended.flatten().double()

@@ -215,6 +215,7 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
     "reference": _reference,
     "preference": _preference,
     "policy": _policy,
+    "online": _policy,
     "generate": _generate,
     "score": _score,
     "best_of_n": lambda suite, name: {"scores": [f"score/{AnswerSet('sft', POOL)}"]},

@@ -31,7 +31,8 @@ class ImplicitReward:
             UserError: the run's loss has no beta or reads no reference.
         """
         objective = run.content["config"].get("objective", {})
-        if "beta" not in objective or "reference" not in run.content["inputs"]:
+        has_reference = "reference" in run.content["inputs"] or run.content["stage"] == "online"
+        if "beta" not in objective or not has_reference:
             raise UserError(f"{run.path}: no implicit reward; name a run whose loss has a beta and reads the reference")
         return cls(load_policy(run.folder / "model", device), reference, float(objective["beta"]))
 

@@ -166,6 +166,33 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
     return entry.parse(values, where, inside)
 
 
+def check_pair_loss(loss: Objective, where: str, inside: str) -> None:
+    """Raise `UserError` for a loss that cannot be taken of two sampled responses."""
+    if loss.responses != "two" or loss.scope != "comparison" or loss.reads - {"reference"}:
+        raise UserError(
+            f"{where}: {inside}.method: {loss.method} is no loss of a pair's log-probs alone, so it cannot be trained "
+            "online; take dpo, ipo or another pair loss"
+        )
+
+
+def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, inside: str) -> Online:
+    """Validate the settings of a pair loss on sampled pairs.
+
+    Args:
+        values: what the row states.
+        shared: the section `online`, whose KL and number of samples such a loss does not read.
+        where: the suite's file, for messages.
+        inside: the row's place in it, for messages.
+    """
+    for key in ("kl", "samples", "missing_eos", "normalise_rewards"):
+        if key in values:
+            raise UserError(f"{where}: {inside}.{key}: a pair loss does not read it; its KL is in the loss, by beta")
+    unread = ("kl", "samples", "missing_eos", "normalise_rewards")
+    below = {key: value for key, value in shared.items() if key not in unread}
+    chosen = {"labels": "bradley_terry", **below, **values, "samples": 2, "kl": 0}
+    return Online.parse(chosen, where, inside)
+
+
 def settings_of(values: dict[str, Any], method: PolicyMethod, where: str, inside: str) -> Online:
     """Validate a row's settings, with the method's number of samples where none is stated."""
     if any(key in values for key in ("top_p", "top_k")):
@@ -174,6 +201,8 @@ def settings_of(values: dict[str, Any], method: PolicyMethod, where: str, inside
             "whose log-probs are optimised; lower the temperature instead"
         )
     settings = Online.parse({"samples": method.default_samples, **values}, where, inside)
+    if settings.labels is not None:
+        raise UserError(f"{where}: {inside}.labels: only a pair loss, such as dpo, reads labels")
     if settings.samples < method.least_samples:
         raise UserError(f"{where}: {inside}.samples: {method.method} compares a prompt's responses; state 2 or more")
     if isinstance(method, Reinforce) and settings.epochs * settings.minibatches > 1:

@@ -83,6 +83,11 @@ class Online(Preference):
         "implicit:<run>, or a function of yours as file.py:function",
     )
     kl: KL = Field(KL(), description="a coefficient, {target, init, horizon} or {coefficient, where, estimator}")
+    labels: Literal["bradley_terry", "soft", "hard"] | None = Field(
+        None,
+        description="of a pair loss: which of two responses is preferred is drawn with probability s(r1 - r2), "
+        "weighted by it, or the larger score; hard labels have no interior optimum",
+    )
     normalise_rewards: Literal["off", "scale", "standard"] = Field(
         "off", description="divide scores by their running deviation; standard: subtract their running mean first"
     )
@@ -113,13 +118,15 @@ class Online(Preference):
 
     def shown_options(self) -> dict[str, Any]:
         """Return what tells rows of one method apart in the report, next to the method's options."""
+        if self.labels is not None:
+            return {"labels": self.labels, "reward": self.reward}
         target = {"kl_target": self.kl.target} if self.kl.target else {"kl": self.kl.coefficient}
         return {**target, "samples": self.samples, "reward": self.reward}
 
     @property
     def reads_reference(self) -> bool:
-        """Whether the KL to the reference is part of the objective."""
-        return self.kl.coefficient > 0
+        """Whether the reference is part of the objective."""
+        return self.labels is not None or self.kl.coefficient > 0
 
     def user_files(self) -> tuple[Path, ...]:
         return (self.user_reward[0],) if self.user_reward else ()

@@ -1,0 +1,95 @@
+"""The body of the stages `policy` and `online`: from manifests to a trained policy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefdag.config.objectives import Objective
+from prefdag.config.online.methods import TokenMethod, reads_values
+from prefdag.config.online.settings import Online
+from prefdag.config.prepare import Prepare
+from prefdag.data.token_store import Store
+from prefdag.data.tokenization import load_tokenizer, stop_token
+from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.window import check_window
+from prefdag.online.critic import load_critic
+from prefdag.online.loop import OnlineTraining
+from prefdag.online.objective import PairLoss
+from prefdag.online.report import write_answers
+from prefdag.online.rewards import Sources, load_scorer
+from prefdag.online.rollouts import Rollouts
+from prefdag.online.round import Models
+from prefdag.provenance.manifest import read_manifest
+from prefdag.runtime.stage import Workspace
+from prefdag.training.checkpoint import Checkpoint, WeightsKeeper
+from prefdag.training.records import record_steps
+
+
+def train_policy(
+    settings: Online,
+    method: Objective,
+    workspace: Workspace,
+    weights: Path,
+    prompts: Path,
+    sources: Sources,
+    pair_loss: PairLoss | None = None,
+) -> dict[str, Any]:
+    """Train a policy on its own answers, and write its weights, curves and answers.
+
+    Args:
+        settings, method: of the row.
+        workspace: where to write, and the journal.
+        weights: folder of the SFT policy, which is also the reference.
+        prompts: manifest of the comparisons whose prompts are answered.
+        sources: manifests of what scores.
+        pair_loss: of a method that is a loss of pairs.
+
+    Returns:
+        Metrics of the last round.
+    """
+    device = set_up(settings.threads)
+    workspace.log_model_input("policy", "sft")
+    workspace.log_dataset("prompts", "train", "training")
+    questions = prompts_of(prompts.parent / "train")
+    check_window(weights, max(map(len, questions)) + settings.max_new_tokens, "prompts and online.max_new_tokens")
+    tokenizer = load_tokenizer(weights)
+    written = read_manifest(prompts).content["config"]["prepare"]
+    end = stop_token(tokenizer, Prepare.parse(written, str(prompts), "config.prepare"))
+    model, reference = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
+    critic = None
+    if isinstance(method, TokenMethod) and reads_values(method):
+        critic = load_critic(method, model, weights, sources.reward, settings.seed, device)
+    scorer = load_scorer(settings, sources, tokenizer, reference, device)
+    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, weights)
+
+    def journal_seconds(number: int, rollouts: Rollouts, seconds: dict[str, float]) -> None:
+        workspace.journal.metrics(number, {f"seconds_{phase}": value for phase, value in seconds.items()})
+
+    training = OnlineTraining(
+        Models(model.train(), reference if settings.reads_reference else None, critic),
+        method, settings, questions, scorer, end, Checkpoint(workspace.resume), checkpoints, journal_seconds, pair_loss,
+    )  # fmt: skip
+    title = workspace.name or method.method
+    last = record_steps(
+        training.rounds(), settings.max_steps, workspace.journal, workspace.output / "curves.csv", title
+    )
+    write_answers(workspace.output / "samples.csv", training.answers, questions, tokenizer)
+    workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
+    save(model, weights, workspace.output / "model")
+    for step in checkpoints.publish(workspace.output / "checkpoints"):
+        workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
+    workspace.log_model_output(title, parents=["policy"])
+    facts: dict[str, Any] = {
+        name: last.metrics[name] for name in ("score", "kl", "length", "ended") if name in last.metrics
+    }
+    workspace.results({f"final_{name}": value for name, value in facts.items()})
+    return facts
+
+
+def prompts_of(folder: Path) -> list[NDArray[np.int32]]:
+    """Return the distinct prompts of a token store, as token ids."""
+    store = Store.open(folder)
+    _, first = np.unique(store.prompts, return_index=True)
+    return [np.array(store[int(index)].prompt) for index in first]
