@@ -12,8 +12,9 @@ from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
+from prefdag.errors import UserError
 from prefdag.models.loading import load_policy, save, set_up
-from prefdag.models.window import check_window
+from prefdag.models.route import route_of
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
 from prefdag.online.objective import PairLoss
@@ -53,11 +54,15 @@ def train_policy(
     workspace.log_model_input("policy", "sft")
     workspace.log_dataset("prompts", "train", "training")
     questions = prompts_of(prompts.parent / "train")
-    check_window(weights, max(map(len, questions)) + settings.max_new_tokens, "prompts and online.max_new_tokens")
     tokenizer = load_tokenizer(weights)
     written = read_manifest(prompts).content["config"]["prepare"]
     end = stop_token(tokenizer, Prepare.parse(written, str(prompts), "config.prepare"))
     model, reference = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
+    if route_of(model).head != "linear":
+        raise UserError(
+            f"{weights}: its logits are no linear function of hidden states ({route_of(model).reason}), which on-policy "
+            "training needs; take another model"
+        )
     critic = None
     if isinstance(method, TokenMethod) and reads_values(method):
         critic = load_critic(method, model, weights, sources.reward, settings.seed, device)
