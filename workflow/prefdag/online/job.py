@@ -60,8 +60,8 @@ def train_policy(
     model, reference = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
     if route_of(model).head != "linear":
         raise UserError(
-            f"{weights}: its logits are no linear function of hidden states ({route_of(model).reason}), which on-policy "
-            "training needs; take another model"
+            f"{weights}: its logits are no linear function of hidden states ({route_of(model).reason}), which "
+            "on-policy training needs; take another model"
         )
     critic = None
     if isinstance(method, TokenMethod) and reads_values(method):
