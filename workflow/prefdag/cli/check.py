@@ -93,7 +93,7 @@ def _totals(suite: Suite, seen: Preview) -> dict[str, int]:
 def _dropped(dataset: str, audit: dict[str, Any]) -> Iterator[str]:
     """Say what is dropped, cut, repeated or suspicious."""
     for split, part in audit["splits"].items():
-        for line in findings(split, part):
+        for line in findings(split, part) if part["rows_in"] else ():
             yield f"{dataset}: {line}"
     for sentence in warnings(audit["splits"]):
         yield f"{WARNING}{dataset}: {sentence}"
