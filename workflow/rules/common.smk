@@ -6,7 +6,7 @@ from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
 
-from prefdag.config import jobs
+from prefdag.config import jobs, resources
 from prefdag.config.loading import read_yaml
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
@@ -106,13 +106,13 @@ def options(stage, name=None):
 
 
 def threads_of(stage):
-    return lambda wildcards: jobs.threads_of(SUITE, stage, wildcards.get("run"))
+    return lambda wildcards: resources.threads_of(SUITE, stage, wildcards.get("run"))
 
 
 def resources_of(stage):
     """Return resource functions of a training stage; the suite sets the numbers of GPUs and nodes."""
     names = ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
-    return {name: lambda wildcards, name=name: jobs.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
+    return {name: lambda wildcards, name=name: resources.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
 
 
 def manifest(folder):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conftest import ROOT, checkout
-from prefdag.config import jobs
+from prefdag.config import jobs, resources
 from prefdag.config.exact import LEFT_OUT, Exact
 from prefdag.config.objectives import OBJECTIVES, objective
 from prefdag.config.suite import ExactSuite, read_suite, resolve
@@ -235,7 +235,7 @@ def test_an_entry_of_the_grid_is_one_job():
     suite = resolve(SUITE, "x.yaml")
     assert isinstance(suite, ExactSuite)
     assert [(run.name, len(run.objectives)) for run in suite.runs] == [("ft", 1), ("dpo", 3)]
-    assert jobs.threads_of(suite, "exact", "dpo") == 2
+    assert resources.threads_of(suite, "exact", "dpo") == 2
     read = json.loads(jobs.config_of(suite, "exact", "dpo"))
     assert [loss["beta"] for loss in read["run"]["objectives"]] == [0.5, 1, 2]
     assert SweepJob.parse(read, "exact --config").run == suite.run("dpo"), "the job reads the very losses again"

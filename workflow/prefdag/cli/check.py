@@ -16,7 +16,8 @@ from prefdag.cli.plan import job_costs
 from prefdag.cli.preview import Preview, preview
 from prefdag.cli.size import context_of, counted, sized, this_machine
 from prefdag.config.data import SPLITS
-from prefdag.config.suite import Size, Suite, read_ordinary_suite
+from prefdag.config.size import Size
+from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.data.audit import findings
 from prefdag.data.dropped import warnings
 from prefdag.data.row_counts import count_rows

@@ -19,7 +19,8 @@ from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
 from prefdag.config.judge import LLM, name_of
 from prefdag.config.sampling import Sampling
-from prefdag.config.suite import Size, Suite, read_ordinary_suite
+from prefdag.config.size import Size
+from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.config.training import Training
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
 from prefdag.evaluation.scores import Scores, match_rows, read_answers

@@ -11,7 +11,8 @@ from typing import Any
 
 from prefdag.config.data import HUB
 from prefdag.config.model import Architectural
-from prefdag.config.suite import Size, Suite
+from prefdag.config.size import Size
+from prefdag.config.suite import Suite
 from prefdag.errors import UserError
 
 ASSUMED = {"comparisons": 1000, "prompt_tokens": 100, "response_tokens": 200}  # where nothing is prepared or stated

@@ -18,7 +18,6 @@ from prefdag.config.report import Report
 from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, score_of_samples, start_of_round
 from prefdag.config.rounds import round_name
 from prefdag.config.suite import ExactSuite, Suite
-from prefdag.config.training import Training
 from prefdag.schema import Section
 
 BEFORE_ALIGNMENT = ("base", "sft")
@@ -139,35 +138,6 @@ def _canonical(values: dict[str, Any]) -> str:
         key: value.model_dump(mode="json") if isinstance(value, Section) else value for key, value in values.items()
     }
     return json.dumps(plain, sort_keys=True, separators=(",", ":"))
-
-
-def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:
-    """Return the threads of one job, from the suite: the number of cores of a machine must not change a sum."""
-    if isinstance(suite, ExactSuite):
-        return suite.exact.threads
-    section = _section(suite, stage, name)
-    return int(section.threads) * (section.processes // section.nodes if isinstance(section, Training) else 1)
-
-
-def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str, int | str | None]:
-    """Return what a training asks of a cluster: a GPU per process, and one task per node, which the job starts.
-
-    None leaves a resource unstated. By default Slurm would start a task per GPU.
-    """
-    section = _section(suite, stage, name)
-    processes, nodes = (section.processes, section.nodes) if isinstance(section, Training) else (1, 1)
-    return {
-        "gpu": processes,
-        "nodes": nodes,
-        "tasks": nodes,
-        "tasks_per_gpu": 0 if processes > 1 else None,
-        "mpi": "srun" if nodes > 1 else None,
-    }
-
-
-def _section(suite: Suite, stage: str, name: str | None) -> Any:
-    """Return the settings of a job, None if the suite has no such stage."""
-    return suite.run(name).preference if stage in ("preference", "policy", "online") and name else getattr(suite, stage)
 
 
 def policies(suite: Suite) -> list[str]:

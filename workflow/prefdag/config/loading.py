@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from prefdag.errors import UserError
+from prefdag.errors import Mistakes, UserError
+from prefdag.mistakes import explain, models_in
+from prefdag.schema import Section
 
 # Keys of a suite that may state a path.
 PATH_KEYS = frozenset(
@@ -127,3 +130,25 @@ def _reward_of(values: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if values.get("classifier"):
         return "classifier"
     return "vader" if data.get("source") == "world" else "trained"
+
+
+def share_defaults(values: dict[str, Any], kind: type[Section]) -> dict[str, Any]:
+    """Give the suite's seed and threads to every section that has such a key and does not state its own."""
+    shared: dict[str, Any] = {key: values[key] for key in ("seed", "threads") if key in values}
+    for stage, section in kind.model_fields.items():
+        if stage in values and isinstance(values[stage], dict):
+            fields = {name for model in models_in(section.annotation) for name in model.model_fields}
+            values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
+    return shared
+
+
+def checked_suite(kind: type[Any], values: dict[str, Any], where: str, mistakes: Mistakes) -> Any:
+    """Validate a suite's sections. Raises `UserError` with all mistakes, those of the rows included."""
+    try:
+        suite = kind.model_validate(values)
+    except ValidationError as error:
+        # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
+        errors = [one for one in error.errors() if one["loc"] or not mistakes.sentences]
+        mistakes.add(explain(errors, kind, where))
+    mistakes.check()
+    return suite

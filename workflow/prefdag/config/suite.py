@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
@@ -14,7 +14,7 @@ from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
-from prefdag.config.loading import check_no_home, merge, read_yaml, with_defaults
+from prefdag.config.loading import check_no_home, checked_suite, merge, read_yaml, share_defaults, with_defaults
 from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
@@ -30,20 +30,9 @@ from prefdag.config.rounds import IMPLICIT
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.sft import SFT
+from prefdag.config.size import Size
 from prefdag.errors import Mistakes, UserError
-from prefdag.mistakes import explain, models_in
-from prefdag.schema import Count, Positive, Section, Seed
-
-
-class Size(Section):
-    """Counts of parameters and tokens for `prefdag plan`. No job reads them."""
-
-    parameters: Positive = Field(description="of the model, such as 2.8e9")
-    layers: Count
-    hidden_size: Count
-    comparisons: Count = Field(description="pairs that are trained on")
-    prompt_tokens: Count = Field(description="mean tokens of a prompt")
-    response_tokens: Count = Field(description="mean tokens of one response")
+from prefdag.schema import Count, Section, Seed
 
 
 class Suite(Section):
@@ -282,7 +271,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     kind = ExactSuite if "exact" in values else Suite
     if kind is Suite:
         values = with_defaults(values)
-    shared = _share(values, kind)
+    shared = share_defaults(values, kind)
     rows = mistakes.attempt(_rows, values, "runs", stated, where) or []
     grid = mistakes.attempt(_rows, values, "grid", stated, where) or []
     if kind is ExactSuite:
@@ -291,7 +280,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
             *(mistakes.attempt(sweep_of, entry, grid_of([entry]), where) for entry in grid),
         ]
         mistakes.attempt(named_once, [*filter(None, sweeps)], where)
-        return _checked(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
+        return checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
     values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
@@ -304,31 +293,9 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     mistakes.attempt(Preference.parse, preference, where, "preference")
     if len(mistakes.sentences) == before:
         runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
-    return _checked(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
+    return checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 
 
 def _rows(values: dict[str, Any], key: str, stated: Mapping[str, str], where: str) -> list[dict[str, Any]]:
     """Take the rows of `runs` or `grid` out of a suite."""
     return rows_located(rows_of(values.pop(key, None), key, where), stated.get(key, where))
-
-
-def _share(values: dict[str, Any], kind: type[Section]) -> dict[str, Any]:
-    """Give the suite's seed and threads to every section that has such a key and does not state its own."""
-    shared: dict[str, Any] = {key: values[key] for key in ("seed", "threads") if key in values}
-    for stage, section in kind.model_fields.items():
-        if stage in values and isinstance(values[stage], dict):
-            fields = {name for model in models_in(section.annotation) for name in model.model_fields}
-            values[stage] = {**{key: value for key, value in shared.items() if key in fields}, **values[stage]}
-    return shared
-
-
-def _checked(kind: type[Any], values: dict[str, Any], where: str, mistakes: Mistakes) -> Any:
-    """Validate a suite's sections. Raises `UserError` with all mistakes, those of the rows included."""
-    try:
-        suite = kind.model_validate(values)
-    except ValidationError as error:
-        # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
-        errors = [one for one in error.errors() if one["loc"] or not mistakes.sentences]
-        mistakes.add(explain(errors, kind, where))
-    mistakes.check()
-    return suite
