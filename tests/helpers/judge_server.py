@@ -32,6 +32,8 @@ class Judge:
     answer: Callable[[str], str] = longer
     faults: list[Fault] = field(default_factory=list)
     body: bytes = b'{"error": {"message": "as asked"}}'  # of an error
+    finish: Callable[[str], str] = lambda question: "stop"  # finish_reason of an answer
+    refuse: Callable[[str], bool] = lambda question: False  # whether a question gets a 400
     hold_after: int | None = None  # answers given before every further request waits for ever
     delay: float = 0.0  # seconds to an answer
     requests: list[dict[str, Any]] = field(default_factory=list)  # every body
@@ -99,9 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, b'{"choices": []}')
         elif fault == "other":
             self._send(200, b'["no", "object"]')
+        elif self.judge.refuse(body["messages"][0]["content"]):
+            self._send(400, self.judge.body)
         else:
-            text = self.judge.answer(body["messages"][0]["content"])
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            question = body["messages"][0]["content"]
+            text, end = self.judge.answer(question), self.judge.finish(question)
+            choice = {"index": 0, "finish_reason": end, "message": {"role": "assistant", "content": text}}
             content = {
                 "id": "1",
                 "object": "chat.completion",

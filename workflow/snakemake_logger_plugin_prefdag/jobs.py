@@ -148,7 +148,11 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             shown = {name: facts[name]["mean"] for name in ("reward", "kl") if name in facts}
             return "  ".join(f"{'KL' if name == 'kl' else name} {value:.2f}" for name, value in shown.items())
         case "judge":
-            return f"win rate {facts['win_rate']:.2f}"
+            rate = facts["win_rate"]
+            lost = {name: facts.get(name, 0) for name in ("unparsable", "cut", "refused")}
+            counts = [f"{number:,} answers {name}" for name, number in lost.items() if number]
+            shown = "no win rate: no verdict could be read" if rate is None else f"win rate {rate:.2f}"
+            return "  ".join([shown, *counts])
         case "best_of_n":
             return f"{facts['prompts']:,} prompts, N up to {facts['samples']}"
         case "exact":

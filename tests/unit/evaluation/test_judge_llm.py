@@ -25,8 +25,9 @@ from prefdag.config.model import Architectural
 from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.evaluation.judge import client as endpoints
-from prefdag.evaluation.judge.cache import AnswerCache, question_key, read_cached
-from prefdag.evaluation.judge.prompts import parse_choice, read_template, render_question
+from prefdag.evaluation.judge.cache import Answer, AnswerCache, question_key, read_cached
+from prefdag.evaluation.judge.prompts import read_template, render_question
+from prefdag.evaluation.judge.readers import parse_choice
 from prefdag.models.loading import build, save
 from preparing import byte_tokenizer
 from synthetic_results import touched
@@ -162,12 +163,97 @@ def test_unparsable_answers_are_counted_and_left_out(server: Judge, tmp_path: Pa
     assert rows[1] == "0,0,tiny-judge,,,,," and rows[3] == "2,0,tiny-judge,,,,,1"
 
 
-def test_a_judge_of_no_use_has_no_win_rate(server: Judge, tmp_path: Path) -> None:
+def test_a_judge_of_no_use_has_no_win_rate(server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server.answer = lambda question: "Once upon a time"
     folder = results(tmp_path / "suite")
     assert main(command(folder)) == 0
     result = summary(folder)
     assert (result["win_rate"], result["n"], result["unparsable"]) == (None, 0, NEEDED)
+    err = capsys.readouterr().err
+    assert "no verdict could be read in any of 12 answers" in err
+    assert err.count("an answer, ended by stop: 'Once upon a time'") == 3
+
+
+def test_a_verdict_of_an_answer_that_was_cut_is_none(
+    server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Post 0's answers end at the limit, one after a letter; a second run reads the same from the cache."""
+    server.finish = lambda question: "length" if "Post 0" in question else "stop"
+    folder = results(tmp_path / "suite")
+    for _ in range(2):
+        assert main(command(folder)) == 0
+        result = summary(folder)
+        assert (result["cut"], result["unparsable"], result["refused"], result["n"], result["wins"]) == (2, 0, 0, 5, 3)
+        assert "2 of 12 answers were cut" in capsys.readouterr().err
+        (folder / "judge/dpo/manifest.json").unlink()
+    assert len(server.requests) == NEEDED
+    first = json.loads((folder / "judge/dpo/answers.jsonl").read_text().splitlines()[0])
+    assert first["ours_first"].endswith("Preferred: A") and first["ours_first_ended"] == "length"
+
+
+REFUSALS = {
+    "filter": {"error": {"message": "The prompt triggered the content management policy", "code": "content_filter"}},
+    "context": {"error": {"message": "maximum context length is 512 tokens", "code": "context_length_exceeded"}},
+    "no reason": {"error": {"message": "cannot process"}},
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_a_pair_that_is_refused_is_named_and_left_out(
+    what: str, server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Post 2 is refused in both orders, whichever is asked first; a second run asks nothing."""
+    server.refuse = lambda question: "Post 2" in question
+    server.body = json.dumps(REFUSALS[what]).encode()
+    folder = results(tmp_path / "suite")
+    assert main(command(folder, concurrency=1)) == 0
+    result = summary(folder)
+    assert (result["refused"], result["n"], result["wins"], result["without_verdict"]) == (2, 5, 3, 1)
+    assert "refused 2 of 12 questions, which are left out: prompt 2 sample 0 (HTTP 400: " in capsys.readouterr().err
+    (folder / "judge/dpo/manifest.json").unlink()
+    assert main(command(folder)) == 0
+    assert len(server.requests) == NEEDED and summary(folder) == result
+
+
+def test_an_answer_that_a_filter_emptied_is_a_refusal(server: Judge, tmp_path: Path) -> None:
+    server.finish = lambda question: "content_filter" if "Post 0" in question else "stop"
+    folder = results(tmp_path / "suite")
+    assert main(command(folder)) == 0
+    assert (summary(folder)["refused"], summary(folder)["n"]) == (2, 5)
+
+
+def test_an_endpoint_that_breaks_is_not_taken_for_refusals(
+    server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every question after the first few is refused for no reason: the job ends, and none is saved as refused."""
+    texts = {name: [f"{name} says {n} " + "x" * n for n in range(20)] for name in ("dpo", "sft")}
+    folder = results(tmp_path / "suite", texts)
+    server.refuse = lambda question: len(server.requests) > 4
+    assert "refuses the request (HTTP 400: as asked)" in mistake(capsys, *command(folder, concurrency=1))
+    assert (len(server.requests), len(read_cached(folder / ".judge"))) == (4 + 20, 4)
+
+
+def test_what_a_request_holds_is_the_suites(server: Judge, tmp_path: Path) -> None:
+    settings = {"max_completion_tokens": 900, "temperature": None, "reasoning_effort": "low"}
+    settings |= {"extra_body": {"service_tier": "flex", "seed": 1}}
+    folder = results(tmp_path / "suite")
+    assert main(command(folder, **settings)) == 0
+    bodies = [{key: one[key] for key in one.keys() - {"messages"}} for one in server.requests]
+    assert bodies == NEEDED * [
+        {"model": "tiny-judge", "max_completion_tokens": 900, "reasoning_effort": "low", **settings["extra_body"]}
+    ]
+    assert main(command(folder, **{**settings, "reasoning_effort": "high"})) == 0
+    assert len(server.requests) == 2 * NEEDED
+
+
+def test_a_parameter_that_is_refused_ends_the_job_and_says_what_to_set(
+    server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = {"message": "Use 'max_completion_tokens' instead.", "param": "max_tokens", "code": "unsupported_parameter"}
+    server.body, server.faults = json.dumps({"error": error}).encode(), [400] * 9
+    message = mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
+    assert "keys temperature, max_tokens, max_completion_tokens, reasoning_effort (null: not sent)" in message
+    assert len(server.requests) == 1
 
 
 def test_a_column_and_a_model_side_by_side(server: Judge, tmp_path: Path) -> None:
@@ -239,7 +325,11 @@ FOR_GOOD = {
     ),
     "forbidden": (403, b"{}", "refuses the key (HTTP 403); set OPENAI_API_KEY"),
     "model": (404, b'{"error": {"message": "The model does not exist"}}', "knows no model 'tiny-judge'"),
-    "request": (400, b'{"error": {"message": "bad ' + CANARY.encode() + b'"}}', "refuses the request (HTTP 400)"),
+    "request": (
+        400,
+        b'{"error": {"message": "bad ' + CANARY.encode() + b'"}}',
+        "refuses the request (HTTP 400: bad [redacted]); the",
+    ),
     "quota": (429, b'{"error": {"message": "You exceeded", "code": "insufficient_quota"}}', "the quota is spent"),
 }
 
@@ -252,7 +342,7 @@ def test_what_will_not_pass_is_asked_once(
     server.faults = [status] * 100
     message = mistake(capsys, *command(results(tmp_path / "suite"), concurrency=1))
     assert printed in message and CANARY not in message and "Traceback" not in message
-    assert len(server.requests) == 1
+    assert len(server.requests) == (3 if what == "request" else 1)  # a first refusal may be of one pair alone
 
 
 def test_an_endpoint_that_asks_for_a_day(server: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,7 +382,7 @@ def test_the_key_goes_nowhere(
     secret = server.address.replace("//", "//somebody:hunter2-canary@")
     folder = results(tmp_path / "suite")
     server.body = json.dumps({"error": {"message": f"no {CANARY} hunter2-canary"}}).encode()
-    server.faults = [400, 401, (429, {"Retry-After": "99999"})]
+    server.faults = [400, 400, 400, 401, (429, {"Retry-After": "99999"})]
     codes = []
     for address in (secret, server.address, server.address, server.address):
         monkeypatch.setenv("OPENAI_BASE_URL", address)
@@ -372,28 +462,28 @@ def test_a_torn_line_is_asked_again(tmp_path: Path) -> None:
     """The crash cut the second line off: the first stays, a third lands on a line of its own."""
     path = tmp_path / "dpo.jsonl"
     with AnswerCache(path) as answers:
-        answers.add("one", "m", "A\nB")
-        answers.add("two", "m", "B")
+        answers.add("one", "m", Answer("A\nB"))
+        answers.add("two", "m", Answer("B", "length"))
     path.write_bytes(path.read_bytes()[:-9])
-    assert read_cached(tmp_path) == {"one": "A\nB"}
+    assert read_cached(tmp_path) == {"one": Answer("A\nB")}
     with AnswerCache(path) as answers:
-        answers.add("three", "m", "tie")
-    assert read_cached(tmp_path) == {"one": "A\nB", "three": "tie"}
+        answers.add("three", "m", Answer("", "HTTP 400", refused=True))
+    assert read_cached(tmp_path) == {"one": Answer("A\nB"), "three": Answer("", "HTTP 400", True)}
 
 
 def test_two_writers_of_one_file(tmp_path: Path) -> None:
     """Three processes append 200 answers of 10 kB each to the same file: every line is whole."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom prefdag.evaluation.judge.cache import AnswerCache\n"
+        "import sys\nfrom pathlib import Path\nfrom prefdag.evaluation.judge.cache import Answer, AnswerCache\n"
         "with AnswerCache(Path(sys.argv[1])) as answers:\n"
-        "    for n in range(200): answers.add(f'{sys.argv[2]}-{n}', 'm', sys.argv[2] * 10_000)\n"
+        "    for n in range(200): answers.add(f'{sys.argv[2]}-{n}', 'm', Answer(sys.argv[2] * 10_000))\n"
     )
     inside = {**environment(), "PYTHONPATH": str(ROOT / "workflow")}
     run = [sys.executable, "-c", code, str(tmp_path / "dpo.jsonl")]
     writers = [subprocess.Popen([*run, name], env=inside) for name in "abc"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     result = read_cached(tmp_path)
-    assert len(result) == 600 and all(text == key[0] * 10_000 for key, text in result.items())
+    assert len(result) == 600 and all(text == Answer(key[0] * 10_000) for key, text in result.items())
 
 
 CHOICES = {
@@ -412,12 +502,73 @@ CHOICES = {
     "I prefer A": None,
     "a": None,
     "Preferred: Better": None,
+    "Preferred: A\n</s>": "A",
+    "A<|im_end|>": "A",
+    "Preferred: A\n```": "A",
+    "\\boxed{A}": "A",
+    "<answer>A</answer>": "A",
+    "Option A": "A",
+    "Verdict - B": "B",
+    "选择：A": "A",
+    "<think>\nA seems fine.\n</think>\nMore helpful: B": "B",
+    "A seems fine.\n</think>\n\nB": "B",
+    "<think>\nPreferred: A": None,
+    "[[A]] or [[B]]": None,
+}
+READ = {
+    "mt-bench": {
+        "[[C]]": "tie",
+        "By the rules [[A]] would be the first. My verdict: [[B]].": "B",
+        "<think>[[A]]</think> [[B]]": "B",
+        "<think>[[A]]": None,
+        "A": None,
+    },
+    "arena-hard": {
+        "My final verdict is [[A>>B]]": "A",
+        "[[A=B]]": "tie",
+        "[[B>A]]": "B",
+        "[[A<B]]": "B",
+        "[[A>A]]": None,
+        "A>B": None,
+    },
+    "alpaca-eval": {
+        "Output (a)": "A",
+        "I prefer Output (b).": "B",
+        "m": "A",
+        "M": "B",
+        "[\n  {'model': 'model_2', 'rank': 1},\n  {'model': 'model_1', 'rank': 2}\n]": "B",
+        '```\n[{"model": "model_1", "rank": 1}, {"model": "model_2", "rank": 1}]\n```': "tie",
+        "[{'model': 'm'}]": None,
+        "model_1": None,
+    },
+    "json": {
+        '```json\n{"explanation": "{A} is short", "winner": "B"}\n```': "B",
+        '{"verdict": "tie"}': "tie",
+        '{"choice": "Response A"}': "A",
+        'Not {this}. {"preferred": "neither"}': "tie",
+        '{"winner": "A", "verdict": "B"}': None,
+        '{"winner": "A"': None,
+        '{"winner": 1}': None,
+    },
+    r"(?:Preferred|More helpful): \W*(?:Summary )?([AB])\b": {
+        "More helpful: A\n\nLet me know if you need more.": "A",
+        "Preferred: Summary A is better": "A",
+        "Preferred: B. Preferred: A": "A",
+        "Preferred: Neither": None,
+    },
+    r"(?P<A>first)|(?P<B>second)|(?P<tie>neither)": {"The second": "B", "neither": "tie", "third": None},
 }
 
 
 @pytest.mark.parametrize("answer", CHOICES)
 def test_an_answer_is_read_by_its_last_line(answer: str) -> None:
     assert parse_choice(answer) == CHOICES[answer]
+
+
+@pytest.mark.parametrize(("reader", "answer"), [(reader, answer) for reader in READ for answer in READ[reader]])
+def test_an_answer_is_read_as_the_suite_says(reader: str, answer: str) -> None:
+    assert LLM.model_validate({**MODEL, "reader": reader}).reader == reader
+    assert parse_choice(answer, reader) == READ[reader][answer]
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -471,6 +622,11 @@ SLIPS: dict[str, tuple[Any, str]] = {
     ),
     "letters": ([{**MODEL, "model": "größer@home"}], "state a `name` of letters, digits"),
     "none": ([], "judge.judges"),
+    "reader": ([{**MODEL, "reader": "mtbench"}], "expected one of prefdag, mt-bench"),
+    "expression": ([{**MODEL, "reader": "([AB]"}], "is neither"),
+    "two limits": ([{**MODEL, "max_tokens": 9, "max_completion_tokens": 9}], "are one limit"),
+    "body": ([{**MODEL, "extra_body": {"messages": []}}], "messages is set by prefdag"),
+    "heat": ([{**MODEL, "extra_body": {"temperature": 1}}], "temperature is set by prefdag"),
     "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.model.max_requests: expected a number of at least 1"),
 }
 

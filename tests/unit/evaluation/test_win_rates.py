@@ -190,6 +190,38 @@ def test_several_judges_and_people(tmp_path: Path, capsys: pytest.CaptureFixture
     assert result["agreement"][2]["agreement"] == pytest.approx(200 / 3)
 
 
+PAIRS = [("gpt", "a", 1), ("gpt", "a", 1), ("gpt", "b", 2), ("gpt", "b", 2), ("people", "b", 1), ("people", "b", 2)]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_several_models_and_annotators_are_several_rates(
+    line_end: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model a loses both pairs and b wins both by gpt; by people b wins one. Only b has two judges to agree."""
+    rows = [
+        {
+            "instruction": f"q{n % 2}",
+            "annotator": judge,
+            "generator_1": "base",
+            "generator_2": model,
+            "preference": value,
+        }
+        for n, (judge, model, value) in enumerate(PAIRS)
+    ]
+    file = tmp_path / "annotations.jsonl"
+    file.write_bytes("".join(json.dumps(row) + line_end for row in [*rows]).encode() + line_end.encode())
+    result = printed(capsys, file)
+    rates = [(one["judge"], one["model"], one["against"], one["win_rate"], one["n"]) for one in result["judges"]]
+    assert rates == [("gpt", "a", "base", 0.0, 2), ("gpt", "b", "base", 100.0, 2), ("people", "b", "base", 50.0, 2)]
+    assert [(one["judges"], one["n"]) for one in result["agreement"]] == [(["gpt", "people"], 2)]
+
+
+def test_annotators_of_a_sheet_with_semicolons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("prompt_id;sample;annotator;verdict\n0;0;x;1\n1;0;x;1\n0;0;y;0\n1;0;y;1\n")
+    assert [(one["judge"], one["win_rate"]) for one in printed(capsys, file)["judges"]] == [("x", 100.0), ("y", 50.0)]
+
+
 MISTAKES = {
     "none.json": (None, "no such file"),
     "broken.json": ("[{", "not valid JSON"),
@@ -206,6 +238,11 @@ MISTAKES = {
     "where.csv": ("preferred,shuffled_index\nours,0\nours,2\n", "row 1: shuffled_index: expected 0"),
     "cut.csv": ("prompt_id,verdict\n0,1\n1\n", "row 1 has fewer fields"),
     "quote.csv": ('prompt_id,verdict\n0,"1\n', "not a valid csv"),
+    "columns.json": ('{"preference": {"0": 1, "1": 2}}', "has columns (preference) where rows are expected"),
+    "zero.json": ('[{"preference": 0}, {"preference": 1}]', "every preference is 0 or 1"),
+    "line.jsonl": ('{"preference": 1}\n\n{"preference"\n', "at line 3"),
+    "twice.csv": ("prompt_id,sample,verdict\n0,0,1\n0,0,0\n", "several rows of prompt 0 sample 0"),
+    "unnamed.json": ('[{"preference": 1, "generator_2": "m"}, {"preference": 2}]', "some rows have no generator_2"),
     "verdict.csv": ("prompt_id,verdict\n0,1\n1,7\n", "row 1: verdict: expected a number from 0"),
 }
 

@@ -24,9 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
     settings = {"seed": "winrate", "bootstrap": arguments.bootstrap}
     rates = [
         {"file": str(path), "judge": judged.judge, "unit": "percent", **summarise_verdicts(judged, **settings)}
+        | {key: name for key, name in (("model", judged.model), ("against", judged.against)) if name}
         for path, judged in judges
     ]
-    pairs = itertools.combinations([judged for _, judged in judges], 2)
+    pairs = [
+        (one, other)
+        for (path, one), (other_path, other) in itertools.combinations(judges, 2)
+        if path != other_path or (one.model, one.against) == (other.model, other.against)  # else on other answers
+    ]
     agreements = [result for one, other in pairs if (result := agreement(one, other, **settings))["n"]]
     content = rates[0] if len(rates) == 1 else {"judges": rates, "agreement": agreements}
     print(json.dumps(percent(content), indent=1))

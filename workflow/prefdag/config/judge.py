@@ -3,16 +3,18 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from prefdag.schema import Count, Positive, Section, Seed
 
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
+READERS = ("prefdag", "mt-bench", "alpaca-eval", "arena-hard", "json")
 NAME = re.compile(r"[\w./:-]+", re.ASCII)
 SHEET = re.compile(r"(?!/)[\w./+ -]+\.csv")
 USER_PROMPT = re.compile(r"(?!/)[\w./+ -]+\.txt")
+REQUEST = ("temperature", "max_tokens", "max_completion_tokens", "reasoning_effort")  # keys of a request
 
 
 class LLM(Section):
@@ -21,7 +23,16 @@ class LLM(Section):
     model: str = Field(min_length=1, description="as the endpoint calls it")
     name: str = Field("", description="as verdicts and tables call it; empty: the model's name")
     prompt: str = Field(description=f"the question: {', '.join(PROMPTS)}, or your own `<file>.txt`")
-    max_tokens: Count = Field(512, description="of an answer; the temperature is 0")
+    reader: str = Field(
+        "prefdag",
+        description=f"how an answer is read: {', '.join(READERS)}, or a regular expression with one group that "
+        "captures A, B or tie, or with groups named A, B and tie; the last match counts",
+    )
+    max_tokens: Count | None = Field(512, description="of an answer, its reasoning included; null: not sent")
+    max_completion_tokens: Count | None = Field(None, description="the same for models that refuse max_tokens")
+    temperature: float | None = Field(0.0, ge=0, description="of an answer; null: not sent, for models that refuse it")
+    reasoning_effort: str = Field("", description="such as low; empty: not sent")
+    extra_body: dict[str, Any] = Field({}, description="further keys of a request, as the endpoint documents them")
     concurrency: Count = Field(4, description="concurrent requests of one job")
     requests_per_minute: Positive | None = Field(None, description="of one job; default: no limit")
     max_requests: Count = Field(
@@ -37,6 +48,40 @@ class LLM(Section):
             known = ", ".join(PROMPTS)
             raise ValueError(f"expected one of {known}, or <file>.txt relative to the suite's file, got {name!r}")
         return name
+
+    @field_validator("reader")
+    @classmethod
+    def _known_reader(cls, reader: str) -> str:
+        if reader in READERS:
+            return reader
+        expected = f"expected one of {', '.join(READERS)}, or a regular expression"
+        try:
+            expression = re.compile(reader)
+        except re.error as error:
+            raise ValueError(f"{expected}, and {reader!r} is neither ({error})") from None
+        if set(expression.groupindex) - {"A", "B", "tie"} or (not expression.groupindex and expression.groups != 1):
+            raise ValueError(f"{expected} with one group (...), or with groups named A, B and tie; got {reader!r}")
+        return reader
+
+    @field_validator("extra_body")
+    @classmethod
+    def _keys_of_its_own(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := [key for key in body if key in ("model", "messages", "stream", "n", *REQUEST)]:
+            raise ValueError(f"{taken[0]} is set by prefdag or by the judge's key of that name; remove it")
+        return body
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_limit_is_sent(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("max_completion_tokens") is not None:
+            return {"max_tokens": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are one limit; set only the one the model takes")
+        return self
 
     def user_files(self) -> tuple[Path, ...]:
         """Return the prompt's file if it is the user's."""

@@ -1,10 +1,15 @@
-"""Read verdict files: AlpacaEval's annotations, judged summaries, and this project's verdicts.csv."""
+"""Read verdict files: AlpacaEval's annotations, judged summaries, and this project's verdicts.csv.
+
+A file of several models or annotators has a rate for each, never one over all of them.
+"""
 
 import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +30,12 @@ def read_verdicts(path: Path) -> list[JudgedPairs]:
     rows = _rows(path)
     if not rows:
         raise UserError(f"{path}: has no rows; expected one row per pair of answers")
-    columns = rows[0].keys()
-    if "preference" in columns:
-        return _alpaca_eval(path, rows)
-    if {"preferred", "shuffled_index"} <= columns:
-        return _judged_summaries(path, rows)
-    if {"prompt_id", "verdict"} <= columns:
-        return _project_verdicts(path, rows)
+    columns = dict.fromkeys(key for row in rows for key in row).keys()
+    readers = {"preference": _alpaca_eval, "shuffled_index": _judged_summaries, "verdict": _project_verdicts}
+    partners = {"preference": "preference", "shuffled_index": "preferred", "verdict": "prompt_id"}
+    for column, read in readers.items():
+        if {column, partners[column]} <= columns:
+            return [_one(path, who, part, read) for who, part in _parts(path, rows).items()]
     raise UserError(f"{path}: no column holds a verdict; expected {FORMS}, got {', '.join(map(str, columns))}")
 
 
@@ -45,9 +49,11 @@ def _rows(path: Path) -> list[Row]:
     rows: Any
     try:
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            header = text.partition("\n")[0]
+            mark = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=mark))
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line]
+            rows = [_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         elif path.suffix == ".json":
             rows = json.loads(text)
         else:
@@ -56,6 +62,10 @@ def _rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: not valid JSON ({error.msg} at line {error.lineno})") from None
     except csv.Error as error:
         raise UserError(f"{path}: not a valid csv ({error})") from None
+    if isinstance(rows, dict) and rows and all(isinstance(column, dict | list) for column in rows.values()):
+        raise UserError(
+            f"{path}: has columns ({', '.join(rows)}) where rows are expected; write it with orient='records' of pandas"
+        )
     if not isinstance(rows, list) or not all(isinstance(row, dict) and None not in row for row in rows):
         raise UserError(f"{path}: expected rows that are all objects with named columns")
     if any(None in row.values() for row in rows) and path.suffix == ".csv":
@@ -64,7 +74,42 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
+def _line(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error.msg} at line {number})") from None
+
+
+JUDGES, OURS, THEIRS = ("judge", "annotator"), ("generator_2", "model", "generator"), ("generator_1", "baseline")
+Who = tuple[str | None, str | None, str | None]  # judge, model and baseline, where the file names them
+
+
+def _parts(path: Path, rows: Sequence[Row]) -> dict[Who, list[Row]]:
+    """Return the rows of each judge, model and baseline."""
+    parts: dict[Who, list[Row]] = {}
+    for row in rows:
+        judge, ours, theirs = (_named(row, columns) for columns in (JUDGES, OURS, THEIRS))
+        parts.setdefault((judge, ours, theirs), []).append(row)
+    for place, columns in ((1, OURS), (2, THEIRS)):
+        if len({who[place] for who in parts}) > 1 and None in {who[place] for who in parts}:
+            raise UserError(
+                f"{path}: some rows have no {' or '.join(columns)}; several models in one file are all named"
+            )
+    return parts
+
+
+def _named(row: Row, columns: Sequence[str]) -> str | None:
+    return next((str(row[name]) for name in columns if row.get(name) not in (None, "")), None)
+
+
+def _one(path: Path, who: Who, rows: list[Row], read: Callable[[Path, str, Sequence[Row]], JudgedPairs]) -> JudgedPairs:
+    judge, ours, theirs = who
+    judged = read(path, judge or path.stem, rows)
+    return replace(judged, model=ours, against=theirs)
+
+
+def _alpaca_eval(path: Path, judge: str, rows: Sequence[Row]) -> JudgedPairs:
     """Read `preference`, from 1 (output_1, the baseline) to 2 (output_2, the model); 0 and 1.5 are ties."""
 
     def verdict(row: Row) -> float:
@@ -78,11 +123,15 @@ def _alpaca_eval(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     lengths = None
     if {"output_1", "output_2"} <= rows[0].keys():
         lengths = tuple(np.array([len(str(row.get(name) or "")) for row in rows]) for name in ("output_2", "output_1"))
-    judge = str(rows[0].get("annotator") or path.stem)
-    return [_judged(path, judge, prompts, verdicts, lengths=lengths)]
+    if {row.get("preference") for row in rows} - {None, ""} in ({0, 1}, {"0", "1"}):
+        raise UserError(
+            f"{path}: {judge}: every preference is 0 or 1; AlpacaEval writes 1 where output_1 wins, 2 where output_2 "
+            "wins and 0 for a tie; rename the column to `verdict`, with `prompt_id`, if 1 is a win"
+        )
+    return _judged(path, judge, prompts, verdicts, lengths=lengths)
 
 
-def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
+def _judged_summaries(path: Path, judge: str, rows: Sequence[Row]) -> JudgedPairs:
     """Read `preferred` (ours, reference, or empty) and `shuffled_index` (0 where ours was shown first, else 1)."""
     named = {"ours": 1.0, "reference": 0.0, "tie": 0.5, "": math.nan}
     verdicts = _each(path, rows, lambda row: named[row["preferred"]], "preferred", "ours, reference, tie or nothing")
@@ -99,20 +148,21 @@ def _judged_summaries(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
     if set(names) <= rows[0].keys():
         lengths = tuple(np.array([len(row[name].strip()) for row in rows]) for name in names)
     prompts = [row.get("query", str(index)) for index, row in enumerate(rows)]
-    return [_judged(path, path.stem, prompts, verdicts, lengths=lengths, first=first == 1)]
+    return _judged(path, judge, prompts, verdicts, lengths=lengths, first=first == 1)
 
 
-def _project_verdicts(path: Path, rows: Sequence[Row]) -> list[JudgedPairs]:
+def _project_verdicts(path: Path, judge: str, rows: Sequence[Row]) -> JudgedPairs:
     """Read a verdicts.csv: a row per judge and generation, with `shown_first` and `shown_second` for both orders."""
-    judges = []
-    for judge in dict.fromkeys(row.get("judge") or path.stem for row in rows):
-        mine = [row for row in rows if (row.get("judge") or path.stem) == judge]
-        keys = [(row["prompt_id"], row.get("sample", "0")) for row in mine]
-        both = {"shown_first", "shown_second"} <= mine[0].keys() and any(row["shown_first"] for row in mine)
-        orders = (_numbers(path, mine, "shown_first"), _numbers(path, mine, "shown_second")) if both else None
-        verdicts = _numbers(path, mine, "verdict")
-        judges.append(_judged(path, judge, [prompt for prompt, _ in keys], verdicts, keys=keys, orders=orders))
-    return judges
+    keys = [(str(row.get("prompt_id")), str(row.get("sample", "0"))) for row in rows]
+    for prompt, sample in (key for key, number in Counter(keys).items() if number > 1):
+        raise UserError(
+            f"{path}: {judge}: several rows of prompt {prompt} sample {sample}; name the columns `judge` and `model` "
+            "where they differ, or keep one row"
+        )
+    both = {"shown_first", "shown_second"} <= rows[0].keys() and any(row["shown_first"] for row in rows)
+    orders = (_numbers(path, rows, "shown_first"), _numbers(path, rows, "shown_second")) if both else None
+    verdicts = _numbers(path, rows, "verdict")
+    return _judged(path, judge, [prompt for prompt, _ in keys], verdicts, keys=keys, orders=orders)
 
 
 def _numbers(path: Path, rows: Sequence[Row], column: str) -> np.ndarray:

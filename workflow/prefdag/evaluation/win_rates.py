@@ -30,6 +30,8 @@ class JudgedPairs:
         lengths: Lengths of ours and of theirs, [N] each.
         first: Whether ours was shown first [N], for pairs shown in one order.
         orders: The verdicts with ours shown first and with ours shown second, for pairs shown in both orders.
+        model: Who wrote ours, where a file names it.
+        against: Who wrote theirs, where a file names it.
     """
 
     judge: str
@@ -39,6 +41,8 @@ class JudgedPairs:
     lengths: tuple[np.ndarray, np.ndarray] | None = None
     first: np.ndarray | None = None
     orders: tuple[np.ndarray, np.ndarray] | None = None
+    model: str | None = None
+    against: str | None = None
 
     @property
     def has_verdict(self) -> np.ndarray:

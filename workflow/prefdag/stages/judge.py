@@ -8,6 +8,7 @@ OUTPUTS  verdicts.csv (one row a judge and a generation), summary.json (win rate
 import csv
 import itertools
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from prefdag.config.judge import LLM, Judge, People, name_of
 from prefdag.errors import UserError
+from prefdag.evaluation.judge.lost import count_lost, lost_answers
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, Verdict, pairs_of
 from prefdag.evaluation.judge.sheets import read_sheet
 from prefdag.evaluation.scores import Key, Scores, match_rows, read_scores
@@ -23,6 +25,7 @@ from prefdag.evaluation.win_rates import JudgedPairs, agreement, summarise_verdi
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
+logger = logging.getLogger(__name__)
 COLUMNS = ("prompt_id", "sample", "judge", "verdict", "reward", "against", "shown_first", "shown_second")
 Rows = list[tuple[int, int]]  # of ours and of theirs
 
@@ -59,6 +62,9 @@ def run(
     if opinions:
         _write_answers(workspace.output / "answers.jsonl", [ours.keys[row] for row, _ in rows], opinions)
     summary = _summary(settings, judged, opinions)
+    for name, verdicts in opinions.items():
+        for line in lost_answers(name, [ours.keys[row] for row, _ in rows], verdicts):
+            logger.warning(line)
     (workspace.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     workspace.journal.metrics(None, _logged(summary))  # of the whole job: it has no steps
     return summary
@@ -133,11 +139,7 @@ def _summary(settings: Judge, judged: Sequence[JudgedPairs], opinions: dict[str,
     for one in judged:
         by_judge[one.judge] = summarise_verdicts(one, seed=f"judge {settings.seed}", bootstrap=settings.bootstrap)
         if one.judge in opinions:
-            by_judge[one.judge]["unparsable"] = sum(
-                bool(np.isnan(side))
-                for verdict in opinions[one.judge]
-                for side in (verdict.shown_first, verdict.shown_second)
-            )
+            by_judge[one.judge] |= count_lost(opinions[one.judge])
     summary = {**by_judge[judged[0].judge], "judge": judged[0].judge, "held_against": settings.against}
     if len(judged) > 1:
         pairs = itertools.combinations(judged, 2)
@@ -169,5 +171,6 @@ def _write_answers(path: Path, keys: list[Key], opinions: dict[str, list[Verdict
         for name, verdicts in opinions.items():
             for (prompt, sample), one in zip(keys, verdicts, strict=True):
                 row = {"prompt_id": prompt, "sample": sample, "judge": name}
-                row |= {"ours_first": one.answers[0], "ours_second": one.answers[1]}
+                row |= {"ours_first": one.answers[0].text, "ours_second": one.answers[1].text}
+                row |= {"ours_first_ended": one.answers[0].ended, "ours_second_ended": one.answers[1].ended}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")

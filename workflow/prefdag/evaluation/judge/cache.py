@@ -2,22 +2,42 @@
 
 `results/<suite>/.judge/<job>.jsonl` has a line per answer, with key and text. The key is a digest of the model,
 its sampling settings and the text of the question, which includes the pair and its order. Each job appends to its own
-file and reads all of them. A line is one write under a lock, so two writers of a file leave whole lines. A line that is
-cut off or damaged is ignored, and its question is asked again.
+file and reads all of them. An answer that was cut has its `finish_reason`, and a question that the endpoint refused has
+the refusal, so that neither is asked again; to ask them again, delete those lines. A line is one write under a lock, so
+two writers of a file leave whole lines. A line that is cut off or damaged is ignored, and its question is asked again.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from prefdag.config.judge import LLM
+from prefdag.config.judge import LLM, REQUEST
 from prefdag.provenance.journal import append_line
 
-TEMPERATURE = 0.0
+
+@dataclass(frozen=True)
+class Answer:
+    """A judge's reply to a question.
+
+    Attributes:
+        text: What it wrote, perhaps nothing.
+        ended: The endpoint's `finish_reason`, or the status and message of its refusal.
+        refused: Whether the endpoint or its filter refused the question or the answer.
+    """
+
+    text: str
+    ended: str = "stop"
+    refused: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether the limit of tokens ended it: what it seems to say may not be how it would have ended."""
+        return self.ended in ("length", "max_tokens")
 
 
 def question_key(judge: LLM, question: str) -> str:
@@ -27,38 +47,46 @@ def question_key(judge: LLM, question: str) -> str:
 
 
 def settings(judge: LLM) -> dict[str, Any]:
-    """Return the sampling settings of a request, by the protocol's names."""
-    return {"temperature": TEMPERATURE, "max_tokens": judge.max_tokens}
+    """Return the settings of a request, by the protocol's names; what is empty is not sent."""
+    values = {key: getattr(judge, key) for key in REQUEST}
+    return {key: value for key, value in values.items() if value not in (None, "")} | (
+        {"extra_body": judge.extra_body} if judge.extra_body else {}
+    )
 
 
-def read_cached(folder: Path) -> dict[str, str]:
+def read_cached(folder: Path) -> dict[str, Answer]:
     """Read all answers in a folder's files, by key."""
-    answers: dict[str, str] = {}
+    answers: dict[str, Answer] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n"):
             try:
                 entry = json.loads(line)
-                if entry["sha256"] == _digest(entry["key"], entry["answer"]):
-                    answers[entry["key"]] = entry["answer"]
+                ended, refused = entry.get("finish_reason", "stop"), entry.get("refused", False)
+                answer = Answer(entry["answer"], ended, refused)
+                if entry["sha256"] == _digest(entry["key"], answer):
+                    answers[entry["key"]] = answer
             except (ValueError, KeyError, TypeError):
                 continue  # empty, or cut off by a crash
     return answers
 
 
-def _digest(key: str, answer: str) -> str:
+def _digest(key: str, answer: Answer) -> str:
     """Return a checksum: one changed letter of an answer would be another verdict."""
-    return hashlib.sha256(f"{key}\n{answer}".encode()).hexdigest()
+    end = [] if answer.ended == "stop" else [answer.ended, str(answer.refused)]
+    return hashlib.sha256("\n".join([key, answer.text, *end]).encode()).hexdigest()
 
 
 class AnswerCache:
-    """Append answers to a file: `with AnswerCache(path) as cache: cache.add(key, model, text)`."""
+    """Append answers to a file: `with AnswerCache(path) as cache: cache.add(key, model, answer)`."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def add(self, key: str, model: str, answer: str) -> None:
-        entry = {"key": key, "judge": model, "answer": answer, "sha256": _digest(key, answer)}
+    def add(self, key: str, model: str, answer: Answer) -> None:
+        entry: dict[str, Any] = {"key": key, "judge": model, "answer": answer.text, "sha256": _digest(key, answer)}
+        if answer.ended != "stop":
+            entry |= {"finish_reason": answer.ended, "refused": answer.refused}
         line = json.dumps(entry).encode() + b"\n"
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:

@@ -6,15 +6,17 @@ journal, error or cache. The client's own retries are off, so that every request
 
 import os
 import random
+import re
 import threading
 import time
+from collections.abc import Collection
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefdag.config.judge import LLM, name_of
+from prefdag.config.judge import LLM, REQUEST, name_of
 from prefdag.errors import UserError
-from prefdag.evaluation.judge.cache import settings
+from prefdag.evaluation.judge.cache import Answer, settings
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -22,6 +24,25 @@ if TYPE_CHECKING:
 BUSY = (408, 409, 425, 429)
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds of back-off: doubled each time, with full jitter
 PATIENCE = 600.0  # the longest Retry-After, in seconds, that is followed
+
+
+# A refusal of these texts and no other, as the endpoints of OpenAI, Azure, vLLM, llama.cpp and others word it.
+ABOUT_THE_TEXT = re.compile(
+    r"content[_ ]?(filter|management|policy|violation)|moderation|flagged|responsible ?ai|invalid_prompt|safety"
+    r"|context[_ ]?(length|window|size)|(prompt|input|request)( is|s)? too (long|large)|too many (input )?tokens",
+    re.IGNORECASE,
+)
+ABOUT_THE_REQUEST = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
+IN_A_ROW = 20  # refusals for no reason that is known, after which an endpoint is taken to be broken
+AT_FIRST = 3  # the same before its first answer
+
+
+class Refused(Exception):
+    """The endpoint refuses one question. certain: it names the question's text as the reason."""
+
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message)
+        self.certain = certain
 
 
 class Interrupted(Exception):
@@ -51,9 +72,37 @@ class Endpoint:
         self._client = _client(address, key, judge.timeout)
         self._lock, self.stopping = threading.Lock(), threading.Event()
         self._next, self.requests = 0.0, 0
+        self.answered, self._refused_in_a_row = False, 0
 
-    def ask(self, question: str) -> str:
-        """Return the model's answer, or an empty text. Raises `UserError` where asking again would not help."""
+    def ask(self, question: str) -> tuple[Answer, bool]:
+        """Return the model's answer, and whether it is to be trusted at once: a refusal without a reason is not.
+
+        Raises:
+            UserError: No question would be answered, as far as it shows.
+        """
+        try:
+            answer, certain = self._ask(question), True
+        except Refused as error:
+            answer, certain = Answer("", str(error), refused=True), error.certain
+        with self._lock:
+            self.answered |= not answer.refused
+            self._refused_in_a_row = 0 if certain else self._refused_in_a_row + 1
+            if self._refused_in_a_row >= (IN_A_ROW if self.answered else AT_FIRST):
+                raise self._refuses(answer.ended)
+        return answer, certain
+
+    def believe(self, refusals: Collection[Answer]) -> None:
+        """Take refusals without a reason to be of their questions. Raises `UserError` where there is no answer."""
+        if refusals and not self.answered:
+            raise self._refuses(next(iter(refusals)).ended)
+
+    def _refuses(self, message: str) -> UserError:
+        return UserError(
+            f"{self._where()} refuses the request ({message}); the judge's keys {', '.join(REQUEST)} (null: not sent) "
+            f"and extra_body say what a request holds; {RESUMES}"
+        )
+
+    def _ask(self, question: str) -> Answer:
         import openai
 
         problem = ""
@@ -74,13 +123,15 @@ class Endpoint:
                 self._wait_after(attempt, wait, problem)
         raise UserError(f"{self._where()} {problem}, {self.judge.attempts} times; {RESUMES}")
 
-    def _answer(self, question: str) -> str:
+    def _answer(self, question: str) -> Answer:
         messages: Any = [{"role": "user", "content": question}]
         answer = self._client.chat.completions.create(model=self.judge.model, messages=messages, **settings(self.judge))
-        content = answer.choices[0].message.content
+        choice = answer.choices[0]
+        content = choice.message.content or getattr(choice.message, "refusal", None)
         if not isinstance(content, str | None):
             raise TypeError
-        return content or ""
+        ended = str(choice.finish_reason or "stop")
+        return Answer(content or "", ended, refused=ended == "content_filter")
 
     def _take_turn(self) -> None:
         """Count this request and wait for its turn in the minute. Raises `UserError` at the limit of requests."""
@@ -112,13 +163,16 @@ class Endpoint:
             raise Interrupted
 
     def _check_status(self, error: "APIStatusError") -> str:
-        """Describe a temporary error; raise `UserError` for a permanent one."""
-        status = error.status_code
+        """Describe a temporary error. Raises `Refused` for this question's, `UserError` for a permanent one."""
+        status, message = error.status_code, f"HTTP {error.status_code}: {self._message(error)}"
+        reason = f"{getattr(error, 'code', '')} {error.message}"
+        if status not in (401, 402, 404, *BUSY) and ABOUT_THE_TEXT.search(reason):
+            raise Refused(message, certain=True) from None
         if getattr(error, "code", None) == "insufficient_quota":
             raise UserError(f"{self._where()} says that the quota is spent (HTTP {status}); {RESUMES}") from None
         if status in BUSY or status >= 500:
             return f"is busy or broken (HTTP {status})"
-        if status in (401, 403):
+        if status in (401, 402, 403):
             raise UserError(
                 f"{self._where()} refuses the key (HTTP {status}); set OPENAI_API_KEY to one that may use it"
             ) from None
@@ -127,11 +181,14 @@ class Endpoint:
                 f"{self._where()} knows no model {self.judge.model!r}, or serves no chat completions at this address "
                 f"(HTTP 404); correct judge.judges or OPENAI_BASE_URL: {self._message(error)}"
             ) from None
-        raise UserError(f"{self._where()} refuses the request (HTTP {status}): {self._message(error)}") from None
+        about = getattr(error, "param", None) in (*REQUEST, *self.judge.extra_body)
+        if about or getattr(error, "code", None) in ABOUT_THE_REQUEST:
+            raise self._refuses(message) from None
+        raise Refused(message, certain=False) from None
 
     def _message(self, error: "APIStatusError") -> str:
         """Return the endpoint's message, shortened and without secrets of the environment."""
-        text = " ".join(str(error.message).split())
+        text = " ".join(re.sub(r"^Error code: \d+ - ", "", str(error.message)).split())
         for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
         return text if len(text) <= 300 else f"{text[:300]}..."

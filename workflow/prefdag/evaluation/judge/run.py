@@ -9,9 +9,10 @@ from pathlib import Path
 
 from prefdag.config.judge import LLM, name_of
 from prefdag.errors import UserError
-from prefdag.evaluation.judge.cache import AnswerCache, question_key, read_cached
+from prefdag.evaluation.judge.cache import Answer, AnswerCache, question_key, read_cached
 from prefdag.evaluation.judge.client import Endpoint, Interrupted
-from prefdag.evaluation.judge.prompts import parse_choice, read_template, render_question
+from prefdag.evaluation.judge.prompts import read_template, render_question
+from prefdag.evaluation.judge.readers import parse_choice
 from prefdag.evaluation.scores import Key, read_answers
 
 FOLDER = ".judge"  # below a suite's results
@@ -63,15 +64,20 @@ def _answer(answers: dict[Key, tuple[str, str]], folder: Path, key: Key) -> tupl
 class Verdict:
     """A judge's answers for a pair, shown with ours first and with ours second, and their verdicts."""
 
-    answers: tuple[str, str]
+    answers: tuple[Answer, Answer]
+    reader: str
 
     @property
     def shown_first(self) -> float:
-        return OURS_FIRST[parse_choice(self.answers[0])]
+        return OURS_FIRST[self._choice(0)]
 
     @property
     def shown_second(self) -> float:
-        return OURS_SECOND[parse_choice(self.answers[1])]
+        return OURS_SECOND[self._choice(1)]
+
+    def _choice(self, side: int) -> str | None:
+        answer = self.answers[side]
+        return None if answer.cut or answer.refused else parse_choice(answer.text, self.reader)
 
 
 class Questions:
@@ -114,9 +120,11 @@ class Questions:
     def ask(self, endpoint: Endpoint, job: str) -> None:
         """Ask the remaining questions and cache each answer. Raises `UserError` where a question fails for good."""
         pending, last_message = list(self.remaining.items()), time.monotonic()
+        endpoint.answered = any(not answer.refused for answer in self._answers.values())
+        doubtful: dict[str, Answer] = {}  # refusals that are believed once the endpoint has answered the rest
         with AnswerCache(self.folder / f"{job}.jsonl") as cache, ThreadPoolExecutor(self.judge.concurrency) as threads:
             try:
-                running = {threads.submit(self._one, endpoint, cache, *one): one[0] for one in pending}
+                running = {threads.submit(self._one, endpoint, cache, doubtful, *one): one[0] for one in pending}
                 while running:
                     done, _ = wait(running, return_when=FIRST_COMPLETED)
                     self._take(done, running)
@@ -127,20 +135,26 @@ class Questions:
                 endpoint.stopping.set()  # before the pool waits for its threads
                 threads.shutdown(wait=True, cancel_futures=True)
                 raise
+            endpoint.believe(doubtful.values())
+            for key, answer in doubtful.items():
+                cache.add(key, self.judge.model, answer)
         print(f"judge {name_of(self.judge)}: {endpoint.requests} requests made", flush=True)
 
-    def _take(self, done: set[Future[str]], running: dict[Future[str], str]) -> None:
+    def _take(self, done: set[Future[Answer]], running: dict[Future[Answer], str]) -> None:
         # Raise the error of the thread that failed, not of one that was interrupted for it.
         for future in sorted(done, key=lambda one: isinstance(one.exception(), Interrupted)):
             self._answers[running.pop(future)] = future.result()
 
     @staticmethod
-    def _one(endpoint: Endpoint, cache: AnswerCache, key: str, text: str) -> str:
+    def _one(endpoint: Endpoint, cache: AnswerCache, doubtful: dict[str, Answer], key: str, text: str) -> Answer:
         if endpoint.stopping.is_set():
             raise Interrupted
         try:
-            answer = endpoint.ask(text)
-            cache.add(key, endpoint.judge.model, answer)
+            answer, certain = endpoint.ask(text)
+            if certain:
+                cache.add(key, endpoint.judge.model, answer)
+            else:
+                doubtful[key] = answer
         except BaseException:
             endpoint.stopping.set()  # before this thread takes the next question
             raise
@@ -148,4 +162,6 @@ class Questions:
 
     def verdicts(self) -> list[Verdict]:
         """Return a verdict per pair, in order, once all questions are answered."""
-        return [Verdict((self._answers[first], self._answers[second])) for first, second in self._keys]
+        return [
+            Verdict((self._answers[first], self._answers[second]), self.judge.reader) for first, second in self._keys
+        ]
