@@ -204,12 +204,8 @@ def _runs_together(one: TextComparison) -> bool:
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Writing:
     """Read the system prompt that the chat template adds, and the token that ends a response, off what it writes."""
-    system = None
-    try:
-        template = ChatTemplate(tokenizer, None, None)
-    except UserError:  # the template adds a system prompt of its own, which the suite must state
-        system = ChatTemplate(tokenizer, None, "x").default_system()
-        template = ChatTemplate(tokenizer, None, system)
+    system = ChatTemplate(tokenizer, None, None).default_system()  # the suite must state the template's own
+    template = ChatTemplate(tokenizer, None, system)
     rendered = template.prompt("x")
     after = template.response("x", rendered, "yes").partition("yes")[2]
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
