@@ -181,6 +181,10 @@ def test_a_split_of_one_prompt_is_refused_before_anything_is_trained(
 def test_the_audit_is_a_page_and_an_artifact(tmp_path: Path):
     audited(tmp_path, [pair("<script>alert(1)</script>"), pair("b"), pair("b")])
     folder = tmp_path / "out/prepare/comparisons"
+    for name, other in (("audit", "samples"), ("samples", "audit")):
+        text = (folder / f"{name}.html").read_text()
+        assert '<a href="../../report/index.html">' in text and f'<a href="{other}.html">' in text
+        assert "--paper: #fdfdfc" in text, "the report's look"
     page = (folder / "audit.html").read_text()
     assert "3 of 3 rows used" in page and "1 repeat an earlier row: rows 2" in page and "<script" not in page
     (journal,) = (tmp_path / "out/.journal").glob("prepare-*.jsonl")

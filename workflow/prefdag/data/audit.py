@@ -20,6 +20,7 @@ ONE_SIDED = 20  # labels; if all name one position, it is no accident (2^-19)
 POSITION_BIAS = 0.02  # a position is favoured if its share exceeds an even one by this and four standard errors
 SHOWN = 20  # rows on the page of samples
 AUDIT, SAMPLES = "audit.html.jinja", "samples.html.jinja"
+LOOK = "look.css"  # in the templates of the package; named, so that it is one of the sources of a stage
 
 
 @dataclass
@@ -195,7 +196,7 @@ def _visible(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 def _render(template: str, **content: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader([Path(__file__).parents[level] / "templates" for level in (0, 1)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )

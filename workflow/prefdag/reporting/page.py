@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 TEMPLATE = "page.html.jinja"
+LOOK = "look.css"  # in the templates of the package; named, so that it is one of the sources of a stage
 
 
 def render_page(
@@ -25,7 +26,7 @@ def render_page(
         content: what the template shows.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader([Path(__file__).parents[level] / "templates" for level in (0, 1)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -23,23 +23,46 @@ QUESTIONS = {
     "Reward of the policies under KL 5, best first": ("metrics.kl < 5", "reward"),
     "Runs that were killed or failed": ("attributes.status != 'FINISHED'", ""),
 }
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
 _TEMPLATE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{{ suite }} in MLflow</title>
 <style>
-:root { color-scheme: light dark }
-body { font: 15px/1.6 system-ui, sans-serif; max-width: 50rem; margin: 1rem auto; padding: 0 1rem }
-:target { outline: 2px solid #e69f00; outline-offset: 2px }
+{% include "look.css" %}
+
+:target { outline: 2px solid #e69f00; outline-offset: 2px; }
 </style>
-<h1>{{ suite }} in MLflow</h1>
-<p>{% if local %}These links open while <code>make ui</code> runs on this machine.{% else %}On {{ server }}.{% endif %}
-A run that is repeated gets a new address.</p>
+</head>
+<body>
+<header>
+  <h1>{{ suite }} in MLflow</h1>
+  <p class="lead">{% if local %}These links open while <code>make ui</code> runs on this machine.
+  {%- else %}On {{ server }}.{% endif %} A run that is repeated gets a new address.</p>
+  <nav>
+    <a href="report/index.html">Report</a>
+    <a href="costs.html">Costs</a>
+  </nav>
+</header>
+<main>
+<section>
+<h2>Questions</h2>
 <ul>
 {% for question, address in questions.items() %}<li><a href="{{ address }}">{{ question }}</a></li>
 {% endfor %}</ul>
+</section>
+<section>
+<h2>Runs</h2>
 <ul>
 {% for name, address in runs.items() %}<li id="{{ name }}"><a href="{{ address }}">{{ name }}</a></li>
 {% endfor %}</ul>
+</section>
+</main>
+</body>
 </html>
 """
 
@@ -101,7 +124,7 @@ def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -
     local = not uri.startswith(("http:", "https:"))
     server = "http://127.0.0.1:5000" if local else re.sub("//[^/@]*@", "//", uri).rstrip("/")  # no password
     content = (
-        jinja2.Environment(autoescape=True)
+        jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
         .from_string(_TEMPLATE)
         .render(
             suite=root.name,
