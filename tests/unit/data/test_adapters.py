@@ -151,7 +151,11 @@ def test_every_adapter_is_named_tested_and_documented():
             "`chosen` holds a message without role or text",
         ),
         ("ranked", {"prompt": "q", "responses": ["a", "b"], "scores": [1, 1]}, "tie"),
-        ("ranked", {"prompt": "q", "responses": ["a", "b"], "scores": [1, True]}, "`scores` is not a list of numbers"),
+        (
+            "ranked",
+            {"prompt": "q", "responses": ["a", "b"], "scores": [1, True]},
+            "`scores` holds True, which is not a finite number",
+        ),
         (
             "ranked",
             {"prompt": "q", "responses": ["a", "b"], "ranks": [1]},

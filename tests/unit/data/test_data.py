@@ -135,7 +135,7 @@ def test_hh_splits_at_the_last_assistant_turn():
         (hh, {"chosen": "\n\nHuman: a\n\nAssistant:", "rejected": "\n\nHuman: a\n\nAssistant: y"}, "empty chosen"),
         (pairs, {"prompt": "a", "chosen": "x", "rejected": "x"}, "equal responses"),
         (pairs, {"prompt": "a", "chosen": True, "rejected": "x"}, "`chosen` is not text"),
-        (pairs, {"prompt": "a", "chosen": "x"}, "no field `rejected`"),
+        (pairs, {"prompt": "a", "chosen": "x"}, "no field `rejected`; the row has prompt, chosen"),
     ],
 )
 def test_unusable_rows_say_why(adapter: Any, row: dict[str, Any], reason: str):

@@ -168,7 +168,9 @@ class ChunkEncoder:
             raise Unusable("labelled bad")
         best = replace(comparison, responses=responses[:1], scores=None)
         earlier = assistant_turns(comparison.prompt) if self.prepare.counted == "all" else []
-        return [*(TextComparison(prompt, (response,)) for prompt, response in earlier), best]
+        excluded = {len(comparison.prompt) + at for at in comparison.untrained}
+        trained = (turn for turn in earlier if len(turn[0]) not in excluded)
+        return [*(TextComparison(prompt, (response,)) for prompt, response in trained), best]
 
     def _pair(self, comparison: TextComparison) -> TextComparison:
         """Pair the best response with the one that `prepare.rejected` names."""

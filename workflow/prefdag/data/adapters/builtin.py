@@ -9,25 +9,24 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from prefdag.data.adapters.dialogues import split_dialogue
+from prefdag.data.adapters.labels import labelled_pair, numbers, ranked_best_first, stated_scores, truth
 from prefdag.data.adapters.records import (
     Prompt,
     TextComparison,
-    Turn,
     Unusable,
     adapter,
     check_responses,
-    labelled_pair,
-    numbers,
     prompt_of,
-    ranked_best_first,
     text,
     texts,
     turns,
+    unpacked,
+    untrained_turns,
 )
 from prefdag.data.rows import Row
 
 ASSISTANT = "\n\nAssistant:"
-LABELS = {True: 1.0, False: 0.0, "good": 1.0, "bad": 0.0, "true": 1.0, "false": 0.0}  # 1 and 0 equal True and False
 
 
 @adapter()
@@ -38,8 +37,11 @@ def world(row: Row) -> TextComparison:
 
 @adapter()
 def hh(row: Row) -> TextComparison:
-    """Read Anthropic HH: `chosen` and `rejected` are whole dialogues that differ after their last "Assistant:"."""
-    chosen, rejected = (text(row, side).rpartition(ASSISTANT) for side in ("chosen", "rejected"))
+    """Read Anthropic HH: `chosen` and `rejected` are whole dialogues that differ after their last "Assistant:".
+
+    Blank lines before the first "Human:" are put back where a file has lost them.
+    """
+    chosen, rejected = (_transcript(text(row, side)).rpartition(ASSISTANT) for side in ("chosen", "rejected"))
     if not chosen[1] or not rejected[1]:
         raise Unusable("no assistant turn")
     if chosen[0] != rejected[0]:
@@ -47,17 +49,31 @@ def hh(row: Row) -> TextComparison:
     return TextComparison(chosen[0] + ASSISTANT, check_responses(chosen[2], rejected[2]))
 
 
+def _transcript(dialogue: str) -> str:
+    return f"\n\n{dialogue.lstrip()}" if dialogue.lstrip().startswith("Human:") else dialogue
+
+
 @adapter(ranked=True)
 def pairs(row: Row) -> TextComparison:
     """Read `prompt`, `chosen` and `rejected`, as text or messages; or `prompt` and `responses`, best first.
 
-    Without `prompt`, the prompt is what `chosen` and `rejected` have in common.
+    Without `prompt`, the prompt is `conversations` or `messages`, or what `chosen` and `rejected` have in common.
+    Scores under a usual name (`score_chosen`, `rejected_score`, ...) are kept.
     """
     if "responses" in row:
         return _best_first(row)
-    sides = [row.get("chosen"), row.get("rejected")]
+    dialogue = next((key for key in ("conversations", "messages") if key in row and "prompt" not in row), None)
+    row = {**row, "prompt": row[dialogue]} if dialogue else row
+    sides = [unpacked(row.get(side), side) for side in ("chosen", "rejected")]
     if all(isinstance(side, list) for side in sides):
-        return _pair_of_dialogues(row.get("prompt"), turns(sides[0], "chosen"), turns(sides[1], "rejected"))
+        pair = _pair_of_dialogues(unpacked(row.get("prompt"), "prompt"), *sides)
+    else:
+        pair = _pair_of_texts(row)
+    scores = stated_scores(row)
+    return replace(pair, scores=scores) if scores else pair
+
+
+def _pair_of_texts(row: Row) -> TextComparison:
     chosen, rejected = text(row, "chosen"), text(row, "rejected")
     if "prompt" in row:
         return TextComparison(prompt_of(row), check_responses(chosen, rejected))
@@ -73,20 +89,13 @@ def _best_first(row: Row) -> TextComparison:
     return TextComparison(prompt_of(row), check_responses(*responses), scores)
 
 
-def _pair_of_dialogues(prompt: Any, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> TextComparison:
+def _pair_of_dialogues(prompt: Any, chosen: list[Any], rejected: list[Any]) -> TextComparison:
     """Take the turns before the last as the prompt. A prompt in messages may precede them or be among them."""
-    before = turns(prompt, "prompt") if isinstance(prompt, list) else ()
-    if chosen[: len(before)] != before or rejected[: len(before)] != before:
-        chosen, rejected = before + chosen, before + rejected
-    if len(chosen) < 2 and isinstance(prompt, str):
-        chosen, rejected = (("user", prompt), *chosen), (("user", prompt), *rejected)
-    if not chosen or not rejected or chosen[-1][0] != "assistant" or rejected[-1][0] != "assistant":
-        raise Unusable("the last turn is not the assistant's")
-    if chosen[:-1] != rejected[:-1]:
+    before, response = split_dialogue(prompt, chosen, "chosen")
+    before_rejected, other = split_dialogue(prompt, rejected, "rejected")
+    if before != before_rejected:
         raise Unusable("prompts differ")
-    if len(chosen) < 2:
-        raise Unusable("no prompt")
-    return TextComparison(chosen[:-1], check_responses(chosen[-1][1], rejected[-1][1]))
+    return TextComparison(before, check_responses(response, other))
 
 
 def _shared_beginning(chosen: str, rejected: str) -> str:
@@ -113,11 +122,7 @@ def ranked(row: Row) -> TextComparison:
 @adapter()
 def labelled(row: Row) -> TextComparison:
     """Read `prompt`, `response` (or `completion`) and `label`: true, 1 or "good"; or false, 0 or "bad"."""
-    label = row.get("label")
-    if not isinstance(label, bool | int | str) or label not in LABELS:
-        raise Unusable(f"label {label!r}")
-    response = check_responses(text(row, "response", "completion"))
-    return TextComparison(prompt_of(row), response, scores=(LABELS[label],))
+    return replace(_prompt_and_response(row), scores=(float(truth(row.get("label"))),))
 
 
 @adapter()
@@ -125,14 +130,31 @@ def demonstrations(row: Row) -> TextComparison:
     """Read `messages` that end with the assistant's turn; `prompt` and `response` (or `completion`); or Alpaca's."""
     if "messages" in row or "conversations" in row:
         key = "messages" if "messages" in row else "conversations"
-        messages = turns(row[key] if isinstance(row[key], list) else (), key)
-        if len(messages) < 2 or messages[-1][0] != "assistant":
+        messages = unpacked(row[key], key)
+        parsed = turns(messages if isinstance(messages, list) else (), key)
+        if len(parsed) < 2 or parsed[-1][0] != "assistant":
             raise Unusable("the last turn is not the assistant's")
-        return TextComparison(messages[:-1], check_responses(messages[-1][1]))
+        untrained = untrained_turns(messages, key)
+        if untrained and len(parsed) != len(messages):
+            raise Unusable("tool calls with turns that are not to be trained on")
+        return TextComparison(parsed[:-1], check_responses(parsed[-1][1]), untrained=untrained)
     if "instruction" in row:
         prompt = "\n\n".join(part for part in (text(row, "instruction"), row.get("input")) if part)
         return TextComparison(prompt, check_responses(text(row, "output", "response")))
-    return TextComparison(prompt_of(row), check_responses(text(row, "response", "completion")))
+    return _prompt_and_response(row)
+
+
+def _prompt_and_response(row: Row) -> TextComparison:
+    """Read `prompt` and `response` (or `completion`), each as text or as messages."""
+    key = "response" if "response" in row else "completion"
+    response, prompt = unpacked(row.get(key), key), unpacked(row.get("prompt"), "prompt")
+    untrained = untrained_turns([*prompt, {}], "prompt") if isinstance(prompt, list) else ()
+    if untrained and (isinstance(response, list) or len(prompt_of(row)) != len(prompt)):
+        raise Unusable("turns that are not to be trained on, in `prompt`; put all turns into `messages`")
+    if isinstance(response, list):
+        before, last = split_dialogue(prompt, response, key)
+        return TextComparison(before, check_responses(last))
+    return TextComparison(prompt_of(row), check_responses(text(row, "response", "completion")), untrained=untrained)
 
 
 @adapter()
@@ -209,8 +231,8 @@ def ultrafeedback(row: Row) -> TextComparison:
 def shp(row: Row) -> TextComparison:
     """Read Stanford Human Preferences: `labels` is 1 where `human_ref_A` is preferred, 0 where `human_ref_B` is."""
     responses = [text(row, "human_ref_A"), text(row, "human_ref_B")]
-    best = {1: 0, 0: 1}.get(row["labels"]) if type(row.get("labels")) is int else row.get("labels")
-    pair = labelled_pair(text(row, "history"), responses, best, first=0)
+    flipped = labelled_pair(text(row, "history"), responses[::-1], row.get("labels"), first=0)
+    pair = replace(flipped, position=1 - int(flipped.position or 0))
     if "score_A" not in row or "score_B" not in row:
         return pair
     votes = numbers([row["score_A"], row["score_B"]], "score_A and score_B")

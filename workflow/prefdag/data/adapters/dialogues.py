@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from prefdag.data.adapters.records import CALLS, TOOLS, Prompt, Turn, Unusable
+from prefdag.data.adapters.records import CALLS, TOOLS, Prompt, Turn, Unusable, turns, untrained_turns
 from prefdag.data.rows import Row
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -25,6 +25,58 @@ def parse_dialogue(text: str) -> tuple[Turn, ...] | None:
 def as_turns(prompt: Prompt) -> tuple[Turn, ...]:
     """Return a prompt as turns: those of a transcript, or one turn of the user."""
     return (parse_dialogue(prompt) or (("user", prompt),)) if isinstance(prompt, str) else prompt
+
+
+def split_dialogue(prompt: Any, response: list[Any], key: str) -> tuple[tuple[Turn, ...], str]:
+    """Return the turns before the assistant's last one, each once, and that last one.
+
+    Args:
+        prompt: text, messages, or None. It may precede the messages of `response`, or repeat some of them.
+        response: messages that end with the assistant's.
+        key: the column of `response`.
+
+    Raises:
+        Unusable: if both do not make one dialogue.
+    """
+    untrained_turns(response, key)  # refuses a last turn that is not to be trained on
+    rest = turns(response, key)
+    if not rest or rest[-1][0] != "assistant":
+        raise Unusable("the last turn is not the assistant's")
+    if isinstance(prompt, str):
+        rest = _after_text(prompt, rest, key)
+    elif prompt is not None:
+        rest = _joined(turns(prompt, "prompt"), rest, key)
+    if len(rest) < 2:
+        raise Unusable("no prompt")
+    before, last = rest[:-1], rest[-1][1]
+    if before[-1][0] == "assistant" and last.startswith(before[-1][1]):
+        last = last[len(before[-1][1]) :]  # the response repeats the beginning that it continues
+    return before, last
+
+
+def _after_text(prompt: str, rest: tuple[Turn, ...], key: str) -> tuple[Turn, ...]:
+    """Put a prompt in text before a response that has no user's turn; else it must be among the turns."""
+    if not any(role == "user" for role, _ in rest):
+        first = next(at for at, (role, _) in enumerate(rest) if role not in LEADING)
+        return (*rest[:first], *as_turns(prompt), *rest[first:])
+    if not any(prompt.strip() in content or content.strip() in prompt for role, content in rest if role == "user"):
+        raise Unusable(f"`prompt` is not in the messages of `{key}`")
+    return rest
+
+
+def _joined(before: tuple[Turn, ...], rest: tuple[Turn, ...], key: str) -> tuple[Turn, ...]:
+    """Join the turns of a prompt and of a response; turns at the end of the one may begin the other."""
+    if rest[: len(before)] == before:
+        return rest
+    if rest[0][0] == "system" and rest[1 : 1 + len(before)] == before:
+        return rest
+    shared = next((num for num in range(len(rest) - 1, 0, -1) if before[-num:] == rest[:num]), 0)
+    joined = (*before, *rest[shared:])
+    if any(role == "system" for role, _ in rest[shared:]):
+        raise Unusable(f"the system turn of `{key}` is not that of `prompt`")
+    if not shared and before and before[-1][0] == rest[0][0] == "user":
+        raise Unusable(f"`prompt` is not in the messages of `{key}`")
+    return joined
 
 
 def with_context(prompt: Prompt, row: Row) -> Prompt:

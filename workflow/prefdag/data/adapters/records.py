@@ -1,18 +1,28 @@
 """What an adapter returns, its decorator, and the checks that adapters share."""
 
+import ast
+import difflib
 import json
-import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from prefdag.data.rows import Row
+from prefdag.data.rows import ADAPTER, Row
 
 Turn = tuple[str, str]  # role (system, user, assistant or tool), content
 TOOLS, CALLS = "tools", "tool calls"  # roles of turns whose content is JSON: the tools, the assistant's calls of them
 Prompt = str | tuple[Turn, ...]  # text that is used as it is, or turns for a template
-ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "model": "assistant"}  # other formats' names
+NAMES = {  # roles by the names that formats give them, in lower case
+    "system": ("system", "developer"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "model", "bot", "chatbot", "ai", "chatgpt"),
+    "tool": ("tool", "function", "observation", "ipython"),
+}
+ROLES = {name: role for role, names in NAMES.items() for name in names}
+WEIGHTS = ("weight", "train")  # keys of messages that say whether a turn is trained on
+PACKED_MESSAGES = re.compile(r"\s*\[?\s*\{\s*['\"](role|from|content|value)['\"]\s*:")
 
 
 Adapter = Callable[[Row], "TextComparison"]
@@ -41,22 +51,34 @@ class TextComparison:
         responses: the responses, best first.
         scores: one score per response, if the data has them; of a labelled example, 1 (good) or 0 (bad).
         position: index of the best response in the row, if a label, and not a column's name, says which is best.
+        untrained: turns of the prompt, counted from its end (-1 is the last), that the row says not to train on.
     """
 
     prompt: Prompt
     responses: tuple[str, ...]
     scores: tuple[float, ...] | None = None
     position: int | None = None
+    untrained: tuple[int, ...] = ()
 
 
 def text(row: Row, *keys: str) -> str:
     """Return the text under the first of `keys` that the row has."""
     key = next((key for key in keys if key in row), None)
     if key is None:
-        raise Unusable(f"no field `{'` or `'.join(keys)}`")
+        raise Unusable(_missing(row, keys))
     if not isinstance(row[key], str):
         raise Unusable(f"`{key}` is not text")
     return row[key]
+
+
+def _missing(row: Row, keys: Sequence[str]) -> str:
+    """Return the reason for a row without a column: its columns, and the one with the nearest name."""
+    names = [name for name in row if name != ADAPTER]
+    near = next((match for key in keys for match in difflib.get_close_matches(key, names, 1)), None)
+    return (
+        f"no field `{'` or `'.join(keys)}`; the row has {', '.join(names)[:200] or 'none'}"
+        f"{f'; the nearest is `{near}`' if near else ''}"
+    )
 
 
 def texts(row: Row, key: str) -> list[str]:
@@ -68,26 +90,86 @@ def texts(row: Row, key: str) -> list[str]:
 
 
 def turns(value: Any, key: str) -> tuple[Turn, ...]:
-    """Return messages (`role` and `content`, or ShareGPT's `from` and `value`) as turns."""
+    """Return messages (`role` and `content`, or ShareGPT's `from` and `value`) as turns.
+
+    Raises `Unusable` for a message without role or text, an unknown role, and two assistant turns in a row.
+    """
+    if isinstance(value, list) and value and all(isinstance(message, str) for message in value):
+        raise Unusable(f"`{key}` is a list of texts; name it `responses`, best first")
     parsed = []
-    for message in value:
+    for message in value if isinstance(value, list) else [value]:
         role, content = (
             (message.get(new, message.get(old)) for new, old in (("role", "from"), ("content", "value")))
             if isinstance(message, dict)
             else (None, None)
         )
+        content = _joined_parts(content, key)
         calls = _tool_calls(message, key)
         if calls and content is None:
             content = ""
         if not isinstance(role, str) or not isinstance(content, str):
             raise Unusable(f"`{key}` holds a message without role or text")
+        if role.strip().lower() not in ROLES:
+            raise Unusable(f"role {role[:40]!r}")
         if content or not calls:
-            parsed.append((ROLES.get(role, role), content))
+            parsed.append((ROLES[role.strip().lower()], content))
         if calls:
             parsed.append((CALLS, json.dumps(calls, ensure_ascii=False)))
     if any(first[0] == second[0] == "assistant" for first, second in pairwise(parsed)):
         raise Unusable("two assistant turns in a row")
     return tuple(parsed)
+
+
+def _joined_parts(content: Any, key: str) -> Any:
+    """Return content in parts as one text. Raises `Unusable` for a part that is not text, such as an image."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise Unusable(f"`{key}` holds a message with content that is not text")
+    return "".join(part["text"] for part in content)
+
+
+def unpacked(value: Any, key: str) -> Any:
+    """Return messages, also where a file holds them as text (JSON, or Python's spelling of a list), else the value.
+
+    Raises `Unusable` for text that begins as messages do and is neither.
+    """
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, str) or not PACKED_MESSAGES.match(value):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        try:
+            parsed = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            if value.lstrip().startswith("["):
+                raise Unusable(f"`{key}` looks like messages as text, but is not JSON") from None
+            return value
+    messages = parsed if isinstance(parsed, list) else [parsed]
+    keys = ({"role", "content"}, {"from", "value"})
+    is_dialogue = all(
+        isinstance(message, dict) and any(names <= set(message) for names in keys) for message in messages
+    )
+    return messages if is_dialogue else value
+
+
+def untrained_turns(messages: Any, key: str) -> tuple[int, ...]:
+    """Return the turns before the last, counted from the last, that `weight: 0` or `train: false` exclude.
+
+    Raises `Unusable` if the last turn is excluded, or for a weight between 0 and 1.
+    """
+    untrained = []
+    for at, message in enumerate(messages if isinstance(messages, list) else (), -len(messages)):
+        flags = [message[name] for name in WEIGHTS if isinstance(message, dict) and message.get(name) is not None]
+        if any(flag not in (0, 1) for flag in flags):
+            raise Unusable(f"`{key}` holds a turn of a weight that is neither 0 nor 1")
+        if not all(flags):
+            untrained.append(at + 1)
+    if 0 in untrained:
+        raise Unusable("the last turn is not to be trained on")
+    return tuple(untrained)
 
 
 def _tool_calls(message: Any, key: str) -> list[dict[str, Any]]:
@@ -111,8 +193,13 @@ def _tool_calls(message: Any, key: str) -> list[dict[str, Any]]:
 
 
 def prompt_of(row: Row) -> Prompt:
-    """Return `prompt`, given as text or as messages."""
-    return turns(row["prompt"], "prompt") if isinstance(row.get("prompt"), list) else text(row, "prompt")
+    """Return `prompt`, as text or as messages. Raises `Unusable` for a list without messages."""
+    prompt = unpacked(row.get("prompt"), "prompt")
+    if not isinstance(prompt, list):
+        return text(row, "prompt")
+    if not prompt:
+        raise Unusable("no prompt")
+    return turns(prompt, "prompt")
 
 
 def as_text(prompt: Prompt) -> str:
@@ -136,42 +223,3 @@ def check_responses(*responses: str) -> tuple[str, ...]:
     if len(set(responses)) < len(responses):
         raise Unusable("equal responses")
     return responses
-
-
-def labelled_pair(prompt: Prompt, responses: Sequence[str], best: Any, first: int) -> TextComparison:
-    """Order two responses by a label that names the better one.
-
-    Args:
-        prompt: the prompt of both responses.
-        responses: the two responses in the order of the row.
-        best: the label, `first` or `first + 1`; text of digits counts as a number.
-        first: number of the first response. If it is 1, the labels 0 and 3 are ties.
-
-    Raises:
-        Unusable: for a tie and for any other label. Booleans are no labels: `true` would pass for 1.
-    """
-    label = int(best) if isinstance(best, str) and best.strip().isdecimal() else best
-    if isinstance(label, bool) or label not in (first, first + 1):
-        raise Unusable("tie" if first == 1 and label in (0, 3) and not isinstance(label, bool) else f"label {best!r}")
-    position = int(label) - first
-    return TextComparison(prompt, check_responses(responses[position], responses[1 - position]), position=position)
-
-
-def ranked_best_first(prompt: Prompt, responses: Sequence[str], scores: Sequence[float]) -> TextComparison:
-    """Sort responses by score, higher is better; equal scores keep their order. Raises `Unusable` if all are equal."""
-    if len(responses) != len(scores) or len(responses) < 2:
-        raise Unusable("not two or more responses with a score each")
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
-    if scores[order[0]] == scores[order[-1]]:
-        raise Unusable("tie")
-    ordered = tuple(float(scores[index]) for index in order)
-    return TextComparison(prompt, check_responses(*(responses[index] for index in order)), ordered, position=order[0])
-
-
-def numbers(values: Any, key: str) -> list[float]:
-    """Return a list of finite numbers. Raises `Unusable` for booleans, text and null."""
-    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-        raise Unusable(f"`{key}` is not a list of numbers")
-    if not all(map(math.isfinite, values)):
-        raise Unusable(f"`{key}` holds numbers that are not finite")
-    return [float(value) for value in values]

@@ -25,7 +25,12 @@ def adapter_of(name: str) -> Adapter:
     def adapt(row: Row) -> TextComparison:
         if users and ADAPTER not in row:
             return users(row)
-        comparison = ADAPTERS[row.get(ADAPTER, name)](row)
+        try:
+            comparison = ADAPTERS[row.get(ADAPTER, name)](row)
+        except (Unusable, Stopped, UserError):
+            raise
+        except Exception as error:
+            raise Unusable(f"not a row of this adapter ({type(error).__name__}: {str(error)[:60]})") from error
         if not (row.get("system") or row.get("tools")):
             return comparison
         return replace(comparison, prompt=with_context(comparison.prompt, row))
