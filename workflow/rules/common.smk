@@ -22,9 +22,7 @@ SUITE_FILES = [os.path.relpath(path) for path in workflow.configfiles or ["confi
 
 def load_suite():
     """Return the suite of the config files. Raises `UserError` for wrong or repeated keys, or a missing user's file."""
-    origin_of_key = {}
-    for path in SUITE_FILES:
-        origin_of_key.update(dict.fromkeys(read_yaml(Path(path)), path))
+    origin_of_key = {key: path for path in SUITE_FILES for key in read_yaml(Path(path))}
     return resolve(config, SUITE_FILES[-1], origin_of_key)
 
 
@@ -41,6 +39,9 @@ try:
     DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
     # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
     OUTDATED = plan_run(SUITE, Path(RESULTS), SUITE_FILES, DIGESTS) if workflow.is_main_process else {}
+    if "fetch/data" in OUTDATED:
+        from prefdag.data.preflight import check_first_rows  # numpy, which a run without new rows does not need
+        check_first_rows(SUITE)
 except UserError as error:
     stop(error)
 MARKER = f"{RESULTS}/.cache/outdated"
