@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_a_killed_chain_continues_to_the_same_bits(edited: Project):
         subprocess.run(["rm", "-r", str(path)], check=True)
     command = [sys.executable, "-m", "snakemake", "--configfile", SUITE]
     variables = {**environment(), "PREFDAG_TRACK": "later"}
-    marker = edited.folder / RESULTS / "preference/it@round1/manifest.json"
+    marker = edited.folder / RESULTS / "generate/it@samples2/log.txt"  # Snakemake knows that round 1 has ended
     with subprocess.Popen(
         command,
         cwd=edited.folder,
@@ -167,6 +168,6 @@ def test_samples_that_all_score_alike_stop_the_round_in_one_sentence(edited: Pro
     done = edited.snakemake("-k")
     assert done.returncode != 0
     output = done.stdout + done.stderr
-    assert "pairing it@round1: no pairs: of 24 training prompts" in output and "Traceback" not in output
+    assert re.search(r"pairing it@round1: no pairs: of \d+ training prompts", output) and "Traceback" not in output
     edited.edit(SUITE, "law: margin, threshold: 100,", "law: max_min,")
     assert not {job for job in planned(edited) if job[1].endswith("samples1")}

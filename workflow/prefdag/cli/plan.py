@@ -18,6 +18,8 @@ from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
 from prefdag.config.judge import LLM, name_of
+from prefdag.config.preference import Preference
+from prefdag.config.round_jobs import generation_of_samples
 from prefdag.config.sampling import Sampling
 from prefdag.config.size import Size
 from prefdag.config.suite import Suite, read_ordinary_suite
@@ -46,8 +48,8 @@ def disk(suite: Suite, size: Size) -> float:
     """
     rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
     trained = [suite.sft] if suite.sft.max_steps != 0 else []  # otherwise it is the base model's file
-    trainings = [*trained, *rewards, *(run.preference for run in suite.runs)]
-    checkpoints = sum(len(run.preference.kept_steps) for run in suite.runs)
+    trainings = [*trained, *rewards, *_trainings(suite)]
+    checkpoints = sum(len(one.kept_steps) for one in _trainings(suite))
     state = 4 + max(_moments(one) for one in trainings)
     return size.parameters * (4 * (1 + len(trainings) + checkpoints) + state) / 1e9
 
@@ -76,16 +78,24 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
         )
     if any("reference" in run.objective.reads for run in suite.runs):
         yield JobCost("reference", 1, 2 * size.parameters * tokens / machine.flops / HOUR, weights)
-    runs = [run.preference for run in suite.runs]
-    yield _training("preference", runs, size, machine, pairs, prompt + 2 * response)
+    yield _training("preference", _trainings(suite), size, machine, pairs, prompt + 2 * response)
     sampled = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
     prompts_of = [one.max_prompts or pairs // 10 for one in sampled]
+    of_rounds = [
+        generation_of_samples(suite, run.name) for run in suite.runs if run.rounds for _ in range(run.rounds.rounds)
+    ]
     hours = sum(_sampling(one, size, machine, prompts) for one, prompts in zip(sampled, prompts_of, strict=True))
-    yield JobCost("generate", len(sampled), hours, weights)
+    hours += sum(_sampling(one, size, machine, one.max_prompts or prompts) for one in of_rounds)
+    yield JobCost("generate", len(sampled) + len(of_rounds), hours, weights)
     responses = sum(prompts * one.num_samples for one, prompts in zip(sampled, prompts_of, strict=True))
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
     hours = models * 2 * size.parameters * responses * (prompt + response) / machine.flops / HOUR
     yield JobCost("score", len(sampled), hours, models * weights)
+
+
+def _trainings(suite: Suite) -> list[Preference]:
+    """Return the settings of each training of a run, or of each of its rounds."""
+    return [run.preference for run in suite.runs for _ in range(run.rounds.rounds if run.rounds else 1)]
 
 
 def _training(
