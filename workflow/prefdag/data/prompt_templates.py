@@ -87,7 +87,7 @@ class ChatTemplate:
         self._left_out: dict[tuple[str, ...], str | None] = {}  # by the roles of a dialogue: a role left out
 
     def check(self) -> None:
-        """Raise `UserError` for what is wrong with the template whatever the rows are."""
+        """Raise `UserError` for what is wrong with the template for any rows."""
         system = self.system
         if system is None and (default := self.default_system()) is not None:
             raise UserError(
