@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+CLOCKS = 5  # seconds
 TAIL = 8192  # bytes; the last lines of a journal or a log
 STEP = re.compile(r"step (\d+)/(\d+), loss (\S+)")
 
@@ -83,8 +84,8 @@ def find_sentence(job: Job) -> str:
     """Return why a job failed: the `prefdag: ...` sentence of its log, otherwise the log's last line."""
     if job.log is None:
         return "the job has no log; its output is above"
-    # A job that could not be started leaves the log of an earlier attempt.
-    written = job.log.is_file() and job.log.stat().st_mtime >= job.started
+    # A job that could not be started leaves the log of an earlier attempt. Clocks of machines may differ.
+    written = job.log.is_file() and job.log.stat().st_mtime >= job.started - CLOCKS
     lines = [line for line in tail(job.log).splitlines() if line.strip()] if written else []
     sentences = [line for line in lines if line.startswith("prefdag: ")]
     return (sentences or lines or ["the job wrote nothing to its log"])[-1]

@@ -1,5 +1,6 @@
 """`prefdag tune`: each budget is measured on a suite's own weights and comparisons, and one is chosen."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_it_measures_a_suites_own_data(
     lines = out.splitlines()
     assert lines[-1] in {f"preference: {{tokens_per_batch: {budget}}}" for budget in (64, 128)}
     assert sum("to" in line and "(" in line and ("64" in line or "128" in line) for line in lines) == 2
-    assert [line.partition(":")[2].partition(":")[0] for line in err.splitlines()] == [
-        f" round 1 of 1, {budget} tokens per batch" for budget in (64, 128)
-    ]
+    said = err.splitlines()
+    assert said[0] == "prefdag: 1 of 2: round 1 of 1, 64 tokens per batch"
+    assert re.fullmatch(r"prefdag: 2 of 2: round 1 of 1, 128 tokens per batch, about \d+\.\d min to the end", said[2])
+    assert all(line.endswith(" MB") for line in (said[1], said[3])) and len(said) == 4

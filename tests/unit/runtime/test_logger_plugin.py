@@ -93,6 +93,10 @@ def test_the_sentence_of_a_failed_job(tmp_path: Path):
     assert find_sentence(job) == "prefdag: the cause"
     job.log.write_text("step 1\nsome library's last words\n\n")
     assert find_sentence(job) == "some library's last words"
+    os.utime(job.log, (job.started - 100, job.started - 100))
+    assert find_sentence(job) == "the job wrote nothing to its log", (
+        "that of an earlier attempt says nothing of this one"
+    )
     assert find_sentence(Job("lock", "", None, 0.0)) == "the job has no log; its output is above"
 
 

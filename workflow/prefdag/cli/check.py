@@ -27,6 +27,7 @@ from prefdag.data.tokenization import load_tokenizer
 from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.planning.graph import jobs_of
+from prefdag.planning.suite_paths import check_paths
 
 SHOWN = 2  # rows
 HEAD, TAIL = 40, 12  # tokens of a long prompt or response that are shown
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what the first rows come to."""
     suite = read_ordinary_suite(arguments.suite)
+    check_paths(suite, arguments.suite[-1])
     for line in report_of(suite):
         print(line)
     print(f"\nNothing was refused. Run it: snakemake --configfile {' '.join(arguments.suite)}")
@@ -66,7 +68,8 @@ def _data(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
     counts = {split: f" of {total[split]:,}" if split in total else "" for split in seen.rows}
     read = ", ".join(f"{split} {number}{counts[split]}" for split, number in seen.rows.items())
     yield f"{suite.name}: rows read: {read}"
-    prepare = suite.prepare
+    settled = seen.audit(seen.datasets[0]).get("settled", {}) if seen.datasets else {}
+    prepare = suite.prepare.model_copy(update=settled)
     system = "no system prompt" if prepare.system is None else f"system prompt {prepare.system[:60]!r}"
     yield f"adapter {prepare.adapter}, template {prepare.template}, {system}, end of turn {prepare.end_of_turn}"
     if suite.pairs is not None:

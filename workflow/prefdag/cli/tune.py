@@ -51,15 +51,24 @@ def run(arguments: argparse.Namespace) -> int:
         if not needed.is_dir():
             raise UserError(f"{needed}: does not exist yet; run the suite first, at least `sft` and `prepare`")
     timings: dict[int, list[Timing]] = {budget: [] for budget in budgets}
+    began, total = time.monotonic(), arguments.rounds * len(budgets)
     for number in range(1, arguments.rounds + 1):
         for budget in budgets:
+            done = sum(map(len, timings.values()))
+            _say_next(number, arguments.rounds, budget, done, total, time.monotonic() - began)
             timing = _in_new_process(suite.preference, results, budget)
             timings[budget].append(timing)
             speed = f"{timing.pairs_per_s:.1f} pairs/s, {timing.peak_mb:.0f} MB"
-            logger.info("round %d of %d, %d tokens per batch: %s", number, arguments.rounds, budget, speed)
+            logger.info("  %s", speed)
     _show(timings)
     print(f"preference: {{tokens_per_batch: {best_budget(timings)}}}")
     return 0
+
+
+def _say_next(number: int, rounds: int, budget: int, done: int, total: int, seconds: float) -> None:
+    """Say what is measured now, and about how long the rest takes; each measurement starts a process of its own."""
+    rest = f", about {seconds / done * (total - done) / 60:.1f} min to the end" if done else ""
+    logger.info("%d of %d: round %d of %d, %d tokens per batch%s", done + 1, total, number, rounds, budget, rest)
 
 
 def best_budget(timings: Mapping[int, Sequence[Timing]]) -> int:
