@@ -1,0 +1,178 @@
+"""What stops on-policy training: one sentence each, and the state before it is intact."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from comparisons import EOS, tiny, tiny_scorer
+from on_policy import ROWS, SETTINGS, counted_token, online_training, state_of
+from prefdag.config.online.methods import METHODS
+from prefdag.config.runs import expanded
+from prefdag.data.token_store import Comparison
+from prefdag.errors import Mistakes, UserError
+from prefdag.online.critic import load_critic
+from prefdag.online.rewards import Sources, load_scorer
+from prefdag.training.checkpoint import Checkpoint
+
+
+def mistake_of(row: dict[str, Any]) -> str:
+    mistakes = Mistakes()
+    expanded([{"name": "row", **row}], {}, SETTINGS, "suite.yaml", mistakes)
+    with pytest.raises(UserError) as raised:
+        mistakes.check()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"method": "ppo", "kl": {"where": "loss", "estimator": "k1"}}, "k1 in the loss is no penalty"),
+        ({"method": "ppo", "kl": {"where": "reward", "estimator": "ratio_k3"}}, "the ratio is 1"),
+        ({"method": "ppo", "kl": {"target": 6, "init": 0}}, "cannot be adapted"),
+        ({"method": "rloo", "gamma": 0.9}, "rloo does not read gamma"),
+        ({"method": "rloo", "samples": 1}, "state 2 or more"),
+        ({"method": "ppo", "top_p": 0.9}, "top_p"),
+        ({"method": "reinforce", "epochs": 2}, "one update per round"),
+        ({"method": "reinforce", "value": "shared"}, "read with baseline: learned"),
+        ({"method": "ppo", "reward": "nonsense"}, "expected one of ground_truth"),
+        ({"method": "ppo", "labels": "hard"}, "only a pair loss"),
+        ({"method": "kto", "online": {"labels": "hard"}}, "kto"),
+        ({"method": "dpo", "online": {"kl": 0.1}}, "a pair loss does not read it"),
+        ({"method": "dpo", "online": True}, "expected a mapping"),
+        ({"preset": "unknown"}, "expected one of dpo-paper"),
+        ({"method": "ppo", "minibatches": 9}, "5 prompts to share out"),
+    ],
+)
+def test_a_row_that_cannot_be_is_one_sentence(row: dict[str, Any], sentence: str) -> None:
+    assert sentence in mistake_of(row)
+
+
+def test_presets_and_numbers_of_samples() -> None:
+    rows = [
+        {"name": "a", "preset": "nplus"},
+        {"name": "b", "method": "grpo"},
+        {"name": "c", "preset": "trl-grpo", "clip": 0.1},
+    ]
+    nplus, grpo, trl = expanded(rows, {}, {**SETTINGS, "reward": "vader"}, "suite.yaml", Mistakes())
+    assert (nplus.online.temperature, nplus.objective.score_at, nplus.online.missing_eos.how) == (
+        0.7,
+        "after_eos",
+        "replace",
+    )
+    assert nplus.online.reward == "trained" and nplus.online.kl.coefficient == 0.05
+    assert grpo.online.samples == 8 and trl.objective.clip == 0.1 and not trl.online.reads_reference
+
+
+def test_every_method_states_its_optimum() -> None:
+    assert all(entry.optimum and entry.formula and entry.paper for entry in METHODS.values())
+
+
+def scorer_that(values: Any) -> Any:
+    """Scores two rounds well, then returns `values` of the scores."""
+    calls = []
+
+    def score(compared: Any) -> Any:
+        calls.append(1)
+        scores = counted_token(compared)
+        return values(scores) if len(calls) > 2 else scores
+
+    return score
+
+
+def with_nan(scores: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(scores.size).reshape(scores.shape) == 3, np.nan, scores)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (with_nan, "sample 0 of the round's prompt 3 as nan"),
+        (lambda scores: scores[:2], "returned 2 scores for 5 responses"),
+    ],
+)
+def test_a_reward_that_fails_stops_with_a_sentence_and_resumes(values: Any, sentence: str, tmp_path: Path) -> None:
+    """In round 2 (the table of answers takes a call of its own); with the reward fixed all is as without."""
+    row = {**ROWS["ppo"], "sample_table": 1}
+    whole = online_training(row)
+    expected = list(whole.rounds())
+    failing = online_training(row, Checkpoint(tmp_path, seconds_between=0), scorer=scorer_that(values))
+    with pytest.raises(UserError, match=sentence):
+        list(failing.rounds())
+    resumed = online_training(row, Checkpoint(tmp_path, seconds_between=0))
+    assert list(resumed.rounds()) == expected
+    assert all(torch.equal(value, state_of(whole)[key]) for key, value in state_of(resumed).items())
+
+
+def test_answers_all_alike_train_nothing_and_are_counted() -> None:
+    """Equal scores give no advantage to a group; without a KL the policy stays where it is."""
+    training = online_training({**ROWS["rloo"], "kl": 0}, scorer=lambda compared: 0 * counted_token(compared) + 1)
+    before = {name: value.clone() for name, value in state_of(training).items()}
+    records = list(training.rounds())
+    assert [one.metrics["groups_without_signal"] for one in records] == [1, 1, 1]
+    assert all(torch.equal(value, before[name]) for name, value in state_of(training).items())
+
+
+def test_a_policy_that_never_ends_is_a_sentence_where_such_answers_are_masked() -> None:
+    row = {**ROWS["ppo"], "missing_eos": {"how": "mask"}, "max_new_tokens": 1}
+    training = online_training(row)
+    training.eos = 49  # a token that is not sampled first
+    with pytest.raises(UserError, match="every response of the round was cut"):
+        list(training.rounds())
+
+
+def test_a_policy_that_changed_between_measuring_and_updating_is_noticed() -> None:
+    training = online_training(ROWS["ppo"])
+    phases = training._phases(0)
+    assert [next(phases) for _ in range(3)] == ["sampled", "scored", "measured"]
+    for parameter in training.models.policy.parameters():
+        parameter.data *= 1.001
+    with pytest.raises(UserError, match="first ratio"):
+        next(phases)
+
+
+def test_an_unreachable_target_only_moves_the_coefficient() -> None:
+    """Twenty per cent of 5 responses in a horizon of 10: a tenth less each round."""
+    row = {**ROWS["ppo"], "kl": {"target": 1e6, "init": 1.0, "horizon": 10}}
+    records = list(online_training(row).rounds())
+    assert [one.metrics["kl_coefficient"] for one in records] == pytest.approx([1, 0.9, 0.81])
+
+
+class Words:
+    """A tokenizer whose every token is a letter."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "x" * len(ids)
+
+
+def test_a_users_reward_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    functions = {"right": "[len(text) for text in responses]", "short": "[0]", "broken": "1 / 0"}
+    text = "".join(f"def {name}(prompts, responses):\n    return {value}\n" for name, value in functions.items())
+    Path("mine.py").write_text(text)
+    compared = [Comparison(np.array([1, 2]), (np.array([3, EOS]), np.array([4])))]
+
+    def score(name: str) -> Any:
+        settings = online_training({**ROWS["ppo"], "reward": f"mine.py:{name}"}).settings
+        return load_scorer(settings, Sources(), Words(), tiny(), torch.device("cpu"))(compared)
+
+    assert score("right").tolist() == [[2, 1]]
+    for name, sentence in {"short": "one number for each", "broken": "ZeroDivisionError", "absent": "no fun"}.items():
+        with pytest.raises(UserError, match=sentence):
+            score(name)
+
+
+def test_a_value_head_of_another_width(tmp_path: Path) -> None:
+    """A reward model of 16 numbers a position under a policy of 16 fits; one of more heads does not."""
+    model = tiny_scorer()
+    model.float().save_pretrained(tmp_path / "reward/model")
+    method = METHODS["ppo"].parse({"method": "ppo", "value": "shared", "value_from": "reward"}, "tests")
+    arguments = (tmp_path, tmp_path / "reward/manifest.json", 0, torch.device("cpu"))
+    critic = load_critic(method, tiny(dtype=torch.float32), *arguments)
+    assert torch.equal(critic.module.weight, model.score.weight)
+    wide = tiny(dtype=torch.float32)
+    wide.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(50, 24))
+    with pytest.raises(UserError, match="its head reads 16 numbers, the policy has 24"):
+        load_critic(method, wide, *arguments)
