@@ -25,7 +25,7 @@ class KL(Section):
         "k1", description="k1 in the reward has pi* as its optimum; `full` sums over the vocabulary"
     )
     target: Positive | None = Field(None, description="nats per response that the coefficient is adapted to")
-    horizon: Count = Field(10_000, description="responses after which an error of 1 multiplies the coefficient by e")
+    horizon: Count = Field(10_000, description="responses after which an error of 20% has changed the coefficient by 20%")
 
     @model_validator(mode="before")
     @classmethod
