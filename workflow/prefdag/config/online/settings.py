@@ -25,7 +25,7 @@ class KL(Section):
         "k1", description="k1 in the reward has pi* as its optimum; `full` sums over the vocabulary"
     )
     target: Positive | None = Field(None, description="nats per response that the coefficient is adapted to")
-    horizon: Count = Field(10_000, description="responses after which an error of 20% has changed the coefficient by 20%")
+    horizon: Count = Field(10_000, description="responses after which an error of 20% has changed it by 20%")
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class Online(Preference):
     kl: KL = Field(KL(), description="a coefficient, {target, init, horizon} or {coefficient, where, estimator}")
     labels: Literal["bradley_terry", "soft", "hard"] | None = Field(
         None,
-        description="of a pair loss: which of two responses is preferred is drawn with probability s(r1 - r2), "
+        description="of a pair loss: which of two responses is preferred is chosen with probability s(r1 - r2), "
         "weighted by it, or the larger score; hard labels have no interior optimum",
     )
     normalise_rewards: Literal["off", "scale", "standard"] = Field(
@@ -117,7 +117,7 @@ class Online(Preference):
         return self.reward.removeprefix(IMPLICIT) if self.reward.startswith(IMPLICIT) else None
 
     def shown_options(self) -> dict[str, Any]:
-        """Return what tells rows of one method apart in the report, next to the method's options."""
+        """Return what distinguishes rows of one method in the report, next to the method's options."""
         if self.labels is not None:
             return {"labels": self.labels, "reward": self.reward}
         target = {"kl_target": self.kl.target} if self.kl.target else {"kl": self.kl.coefficient}
