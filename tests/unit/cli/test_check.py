@@ -85,7 +85,7 @@ def test_many_dropped_rows_are_a_warning(model: Path, tmp_path: Path, capsys: py
     data = [row | ({"rejected": row["chosen"]} if n % 2 else {}) for n, row in enumerate(rows(60))]
     assert check(tmp_path, model, data) == 0
     output = capsys.readouterr().out
-    assert "warning: comparisons: train: " in output and ") are dropped: 2" in output
+    assert "warning: comparisons: train: " in output and ") are dropped: 30 equal responses" in output
     assert "dropped, equal responses: rows 1, 3, 5" in output
 
 
