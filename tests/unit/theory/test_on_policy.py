@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import ROOT
 from prefdag.cli.main import main
 from prefdag.config.exact_policy import ExactPolicy, exact_policy
 from prefdag.config.objectives import objective
@@ -91,6 +92,14 @@ def test_the_command_prints_the_policies(capsys: pytest.CaptureFixture[str], tmp
     last = math.e / 2 / behind
     optimum = [last, 1 - last, first, 1 - first]
     assert flat(result["converges_to"]["rloo_kl_in_reward"]) == pytest.approx(optimum, abs=CLOSE)
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/explanation/objective-of-rl.md: each method's KL to the optimum, in both worlds."""
+    assert main(["world", "--table", str(WORLDS)]) == 0
+    page = (ROOT / "docs/explanation/objective-of-rl.md").read_text()
+    shown = page.partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
+    assert capsys.readouterr().out == shown
 
 
 @pytest.mark.parametrize(
@@ -289,7 +298,7 @@ def test_sampled_updates_come_within_a_thousandth_of_a_nat(token: World, method:
 
 def test_an_option_that_is_not_read_is_a_mistake() -> None:
     with pytest.raises(UserError, match="reinforce does not read samples; leave it out"):
-        exact_policy({"method": "reinforce", "samples": 3}, "x.yaml", "runs.it")
+        exact_policy({"method": "reinforce", "samples": 4}, "x.yaml", "runs.it")
     with pytest.raises(UserError, match=r"runs.it.clip: ppo does not read clip; its options are beta"):
         exact_policy({"method": "ppo", "clip": 3}, "x.yaml", "runs.it")
 

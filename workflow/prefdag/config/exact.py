@@ -1,11 +1,13 @@
 """A world small enough to enumerate, in which losses are minimised exactly."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from prefdag.config.exact_policy import ExactPolicy, exact_policy
 from prefdag.config.objectives import Objective, objective
+from prefdag.config.optimum import POLICY_GRADIENT, Optimum, preference_optimum
 from prefdag.schema import Compute, Section
 
 
@@ -34,16 +36,26 @@ class Sweep(Section):
 
     name: str
     flips: float = Field(0.0, ge=0, lt=0.5, description="the fraction of labels that are flipped")
+    online: Literal["bradley_terry", "hard"] | None = Field(
+        None, description="pairs are samples of the policy itself, and these are their labels"
+    )
+    rounds: int = Field(1, ge=1, description="of `online`: the reference of a round is the policy before it")
     objectives: tuple[SerializeAsAny[Objective], ...] = Field(min_length=1)
 
     @field_validator("objectives", mode="before")
     @classmethod
     def _of_the_registry(cls, values: Any) -> Any:
-        return [objective(value, "exact --config", "run") if isinstance(value, dict) else value for value in values]
+        return [entry_of_row(value, "exact --config", "run") if isinstance(value, dict) else value for value in values]
 
     @model_validator(mode="after")
     def _have_populations(self) -> "Sweep":
+        if self.rounds > 1 and not self.online:
+            raise ValueError("rounds: only `online` rows have rounds; leave it out")
         for loss in self.objectives:
+            if self.online and (loss.responses != "two" or "state" in loss.reads):
+                raise ValueError(f"online applies to losses of pairs, and {loss.method} is none; leave it out")
+            if self.flips and (self.online or isinstance(loss, ExactPolicy)):
+                raise ValueError("flips applies to pairs that the reference draws; leave it out")
             if why := without_population(loss):
                 raise ValueError(f"{loss.method} has no population loss to minimise: {why}; leave the row out")
             if self.flips and loss.responses == "many":
@@ -52,6 +64,20 @@ class Sweep(Section):
 
     def user_files(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(path for loss in self.objectives for path in loss.user_files()))
+
+
+def entry_of_row(values: dict[str, Any], where: str, inside: str) -> Objective:
+    """Validate the method of a row: a policy gradient or a loss of the registry."""
+    return (exact_policy if values.get("method") in POLICY_GRADIENT else objective)(values, where, inside)
+
+
+def optimum_of(row: Sweep, loss: Objective) -> Optimum:
+    """Return where theory says that a row's method goes; empty for losses that the suite itself measures."""
+    if isinstance(loss, ExactPolicy):
+        return loss.optimum
+    if row.online:
+        return preference_optimum(loss.method, labels=row.online, rounds=row.rounds, reference="round")
+    return Optimum("")
 
 
 def without_population(loss: Objective) -> str | None:

@@ -40,8 +40,9 @@ class ExactPolicy(Objective):
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
-        for option in sorted(OF_SOME & self.model_fields_set - READ[self.method]):
-            raise ValueError(f"{self.method} does not read {option}; leave it out")
+        for option in sorted(OF_SOME - READ[self.method]):
+            if getattr(self, option) != type(self).model_fields[option].default:
+                raise ValueError(f"{self.method} does not read {option}; leave it out")
         return self
 
     def parameters(self) -> dict[str, Any]:

@@ -103,7 +103,10 @@ def _kl_in_loss(method: str, estimator: str, samples: int, aggregation: str | No
         beta = f"{factor} beta"
     scaled = f"a group of {samples} has {beta} in effect" if method == "dr_grpo" else ""
     if estimator == "k3":
-        sentence, why = f"max E r - {beta} KL(pi_ref || pi), per token", "k3 in the loss is the reverse KL"
+        sentence, why = (
+            f"max E r - {beta} KL(pi_ref || pi), per token",
+            "k3 in the loss has the gradient of the forward KL",
+        )
     else:
         sentence, why = f"per token pi ~ pi_ref exp(E[r] / ({beta}))", LEFT_OUT_TERM
     length = "; shorter responses weigh more" if aggregation in {"grpo", "sequence_mean"} else ""

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import SerializeAsAny
 
-from prefdag.config.exact import Sweep
+from prefdag.config.exact import Sweep, entry_of_row
 from prefdag.config.objectives import Objective, entry_of, objective, relative_path
 from prefdag.config.online.methods import (
     METHODS,
@@ -24,6 +24,7 @@ from prefdag.schema import Section
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 RESERVED = ("base", "sft", "chosen")
+OF_SWEEPS = ("flips", "online", "rounds")  # keys of an exact suite's row that its losses do not read
 Dataset = Literal["comparisons", "rankings"]
 
 
@@ -77,10 +78,10 @@ def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> S
     """Make one job of an exact suite: all the rows of one entry."""
     name = _title(entry)
     inside = f"runs.{name}"
-    losses = [{key: value for key, value in row.items() if key not in ("name", "flips")} for row in rows]
-    flips = {"flips": entry["flips"]} if "flips" in entry else {}
-    objectives = [objective(loss, where, inside) for loss in losses]
-    return Sweep.parse({"name": _name_of_row(name, where), "objectives": objectives, **flips}, where, inside)
+    losses = [{key: value for key, value in row.items() if key not in ("name", *OF_SWEEPS)} for row in rows]
+    shared = {key: entry[key] for key in OF_SWEEPS if key in entry}
+    objectives = [entry_of_row(loss, where, inside) for loss in losses]
+    return Sweep.parse({"name": _name_of_row(name, where), "objectives": objectives, **shared}, where, inside)
 
 
 def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:

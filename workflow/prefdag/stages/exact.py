@@ -1,4 +1,4 @@
-"""exact: one loss minimised over every comparison of an enumerated world, against the exact optimum.
+"""exact: one method solved over every response of an enumerated world, against the exact optimum.
 
 INPUTS   none: the world follows from the suite's section `exact`
 OUTPUTS  points.csv (a line per setting), policies.csv (its probability of every response), frontier.csv
@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from prefdag.config.exact import Exact, Sweep
+from prefdag.config.exact import Exact, Sweep, optimum_of
+from prefdag.config.exact_policy import ExactPolicy
 from prefdag.config.objectives import Objective
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
+from prefdag.theory.expected import converge
+from prefdag.theory.online_pairs import iterated
 from prefdag.theory.solve import Minimum, minimise, population_of
 from prefdag.theory.world import World, divergence
 
@@ -35,10 +38,10 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     world = World.of(job.exact)
     points, policies = [], []
     for step, loss in enumerate(job.run.objectives):
-        population = population_of(world, loss, job.run.flips, job.exact.ranked)
-        minimum = minimise(world, loss, population)
+        minimum = solved(world, job, loss)
         point = measured(world, minimum)
-        points.append({**_about(job.run, loss), **point})
+        optimum = optimum_of(job.run, loss)
+        points.append({**_about(job.run, loss), **point, "optimum": optimum.sentence, "warning": optimum.warning})
         policies.append(_probabilities(world, minimum, points[-1]))
         workspace.journal.metrics(step, {name: value for name, value in point.items() if np.isfinite(value)})
     for name, table in {
@@ -48,6 +51,15 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
     }.items():
         table.to_csv(workspace.output / f"{name}.csv", index=False, lineterminator="\n")
     return {"settings": len(points), "responses": len(world.responses)}
+
+
+def solved(world: World, job: Job, loss: Objective) -> Minimum:
+    """Minimise a loss over its population, or follow the expected updates of a method that samples from its policy."""
+    if isinstance(loss, ExactPolicy):
+        return converge(world, loss)
+    if job.run.online:
+        return iterated(world, loss, job.run.online, job.run.rounds, moving=True)
+    return minimise(world, loss, population_of(world, loss, job.run.flips, job.exact.ranked))
 
 
 def measured(world: World, minimum: Minimum) -> dict[str, float]:
@@ -78,7 +90,13 @@ def _about(row: Sweep, loss: Objective) -> dict[str, Any]:
     options = [other.parameters() for other in row.objectives]
     swept = [key for key in options[0] if len({str(other[key]) for other in options}) > 1]
     label = ", ".join(f"{key}={loss.parameters()[key]}" for key in swept)
-    about = {"run": row.name, "method": loss.method, "family": loss.family, "setting": label, "flips": row.flips}
+    about = {
+        "run": row.name,
+        "method": loss.method,
+        "family": "online" if row.online else loss.family,
+        "setting": label,
+        "flips": row.flips,
+    }
     return {**about, "objective": json.dumps(loss.parameters(), sort_keys=True)}
 
 

@@ -1,6 +1,7 @@
 """Worlds that a file states, and the policy that every on-policy method reaches in each, and what theory gives."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from prefdag.config.exact_policy import ExactPolicy
 from prefdag.config.objectives import objective
+from prefdag.config.optimum import Optimum
+from prefdag.config.optimum import preference_optimum as words
 from prefdag.errors import UserError
 from prefdag.evaluation.sampling_laws import rejection
 from prefdag.theory.expected import converge
@@ -87,10 +90,14 @@ def _numbers(values: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Reached:
-    """A method's policy by expected updates, and theory's where it has a closed form: log-probs [1, N, V + 1]."""
+    """A method's policy by expected updates, theory's where it has a closed form, and its name in words.
+
+    Policies are log-probs [1, N, V + 1].
+    """
 
     log_policy: Tensor
     theory: Tensor | None
+    optimum: Optimum
     interior: bool = True
 
 
@@ -99,10 +106,11 @@ def policies(stated: StatedWorld) -> dict[str, Reached]:
     world, beta, several = stated.world, stated.beta, len(stated.states) > 1
     group = beta * stated.samples / (stated.samples - 1)
     optimum = backward(world, tilted(beta), soft(beta))
-    result = {"optimum": Reached(optimum, optimum)}
+    result = {"optimum": Reached(optimum, optimum, Optimum("pi*"))}
 
     def add(name: str, theory: Tensor | None, **row: Any) -> None:
-        result[name] = _reached(converge(world, ExactPolicy.model_validate({"beta": beta, **row})), theory)
+        setting = ExactPolicy.model_validate({"beta": beta, **row})
+        result[name] = _reached(converge(world, setting), theory, setting.optimum)
 
     sampled: dict[str, Any] = {"samples": stated.samples}
     for method in ("rloo", "dr_grpo", "grpo"):
@@ -137,25 +145,32 @@ def _of_pairs(stated: StatedWorld, optimum: Tensor) -> dict[str, Reached]:
     ipo = objective({"method": "ipo", "beta": beta, "logprob": "summed"}, "world", "ipo")
     rebel = objective({"method": "rebel", "eta": 1 / beta}, "world", "rebel")
     result = {
-        "online_dpo_bt_labels": _reached(online(world, dpo, "bradley_terry"), optimum),
-        "online_dpo_hard_labels": _reached(online(world, dpo, "hard"), None),
-        "online_ipo_hard_labels": _reached(online(world, ipo, "hard"), None),
-        "iterative_rebel_raw_reward_1_rounds": _reached(iterated(world, rebel, "bradley_terry", 1, True), optimum),
+        "online_dpo_bt_labels": _reached(
+            online(world, dpo, "bradley_terry"), optimum, words("dpo", labels="bradley_terry")
+        ),
+        "online_dpo_hard_labels": _reached(online(world, dpo, "hard"), None, words("dpo")),
+        "online_ipo_hard_labels": _reached(online(world, ipo, "hard"), None, words("ipo")),
+        "iterative_rebel_raw_reward_1_rounds": _reached(
+            iterated(world, rebel, "bradley_terry", 1, True), optimum, words("rebel")
+        ),
     }
     for rounds in ROUNDS:
         moved = backward(world, tilted(beta / rounds), soft(beta / rounds))
         for name, method in (("iterative_dpo_moving_ref", dpo), ("iterative_rebel_raw_reward", rebel)):
             minimum = iterated(world, method, "bradley_terry", rounds, moving=True)
-            result[f"{name}_{rounds}_rounds"] = _reached(minimum, moved)
+            about = words(method.method, labels="bradley_terry", rounds=rounds, reference="round")
+            result[f"{name}_{rounds}_rounds"] = _reached(minimum, moved, about)
     law = rejection(world.log_reference[0].exp(), world.reward[0], beta).law.log()[None]
-    result["rso_law"] = Reached(conditioned(world, law), optimum)
+    result["rso_law"] = Reached(conditioned(world, law), optimum, Optimum("pi*: accepted samples have this law"))
     for n in (2, 4):
-        result[f"best_of_{n}"] = Reached(conditioned(world, distilled_best_of_n(world, n)), None)
+        result[f"best_of_{n}"] = Reached(
+            conditioned(world, distilled_best_of_n(world, n)), None, words("preferred_ft", pairs="best_of_n")
+        )
     return result
 
 
-def _reached(minimum: Minimum, theory: Tensor | None) -> Reached:
-    return Reached(minimum.logits.log_softmax(-1), theory, minimum.gradient == minimum.gradient)
+def _reached(minimum: Minimum, theory: Tensor | None, optimum: Optimum) -> Reached:
+    return Reached(minimum.logits.log_softmax(-1), theory, optimum, math.isfinite(minimum.gradient))
 
 
 def conditioned(world: World, log_law: Tensor) -> Tensor:
@@ -184,6 +199,7 @@ def summary(stated: StatedWorld) -> dict[str, Any]:
         "converges_to": {name: stated.plain(one.log_policy) for name, one in reached.items()},
         "max_abs_dev_from_theory": deviations,
         "kl_to_optimum": distances,
+        "optimum_in_words": {name: one.optimum.sentence for name, one in reached.items()},
         "no_interior_optimum": [name for name, one in reached.items() if not one.interior],
     }
     if len(stated.states) > 1:

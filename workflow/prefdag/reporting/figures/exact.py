@@ -15,6 +15,8 @@ FAMILIES = {
     "singles": "Single responses",
     "rankings": "Rankings",
     "own": "Your own",
+    "policy": "Policy gradients",
+    "online": "Pairs that the policy draws",
 }
 TOGETHER = 7  # runs in one panel
 ACROSS = 3  # panels in a row
