@@ -1,0 +1,228 @@
+"""On-policy steps against TRL 1.16: python -m benchmarks.on_policy --output FOLDER
+
+Every cell has the same random Llama, prompts, number of samples and length of responses for both sides: 16 prompts of
+4 samples (Online DPO: 32 of 2), float32, one update per round, a reference with coefficient 0.05, a reward that costs
+nothing, and an end-of-turn that is never sampled. Arms run in turn in processes of their own, one thread; the figure is
+CPU seconds per step, the median after a warm-up. Writes steps.csv (every run) and ratios.csv, and prints a table.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from prefdag.config.model import Architectural
+from prefdag.models.loading import build, set_up
+
+CELLS = [(16, 48, 2048), (8, 64, 2048), (340, 40, 2048), (16, 48, 49152), (8, 64, 49152), (340, 40, 49152)]
+METHODS = ("grpo", "rloo", "online_dpo")
+KL = 0.05
+EOS = 0
+
+
+def groups_of(method: str) -> tuple[int, int]:
+    """Return prompts and samples per prompt of a step."""
+    return (32, 2) if method == "online_dpo" else (16, 4)
+
+
+def write_model(folder: Path, vocabulary: int) -> None:
+    """Write a random Llama of 4 layers of 256 whose end-of-turn has no probability, and a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    shape = Architectural(architecture="llama", hidden_size=256, intermediate_size=1024, layers=4, heads=4, context=512)
+    model = build(shape, vocabulary, 1, EOS, 0)
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(folder)
+    words = {f"t{index}": index for index in range(vocabulary)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="t2"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="t0", pad_token="t1", padding_side="left"
+    ).save_pretrained(folder)
+
+
+def prompts_of(num: int, length: int, vocabulary: int) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(2, vocabulary, length).tolist() for _ in range(num)]
+
+
+def reward_of(ids: list[int]) -> float:
+    """Return the share of even tokens: it costs nothing, and differs between samples."""
+    return float(np.mean(np.asarray(ids) % 2 == 0))
+
+
+def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
+    """Return CPU seconds of each round of `OnlineTraining`."""
+    from prefdag.config.online.methods import policy_method
+    from prefdag.config.online.settings import Online
+    from prefdag.models.loading import load_policy
+    from prefdag.online.loop import OnlineTraining
+    from prefdag.online.round import Models
+
+    device = set_up(1)
+    num, samples = groups_of(arguments.method)
+    kl = {"coefficient": KL, "where": "loss", "estimator": "k3"} if arguments.method == "grpo" else KL
+    settings = Online.parse(
+        {
+            **{"batch_size": num, "samples": samples, "max_steps": arguments.steps, "learning_rate": 1e-6},
+            **{"max_new_tokens": arguments.response, "kl": kl, "tokens_per_batch": 65536, "sample_table": 0},
+        },
+        "benchmark",
+        "online",
+    )
+    model, reference = load_policy(folder, device), load_policy(folder, device).requires_grad_(False)
+
+    def scores(comparisons: Any) -> np.ndarray:
+        return np.array([[reward_of(one.tolist()) for one in each.responses] for each in comparisons])
+
+    rows = prompts_of(num * arguments.steps, arguments.prompt, arguments.vocabulary)
+    prompts = [np.array(ids, np.int32) for ids in rows]
+    training = OnlineTraining(
+        Models(model.train(), reference, None),
+        policy_method({"method": arguments.method}, "benchmark", "method"),
+        settings,
+        prompts,
+        scores,
+        -1,
+    )
+    seconds, before = [], time.process_time()
+    for _ in training.rounds():
+        seconds.append(time.process_time() - before)
+        before = time.process_time()
+    return seconds
+
+
+def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
+    """Return CPU seconds of each step of TRL's trainer."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    torch.set_num_threads(1)
+    num, samples = groups_of(arguments.method)
+    if arguments.method == "online_dpo":
+        from trl.experimental.online_dpo import OnlineDPOConfig as Config
+        from trl.experimental.online_dpo import OnlineDPOTrainer as Trainer
+
+        options = {"per_device_train_batch_size": num, "max_new_tokens": arguments.response, "beta": KL}
+    else:
+        import trl
+
+        Config, Trainer = (
+            (trl.GRPOConfig, trl.GRPOTrainer) if arguments.method == "grpo" else (trl.RLOOConfig, trl.RLOOTrainer)
+        )
+        options = {"per_device_train_batch_size": num * samples, "num_generations": samples, "beta": KL}
+        options |= {"max_completion_length": arguments.response}
+
+    class Clock(TrainerCallback):
+        seconds: list[float] = []
+        before = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.before = time.process_time()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.process_time() - self.before)
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.get_output_embeddings()
+    model.generation_config.eos_token_id = model.config.eos_token_id = EOS
+    model.generation_config.suppress_tokens = [EOS]
+    rows = prompts_of(num * arguments.steps, arguments.prompt, arguments.vocabulary)
+    dataset = Dataset.from_list([{"prompt": " ".join(f"t{index}" for index in ids)} for ids in rows])
+
+    def rewards(prompts: Any, completions: list[str], **_: Any) -> list[float]:
+        return [reward_of([int(word[1:]) for word in text.split()] or [1]) for text in completions]
+
+    with tempfile.TemporaryDirectory() as output:
+        settings = Config(
+            output_dir=output, learning_rate=1e-6, max_steps=arguments.steps, temperature=1.0, bf16=False,
+            use_cpu=True, gradient_checkpointing=False, logging_steps=1000, save_strategy="no", report_to="none",
+            disable_tqdm=True, **options,
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model,
+            args=settings,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            reward_funcs=rewards,
+            callbacks=[Clock()],
+        )
+        if hasattr(trainer, "generation_config"):
+            trainer.generation_config.suppress_tokens = [EOS]
+        trainer.train()
+    return Clock.seconds
+
+
+def run(side: str, method: str, cell: tuple[int, int, int], folder: Path, steps: int) -> dict[str, Any]:
+    """Run one arm in a process of its own."""
+    prompt, response, vocabulary = cell
+    command = [sys.executable, "-m", "benchmarks.on_policy", "--side", side, "--method", method, "--model", str(folder)]
+    for name, value in (("prompt", prompt), ("response", response), ("vocabulary", vocabulary), ("steps", steps)):
+        command += [f"--{name}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{side} {method} {cell}: {done.stderr[-2000:]}")
+    seconds = json.loads(done.stdout.strip().splitlines()[-1])
+    cell_names = {"prompt": prompt, "response": response, "vocabulary": vocabulary}
+    return {"method": method, **cell_names, "side": side, "seconds_per_step": statistics.median(seconds[1:])}
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return TRL's seconds over ours, by cell: the median over rounds, and the smallest and largest ratio."""
+    keys = ["method", "prompt", "response", "vocabulary"]
+    wide = rows.pivot_table(index=[*keys, "round"], columns="side", values="seconds_per_step")
+    ratio = wide["trl"] / wide["prefdag"]
+    table = ratio.groupby(level=keys).agg(["median", "min", "max"]).reset_index()
+    return table.merge(wide.groupby(level=keys).median().reset_index(), on=keys)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--cells", type=int, nargs="+", default=range(len(CELLS)), help="numbers of cells, from 0")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--side", choices=("prefdag", "trl"), help="run one arm, and print its seconds")
+    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--model", type=Path)
+    for name in ("prompt", "response", "vocabulary"):
+        parser.add_argument(f"--{name}", type=int)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps((ours if arguments.side == "prefdag" else peer)(arguments, arguments.model)))
+        return
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in [CELLS[number] for number in arguments.cells]:
+            model = Path(folder, str(cell[2]))
+            if not model.is_dir():
+                write_model(model, cell[2])
+            for number in range(arguments.rounds):
+                for method in arguments.methods:
+                    for side in ("prefdag", "trl"):
+                        rows.append({"round": number, **run(side, method, cell, model, arguments.steps)})
+                        print(rows[-1], flush=True)
+                        pd.DataFrame(rows).to_csv(arguments.output / "steps.csv", index=False)
+    table = ratios(pd.DataFrame(rows))
+    table.to_csv(arguments.output / "ratios.csv", index=False)
+    print(table.to_string(index=False))
+    print("geometric mean", float(np.exp(np.log(table["median"]).mean())))
+
+
+if __name__ == "__main__":
+    main()
