@@ -75,8 +75,14 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
     kl = {"coefficient": KL, "where": "loss", "estimator": "k3"} if arguments.method == "grpo" else KL
     settings = Online.parse(
         {
-            **{"batch_size": num, "samples": samples, "max_steps": arguments.steps, "learning_rate": 1e-6},
-            **{"max_new_tokens": arguments.response, "kl": kl, "tokens_per_batch": 65536, "sample_table": 0},
+            "batch_size": num,
+            "samples": samples,
+            "max_steps": arguments.steps,
+            "learning_rate": 1e-6,
+            "max_new_tokens": arguments.response,
+            "kl": kl,
+            "tokens_per_batch": 65536,
+            "sample_table": 0,
         },
         "benchmark",
         "online",
@@ -125,8 +131,9 @@ def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
         options |= {"max_completion_length": arguments.response}
 
     class Clock(TrainerCallback):
-        seconds: list[float] = []
-        before = 0.0
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self.before = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.before = time.process_time()
@@ -134,9 +141,8 @@ def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds.append(time.process_time() - self.before)
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    clock, tokenizer = Clock(), AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.get_output_embeddings()
     model.generation_config.eos_token_id = model.config.eos_token_id = EOS
     model.generation_config.suppress_tokens = [EOS]
     rows = prompts_of(num * arguments.steps, arguments.prompt, arguments.vocabulary)
@@ -157,12 +163,12 @@ def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
             train_dataset=dataset,
             processing_class=tokenizer,
             reward_funcs=rewards,
-            callbacks=[Clock()],
+            callbacks=[clock],
         )
         if hasattr(trainer, "generation_config"):
             trainer.generation_config.suppress_tokens = [EOS]
         trainer.train()
-    return Clock.seconds
+    return clock.seconds
 
 
 def run(side: str, method: str, cell: tuple[int, int, int], folder: Path, steps: int) -> dict[str, Any]:
