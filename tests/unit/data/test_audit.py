@@ -117,7 +117,7 @@ def test_leakage_is_an_error_unless_the_suite_allows_it(tmp_path: Path, capsys: 
     data = {"source": str(tmp_path / "raw"), "train": "train.jsonl", "test": "test.jsonl"}
     assert fetch(tmp_path, data) == 0
     assert prepare(tmp_path)[0] == 2
-    assert "test: the prompt 'p1' is in the train split too; split the data by prompt" in capsys.readouterr().err
+    assert "test: the prompt 'p1' is in the train split too; set prepare.leakage to drop" in capsys.readouterr().err
     code, folder = prepare(tmp_path, leakage="allow")
     assert code == 0
     assert json.loads((folder / "audit.json").read_text())["shared_prompts"] == {"test and train split": 2}
@@ -296,3 +296,16 @@ def test_imdb(name: str, rows: int, repeated: int | None, tmp_path: Path):
     pairs = DuplicateIndex(path).duplicates()
     assert len(pairs) == repeated == sum(count - 1 for count in Counter(texts).values())
     assert all(texts[row] == texts[first] for row, first in pairs)
+
+
+def test_pairs_against_their_scores_are_used_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a", "rejected": "b", "score_chosen": n, "score_rejected": 1.5} for n in range(4)
+    ]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}) == 0
+    code, folder = prepare(tmp_path)
+    assert (code, audit(folder)["used"], audit(folder)["against_scores"]) == (0, 4, {"count": 2, "rows": [0, 1]})
+    assert (
+        "train: 2 with a lower score of the chosen response than of the rejected one: rows 0, 1"
+        in capsys.readouterr().out
+    )

@@ -104,8 +104,8 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path):
 BROKEN = [
     ("a.jsonl", b'{"a": 1}\n{"a": \n', "row 1: not valid JSON"),
     ("a.jsonl", b'{"a": "\xe9"}\n', "row 0: not UTF-8 at byte 7"),
-    ("a.jsonl", b"[1]\n", "row 0: expected an object with named fields, got a list"),
-    ("a.json", b'{"a": 1}', "expected a JSON list of rows, got an object"),
+    ("a.jsonl", b"[1]\n[2]\n", "row 0: expected an object with named fields, got a list"),
+    ("a.json", b'{"a":\n1}', "expected a JSON list of rows, got an object"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50, mtime=0)[:-9], "the archive is broken or cut short"),
     ("a.parquet", b"PAR1 is not enough", "not a readable parquet file"),
     ("a.txt", b"text", "unknown format; the name must end in"),

@@ -32,6 +32,7 @@ class SplitAudit:
     dropped: dict[str, list[int]] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
     characters: dict[str, list[int]] = field(default_factory=dict)
+    against_scores: list[int] = field(default_factory=list)  # rows whose chosen response has the lower score
     positions: Counter[int] = field(default_factory=Counter)
     lengths: dict[str, Counter[int]] = field(default_factory=dict)
     first_longer: int = 0
@@ -53,6 +54,8 @@ class SplitAudit:
             self.cut.setdefault(row.cut, []).append(row.row)
         for name in row.characters:
             self.characters.setdefault(name, []).append(row.row)
+        if row.scores and len(row.scores) == 2 and row.scores[0] < row.scores[1]:
+            self.against_scores.append(row.row)
         if row.position is not None:
             self.positions[row.position] += 1
         self._measure(len(row.prompt), [len(response) for response in row.responses])
@@ -94,11 +97,16 @@ class SplitAudit:
             "rejected_longer": self.second_longer / self.used if self.used else None,
             "tokens": {name: _length_summary(counts) for name, counts in self.lengths.items()},
             "savings": {**self.tokens, **_savings(**self.tokens)},
+            **({"against_scores": _rows(self.against_scores)} if self.against_scores else {}),
         }
 
 
 def _listed(reasons: dict[str, list[int]]) -> dict[str, Any]:
-    return {reason: {"count": len(rows), "rows": sorted(rows)[:LISTED]} for reason, rows in sorted(reasons.items())}
+    return {reason: _rows(rows) for reason, rows in sorted(reasons.items())}
+
+
+def _rows(rows: list[int]) -> dict[str, Any]:
+    return {"count": len(rows), "rows": sorted(rows)[:LISTED]}
 
 
 def _pairs(pairs: list[tuple[int, int]]) -> dict[str, Any]:
@@ -134,6 +142,11 @@ def findings(split: str, audit: dict[str, Any]) -> list[str]:
     for key, word in (("dropped", "dropped"), ("cut", "cut"), ("characters", "with")):
         for reason, entry in audit[key].items():
             lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_row_list(entry)}")
+    if against := audit.get("against_scores"):
+        lines.append(
+            f"{split}: {against['count']} with a lower score of the chosen response than of the rejected one: "
+            f"rows {_row_list(against)}"
+        )
     for key, words in (
         ("duplicates", "repeat an earlier row"),
         ("near_duplicates", f"share {NEAR:.0%} of an earlier row"),

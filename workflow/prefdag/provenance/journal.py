@@ -28,7 +28,7 @@ _SECRET_KEY = re.compile(r"(^|[_.\-])(token|api[_\-]?key|password|passwd|secret|
 # Keys of tokenizers that look like a secret's: `pad_token`.
 _SPECIAL_TOKEN = re.compile(r"(bos|eos|eot|pad|unk|sep|cls|mask|start|end|turn|stop|special)_token$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S+|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+    r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S{2,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
 )
 
 
@@ -209,14 +209,17 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """Return `value` with secrets replaced: values whose key names a secret, and texts that look like one."""
+    """Return `value` with secrets replaced: values whose key names a secret, and texts that look like one.
+
+    A single letter is no secret: under the key `token` it is a token of a text.
+    """
     if isinstance(value, Mapping):
         return {name: redact(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner, key) for inner in value]
     if isinstance(value, str):
         secret = _SECRET_KEY.search(key) and not _SPECIAL_TOKEN.search(key)
-        return REDACTED if value and secret else _SECRET_TEXT.sub(REDACTED, value)
+        return REDACTED if len(value) > 1 and secret else _SECRET_TEXT.sub(REDACTED, value)
     return value
 
 

@@ -249,12 +249,14 @@ def _shared_prompts(
             if not len(rows):
                 continue
             shared[f"{split} and {owner.removeprefix('the ')}"] = len(np.unique(index.prompts[rows]))
-            if split != "train" and job.prepare.leakage == "error":
+            if split != "train" and job.prepare.leakage != "allow":
                 prompt = Store.open(output / split)[int(rows[0])].prompt
                 text = str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]
+                # With `drop`, only data that were prepared from other rows still share a prompt.
+                hint = "to drop, which leaves such training rows out, or " if job.prepare.leakage == "error" else ""
                 raise UserError(
-                    f"{split}: the prompt {text!r} is in {owner} too; split the data by prompt, or set "
-                    "prepare.leakage to allow"
+                    f"{split}: the prompt {text!r} is in {owner} too; set prepare.leakage {hint}to allow, or split the "
+                    "data by prompt"
                 )
     return shared
 
