@@ -156,10 +156,9 @@ class Suite(Section):
         """Check that a run that draws its own pairs has a reward that scores them."""
         if run.rounds is None:
             return
-        reward = self.reward_of_rounds(run.name)
         if run.dataset != "comparisons":
             raise ValueError("dataset: a run with `pairs` draws its own; leave `dataset` out")
-        if reward == "trained" and self.reward is None:
+        if (reward := self.reward_of_rounds(run.name)) == "trained" and self.reward is None:
             raise ValueError("pairs.reward is `trained`, so the section `reward` must be there to train it")
         if other := reward.removeprefix(IMPLICIT) if reward.startswith(IMPLICIT) else None:
             self._check_implicit(other, "pairs.reward")
