@@ -9,7 +9,7 @@ import torch
 
 from comparisons import EOS, tiny, tiny_scorer
 from on_policy import ROWS, SETTINGS, counted_token, online_training, state_of
-from prefdag.config.online.methods import METHODS
+from prefdag.config.online.methods import METHODS, optimum_of
 from prefdag.config.runs import expanded
 from prefdag.data.token_store import Comparison
 from prefdag.errors import Mistakes, UserError
@@ -68,6 +68,21 @@ def test_presets_and_numbers_of_samples() -> None:
 
 def test_every_method_states_its_optimum() -> None:
     assert all(entry.optimum and entry.formula and entry.paper for entry in METHODS.values())
+
+
+def test_a_plan_names_settings_without_interior_optimum() -> None:
+    """Hard labels, no KL at all, k3 in the loss; not PPO with k1 in the reward."""
+    doubtful = [
+        {"method": "dpo", "online": {"labels": "hard"}},
+        {"method": "ppo", "kl": 0},
+        {"method": "dr_grpo", "kl": {"where": "loss"}},
+        {"method": "ppo"},
+    ]
+    rows = [{"name": f"row{number}", **row} for number, row in enumerate(doubtful)]
+    runs = expanded(rows, {}, SETTINGS, "suite.yaml", Mistakes())
+    warnings = [optimum_of(run.objective, run.online).warning for run in runs]
+    assert ["hard labels" in warnings[0], "coefficient 0" in warnings[1], "reverse KL" in warnings[2]] == [True] * 3
+    assert warnings[3] == ""
 
 
 def scorer_that(values: Any) -> Any:

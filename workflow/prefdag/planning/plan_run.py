@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefdag.config.online.methods import optimum_of
 from prefdag.config.optimum import preference_optimum
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
@@ -54,6 +55,11 @@ def objectives_in_doubt(suite: Suite | ExactSuite) -> list[str]:
         )
         for run in (suite.runs if isinstance(suite, Suite) else ())
         if run.rounds
+    }
+    optima |= {
+        run.name: optimum_of(run.objective, run.online)
+        for run in (suite.runs if isinstance(suite, Suite) else ())
+        if run.online
     }
     return [f"runs.{name}: {optimum.warning}" for name, optimum in optima.items() if optimum.warning]
 

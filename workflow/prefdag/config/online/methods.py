@@ -10,6 +10,7 @@ from pydantic import Field
 
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import Online
+from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
 from prefdag.errors import UserError
 from prefdag.schema import NonNegative, Positive
 
@@ -146,6 +147,23 @@ METHODS: dict[str, type[PolicyMethod]] = {
 def reads_values(method: TokenMethod) -> bool:
     """Return whether a method trains a value head."""
     return isinstance(method, PPO) or (isinstance(method, Reinforce) and method.baseline == "learned")
+
+
+def optimum_of(method: Objective, settings: Online) -> Optimum:
+    """Return what an on-policy run converges to where every response can be enumerated."""
+    if settings.labels is not None:
+        return preference_optimum(method.method, labels=settings.labels)
+    return policy_gradient_optimum(
+        method.method,
+        coefficient=settings.kl.coefficient,
+        where=settings.kl.where,
+        estimator=settings.kl.estimator,
+        samples=settings.samples,
+        gamma=getattr(method, "gamma", 1.0),
+        lam=getattr(method, "lam", None),
+        aggregation=getattr(method, "aggregation", None),
+        normalised=settings.normalise_rewards != "off" or getattr(method, "whiten", "off") != "off",
+    )
 
 
 def row_objective(values: dict[str, Any], where: str, inside: str) -> Objective:
