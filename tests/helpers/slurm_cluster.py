@@ -285,6 +285,8 @@ def main() -> int:
     if lacking := missing():
         print(lacking, file=sys.stderr)
         return 2
+    # Left through `finally`, which ends all jobs: the default would leave daemons and jobs behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with cluster({"n1": 1, "n2": 1}) as running:
         return subprocess.run(sys.argv[1:], env=running.environment).returncode
 

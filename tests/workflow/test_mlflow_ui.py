@@ -2,7 +2,6 @@
 
 import csv
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +15,13 @@ import pytest
 from test_page import chromium, pytestmark  # noqa: F401
 
 from conftest import ROOT
+from prefdag.cli.ui import page_of_newest
 from prefdag.provenance.journal import Journal, open_journal
 from prefdag.tracking.sync import Writer
 from synthetic_results import ATTACK
 
 PATIENCE = 120
+COLUMNS = ("result.kl", "result.length")  # the first ones; the list draws the others as one scrolls
 
 
 def finished(root: Path, stage: str, name: str | None, digest: str, inputs: dict[str, str], **facts) -> None:
@@ -126,25 +127,26 @@ def test_only_this_machine_is_served(ui):
 
 
 def test_the_best_policy_under_a_kl_by_clicking(chromium, ui, suite):  # noqa: F811
-    page = suite / "mlflow.html"
-    copy = shutil.copy(page, suite / "elsewhere.html")
-    Path(copy).write_text(page.read_text().replace("http://127.0.0.1:5000", ui))
-    chromium.get(Path(copy).as_uri())
-    click(chromium, "Reward of the policies under KL 5, best first")
-    text = shown(chromium, "score/dpo", "score/dpo-near", "2 matching runs")
-    assert text.index("score/dpo\n") < text.index("score/dpo-near") and "score/dpo-far" not in text
-    click(chromium, "score/dpo")
-    shown(chromium, "reward", "0.5", "reads policy")
+    """From the page that `prefdag ui` prints: the question, then its first run, which names data and SFT weights."""
+    chromium.set_window_size(1280, 900)
+    chromium.get(f"{ui}/{page_of_newest(suite.parent / 'mlflow.db')}")
+    text = shown(chromium, "preference/dpo-far", "3 matching runs", *COLUMNS)
+    assert "score/dpo" not in text
+    click(chromium, "Best reward under KL 5")
+    text = shown(chromium, "preference/dpo", "preference/dpo-near", "2 matching runs", *COLUMNS)
+    assert text.index("preference/dpo\n") < text.index("preference/dpo-near") and "preference/dpo-far" not in text
     click(chromium, "preference/dpo")
-    shown(chromium, "objective.beta", "0.1", "pairs", "reads policy")
+    shown(chromium, "result.reward", "objective.beta", "data pairs: prepare (training)", "weights sft: sft/model")
     click(chromium, "sft")
     shown(chromium, "demonstrations", "loss")
 
 
+def test_links_of_the_page_follow_the_port(ui, suite):
+    assert f"{ui}/#" in (suite / "mlflow.html").read_text() and ":5000" not in (suite / "mlflow.html").read_text()
+
+
 def test_samples_are_a_table_and_what_a_model_wrote_is_text(chromium, ui, suite):  # noqa: F811
-    copy = suite / "elsewhere.html"
-    copy.write_text((suite / "mlflow.html").read_text().replace("http://127.0.0.1:5000", ui))
-    chromium.get(copy.as_uri())
+    chromium.get((suite / "mlflow.html").as_uri())
     click(chromium, "score/dpo")
     click(chromium, "Artifacts")
     click(chromium, "samples.csv")

@@ -19,6 +19,7 @@ from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import Journal, open_journal, process_is_gone, read_journal
 from prefdag.tracking.environment import problem_with
+from prefdag.tracking.links import follow_port
 from prefdag.tracking.sync import Writer
 
 PACKAGE = Path(prefdag.__file__).parent
@@ -167,7 +168,9 @@ def test_replay_writes_everything(results, client, suite):
     assert f"'digest': '{'b' * 36}'" in datasets[0] and "results/suite/prepare/comparisons/test" in datasets[0]
     assert read_models == [f"{suite['sft']}:sft"] and made == [f"{suite['dpo']}:dpo-beta0-1"]
     assert artifacts == [("tables/curves of the run.csv", len("step,loss\n"))]
-    assert tags["mlflow.note.content"] == "- reads policy: [sft]()", "a link to the run that made what it read"
+    note = tags["mlflow.note.content"].splitlines()
+    assert note[0] == "- reads policy: [sft]()", "a link to the run that made what it read"
+    assert [line.partition(":")[0] for line in note[1:]] == ["- data train", "- data test", "- weights sft"]
 
 
 def test_weights_are_external_models_with_lineage(client, suite):
@@ -303,6 +306,47 @@ def test_track_and_ui_say_when_there_is_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert main(["ui"]) == 2
     assert "open http" in capsys.readouterr().err
+
+
+def test_ui_refuses_a_port_before_it_prints_an_address(results, client, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for value, sentence in (
+            (port, f"port {port} is in use; choose another"),
+            (70000, "from 1 to 65535, got 70000"),
+        ):
+            assert main(["ui", "--results", str(results), "--port", str(value)]) == 2
+            out, err = capsys.readouterr()
+            assert sentence in err and len(err.splitlines()) == 1 and not out
+
+
+def test_results_are_metrics_of_the_training_that_made_the_policy(results, client):
+    """Written live or afterwards, once: a second replay changes no row; the page follows the port of the UI."""
+    root = results / "scored"
+    write_sft(root)
+    write_dpo(root)
+    for stage, values in (("score", {"reward": 0.5, "kl": 4.0, "length": 9.0}), ("judge", {"win_rate": 0.75})):
+        journal = open_journal(root, stage, "dpo-beta0.1")
+        journal.start(config={}, inputs={}, code="c0de")
+        journal.metrics(None, values)
+        journal.end(status="finished", manifest=stage, seconds=1.0, peak_memory_mb=1.0)
+    Writer(root).replay()
+    experiment = client.get_experiment_by_name("scored")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    (best,) = client.search_runs([experiment.experiment_id], "metrics.`result.kl` < 5")
+    metrics = {key: value for key, value in best.data.metrics.items() if key.startswith("result.")}
+    assert metrics == {"result.reward": 0.5, "result.kl": 4.0, "result.length": 9.0, "result.win_rate": 0.75}
+    below = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{best.info.run_id}'")
+    assert {run.info.run_name for run in below} == {"score/dpo-beta0.1", "judge/dpo-beta0.1"}
+    before = rows(results / "mlflow.db")
+    Writer(root).replay()
+    assert rows(results / "mlflow.db") == before
+    follow_port(results, 5123)
+    Writer(root).replay()
+    assert "http://127.0.0.1:5123/#" in (root / "mlflow.html").read_text()
 
 
 def test_an_address_that_cannot_work_is_known_at_once():

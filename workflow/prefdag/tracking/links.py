@@ -4,6 +4,7 @@ The report is written before its runs are tracked and does not depend on the dat
 tracker, which knows the runs' ids, and links to each run.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,19 @@ from prefdag.tracking.records import Record, StoredRun
 
 NOTE = "mlflow.note.content"
 PAGE = "mlflow.html"
-QUESTIONS = {
-    "Reward of every policy, best first": ("", "reward"),
-    "Reward of the policies under KL 5, best first": ("metrics.kl < 5", "reward"),
-    "Runs that were killed or failed": ("attributes.status != 'FINISHED'", ""),
+KIND = "mlflow.experimentKind", "custom_model_development"  # the UI shows runs and models, and nothing about agents
+VIEW = "mlflow.sharedViewState."  # what MLflow's own "Share" stores: columns, order and filter of a list of runs
+COLUMNS = (
+    *("params.`objective.method`", "params.`objective.beta`", "metrics.`result.reward`", "metrics.`result.kl`"),
+    *("metrics.`result.win_rate`", "metrics.`result.length`", "params.`preference.seed`"),
+)
+POLICIES, BY_REWARD = "metrics.`result.reward` > -1000000000", "metrics.`result.reward`"
+QUESTIONS = {  # question -> name of its view, filter, order
+    "Policies, best reward first": ("policies", POLICIES, BY_REWARD),
+    "Best reward under KL 5": ("kl5", "metrics.`result.kl` < 5", BY_REWARD),
+    "Runs that were killed or failed": ("failed", "attributes.status != 'FINISHED'", "attributes.start_time"),
 }
+DEFAULT_PORT, PORT_FILE = 5000, ".mlflow.port"  # below the results folder
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 _TEMPLATE = """<!doctype html>
@@ -41,7 +50,7 @@ _TEMPLATE = """<!doctype html>
 <body>
 <header>
   <h1>{{ suite }} in MLflow</h1>
-  <p class="lead">{% if local %}These links open while <code>make ui</code> runs on this machine.
+  <p class="lead">{% if local %}These links open while <code>prefdag ui</code> runs on this machine.
   {%- else %}On {{ server }}.{% endif %} A run that is repeated gets a new address.</p>
   <nav>
     <a href="report/index.html">Report</a>
@@ -69,12 +78,12 @@ _TEMPLATE = """<!doctype html>
 
 def questions(experiment: str) -> dict[str, str]:
     """Map each common question to the address, within MLflow's pages, of the sorted runs that answer it."""
-    addresses = {}
-    for question, (search, order) in QUESTIONS.items():
-        query = {"searchFilter": search or f"metrics.{order} > -1e9"}
-        query |= {"orderByKey": f"metrics.`{order}`", "orderByAsc": "false"} if order else {}
-        addresses[question] = _address(experiment, **query)
-    return addresses
+    return {question: view_address(experiment, name) for question, (name, *_) in QUESTIONS.items()}
+
+
+def view_address(experiment: str, view: str = "policies") -> str:
+    """Return the address, within MLflow's pages, of a list of runs with its columns."""
+    return _address(experiment, viewStateShareKey=f"prefdag-{view}")
 
 
 def _address(experiment: str, run: str | None = None, **query: str) -> str:
@@ -84,14 +93,21 @@ def _address(experiment: str, run: str | None = None, **query: str) -> str:
 
 
 def describe_experiment(client: Any, experiment: str) -> None:
-    """Link the questions from the experiment's page, unless a user has written a description there."""
-    if NOTE not in client.get_experiment(experiment).tags:
-        lines = [f"- [{question}]({address})" for question, address in questions(experiment).items()]
-        client.set_experiment_tag(experiment, NOTE, "\n".join(lines))
+    """Store the views, and link them from the experiment's page unless a user has written a description there."""
+    tags = client.get_experiment(experiment).tags
+    wanted = dict([KIND])
+    for name, search, order in QUESTIONS.values():
+        view = {"searchFilter": search, "orderByKey": order, "orderByAsc": False, "selectedColumns": COLUMNS}
+        wanted[f"{VIEW}prefdag-{name}"] = json.dumps(view)
+    # One line: MLflow shows two of a description before "show more".
+    wanted[NOTE] = " · ".join(f"[{question}]({address})" for question, address in questions(experiment).items())
+    for key, value in wanted.items():
+        if tags.get(key) != value and (key != NOTE or key not in tags):
+            client.set_experiment_tag(experiment, key, value)
 
 
 def describe_run(client: Any, experiment: str, run: str, record: Record, runs: Iterable[StoredRun]) -> None:
-    """Link a run to the runs that made its inputs.
+    """Name a run's data and weights, and link it to the runs that made its inputs.
 
     Of several runs that made the same manifest, the last that began before this one is linked.
 
@@ -109,7 +125,25 @@ def describe_run(client: Any, experiment: str, run: str, record: Record, runs: I
         earlier = sorted((one for one in makers if one.began <= record.began), key=attrgetter("began"))
         if earlier:
             lines.append(f"- reads {name}: [{earlier[-1].name}]({_address(experiment, earlier[-1].id)})")
+    lines += [f"- data {one['name']}: `{one['path']}` ({one['context']})" for one in record.datasets]
+    lines += [f"- weights {one['name']}: `{one['path']}`" for one in record.models if one["role"] == "input"]
     client.set_tag(run, NOTE, "\n".join(lines) or "Reads the output of no other run.")
+
+
+def port_of(results: Path) -> int:
+    """Return the port at which `prefdag ui` showed a results folder last."""
+    try:
+        return int((results / PORT_FILE).read_text())
+    except (OSError, ValueError):
+        return DEFAULT_PORT
+
+
+def follow_port(results: Path, port: int) -> None:
+    """Let the links of every `mlflow.html` lead to this port, now and when they are written again."""
+    (results / PORT_FILE).write_text(f"{port}\n")
+    for page in results.glob(f"*/{PAGE}"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(r"http://127\.0\.0\.1:\d+/", f"http://127.0.0.1:{port}/", text), encoding="utf-8")
 
 
 def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -> None:
@@ -122,7 +156,9 @@ def write_page(root: Path, uri: str, experiment: str, runs: Mapping[str, str]) -
         runs: Name -> MLflow's id of the newest run of that name.
     """
     local = not uri.startswith(("http:", "https:"))
-    server = "http://127.0.0.1:5000" if local else re.sub("//[^/@]*@", "//", uri).rstrip("/")  # no password
+    server = (
+        f"http://127.0.0.1:{port_of(root.parent)}" if local else re.sub("//[^/@]*@", "//", uri).rstrip("/")
+    )  # no password
     content = (
         jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
         .from_string(_TEMPLATE)

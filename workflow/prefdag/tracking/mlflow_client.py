@@ -1,4 +1,4 @@
-"""The MLflow experiment of a suite, with one run for each journal; the only module that imports MLflow.
+"""The MLflow experiment of a suite, with one run for each journal; which `tracking.results` completes.
 
 Everything written has the event's own time and the journal's id. A write first reads what the database holds and then
 adds what is missing, so writing is idempotent and an interrupted write can be continued.
@@ -33,7 +33,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_MODEL_IS_EXT
 
 from prefdag.provenance.manifest import sha256_of
 from prefdag.tracking.environment import no_retries
-from prefdag.tracking.links import describe_experiment, describe_run
+from prefdag.tracking.links import KIND, describe_experiment, describe_run
 from prefdag.tracking.records import (
     DIGEST,
     STATUS,
@@ -52,7 +52,6 @@ from prefdag.tracking.records import (
 # Limits of one request. MLflow takes 1,000 metrics, but of a repeated request it recognises only the first hundred
 # metrics of a model.
 _METRICS, _LINKED_METRICS, _PARAMS = 900, 100, 100
-_KIND = "custom_model_development"  # makes the UI show runs and models first, and nothing about agents
 
 
 class Experiment:
@@ -109,7 +108,7 @@ class Experiment:
         if experiment is None:
             served = uri.startswith(("http:", "https:", "databricks"))
             artifacts = None if served else (self.root.parent / "mlartifacts" / self.root.name).as_uri()
-            return self.client.create_experiment(self.root.name, artifacts, {"mlflow.experimentKind": _KIND})
+            return self.client.create_experiment(self.root.name, artifacts, dict([KIND]))
         if experiment.lifecycle_stage != "active":
             self.client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id

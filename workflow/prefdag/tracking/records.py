@@ -178,6 +178,7 @@ class StoredRun:
     described: bool = False
     num_metrics: int = 0
     superseded: str | None = None
+    parent: str | None = None  # id of the training's run
     end_tags: dict[str, str] = field(default_factory=dict)
     params: set[str] = field(default_factory=set)
     datasets: set[tuple[str, str]] = field(default_factory=set)
@@ -198,6 +199,7 @@ def stored_run(run: Any) -> tuple[str | None, StoredRun]:
     stored.deleted = run.info.lifecycle_stage != "active"
     stored.num_metrics = int(tags.get("prefdag.num_metrics", 0))
     stored.superseded = tags.get("prefdag.superseded")
+    stored.parent = tags.get("mlflow.parentRunId")
     stored.described = "mlflow.note.content" in tags
     stored.end_tags = {name: tags[name] for name in END_TAGS if name in tags}
     stored.params = set(run.data.params)

@@ -173,6 +173,9 @@ class Writer:
             raise errors[0]
         for record in records:
             experiment.describe(record)
+        from prefdag.tracking.results import nest  # imports MLflow
+
+        nest(experiment.client, records, experiment.runs)
 
     def _open(self) -> "Experiment":
         if self._experiment is None:
