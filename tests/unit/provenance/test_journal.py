@@ -50,8 +50,20 @@ def test_journal_tells_paths_where_they_will_lie(tmp_path):
 
 def test_secrets_are_redacted():
     token = "hf_" + "a1B2" * 8
-    message = {"api_key": "k", "hub": {"HF_TOKEN": "t"}, "error": f"401 for {token}", "url": "https://me:pw@host/x"}
-    saved = {"eos_token": "</s>", "max_tokens": 8, "tokenizer": "gpt2", "token": None, "model": "hf_small"}
+    message = {
+        "api_key": "key",
+        "hub": {"HF_TOKEN": "value"},
+        "error": f"401 for {token}",
+        "url": "https://me:pw@host/x",
+    }
+    saved = {
+        "eos_token": "</s>",
+        "max_tokens": 8,
+        "tokenizer": "gpt2",
+        "token": None,
+        "model": "hf_small",
+        "top": {"token": "e"},
+    }
     assert redact(message | saved) == saved | {
         "api_key": "[redacted]",
         "hub": {"HF_TOKEN": "[redacted]"},
