@@ -148,6 +148,7 @@ def _configs(ours: Side, theirs: Side) -> dict[str, tuple[Any, Any]]:
     if len(ours.folders) + len(theirs.folders) > 2:
         for configs in (mine, others):
             configs.pop("training.preference.seed", None)
+            configs.pop("training.online.seed", None)
     keys = dict.fromkeys((*mine, *others))
     if mine.get("training.stage") != others.get("training.stage"):  # two stages share hardly any keys
         keys = {key: None for key in keys if key == "training.stage" or not key.startswith("training.")}
