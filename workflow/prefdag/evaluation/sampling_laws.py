@@ -36,6 +36,11 @@ class Rejection:
 def rejection(reference: Tensor, reward: Tensor, beta: float) -> Rejection:
     """Accept a fresh sample with probability exp((r - max r) / beta): the law is pi_ref exp(r / beta) / Z.
 
+    Args:
+        reference: probabilities of the reference, [K].
+        reward: of each response, [K].
+        beta: of the optimum.
+
     Reference: Liu et al. 2023 (RSO), arXiv 2309.06657, section 3.2.
     """
     acceptance = ((reward - reward.max()) / beta).exp()

@@ -132,12 +132,11 @@ def write_proof(path: Path, text: str) -> None:
 
 
 def prove(config: PretrainedConfig, where: str) -> Route:
-    failures: list[str] = []
     try:
         built = build_shrunken(config, where)
     except UserError as error:  # the slowest route is then checked on the real weights alone
         return CANDIDATES[-1].model_copy(update={"reason": error.args[0]})
-    pairs = _comparisons(VOCABULARY)
+    pairs, failures = _comparisons(VOCABULARY), list[str]()
     try:
         truth = _measure(built, lambda model: torch.cat([_single(model, one) for one in pairs]))
     except Exception as error:

@@ -26,6 +26,12 @@ def online(world: World, objective: Objective, labels: Labels, start: Tensor | N
     """Follow the expected updates of a pair loss on two independent samples of the policy.
 
     With Bradley-Terry labels the updates are those of soft labels, too: they are linear in the label's probability.
+
+    Args:
+        world: the enumerable world.
+        objective: the pair loss.
+        labels: how a pair is labelled.
+        start: logits to begin with; None: the reference's.
     """
     values, right = comparison_losses(world, objective, pairs(world)), preferred(world, labels)
 

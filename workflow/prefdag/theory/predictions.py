@@ -38,7 +38,12 @@ def forward_kl(beta: float) -> Choice:
 
 
 def expected(reference: Tensor, q: Tensor, policy: Tensor) -> Tensor:
-    """Return E_pi Q: a state's value where the KL is not part of the reward."""
+    """Return E_pi Q: a state's value where the KL is not part of the reward.
+
+    Args:
+        reference, policy: log-probs of the actions, [A].
+        q: of the actions, [A].
+    """
     return policy.exp() @ q
 
 
