@@ -21,7 +21,7 @@ from prefdag.tracking.sync import Writer
 from synthetic_results import ATTACK
 
 PATIENCE = 120
-COLUMNS = ("result.kl", "result.length")  # the first ones; the list draws the others as one scrolls
+COLUMNS = ("result.kl", "result.reward")  # the first ones; the list draws the others as one scrolls
 
 
 def finished(root: Path, stage: str, name: str | None, digest: str, inputs: dict[str, str], **facts) -> None:
@@ -136,7 +136,7 @@ def test_the_best_policy_under_a_kl_by_clicking(chromium, ui, suite):  # noqa: F
     text = shown(chromium, "preference/dpo", "preference/dpo-near", "2 matching runs", *COLUMNS)
     assert text.index("preference/dpo\n") < text.index("preference/dpo-near") and "preference/dpo-far" not in text
     click(chromium, "preference/dpo")
-    shown(chromium, "result.reward", "objective.beta", "data pairs: prepare (training)", "weights sft: sft/model")
+    shown(chromium, "result.reward", "objective.beta", "data pairs: prepare (training)", "weights sft:")
     click(chromium, "sft")
     shown(chromium, "demonstrations", "loss")
 
