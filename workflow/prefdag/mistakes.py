@@ -106,10 +106,10 @@ def unknown_key(key: str, known: Sequence[str], elsewhere: Sequence[str] = ()) -
 
 def hints(key: str, known: Sequence[str]) -> list[str]:
     """Return what was probably meant by an unknown key: one of the known keys, or that of another trainer."""
-    if match := nearest(key, known):
-        return [f"did you mean `{match}`?"]
-    answer = FAMILIAR.get(key)
-    return [] if answer is None else [answer if answer.startswith(LEFT_OUT) else f"here it is {answer}"]
+    if answer := FAMILIAR.get(key):
+        return [answer if answer.startswith(LEFT_OUT) else f"here it is {answer}"]
+    match = nearest(key, known)
+    return [f"did you mean `{match}`?"] if match else []
 
 
 def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside: str = "") -> str:

@@ -141,17 +141,13 @@ def test_every_mistake_is_said_at_once_each_on_a_line():
         "prepare.bos: expected one of True, False or 'auto', got \"maybe\"",
         "prepare.max_length: unknown key; here it is `prepare.max_prompt_tokens` and `prepare.max_response_tokens`",
         "refrence: unknown key; did you mean `reference`?",
+        "runs.a.method: there is no loss 'dop', did you mean `dpo`?",
+        "runs.b.logprb: ipo does not read logprb; its options are beta, logprob; did you mean `logprob`?",
+        "runs.b.lr: ipo does not read lr; its options are beta, logprob; here it is `learning_rate`",
         "sft.epochs: expected a number above 0, got -1",
         "sft.learning_rat: unknown key; did you mean `learning_rate`?",
         "sft.per_device_train_batch_size: unknown key; here it is `batch_size`, the comparisons of one optimizer step "
         "over all devices",
-    ]
-    changes["preference"] = {}
-    rows = [line for line in mistake(**changes).split("\n") if ": runs." in line]
-    assert [row.removeprefix("configs/x.yaml: ").partition("; the losses")[0] for row in rows] == [
-        "runs.a.method: there is no loss 'dop', did you mean `dpo`?",
-        "runs.b.logprb: ipo does not read logprb; its options are beta, logprob; did you mean `logprob`?",
-        "runs.b.lr: ipo does not read lr; its options are beta, logprob; here it is `learning_rate`",
     ]
 
 
@@ -227,7 +223,7 @@ BROKEN = {
     "e: &e [*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e]\n": "holds more than 100,000 values; an alias (`*name`) "
     "repeats itself",
     "a: " + "[" * 3000: "not valid YAML: nested too deeply",
-    "- a\n": "expected a mapping of sections, got list",
+    "- a\n": "expected sections such as `name: mine` and `model: ...`, got a list",
 }
 
 
@@ -340,3 +336,13 @@ def test_an_implicit_reward_needs_a_run_that_has_one(name: str, sentence: str):
 def test_the_table_of_keys_is_the_models():
     """`prefdag schema --table > configs/README.md` after a change of any section."""
     assert (ROOT / "configs/README.md").read_text() == table()
+
+
+def test_mistakes_of_rows_are_named_with_those_of_their_section() -> None:
+    values = {**MINIMAL, "preference": {"learning_rate": -1, "save_steps": 5}}
+    values["runs"] = [{"name": "a", "method": "dqo"}, {"name": "b", "method": "dpo", "beta": -1}]
+    with pytest.raises(UserError) as mistake:
+        resolve(values, "suite.yaml")
+    sentences = str(mistake.value).splitlines()
+    assert len(sentences) == 4
+    assert any("save_steps: unknown key; here it is `preference.checkpoints`" in one for one in sentences)

@@ -99,7 +99,7 @@ def look(arguments: argparse.Namespace) -> Facts:
     parameters, tokenizer = parameters_of(folder), load_tokenizer(folder)
     data, path = data_section(arguments.data)
     ask = _ask if arguments.ask else (lambda key, guess, allowed=(): guess)
-    stem = Path(arguments.data).resolve().name.partition(".")[0]
+    stem = (arguments.output or Path(arguments.data).resolve()).name.partition(".")[0]
     name = arguments.name or ask("name", re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).strip("-.") or "mine")
     rows = guess_rows(data, path)
     adapter = ask("adapter", rows.adapter, tuple(ADAPTERS))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefdag.cli.commands import options
+from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.tracking.environment import problem_with, tracking_uri
 
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     results = arguments.results
+    if results.is_file():  # a suite instead of its results
+        results = Path("results", read_suite([str(results)]).name)
     path = results / "report" / "runs.csv"
     if not path.is_file():
         raise UserError(f"{path}: does not exist yet; run the suite first")

@@ -43,7 +43,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, dates and numbers that are none
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+        stated = "an empty file" if values is None else "a list" if isinstance(values, list) else f"{values!r:.60}"
+        raise UserError(f"{path}: expected sections such as `name: mine` and `model: ...`, got {stated}")
     _check_size(values, path)
     return values
 

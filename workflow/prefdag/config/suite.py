@@ -287,11 +287,10 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     if "reward" in online:
         values["online"] = online = {**online, "reward": relative_path(online["reward"], stated["online"])}
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
-    preference, runs = values["preference"], list[Run]()
-    before = len(mistakes.sentences)
-    mistakes.attempt(Preference.parse, preference, where, "preference")
-    if len(mistakes.sentences) == before:
-        runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
+    preference = values["preference"]
+    if mistakes.attempt(Preference.parse, preference, where, "preference") is None:
+        preference = with_defaults({})["preference"]  # so that mistakes of the rows are told as well
+    runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
     return checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 
 
