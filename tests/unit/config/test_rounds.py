@@ -152,3 +152,13 @@ def test_a_setting_without_optimum_is_named():
     assert objectives_in_doubt(suite_of(row(pairs={"law": "max_min", "labels": "bradley_terry"}))) == []
     (line,) = objectives_in_doubt(suite_of(row()))
     assert line.startswith("runs.it: hard labels have no interior optimum")
+
+
+def test_soft_labels_are_for_losses_of_pairs_alone():
+    suite = suite_of(row(pairs={"law": "max_min", "labels": "soft"}))
+    assert '"labels":"soft"' in jobs.config_of(suite, "preference", "it@round2")
+    assert '"labels"' not in jobs.config_of(suite_of(row()), "preference", "it@round2")
+    assert objectives_in_doubt(suite) == []
+    for method in ("kto", "odpo", "aot"):
+        with pytest.raises(UserError, match=rf"runs.it.pairs.labels: {method} is no loss of a pair's log-probs alone"):
+            suite_of(row(method=method, pairs={"law": "max_min", "labels": "soft"}))

@@ -302,3 +302,22 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
     assert objective_view(turned, objective(ROWS["rebel"], "tests", "rebel")) is turned
     assert objective_view(pairs, objective(ROWS["plackett_luce"], "tests", "many")) is pairs
     assert len(objective_view(four, objective(ROWS["kto"], "tests", "one"))) == 4 * NUM
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo"])
+def test_soft_labels_count_both_orders(name: str, tmp_path: Path) -> None:
+    """The step's loss is that of a label drawn with s(difference of scores), however it is packed."""
+    hard = aligned(name, tmp_path)
+    soft = replace(hard, soft=True)
+    _, segments = next(iter(batch_of(hard.store, [0, 1, 2], ONE_PASS).micro_batches()))
+    stats = hard._read(segments)
+    gap = torch.tensor(hard.store.scores[:3]).double()
+    labels = (gap[:, 0] - gap[:, 1]).sigmoid()
+    first = hard.values([0, 1, 2], stats, {}, 1)[0]
+    values = soft.values([0, 1, 2], stats, {}, 1)[0]
+    assert ((values - first).abs() > 1e-3).all()  # the other order has a part
+    if name == "dpo":
+        ratio = 0.1 * (stats.policy - hard.reference([0, 1, 2], stats.policy)).total
+        logit = ratio[:, 0] - ratio[:, 1]
+        assert torch.allclose(values, -labels * logit.sigmoid().log() - (1 - labels) * (-logit).sigmoid().log())
+    assert distance(taken(soft, ORDERS[0], 20, {}), taken(soft, ORDERS[0], ONE_PASS, {})) < 1e-12

@@ -30,7 +30,8 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
     if stage == "preference":
         assert name is not None
         run = suite.run(name)
-        return _canonical({"preference": run.preference, "objective": run.objective})
+        soft = {"labels": "soft"} if run.rounds and run.rounds.pairs.labels == "soft" else {}
+        return _canonical({"preference": run.preference, "objective": run.objective, **soft})
     if stage in ("policy", "online"):
         assert name is not None
         return _canonical({"online": online_of(suite, name), "objective": suite.run(name).objective})

@@ -62,6 +62,11 @@ class Objective(Section):
                 raise ValueError(f"{option} is read with {other}: {choice} alone; leave it out")
         return self
 
+    @property
+    def of_pairs_alone(self) -> bool:
+        """Whether the loss is one of a pair's log-probs, and the reference's, which has a value in both orders."""
+        return self.responses == "two" and self.scope == "comparison" and not self.reads - {"reference"}
+
     def parameters(self) -> dict[str, Any]:
         """Return the options, as the keyword arguments of the loss's function."""
         return self.model_dump(exclude={"method"})

@@ -18,6 +18,8 @@ class Pairing(Section):
     threshold: NonNegative = Field(0.0, description="of `margin`")
     beta: Positive = Field(0.5, description="of `rso`: a sample is accepted with exp((score - largest) / beta)")
     keep: int = Field(8, ge=2, description="of `rso`: samples accepted for each prompt")
-    labels: Literal["hard", "bradley_terry"] = Field(
-        "hard", description="the better score is chosen, or with probability s(difference of scores)"
+    labels: Literal["hard", "bradley_terry", "soft"] = Field(
+        "hard",
+        description="the better score is chosen; or with probability s(difference of scores); or the loss counts both "
+        "orders, weighted by that probability",
     )

@@ -124,6 +124,11 @@ class Rounds(Section):
                 f"pairs: the law best_of_n keeps the best response alone, and {method} compares two; "
                 "use `method: preferred_ft`, or the law max_min"
             )
+        if self.pairs.labels == "soft" and not objective.of_pairs_alone:
+            raise ValueError(
+                f"pairs.labels: {method} is no loss of a pair's log-probs alone, so it has no value in both orders; "
+                "say bradley_terry, or take dpo, ipo or another pair loss"
+            )
         if "reference" in self.pairs.model_fields_set and not objective.reads & {"reference", "divergence"}:
             raise ValueError(f"pairs.reference: {method} reads no reference; leave it out")
 

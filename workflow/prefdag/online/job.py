@@ -13,11 +13,11 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.errors import UserError
+from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.loading import load_policy, save, set_up
 from prefdag.models.route import route_of
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
-from prefdag.online.objective import PairLoss
 from prefdag.online.report import write_answers
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.online.rollouts import Rollouts

@@ -31,9 +31,9 @@ from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.policy_gradient import adapted_coefficient
+from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.generation import sample
 from prefdag.models.ops.recompute import recompute_blocks
-from prefdag.online.objective import PairLoss
 from prefdag.online.report import round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round

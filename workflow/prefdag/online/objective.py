@@ -14,11 +14,11 @@ from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import GRPO, PPO, RLOO, DrGRPO, PolicyMethod, Reinforce, TokenMethod
 from prefdag.config.online.settings import Online
 from prefdag.losses import policy_gradient
+from prefdag.losses.soft_labels import PairLoss, both_orders
 from prefdag.models.logprobs import LogProbs
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import ESTIMATORS, Targets
 
-PairLoss = Callable[[LogProbs, LogProbs], Tensor]  # of policy and reference, [B, 2] with the better response first
 AGGREGATIONS: dict[str, Callable[[Any], policy_gradient.Aggregation]] = {
     "ppo": lambda method: "token_mean",
     "reinforce": lambda method: "sequence_sum",
@@ -157,15 +157,9 @@ def _pairs(
     """Return the sum of a micro-batch's pair losses, weighted by their labels, and its metrics."""
     assert rollouts.labels is not None
     shape = len(inputs.rows), 2
-    swapped = torch.argsort(inputs.owner ^ 1, stable=True)  # the second response first
-    losses = []
-    for order in (torch.arange(len(swapped), device=swapped.device), swapped):
-        # A response's tokens stay in their order, and each owner is that of the response's place.
-        owner = inputs.owner if order is not swapped else (inputs.owner ^ 1)[order]
-        policy = LogProbs(inputs.logprobs[order], owner, shape)
-        losses.append(pair_loss(policy, LogProbs(reference[order], owner, shape)))
-    labels = rollouts.labels[inputs.rows].to(losses[0])
-    each = labels * losses[0] + (1 - labels) * losses[1]
+    labels = rollouts.labels[inputs.rows].to(inputs.logprobs)
+    policy = LogProbs(inputs.logprobs, inputs.owner, shape)
+    each = both_orders(pair_loss, policy, LogProbs(reference, inputs.owner, shape), labels)
     ratios = LogProbs((inputs.logprobs - reference).detach(), inputs.owner, shape).total
     gap = (ratios[:, 0] - ratios[:, 1]) * (2 * labels - 1).sign()
     return each.sum(), {"pairs": float(len(gap)), "accuracy": (gap > 0).sum().item(), "margin": gap.sum().item()}

@@ -24,12 +24,13 @@ from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, reduce_gradients
 from prefdag.distributed.ranks import num_ranks, rank
 from prefdag.errors import UserError
+from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.ops.device import autocast
 from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import Segments, deal, micro_batches, num_tokens, pack
 from prefdag.models.policy_stats import distribution, states_of, tempered_logprobs
 from prefdag.online.critic import Critic
-from prefdag.online.objective import Inputs, Normaliser, PairLoss, micro_batch_loss
+from prefdag.online.objective import Inputs, Normaliser, micro_batch_loss
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import Targets
 from prefdag.seeds import generator

@@ -1,10 +1,10 @@
 """Preference training: align the SFT policy with one preference loss."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator
 from transformers import PreTrainedModel
 
 from prefdag.config.objectives import Objective, objective
@@ -29,6 +29,9 @@ from prefdag.training.reference_cache import ReferenceCache, cache_key, check_ke
 class Job(Section):
     preference: Preference
     objective: SerializeAsAny[Objective]
+    labels: Literal["soft"] | None = Field(
+        None, description="`soft`: each pair counts in both orders, weighted by s(difference of its scores)"
+    )
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -150,4 +153,6 @@ def _task(
         reference = model if away is None else _frozen(away, device)
         mismatched = MismatchedRatios(model, view, job.preference.seed, job.preference.tokens_per_batch, reference)
     start = tolerance(device) if away is None else None
-    return PreferenceTask(job.objective, model, view, cache, live, mismatched, job.preference.seed, start)
+    return PreferenceTask(
+        job.objective, model, view, cache, live, mismatched, job.preference.seed, start, soft=job.labels == "soft"
+    )

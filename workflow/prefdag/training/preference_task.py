@@ -18,6 +18,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.views import Unpaired
 from prefdag.errors import UserError
 from prefdag.losses.registry import loss_of
+from prefdag.losses.soft_labels import both_orders
 from prefdag.models.logprobs import LogProbs
 from prefdag.models.ops.device import autocast, to_device
 from prefdag.models.packing import Segments, iter_packed
@@ -46,6 +47,7 @@ class PreferenceTask:
         mismatched: see `MismatchedRatios`; needed if the objective reads `mismatched`.
         seed: of the noise that the objective may read.
         start: nats per token by which the policy may differ from the reference at the first step; None: no check.
+        soft: whether each pair counts in both orders, weighted by s(difference of its scores).
     """
 
     objective: Objective
@@ -56,6 +58,7 @@ class PreferenceTask:
     mismatched: Callable[[Sequence[int]], Tensor] | None = None
     seed: int = 0
     start: float | None = None
+    soft: bool = False
 
     @cached_property
     def needs_whole_step(self) -> bool:
@@ -99,11 +102,25 @@ class PreferenceTask:
         if step == 0 and reference is not None and self.start is not None:
             check_start(stats.policy - reference, self.start)
         with torch.autocast(stats.policy.tokens.device.type, enabled=False):
+            if self.soft:
+                return self._soft(ids, stats, reference), preference_metrics(stats.policy, reference, None), state
             values = self._loss(stats.policy, **inputs)
             if "state" in self.objective.reads:
                 values, state = values
             assert values.shape == (len(ids),)
             return values, preference_metrics(stats.policy, reference, self._labels(ids)), state
+
+    def _soft(self, ids: Sequence[int], stats: TokenStats, reference: LogProbs | None) -> Tensor:
+        """Return the loss of pairs in both orders, weighted by the probability of each: [B]."""
+        assert self.store.scores is not None
+
+        def loss(policy: LogProbs, other: LogProbs) -> Tensor:
+            values: Tensor = self._loss(policy) if reference is None else self._loss(policy, reference=other)
+            return values
+
+        scores = torch.from_numpy(self.store.scores[list(ids)]).double()
+        labels = to_device((scores[:, 0] - scores[:, 1]).sigmoid(), stats.policy.tokens.device)
+        return both_orders(loss, stats.policy, reference or stats.policy, labels)
 
     @torch.no_grad()
     def evaluate(self, tokens_per_batch: int, state: State) -> dict[str, float]:

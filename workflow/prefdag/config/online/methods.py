@@ -186,7 +186,7 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
 
 def check_pair_loss(loss: Objective, where: str, inside: str) -> None:
     """Raise `UserError` for a loss that cannot be taken of two sampled responses."""
-    if loss.responses != "two" or loss.scope != "comparison" or loss.reads - {"reference"}:
+    if not loss.of_pairs_alone:
         raise UserError(
             f"{where}: {inside}.method: {loss.method} is no loss of a pair's log-probs alone, so it cannot be trained "
             "online; take dpo, ipo or another pair loss"
