@@ -13,7 +13,8 @@ from conftest import MINI, ROOT
 from prefdag.cli.schema import table
 from prefdag.config import jobs
 from prefdag.config.loading import merge
-from prefdag.config.objectives import OBJECTIVES
+from prefdag.config.objectives import OBJECTIVES, ON_POLICY
+from prefdag.config.online.methods import METHODS
 from prefdag.config.suite import Suite, read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.mistakes import FAMILIAR, LEFT_OUT, models_in
@@ -37,7 +38,7 @@ def sections_of(model: type[Section]) -> Iterator[type[Section]]:
             yield from sections_of(inner)
 
 
-SECTIONS = [*sections_of(Suite), *OBJECTIVES.values()]
+SECTIONS = [*sections_of(Suite), *OBJECTIVES.values(), *METHODS.values()]
 ROW = {"name": "a", "method": "dpo", "beta": 0.1}
 MISTAKES = [
     ({"sft": {"lr": 1}}, "configs/x.yaml: sft.lr: unknown key; here it is `learning_rate`"),
@@ -105,7 +106,7 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
 def test_an_unknown_method_names_the_known_ones():
     assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
         "configs/x.yaml: runs.a.method: there is no loss 'dop', did you mean `dpo`?; the losses are "
-        f"{', '.join(sorted(OBJECTIVES))}"
+        f"{', '.join(sorted(OBJECTIVES))}; the on-policy methods are {', '.join(ON_POLICY)}"
     )
 
 
@@ -346,3 +347,17 @@ def test_mistakes_of_rows_are_named_with_those_of_their_section() -> None:
     sentences = str(mistake.value).splitlines()
     assert len(sentences) == 4
     assert any("save_steps: unknown key; here it is `preference.checkpoints`" in one for one in sentences)
+
+
+def test_options_of_other_on_policy_trainers_are_answered() -> None:
+    rows = [{"name": "a", "method": "gppo"}, {"name": "b", "method": "grpo", "num_generations": 4, "cliprange": 0.2}]
+    with pytest.raises(UserError) as mistake:
+        resolve({**MINIMAL, "runs": rows}, "suite.yaml")
+    unknown, generations, clip = str(mistake.value).splitlines()
+    assert "did you mean `ppo`?" in unknown and "the on-policy methods are dr_grpo, grpo, ppo" in unknown
+    assert "here it is `samples`" in generations and "here it is `clip`" in clip
+
+
+def test_the_names_of_on_policy_methods_are_those_of_the_registry() -> None:
+
+    assert sorted(METHODS) == sorted(ON_POLICY)

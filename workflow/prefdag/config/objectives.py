@@ -119,6 +119,7 @@ def _registry() -> dict[str, type[Objective]]:
 
 
 OBJECTIVES = _registry()
+ON_POLICY = ("dr_grpo", "grpo", "ppo", "reinforce", "rloo")  # of `prefdag.config.online.methods`, which imports this
 
 
 def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
@@ -130,15 +131,15 @@ def entry_of(method: Any, where: str, inside: str) -> type[Objective]:
     if _is_user_loss(method):
         return _user_loss(method, where, inside)
     if not isinstance(method, str) or method not in OBJECTIVES:
-        known = ", ".join(sorted(OBJECTIVES))
-        raise UserError(f"{where}: {inside}.method: {_unknown(method)}; the losses are {known}")
+        known = f"the losses are {', '.join(sorted(OBJECTIVES))}; the on-policy methods are {', '.join(ON_POLICY)}"
+        raise UserError(f"{where}: {inside}.method: {_unknown(method)}; {known}")
     return OBJECTIVES[method]
 
 
 def _unknown(method: Any) -> str:
     if method is None:
         return "missing; name a loss"
-    match = wording().nearest(method, OBJECTIVES)
+    match = wording().nearest(method, (*OBJECTIVES, *ON_POLICY))
     return f"there is no loss {method!r}" + (f", did you mean `{match}`?" if match else "")
 
 

@@ -1,5 +1,6 @@
 """Check the local files that a suite names before any job runs: rows, models, tokenizers, templates, adapters."""
 
+import ast
 import difflib
 import importlib.util
 import json
@@ -41,6 +42,10 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
     if suite.classifier is not None and not suite.classifier.is_trained:
         yield from _model("classifier", suite.classifier.source, "sequence classification")
+    for run in suite.runs:
+        reward = getattr(run.preference, "user_reward", None)
+        if reward is not None:
+            yield from _function(f"runs.{run.name}.reward", *reward)
     files = {"prepare.adapter": adapter_files(suite.prepare.adapter)}
     if JINJA.fullmatch(suite.prepare.template):
         files["prepare.template"] = (Path(suite.prepare.template),)
@@ -48,6 +53,20 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         for path in paths:
             if not path.is_file():
                 yield f"{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
+
+
+def _function(key: str, path: Path, name: str) -> Iterator[str]:
+    """Yield a sentence if a user's file or its function does not exist."""
+    if not path.is_file():
+        yield f"{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
+        return
+    try:
+        names = [node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]
+    except (SyntaxError, ValueError) as error:
+        yield f"{key}: {path} is not valid Python ({error})"
+        return
+    if name not in names:
+        yield f"{key}: {path} has no function {name}; write `def {name}(prompts, responses)`"
 
 
 def _missing(key: str, source: str) -> Iterator[str]:

@@ -11,8 +11,8 @@ from pydantic import Field
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import Online
 from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
-from prefdag.errors import UserError
-from prefdag.schema import NonNegative, Positive
+from prefdag.errors import Mistakes, UserError
+from prefdag.schema import NonNegative, Positive, wording
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dpo-paper": {"method": "ppo", "kl": {"target": 6.0}, "clip": 0.2, "value_coefficient": 0.1, "epochs": 4},
@@ -176,11 +176,14 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
     """Validate the method of an on-policy row. Raises `UserError` for an option that the method does not read."""
     entry = METHODS[values["method"]]
     options = [name for name in entry.model_fields if name != "method"]
+    known, mistakes = (*options, *Online.model_fields), Mistakes()
     for key in values:
         if key not in entry.model_fields:
-            raise UserError(
-                f"{where}: {inside}.{key}: {values['method']} does not read {key}; its options are {', '.join(options)}"
+            unread = (
+                f"{values['method']} does not read {key}; its options are {', '.join(options)}, and keys of `online`"
             )
+            mistakes.add(f"{where}: {inside}.{key}: {'; '.join([unread, *wording().hints(key, known)])}")
+    mistakes.check()
     return entry.parse(values, where, inside)
 
 
