@@ -10,10 +10,12 @@ import torch
 from comparisons import EOS, tiny, tiny_scorer
 from on_policy import ROWS, SETTINGS, counted_token, online_training, state_of
 from prefdag.config.online.methods import METHODS, optimum_of
+from prefdag.config.online.settings import KL
 from prefdag.config.runs import expanded
 from prefdag.data.token_store import Comparison
 from prefdag.errors import Mistakes, UserError
 from prefdag.online.critic import load_critic
+from prefdag.online.report import missed_target
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.training.checkpoint import Checkpoint
 
@@ -81,7 +83,7 @@ def test_a_plan_names_settings_without_interior_optimum() -> None:
     rows = [{"name": f"row{number}", **row} for number, row in enumerate(doubtful)]
     runs = expanded(rows, {}, SETTINGS, "suite.yaml", Mistakes())
     warnings = [optimum_of(run.objective, run.online).warning for run in runs]
-    assert ["hard labels" in warnings[0], "coefficient 0" in warnings[1], "reverse KL" in warnings[2]] == [True] * 3
+    assert ["hard labels" in warnings[0], "coefficient 0" in warnings[1], "forward KL" in warnings[2]] == [True] * 3
     assert warnings[3] == ""
 
 
@@ -153,6 +155,27 @@ def test_an_unreachable_target_only_moves_the_coefficient() -> None:
     row = {**ROWS["ppo"], "kl": {"target": 1e6, "init": 1.0, "horizon": 10}}
     records = list(online_training(row).rounds())
     assert [one.metrics["kl_coefficient"] for one in records] == pytest.approx([1, 0.9, 0.81])
+    settings = online_training(row).settings.kl
+    missed = missed_target([one.metrics for one in records], settings)
+    assert "the target 1e+06; the coefficient went from 1 to 0.81; lower kl.horizon (10), or train longer" in missed
+
+
+@pytest.mark.parametrize(
+    ("last", "target", "sentence"),
+    [
+        (6, 6, ""),
+        (3.1, 6, ""),
+        (11.9, 6, ""),
+        (2.9, 6, "the KL of the last 3 rounds is 2.9 nats, the target 6"),
+        (12.1, 6, "begin with a larger kl.init"),
+        (12.1, None, ""),
+    ],
+)
+def test_a_missed_target_is_said_of_the_last_rounds(last: float, target: float | None, sentence: str) -> None:
+    """What the KL was before does not count."""
+    rounds = [{"kl": value, "kl_coefficient": 0.2} for value in (1000, 1000, last, last, last)]
+    missed = missed_target(rounds, KL.parse({"target": target}, "tests"))
+    assert sentence in missed and bool(missed) == bool(sentence)
 
 
 class Words:

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import TokenMethod, reads_values
@@ -12,13 +14,14 @@ from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
+from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.loading import load_policy, save, set_up
 from prefdag.models.route import route_of
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
-from prefdag.online.report import write_answers
+from prefdag.online.report import missed_target, write_answers
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.round import Models
@@ -57,7 +60,47 @@ def train_policy(
     tokenizer = load_tokenizer(weights)
     written = read_manifest(prompts).content["config"]["prepare"]
     end = stop_token(tokenizer, Prepare.parse(written, str(prompts), "config.prepare"))
-    model, reference = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
+    models, initial = models_of(settings, method, weights, sources, device)
+    scorer = load_scorer(settings, sources, tokenizer, initial, device)
+    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, models.policy, weights)
+
+    def journal_seconds(number: int, rollouts: Rollouts, seconds: dict[str, float]) -> None:
+        workspace.journal.metrics(number, {f"seconds_{phase}": value for phase, value in seconds.items()})
+
+    training = OnlineTraining(
+        models, method, settings, questions, scorer, end, Checkpoint(workspace.resume), checkpoints, journal_seconds,
+        pair_loss,
+    )  # fmt: skip
+    title = workspace.name or method.method
+    last = record_steps(
+        training.rounds(), settings.max_steps, workspace.journal, workspace.output / "curves.csv", title
+    )
+    write_answers(workspace.output / "samples.csv", training.answers, questions, tokenizer)
+    workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
+    save(models.policy, weights, workspace.output / "model")
+    for step in checkpoints.publish(workspace.output / "checkpoints"):
+        workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
+    workspace.log_model_output(title, parents=["policy"])
+    facts: dict[str, Any] = {
+        name: last.metrics[name] for name in ("score", "kl", "length", "ended") if name in last.metrics
+    }
+    workspace.results({f"final_{name}": value for name, value in facts.items()})
+    if missed := missed_target([record["metrics"] for record in training.history], settings.kl):
+        facts["missed_target"] = missed
+        if is_first():
+            print(f"{title}: {missed}", flush=True)
+    return facts
+
+
+def models_of(
+    settings: Online, method: Objective, weights: Path, sources: Sources, device: torch.device
+) -> tuple[Models, PreTrainedModel]:
+    """Load what a training reads and changes. Raises `UserError` for a policy that cannot be trained on-policy.
+
+    Returns:
+        Policy, reference and value head; and the SFT policy, frozen, also where the objective has no reference.
+    """
+    model, initial = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
     if route_of(model).head != "linear":
         raise UserError(
             f"{weights}: its logits are no linear function of hidden states ({route_of(model).reason}), which "
@@ -66,31 +109,7 @@ def train_policy(
     critic = None
     if isinstance(method, TokenMethod) and reads_values(method):
         critic = load_critic(method, model, weights, sources.reward, settings.seed, device)
-    scorer = load_scorer(settings, sources, tokenizer, reference, device)
-    checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, weights)
-
-    def journal_seconds(number: int, rollouts: Rollouts, seconds: dict[str, float]) -> None:
-        workspace.journal.metrics(number, {f"seconds_{phase}": value for phase, value in seconds.items()})
-
-    training = OnlineTraining(
-        Models(model.train(), reference if settings.reads_reference else None, critic),
-        method, settings, questions, scorer, end, Checkpoint(workspace.resume), checkpoints, journal_seconds, pair_loss,
-    )  # fmt: skip
-    title = workspace.name or method.method
-    last = record_steps(
-        training.rounds(), settings.max_steps, workspace.journal, workspace.output / "curves.csv", title
-    )
-    write_answers(workspace.output / "samples.csv", training.answers, questions, tokenizer)
-    workspace.journal.artifact(workspace.output / "samples.csv", "samples.csv")
-    save(model, weights, workspace.output / "model")
-    for step in checkpoints.publish(workspace.output / "checkpoints"):
-        workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
-    workspace.log_model_output(title, parents=["policy"])
-    facts: dict[str, Any] = {
-        name: last.metrics[name] for name in ("score", "kl", "length", "ended") if name in last.metrics
-    }
-    workspace.results({f"final_{name}": value for name, value in facts.items()})
-    return facts
+    return Models(model.train(), initial if settings.reads_reference else None, critic), initial
 
 
 def prompts_of(folder: Path) -> list[NDArray[np.int32]]:

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prefdag.config.online.settings import Online
+from prefdag.config.online.settings import KL, Online
 from prefdag.data.detokenize import decode_response
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import Layout, Targets
+
+OFF_TARGET = 2.0  # factor by which a KL may differ from its target
 
 
 def round_metrics(
@@ -77,6 +79,29 @@ def _standard_error(values: Tensor) -> float:
     """Return the standard error of the mean over prompts, whose responses are not independent: [N, G] -> float."""
     means = values.mean(1)
     return means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
+
+
+def missed_target(rounds: Sequence[dict[str, float]], kl: KL) -> str:
+    """Return a sentence if the KL of the last rounds is off its target by a factor of two; "" otherwise.
+
+    The last rounds are a tenth of all, and at least three: the KL of one round is noisy.
+
+    Args:
+        rounds: the metrics of every round.
+        kl: the settings; without a target nothing can be missed.
+    """
+    last = rounds[-max(3, len(rounds) // 10) :]
+    if kl.target is None or not last:
+        return ""
+    reached = sum(each["kl"] for each in last) / len(last)
+    if kl.target / OFF_TARGET <= reached <= kl.target * OFF_TARGET:
+        return ""
+    first, final = rounds[0]["kl_coefficient"], rounds[-1]["kl_coefficient"]
+    remedy = "train longer or at a higher learning rate" if reached < kl.target else "begin with a larger kl.init"
+    return (
+        f"kl.target: the KL of the last {len(last)} rounds is {reached:.3g} nats, the target {kl.target:g}; the "
+        f"coefficient went from {first:.3g} to {final:.3g}; lower kl.horizon ({kl.horizon}), or {remedy}"
+    )
 
 
 def write_answers(
