@@ -16,7 +16,7 @@ from prefdag.errors import UserError
 from prefdag.schema import Count, Section
 
 PREFIX = "PREFDAG_SLURM_"
-SITE = Path(__file__).parents[3] / "profiles/slurm/site.yaml"
+SITE = Path("profiles/slurm/site.yaml")  # from the clone's root, where the profile runs
 
 # Slurm's own names, and lists of them: nothing that a shell or Snakemake would read as more than a name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,:+-]*$")]
