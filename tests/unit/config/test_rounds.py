@@ -1,5 +1,8 @@
 """Rounds as jobs: their chain, what each job reads, and one sentence for each mistake."""
 
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +165,28 @@ def test_soft_labels_are_for_losses_of_pairs_alone():
     for method in ("kto", "odpo", "aot"):
         with pytest.raises(UserError, match=rf"runs.it.pairs.labels: {method} is no loss of a pair's log-probs alone"):
             suite_of(row(method=method, pairs={"law": "max_min", "labels": "soft"}))
+
+
+def test_a_users_function_scores_the_samples(tmp_path: Path):
+    suite = resolve(
+        {**yaml.safe_load(MINI), "runs": [row(pairs={"law": "max_min", "reward": "mine.py:short"})]},
+        str(tmp_path / "mini.yaml"),
+    )
+    assert isinstance(suite, Suite)
+    read = inputs_of(suite, "score", "it@samples2")
+    assert read == {"generations": ["generate/it@samples2"], "reference": ["sft"]}
+    path = Path(os.path.relpath(tmp_path / "mine.py"))
+    assert f'"user_reward":"{path}:short"' in jobs.config_of(suite, "score", "it@samples2")
+    assert jobs.user_files_of(suite, "score", "it@samples2") == (path,)
+    assert jobs.user_files_of(suite, "score", "it") == ()
+    assert "user_reward" not in jobs.config_of(suite, "score", "it")
+
+
+def test_the_report_states_the_optimum():
+    suite = suite_of(
+        {"name": "dpo", "method": "dpo"}, row(), row(name="soft", pairs={"law": "max_min", "labels": "soft"})
+    )
+    runs = {run["name"]: run for run in json.loads(jobs.config_of(suite, "report"))["runs"]}
+    assert "optimum" not in runs["dpo"]
+    assert runs["it"]["optimum"].startswith("none: with labels without noise")
+    assert runs["soft"]["optimum"].startswith("pi*(beta / 3)")

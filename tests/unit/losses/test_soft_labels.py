@@ -30,7 +30,7 @@ def gradients(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def test_no_pair_has_a_gradient_at_the_optimum() -> None:
-    """At pi_ref exp(r / beta) / Z, whatever the sampler; with hard labels every pair has one."""
+    """At pi_ref exp(r / beta) / Z, for any sampler; with hard labels every pair has one."""
     optimum = REFERENCE.log() + REWARD / BETA
     gap = REWARD[PAIRS[:, 0]] - REWARD[PAIRS[:, 1]]
     assert gradients(gap.sigmoid(), optimum).abs().max() < 1e-15

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prefdag.config import round_jobs
 from prefdag.config.adapters import adapter_files
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.best_of_n import BestOfN
@@ -15,7 +16,7 @@ from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
 from prefdag.config.report import Report
-from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, score_of_samples, start_of_round
+from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, scoring_of, start_of_round
 from prefdag.config.rounds import round_name
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
@@ -61,6 +62,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
             "seed": run.preference.seed,
             "objective": {**run.objective.parameters(), **(run.online.shown_options() if run.online else {})},
             "preference": (online_of(suite, run.name) if run.online else run.preference).model_dump(mode="json"),
+            **({"optimum": run.optimum.sentence} if run.optimum else {}),
         }
         for run in suite.runs
     ]
@@ -91,7 +93,7 @@ def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
 def _score(suite: Suite, name: str | None) -> dict[str, Any]:
     answer_set = AnswerSet.parse(name or "")
     if answer_set.samples is not None:
-        return {"score": score_of_samples(suite, answer_set.policy)}
+        return scoring_of(suite, answer_set.policy)
     return {"score": suite.score, **_checkpoint(suite, answer_set)}
 
 
@@ -258,7 +260,7 @@ def classifier_folder(suite: Suite) -> str | None:
 
 
 def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> tuple[Path, ...]:
-    """Return the user's files that a job counts as its code: losses, adapters, templates, prompts, sheets.
+    """Return the user's files that a job counts as its code: losses, rewards, adapters, templates, prompts, sheets.
 
     Args:
         suite: the resolved suite.
@@ -273,6 +275,8 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
         return adapter_files(suite.prepare.adapter)
     if stage in ("prepare", "pairs"):
         return suite.prepare.user_files()
+    if stage == "score":
+        return round_jobs.user_files_of_samples(suite, name or "")
     return suite.judge.user_files() if stage == "judge" else ()
 
 

@@ -1,9 +1,11 @@
 """The configs and folders of the jobs of rounds; `prefdag.config.rounds` names them."""
 
+from pathlib import Path
 from typing import Any
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.generation import Generation
+from prefdag.config.objectives import FORM, split_path
 from prefdag.config.rounds import IMPLICIT, Rounds, round_name
 from prefdag.config.score import Score
 from prefdag.config.suite import Suite
@@ -31,7 +33,27 @@ def score_of_samples(suite: Suite, run: str) -> Score:
     reward = suite.reward_of_rounds(run)
     if reward.startswith(IMPLICIT):
         return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),)})
-    return suite.score.model_copy(update={"implicit": (), "reward": reward})
+    named = {} if user_reward_of(suite, run) else {"reward": reward}
+    return suite.score.model_copy(update={"implicit": (), **named})
+
+
+def user_reward_of(suite: Suite, run: str) -> str | None:
+    """Return the user's function that scores a run's samples, as `file.py:function`."""
+    reward = suite.reward_of_rounds(run)
+    return reward if FORM.fullmatch(reward) else None
+
+
+def scoring_of(suite: Suite, run: str) -> dict[str, Any]:
+    """Return the config of the jobs that score the samples of a run's rounds."""
+    user = user_reward_of(suite, run)
+    return {"score": score_of_samples(suite, run), **({"user_reward": user} if user else {})}
+
+
+def user_files_of_samples(suite: Suite, name: str) -> tuple[Path, ...]:
+    """Return the file of the user's function that scores a set of answers, if they are a round's samples."""
+    one = AnswerSet.parse(name)
+    user = None if one.samples is None else user_reward_of(suite, one.policy)
+    return () if user is None else (split_path(user)[0],)
 
 
 def pairing_of(suite: Suite, name: str | None) -> dict[str, Any]:

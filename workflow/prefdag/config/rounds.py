@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.generation import Generation
 from prefdag.config.ground_truths import GROUND_TRUTHS
-from prefdag.config.objectives import Objective
+from prefdag.config.objectives import FORM, Objective
 from prefdag.config.pairing import Pairing
 from prefdag.schema import Count, Positive, Section, Seed
 
@@ -26,8 +26,8 @@ class RoundPairs(Pairing):
     draws: int | None = Field(None, ge=2, description="samples for each prompt; default: 4, of `rso` 64")
     reward: str | None = Field(
         None,
-        description="what scores the samples: `ground_truth`, one of them by its name, `trained` or `implicit:<run>`; "
-        "default: `score.reward`",
+        description="what scores the samples: `ground_truth`, one of them by its name, `trained`, `implicit:<run>` or "
+        "a function of yours as file.py:function; default: `score.reward`",
     )
     reference: Literal["round", "sft"] = Field(
         "round", description="of the loss: the policy that the round starts from, or SFT in every round"
@@ -97,7 +97,7 @@ class Rounds(Section):
         return self
 
     def reward(self, headline: str, of_pairs: str | None) -> str:
-        """Return what scores the samples: a ground truth, `trained` or `implicit:<run>`.
+        """Return what scores the samples: a ground truth, `trained`, `implicit:<run>` or `file.py:function`.
 
         Args:
             headline: the suite's `score.reward`.
@@ -109,9 +109,9 @@ class Rounds(Section):
         stated = self.pairs.reward or headline
         if stated == TRUTH:
             stated = next((reward for reward in (headline, of_pairs) if reward in GROUND_TRUTHS), TRUTH)
-        if stated.startswith(IMPLICIT) or stated in (*GROUND_TRUTHS, "trained"):
+        if stated.startswith(IMPLICIT) or stated in (*GROUND_TRUTHS, "trained") or FORM.fullmatch(stated):
             return stated
-        known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>"])
+        known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>", "<file>.py:<function>"])
         raise ValueError(f"pairs.reward: expected one of {known}, got {stated!r}")
 
     def check(self, objective: Objective) -> None:

@@ -12,11 +12,13 @@ from prefdag.config.online.methods import (
     METHODS,
     PRESETS,
     check_pair_loss,
+    optimum_of,
     pair_settings,
     policy_method,
     settings_of,
 )
 from prefdag.config.online.settings import Online
+from prefdag.config.optimum import Optimum, preference_optimum
 from prefdag.config.preference import Preference
 from prefdag.config.rounds import Rounds
 from prefdag.errors import Mistakes, UserError
@@ -41,6 +43,19 @@ class Run(Section):
     def online(self) -> Online | None:
         """Return the settings of an on-policy run, None of a preference run."""
         return self.preference if isinstance(self.preference, Online) else None
+
+    @property
+    def optimum(self) -> Optimum | None:
+        """Return what a run on its own samples converges to, None of a run on the suite's comparisons."""
+        if self.rounds:
+            return preference_optimum(
+                self.objective.method,
+                labels=self.rounds.pairs.labels,
+                rounds=self.rounds.rounds,
+                reference=self.rounds.pairs.reference,
+                pairs=self.rounds.pairs.law,
+            )
+        return optimum_of(self.objective, self.online) if self.online else None
 
 
 def checked_name(name: str) -> str:
@@ -85,9 +100,13 @@ def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> S
 
 
 def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]:
-    """Make the paths of users' losses relative to the working directory. suite: the file that states the rows."""
-    located = [{**row, "method": relative_path(row.get("method"), suite)} for row in rows]
-    return [row if "reward" not in row else {**row, "reward": relative_path(row["reward"], suite)} for row in located]
+    """Make the paths of users' functions relative to the working directory. suite: the file that states the rows."""
+
+    def located(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {key: relative_path(row[key], suite) for key in ("method", "reward") if key in row}
+
+    nested = ("pairs", "online")
+    return [located(row) | {key: located(row[key]) for key in nested if isinstance(row.get(key), dict)} for row in rows]
 
 
 def expanded(

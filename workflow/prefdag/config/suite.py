@@ -146,7 +146,7 @@ class Suite(Section):
             raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
 
     def reward_of_rounds(self, name: str) -> str:
-        """Return what scores the samples of a run's rounds: a ground truth, `trained` or `implicit:<run>`."""
+        """Return what scores the samples of a run's rounds, as `Rounds.reward` names it."""
         rounds = self.run(name).rounds
         return (
             rounds.reward(self.score.reward, self.pairs.reward if self.pairs else None) if rounds else self.score.reward

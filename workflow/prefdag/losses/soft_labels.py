@@ -11,9 +11,9 @@ PairLoss = Callable[[LogProbs, LogProbs], Tensor]  # of policy and reference, [B
 
 
 def both_orders(loss: PairLoss, policy: LogProbs, reference: LogProbs, labels: Tensor) -> Tensor:
-    """Return p loss(first, second) + (1 - p) loss(second, first), the expected loss of a label drawn with p: [B].
+    """Return p loss(first, second) + (1 - p) loss(second, first), the expected loss of a label sampled with p: [B].
 
-    With DPO and p = s(r1 - r2) the gradient of every pair is 0 at pi_ref exp(r / beta) / Z, whatever the sampler.
+    With DPO and p = s(r1 - r2) the gradient of every pair is 0 at pi_ref exp(r / beta) / Z, for any sampler.
 
     Args:
         loss: returns the losses of pairs whose better response is the first.

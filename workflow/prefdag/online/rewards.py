@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefdag.config.online.settings import MissingEnd, Online
 from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Comparison
-from prefdag.errors import Stopped, UserError
+from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
-from prefdag.provenance.user_code import describe_error, import_user_file
 from prefdag.rewards.evaluation import Rewards, score_all
 from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.model import load_reward_model
+from prefdag.rewards.user_function import user_function
 from prefdag.seeds import generator
 
 Scorer = Callable[[Sequence[Comparison]], NDArray[np.float64]]  # N prompts with G responses to scores [N, G]
@@ -48,7 +48,7 @@ def load_scorer(
 ) -> Scorer:
     """Return the scorer that the settings name. Raises `UserError` if its manifest is missing."""
     if settings.user_reward is not None:
-        return _text_scorer(_user_function(*settings.user_reward), tokenizer)
+        return _text_scorer(user_function(*settings.user_reward), tokenizer)
     if settings.reward == "trained":
         if sources.reward is None:
             raise UserError("policy --reward: the reward is a trained model; give its manifest")
@@ -83,34 +83,6 @@ def _text_scorer(function: Callable[[list[str], list[str]], Any], tokenizer: Pre
         return np.asarray(values, dtype=np.float64).reshape(len(comparisons), -1)
 
     return score
-
-
-def _user_function(path: Path, name: str) -> Callable[[list[str], list[str]], Any]:
-    """Return a user's function of prompts and responses; what it returns is checked."""
-    module = import_user_file(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UserError(f"{path}: has no function {name}; write `def {name}(prompts, responses)`")
-
-    def call(prompts: list[str], responses: list[str]) -> NDArray[np.float64]:
-        try:
-            values = function(prompts, responses)
-        except (Stopped, UserError):
-            raise
-        except Exception as error:
-            raise UserError(f"{path}: {name} raised {describe_error(error, path)}; fix it and rerun") from error
-        try:
-            numbers = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: {name} returned {type(values).__name__} that is no list of numbers") from None
-        if numbers.shape != (len(responses),):
-            raise UserError(
-                f"{path}: {name} returned values of shape {list(numbers.shape)} for {len(responses)} responses; "
-                "return one number for each"
-            )
-        return numbers
-
-    return call
 
 
 def check_scores(scores: NDArray[np.float64], comparisons: Sequence[Comparison], reward: str, number: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from prefdag.config import jobs
 from prefdag.config.answer_sets import POOL, AnswerSet
-from prefdag.config.round_jobs import rounds_of, score_of_samples, start_of_round
+from prefdag.config.round_jobs import rounds_of, score_of_samples, start_of_round, user_reward_of
 from prefdag.config.suite import ExactSuite, Suite
 
 Inputs = dict[str, list[str]]
@@ -136,7 +136,10 @@ def _pairing(suite: Suite, name: str) -> Inputs:
 
 def _score_samples(suite: Suite, name: str) -> Inputs:
     """A round's samples are scored by its reward alone; nothing reads their divergence from SFT."""
-    settings = score_of_samples(suite, AnswerSet.parse(name).policy)
+    run = AnswerSet.parse(name).policy
+    settings = score_of_samples(suite, run)
+    if user_reward_of(suite, run):
+        return {"generations": [f"generate/{name}"], "reference": ["sft"]}
     return {
         "generations": [f"generate/{name}"],
         "reference": ["sft"],

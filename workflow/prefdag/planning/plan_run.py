@@ -5,8 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefdag.config.online.methods import optimum_of
-from prefdag.config.optimum import preference_optimum
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
 from prefdag.planning.machine import check_machine, is_dry_run
@@ -45,23 +43,8 @@ def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], dig
 
 def objectives_in_doubt(suite: Suite | ExactSuite) -> list[str]:
     """Name the runs whose setting has no interior optimum, or optimises something else than its name says."""
-    optima = {
-        run.name: preference_optimum(
-            run.objective.method,
-            labels=run.rounds.pairs.labels,
-            rounds=run.rounds.rounds,
-            reference=run.rounds.pairs.reference,
-            pairs=run.rounds.pairs.law,
-        )
-        for run in (suite.runs if isinstance(suite, Suite) else ())
-        if run.rounds
-    }
-    optima |= {
-        run.name: optimum_of(run.objective, run.online)
-        for run in (suite.runs if isinstance(suite, Suite) else ())
-        if run.online
-    }
-    return [f"runs.{name}: {optimum.warning}" for name, optimum in optima.items() if optimum.warning]
+    optima = {run.name: run.optimum for run in suite.runs} if isinstance(suite, Suite) else {}
+    return [f"runs.{name}: {optimum.warning}" for name, optimum in optima.items() if optimum and optimum.warning]
 
 
 def left_over_lines(suite: Suite | ExactSuite, results: Path) -> list[str]:

@@ -38,6 +38,7 @@ class Run(Section):
     seed: int
     objective: dict[str, Any]
     preference: dict[str, Any] = Field({}, description="settings that its training must have had")
+    optimum: str | None = Field(None, description="what it converges to, if it is trained on its own samples")
 
 
 class Answers(Section):
@@ -97,14 +98,14 @@ def run(
     _check_lineage(scores, judges, preferences, policy)
     results = load_results(
         job.report,
-        [row.model_dump(exclude={"preference"}) for row in job.runs],
+        [row.model_dump(exclude={"preference", "optimum"}) for row in job.runs],
         [row.model_dump() for row in job.answers],
         Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy),
         workspace.journal.path.parent if job.report.step_times else None,
     )
     images = _write_figures(workspace, FIGURES.draw(results))
     _write_tables(workspace, _tables(results))
-    content = {**overview(results, job.expected), **answers_content(results)}
+    content = {**overview(results, job.expected), **answers_content(results), "optima": _optima(job.runs)}
     _write(workspace, "index.html", render_page(FIGURES, images, suite=job.suite, **content))
     return {"policies": len(results.runs), "figures": sorted(images)}
 
@@ -129,6 +130,15 @@ def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
                         f"{manifest.path}: trained with {section}.{key} {made[key]}, where the suite states {value}; "
                         "run `snakemake` to train it again"
                     )
+
+
+def _optima(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the names of the runs that converge to the same."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if run.optimum is not None:
+            names.setdefault(run.optimum, []).append(run.name)
+    return names
 
 
 def _check_lineage(

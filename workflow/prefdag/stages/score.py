@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.ground_truths import GROUND_TRUTHS
@@ -24,6 +25,7 @@ from prefdag.rewards.evaluation import Rewards, evaluation, score_all, write_eva
 from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.model import load_reward_model, untrained_reward_model
+from prefdag.rewards.user_function import user_function
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
 
@@ -37,6 +39,12 @@ SHOWN = 100  # prompts in samples.csv
 class Job(Section):
     score: Score
     checkpoint: Count | None = None
+    user_reward: str | None = Field(
+        None, pattern=r".+\.py:\w+", description="a user's function as file.py:function, in place of `score.reward`"
+    )
+
+    def user_files(self) -> tuple[Path, ...]:
+        return () if self.user_reward is None else (Path(self.user_reward.rpartition(":")[0]),)
 
 
 def run(
@@ -69,7 +77,11 @@ def run(
     rows = [json.loads(line) for line in lines if line]
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
-    for truth in _truths(settings, classifier):
+    if job.user_reward is not None:
+        path, _, name = job.user_reward.rpartition(":")
+        score = user_function(Path(path), name)
+        columns["reward"] = score([row["prompt"] for row in rows], [row["response"] for row in rows]).tolist()
+    for truth in _truths(settings, classifier) if job.user_reward is None else ():
         texts = [row["prompt"] + row["response"] for row in rows]
         columns[truth] = load_ground_truth(truth, classifier, device)(texts).tolist()
     budget = settings.tokens_per_batch
@@ -82,7 +94,8 @@ def run(
         columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
         if comparisons is not None and name == workspace.name:
             _evaluate(workspace, rewards, Store.open(comparisons.parent / "test"), budget, device)
-    columns = {"reward": columns[settings.reward], **columns}
+    if job.user_reward is None:
+        columns = {"reward": columns[settings.reward], **columns}
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
     columns |= {name: [function(row) for row in rows] for name, function in METRICS.items()}
