@@ -47,6 +47,10 @@ MISTAKES = [
     ({"model": {"source": "data"}}, "model.source: data holds no config.json; name a model folder"),
     ({"prepare": {"template": "t.jinja"}}, "prepare.template: t.jinja does not exist; its path is relative to the sui"),
     ({"runs": [{"name": "p", "method": "ppo", "reward": "r.py:f"}]}, "runs.p.reward: r.py does not exist; its path is"),
+    (
+        {"runs": [{"name": "p", "method": "dpo", "pairs": {"law": "max_min", "reward": "r.py:f"}}]},
+        "runs.p.pairs.reward: r.py does not exist; its path is",
+    ),
     ({"prepare": {"adapter": "a.py:f"}}, "prepare.adapter: a.py does not exist; its path is relative to the suite's f"),
 ]
 

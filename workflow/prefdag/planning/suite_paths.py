@@ -10,7 +10,9 @@ from pathlib import Path
 
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
+from prefdag.config.objectives import split_path
 from prefdag.config.prepare import JINJA
+from prefdag.config.round_jobs import user_reward_of
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.errors import UserError
 from prefdag.planning.local_files import is_local
@@ -46,6 +48,8 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         reward = getattr(run.preference, "user_reward", None)
         if reward is not None:
             yield from _function(f"runs.{run.name}.reward", *reward)
+        if run.rounds and (named := user_reward_of(suite, run.name)):
+            yield from _function(f"runs.{run.name}.pairs.reward", *split_path(named))
     files = {"prepare.adapter": adapter_files(suite.prepare.adapter)}
     if JINJA.fullmatch(suite.prepare.template):
         files["prepare.template"] = (Path(suite.prepare.template),)
