@@ -17,6 +17,7 @@ from prefdag.evaluation.trained import training_of
 from prefdag.provenance.manifest import MANIFEST, read_manifest
 
 SEED = re.compile(r"-seed(\d+)(?=@|$)")
+SECTION = re.compile(r"^training\.(preference|online|sft|pretrain)\.")
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,9 @@ def _configs(ours: Side, theirs: Side) -> dict[str, tuple[Any, Any]]:
         for configs in (mine, others):
             configs.pop("training.preference.seed", None)
             configs.pop("training.online.seed", None)
+    if mine.get("training.stage") != others.get("training.stage"):  # their sections share most keys
+        mine, others = ({SECTION.sub("training.", key): value for key, value in one.items()} for one in (mine, others))
     keys = dict.fromkeys((*mine, *others))
-    if mine.get("training.stage") != others.get("training.stage"):  # two stages share hardly any keys
-        keys = {key: None for key in keys if key == "training.stage" or not key.startswith("training.")}
     return {key: (mine.get(key), others.get(key)) for key in keys if mine.get(key) != others.get(key)}
 
 
@@ -174,6 +175,12 @@ def _manifest_configs(folder: Path) -> dict[str, Any]:
         configs[step] = content.get("config", {})
         if step == "training" and manifests:
             configs[step] = {"stage": content.get("stage"), **configs[step]}
+    pairing = results / "pairing" / training[0].name / MANIFEST
+    if pairing.is_file():  # the policy of a run with rounds
+        configs["rounds"] = {
+            "number": AnswerSet.parse(training[0].name).round,
+            **read_manifest(pairing).content["config"],
+        }
     return configs
 
 
