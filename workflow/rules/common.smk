@@ -39,7 +39,7 @@ try:
     DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
     # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
     OUTDATED = plan_run(SUITE, Path(RESULTS), SUITE_FILES, DIGESTS) if workflow.is_main_process else {}
-    if "fetch/data" in OUTDATED:
+    if OUTDATED.keys() & {"fetch/data", "fetch/sft_data"}:
         from prefdag.data.preflight import check_first_rows  # numpy, which a run without new rows does not need
         check_first_rows(SUITE)
 except UserError as error:

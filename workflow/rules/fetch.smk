@@ -1,7 +1,7 @@
 """Fetch rows, model, tokenizer and classifier.
 
 INPUTS   none from other stages: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,model,tokenizer,classifier}/manifest.json, and the fetched files;
+OUTPUTS  results/<suite>/fetch/{data,sft_data,model,tokenizer,classifier}/manifest.json, and the fetched files;
          the suite's lock file, if it does not exist
 """
 
@@ -33,7 +33,7 @@ rule fetch:
         config=config_of("fetch", "what"),
         inputs=options("fetch", "what"),
     wildcard_constraints:
-        what="data|model|tokenizer|classifier",
+        what="data|sft_data|model|tokenizer|classifier",
     log:
         f"{RESULTS}/fetch/{{what}}/log.txt",
     benchmark:

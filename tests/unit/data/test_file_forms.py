@@ -1,6 +1,7 @@
 """Files whose content is of another form than their name says: read, or an error that says what they are."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from conftest import ROOT
+from prefdag.cli.main import main
 from prefdag.data.adapters.records import Unusable
 from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.rows import read_rows
@@ -86,6 +88,37 @@ def test_held_out_prompts_in_sft_of_other_rows_are_refused(
     error = capsys.readouterr().err
     assert "is in SFT's training too; set prepare.leakage" in error
     assert ("to drop" in error) == (leakage == "error")
+
+
+@pytest.mark.parametrize("form", ["text", "turns"])
+def test_leakage_from_sft_data_is_found_in_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str):
+    """Text is compared with messages that have a system turn; dropping rows of `data` would not help."""
+    chats = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"q{n}"}] for n in range(6)
+    ]  # fmt: skip
+    rows = [{"messages": [*turns, {"role": "assistant", "content": "a"}]} for turns in chats]
+    write_rows(tmp_path / "sft.jsonl", rows)
+    at = tmp_path / "out/fetch/sft_data/manifest.json"
+    job = {"sft_data": {"source": str(tmp_path / "sft.jsonl")}}
+    assert main(["fetch", "--config", json.dumps(job), "--output", str(at)]) == 0
+    shutil.copytree(at.parent, tmp_path / "out/fetch/data")
+    code, sft = prepare(tmp_path, dataset="demonstrations", adapter="demonstrations")
+    assert code == 0
+    shutil.rmtree(tmp_path / "out/fetch/data")
+    for first, allowed in ((6, 0), (5, 2)):  # q5 is trained on
+        for name, number in (("train", 0), ("test", first)):
+            prompt = f"q{number}" if form == "text" else [{"role": "user", "content": f"q{number}"}]
+            row = {"prompt": prompt, "chosen": "a", "rejected": "b"}
+            rest = [{**row, "prompt": f"other {name} {n}"} for n in range(3)]
+            write_rows(tmp_path / f"pairs/{name}.jsonl", [row, *rest])
+        data = {"source": str(tmp_path / "pairs"), "train": "train.jsonl", "test": "test.jsonl"}
+        assert fetch(tmp_path, data) == 0
+        inputs = {"demonstrations": sft / "manifest.json"}
+        assert prepare(tmp_path, inputs=inputs, leakage="error")[0] == allowed
+        shutil.rmtree(tmp_path / "out/fetch/data")
+        error = capsys.readouterr().err
+    assert "remove such rows from the source of sft.data, or set prepare.leakage to allow" in error
+    assert "test: the prompt" in error and "is in SFT's training too" in error
 
 
 USED: dict[str, tuple[int, int]] = {  # rows used and dropped, of each case of `CASES`

@@ -33,6 +33,7 @@ EVERY_PATH = {
     "model": {"source": "base", "scratch": None},
     "data": {"source": "rows", "train": "train*.jsonl", "test": "test.jsonl", "world": None},
     "prepare": {"adapter": "adapters.py:mine", "template": "chat.jinja", "validation_fraction": 0.1},
+    "sft": {"data": {"source": "chats.jsonl", "adapter": "chats.py:chat", "template": "plain.jinja"}},
     "pretrain": None,
     "pairs": None,
     "classifier": {"source": "sentiment", "positive": "POSITIVE", "max_tokens": 512},
@@ -43,6 +44,7 @@ EVERY_PATH = {
 FILES = {
     "rows/train-1.jsonl": "{}\n", "rows/test.jsonl": "{}\n", "base/config.json": "{}", "base/model.safetensors": "w",
     "sentiment/config.json": "{}", "configs/adapters.py": ADAPTER, "configs/chat.jinja": "{{ prompt }}",
+    "chats.jsonl": "{}\n", "configs/chats.py": ADAPTER.replace("mine", "chat"), "configs/plain.jinja": "{{ prompt }}",
     "configs/my_losses.py": OWN_LOSS, "configs/ask.txt": "{prompt} {A} {B}", "configs/sheet.csv": "prompt\n",
 }  # fmt: skip
 
@@ -99,8 +101,11 @@ EDITS = {
     "base/config.json": {"fetch/model"},
     "base/model.safetensors": {"fetch/model"},
     "sentiment/config.json": {"fetch/classifier"},
-    "configs/adapters.py": {"prepare/demonstrations", "prepare/comparisons"},
-    "configs/chat.jinja": {"prepare/demonstrations", "prepare/comparisons"},
+    "configs/adapters.py": {"prepare/comparisons"},
+    "configs/chat.jinja": {"prepare/comparisons"},
+    "chats.jsonl": {"fetch/sft_data"},
+    "configs/chats.py": {"prepare/demonstrations"},
+    "configs/plain.jinja": {"prepare/demonstrations"},
     "configs/my_losses.py": {"preference/mine"},
     "configs/ask.txt": JUDGES,
     "configs/sheet.csv": JUDGES,
@@ -121,7 +126,7 @@ def test_an_edit_reruns_the_jobs_that_read_the_file(name: str, results: Path) ->
     os.utime(results / name)
     assert reruns() == set(), "touched"
     text = (results / name).read_text()
-    (results / name).write_text(text.replace("better", "best") if name.endswith("adapters.py") else edited(text))
+    (results / name).write_text(text.replace("better", "best") if '"better"' in text else edited(text))
     assert reruns() == EDITS[name]
     assert {"report"} <= reruns(itself=False)
     (results / name).write_text(text)
@@ -200,11 +205,12 @@ def test_the_cache_of_digests_saves_time_only(damage: Callable[[], None], result
 
 
 def test_another_config_code_or_input(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EVERY_PATH, "sft", {"learning_rate": 3e-3})
+    data = EVERY_PATH["sft"]["data"]
+    monkeypatch.setitem(EVERY_PATH, "sft", {"data": data, "learning_rate": 3e-3})
     reasons = freshness.outdated(suite(), RESULTS, digests())
     assert reasons["sft"] == ["config: sft.learning_rate: 0.001 -> 0.003"]
     assert reasons["preference/dpo"] == ["after: sft, reference comparisons"]
-    monkeypatch.setitem(EVERY_PATH, "sft", {})
+    monkeypatch.setitem(EVERY_PATH, "sft", {"data": data})
     shutil.rmtree(RESULTS / "prepare/comparisons")
     (RESULTS / "prepare/demonstrations/result.txt").write_text("other")
     shutil.rmtree(RESULTS / "prepare/demonstrations")

@@ -43,6 +43,12 @@ MISTAKES = [
     ({"data": {"source": "data"}}, "data.train: missing; name the file (or glob) of training rows inside data"),
     ({"data": {"source": "data", "train": "a*.csv"}}, "data.train: no file matches 'a*.csv' in data"),
     ({"data": {"source": "data/mine.jsonl", "train": "a", "test": "b"}}, "data.test: data/mine.jsonl is one file and"),
+    ({"sft": {"data": {"source": "none.jsonl"}}}, f"sft.data.source: none.jsonl does not exist; {PATHS}"),
+    ({"sft": {"data": {"source": "data", "train": "a*"}}}, "sft.data.train: no file matches 'a*' in data"),
+    (
+        {"sft": {"data": {"source": "data/mine.jsonl", "template": "t.jinja"}}},
+        "sft.data.template: t.jinja does not exist; its path is relative to the suite's file",
+    ),
     ({"model": {"source": "ow/ner"}}, "model.source: ow/ner does not exist; for a repository of the Hub write `hub:ow"),
     ({"model": {"source": "data"}}, "model.source: data holds no config.json; name a model folder"),
     ({"prepare": {"template": "t.jinja"}}, "prepare.template: t.jinja does not exist; its path is relative to the sui"),

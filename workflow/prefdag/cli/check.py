@@ -14,8 +14,9 @@ from typing import Any
 from prefdag.cli.commands import options
 from prefdag.cli.plan import job_costs
 from prefdag.cli.preview import Preview, preview
-from prefdag.cli.size import context_of, counted, sized, this_machine
-from prefdag.config.data import SPLITS
+from prefdag.cli.size import context_of, counted, counted_demonstrations, sized, this_machine
+from prefdag.config.data import SPLITS, Data
+from prefdag.config.prepare import Prepare
 from prefdag.config.size import Size
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.data.audit import findings
@@ -53,7 +54,7 @@ def report_of(suite: Suite) -> Iterator[str]:
     """Yield the lines to print. Raises `UserError` for what a stage would refuse."""
     with tempfile.TemporaryDirectory() as folder:
         seen = preview(suite, Path(folder))
-        total = seen.rows if seen.is_whole else _totals(suite, seen)
+        total = seen.rows if seen.is_whole else _totals(suite.data, seen.folder / "fetch/data", seen.rows)
         yield from _data(suite, seen, total)
         _check_losses(suite, seen)
         for dataset in seen.datasets:
@@ -65,23 +66,36 @@ def report_of(suite: Suite) -> Iterator[str]:
 
 
 def _data(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
-    counts = {split: f" of {total[split]:,}" if split in total else "" for split in seen.rows}
-    read = ", ".join(f"{split} {number}{counts[split]}" for split, number in seen.rows.items())
-    yield f"{suite.name}: rows read: {read}"
-    settled = seen.audit(seen.datasets[0]).get("settled", {}) if seen.datasets else {}
-    prepare = suite.prepare.model_copy(update=settled)
-    system = "no system prompt" if prepare.system is None else f"system prompt {prepare.system[:60]!r}"
-    yield f"adapter {prepare.adapter}, template {prepare.template}, {system}, end of turn {prepare.end_of_turn}"
+    yield f"{suite.name}: rows read: {_counts(seen.rows, total)}"
+    # Where SFT has rows of its own, those of the suite are described by the datasets made of them.
+    datasets = [name for name in seen.datasets if name != "demonstrations" or suite.sft.data is None]
+    yield _written(suite.prepare.model_copy(update=seen.audit(datasets[0]).get("settled", {}) if datasets else {}))
+    if suite.sft.data is not None:
+        rows = _counts(seen.sft_rows, _totals(suite.sft.data, seen.folder / "fetch/sft_data", seen.sft_rows))
+        settled = seen.audit("demonstrations").get("settled", {})
+        prepare = suite.sft.prepare(suite.prepare, "demonstrations").model_copy(update=settled)
+        yield f"sft.data: rows read: {rows}; {_written(prepare)}"
     if suite.pairs is not None:
         yield "comparisons: sampled from the SFT policy; only its demonstrations can be checked before that"
 
 
-def _totals(suite: Suite, seen: Preview) -> dict[str, int]:
+def _counts(rows: dict[str, int], total: dict[str, int]) -> str:
+    known = {split: f" of {total[split]:,}" if split in total else "" for split in rows}
+    return ", ".join(f"{split} {number}{known[split]}" for split, number in rows.items())
+
+
+def _written(prepare: Prepare) -> str:
+    """Say how rows are read and written."""
+    system = "no system prompt" if prepare.system is None else f"system prompt {prepare.system[:60]!r}"
+    return f"adapter {prepare.adapter}, template {prepare.template}, {system}, end of turn {prepare.end_of_turn}"
+
+
+def _totals(data: Data, folder: Path, rows: dict[str, int]) -> dict[str, int]:
     """Return the rows of each split, where its files can be counted quickly."""
-    files = json.loads((seen.folder / "fetch/data/manifest.json").read_text())["facts"].get("sources", [])
-    sources = suite.data.sources or (suite.data,)
+    files = json.loads((folder / "manifest.json").read_text())["facts"].get("sources", [])
+    sources = data.sources or (data,)
     totals: dict[str, int] = {}
-    for split in seen.rows:
+    for split in rows:
         counts = []
         for source, stated in zip(sources, files):
             for name in stated.get(split, {}).get("files", {}):
@@ -105,6 +119,8 @@ def _dropped(dataset: str, audit: dict[str, Any]) -> Iterator[str]:
 
 def _splits(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
     dataset = "comparisons" if "comparisons" in seen.datasets else "demonstrations"
+    if dataset == "demonstrations" and suite.sft.data is not None:
+        return  # prompts of the suite are held out where pairs are sampled
     parts = seen.audit(dataset)["splits"]
     if seen.is_whole:
         used = {split: parts[split]["used"] for split in SPLITS if split in parts}
@@ -129,7 +145,7 @@ def _usable(part: dict[str, Any], total: int) -> int:
 def _lengths(suite: Suite, seen: Preview) -> Iterator[str]:
     """Say how long prompts and responses are, and whether answers fit the model."""
     longest = 0
-    for dataset in seen.datasets[-1:]:
+    for dataset in _described(suite, seen):
         tokens = seen.audit(dataset)["splits"].get("train", {}).get("tokens", {})
         names = [name for name in ("prompt", "chosen", *tokens) if name in tokens]
         parts = [
@@ -137,7 +153,8 @@ def _lengths(suite: Suite, seen: Preview) -> Iterator[str]:
         ]
         longest = tokens["prompt"]["max"] if tokens else 0
         limits = f"{suite.prepare.max_prompt_tokens} and {suite.prepare.max_response_tokens}"
-        yield f"tokens: {'; '.join(parts)}; limits {limits}"
+        of_sft = " of sft.data" if dataset == "demonstrations" and suite.sft.data else ""
+        yield f"tokens{of_sft}: {'; '.join(parts)}; limits {limits}"
     context = context_of(seen.tokenizer) if (seen.tokenizer / "config.json").is_file() else None
     if suite.model.scratch is not None and suite.model.from_scratch:
         context = suite.model.scratch.context
@@ -147,6 +164,12 @@ def _lengths(suite: Suite, seen: Preview) -> Iterator[str]:
             f"{WARNING}a prompt of {longest} tokens and generate.max_new_tokens {suite.generate.max_new_tokens} are "
             f"beyond the model's context of {context} tokens; lower one of them"
         )
+
+
+def _described(suite: Suite, seen: Preview) -> list[str]:
+    """Return the datasets to show: the last one, after the demonstrations if they are made of other rows."""
+    datasets = [name for name in seen.datasets if name == "demonstrations" and suite.sft.data]
+    return [*datasets, *(name for name in seen.datasets[-1:] if name not in datasets)]
 
 
 def _check_losses(suite: Suite, seen: Preview) -> None:
@@ -161,10 +184,10 @@ def _check_losses(suite: Suite, seen: Preview) -> None:
 def _shown(suite: Suite, seen: Preview) -> Iterator[str]:
     """Show the first rows, token by token."""
     tokenizer = load_tokenizer(seen.tokenizer)
-    for dataset in seen.datasets[-1:]:
+    for dataset in _described(suite, seen):
         store = Store.open(seen.folder / f"prepare/{dataset}/train")
         names = ["chosen", "rejected"] if store.num_responses == 2 else ["response"] * store.num_responses
-        yield "\nas the model sees them, `|` between tokens; the loss counts the tokens of responses:"
+        yield f"\n{dataset} as the model sees them, `|` between tokens; the loss counts the tokens of responses:"
         for index in range(min(SHOWN, len(store))):
             one = store[index]
             yield f"  row {store.rows[index]}"
@@ -193,6 +216,12 @@ def _costs(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
         if not seen.is_whole:
             part = seen.audit("comparisons")["splits"]["train"]
             counts["comparisons"] = _usable(part, total["train"]) if "train" in total else size.comparisons
+        size = Size(**{**size.model_dump(), **counts})
+    if suite.sft.data is not None:
+        part = seen.audit("demonstrations")["splits"]["train"]
+        totals = _totals(suite.sft.data, seen.folder / "fetch/sft_data", seen.sft_rows)
+        counts = counted_demonstrations(part)
+        counts["demonstrations"] = max(1, _usable(part, totals.get("train", part["rows_in"])))
         size = Size(**{**size.model_dump(), **counts})
     machine = this_machine(suite.threads)
     costs = list(job_costs(suite, size, machine))

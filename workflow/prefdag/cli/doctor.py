@@ -164,7 +164,7 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
     if isinstance(suite, ExactSuite):
         return
     entries = read_lock(Path(suite.lock))
-    for repository in repositories(suite.data, suite.model):
+    for repository in repositories(suite.data, suite.model, sft_data=suite.sft.data):
         name = f"{repository.kind} {repository.name}"
         if repository.key not in entries:
             yield Finding("warning", "hub", f"{name} is not in {suite.lock}", "`prefdag lock` writes it from the Hub")
@@ -184,7 +184,9 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
 def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -> list[str]:
     patterns: list[str] = list(MODEL_FILES)
     if repository.kind == "dataset":
-        named = [one for one in (*suite.data.sources, suite.data) if one.source == HUB + repository.name]
+        parts = [part for part in (suite.data, suite.sft.data) if part]
+        sources = [source for part in parts for source in (*part.sources, part)]
+        named = [one for one in sources if one.source == HUB + repository.name]
         patterns = [str(part) for one in named for part in (one.train, one.validation, one.test) if part]
     return [file for file in files if any(matches(file, pattern) for pattern in patterns)]
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Add the missing entries. An existing entry never changes."""
     suite = read_ordinary_suite(arguments.suite)
-    path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier)
+    path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier, suite.sft.data)
     missing = unlocked(path, wanted)
     entries = {repository.key: lock_entry(repository) for repository in missing}
     if entries:

@@ -69,7 +69,8 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
         documents = suite.pretrain.max_steps * suite.pretrain.batch_size
         yield _training("pretrain", [suite.pretrain], size, machine, documents, suite.pretrain.max_tokens)
     if suite.sft.max_steps != 0:
-        yield _training("sft", [suite.sft], size, machine, prompts, prompt + response)
+        rows, length = size.demonstrations or prompts, size.demonstration_tokens or prompt + response
+        yield _training("sft", [suite.sft], size, machine, rows, length)
     if suite.pairs:
         yield JobCost("pairs", 1, _sampling(suite.pairs, size, machine, prompts), weights)
     if suite.reward:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefdag.config import jobs
 from prefdag.config.data import SPLITS, Data, Mixed
@@ -23,6 +23,7 @@ from prefdag.provenance.links import link_or_copy
 from prefdag.provenance.manifest import MANIFEST, describe
 
 ROWS = 200  # read of each split of each source
+DataType = TypeVar("DataType", bound=Data)
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Preview:
     Attributes:
         folder: where the stages wrote, as in results/<suite>.
         rows: number of rows read, by split.
-        is_whole: whether these are all rows of the suite.
+        sft_rows: the same of `sft.data`; {} if SFT learns from the suite's rows.
+        is_whole: whether `rows` are all rows of the suite's data.
         datasets: those that can be prepared before any training; sampled comparisons cannot.
     """
 
     folder: Path
     rows: dict[str, int]
+    sft_rows: dict[str, int]
     is_whole: bool
     datasets: tuple[str, ...]
 
@@ -62,27 +65,45 @@ def preview(suite: Suite, folder: Path) -> Preview:
     """
     with _as_results(suite, folder), contextlib.redirect_stdout(io.StringIO()):
         shortened = suite.model_copy(update={"data": first_rows_of(suite.data)})
-        _run("fetch", "data", folder, jobs.config_of(shortened, "fetch", "data"))
-        facts = json.loads((folder / "fetch/data" / MANIFEST).read_text())["facts"]
-        rows = {split: facts[split] for split in SPLITS if split in facts}
-        is_whole = suite.data.source != "world" and sum(rows.values()) < ROWS
+        if suite.sft.data is not None:
+            sft = suite.sft.model_copy(update={"data": first_rows_of(suite.sft.data)})
+            shortened = shortened.model_copy(update={"sft": sft})
+        rows = _fetch(shortened, "data", folder)
+        sft_rows = _fetch(shortened, "sft_data", folder) if suite.sft.data is not None else {}
+        is_whole = _is_whole(suite.data, rows)
         tokenizer = _tokenizer(suite, folder)
-        if not is_whole:  # the shares of a part say nothing of the whole
-            some = suite.prepare.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
-            shortened = shortened.model_copy(update={"prepare": some})
+        # The shares of a part say nothing of the whole.
+        some = suite.prepare.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
+        in_part = shortened.model_copy(update={"prepare": some})
         names = [name for name in jobs_of(suite) if name.startswith("prepare/")]
         datasets = tuple(name.partition("/")[2] for name in names)
         if suite.pairs is not None:
             datasets = tuple(name for name in datasets if name in ("demonstrations", "ood"))
         for dataset in datasets:
-            inputs = {"rows": folder / "fetch/data" / MANIFEST, "tokenizer": tokenizer, "demonstrations": None}
+            of_sft = suite.sft.data if dataset == "demonstrations" else None
+            fetched = "fetch/sft_data" if of_sft else "fetch/data"
+            inputs = {"rows": folder / fetched / MANIFEST, "tokenizer": tokenizer, "demonstrations": None}
             if dataset != "demonstrations":
                 inputs["demonstrations"] = folder / "prepare/demonstrations" / MANIFEST
-            _run("prepare", dataset, folder, jobs.config_of(shortened, "prepare", dataset), **inputs)
-    return Preview(folder, rows, is_whole, datasets)
+            has_all = _is_whole(of_sft, sft_rows) if of_sft else is_whole
+            config = jobs.config_of(shortened if has_all else in_part, "prepare", dataset)
+            _run("prepare", dataset, folder, config, **inputs)
+    return Preview(folder, rows, sft_rows, is_whole, datasets)
 
 
-def first_rows_of(data: Data) -> Data:
+def _fetch(suite: Suite, name: str, folder: Path) -> dict[str, int]:
+    """Fetch the rows `data` or `sft_data`; return their number by split."""
+    _run("fetch", name, folder, jobs.config_of(suite, "fetch", name))
+    facts = json.loads((folder / "fetch" / name / MANIFEST).read_text())["facts"]
+    return {split: facts[split] for split in SPLITS if split in facts}
+
+
+def _is_whole(data: Data, rows: dict[str, int]) -> bool:
+    """Whether the first rows of a source are all of them."""
+    return data.source != "world" and sum(rows.values()) < ROWS
+
+
+def first_rows_of(data: DataType) -> DataType:
     """Return the section `data` cut to the first rows of every source."""
     most = {"max_rows": min(data.max_rows or ROWS, ROWS)}
     if data.world is not None:

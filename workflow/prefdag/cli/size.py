@@ -64,6 +64,9 @@ def sized(suite: Suite, results: Path) -> tuple[Size, str]:
     """
     values = suite.size.model_dump() if suite.size else {**_model_size(suite, results), **ASSUMED}
     audit = results / "prepare/comparisons/audit.json"
+    of_sft = results / "prepare/demonstrations/audit.json"
+    if suite.sft.data is not None and of_sft.is_file():
+        values |= counted_demonstrations(json.loads(of_sft.read_text())["splits"]["train"])
     if audit.is_file() and (counts := counted(json.loads(audit.read_text())["splits"]["train"])):
         return Size(**{**values, **counts}), "counted by the audit"
     return Size(**values), "as the suite states" if suite.size else "assumed; `prefdag check` counts them"
@@ -77,6 +80,14 @@ def counted(train: dict[str, Any]) -> dict[str, int]:
     parts = [one["total"] for name, one in tokens.items() if name != "prompt"]
     means = {"prompt_tokens": tokens["prompt"]["total"] / used, "response_tokens": sum(parts) / len(parts) / used}
     return {"comparisons": used, **{name: max(1, round(mean)) for name, mean in means.items()}}
+
+
+def counted_demonstrations(train: dict[str, Any]) -> dict[str, int]:
+    """Return the demonstrations of an audit's split and their mean tokens; {} if it has none."""
+    if not (counts := counted(train)):
+        return {}
+    tokens = counts["prompt_tokens"] + counts["response_tokens"]
+    return {"demonstrations": counts["comparisons"], "demonstration_tokens": tokens}
 
 
 def _model_size(suite: Suite, results: Path) -> dict[str, Any]:

@@ -45,11 +45,14 @@ def lock_path(suite_file: str | Path, name: str) -> str:
 
 
 def repositories(
-    data: Data | None = None, model: Model | None = None, classifier: Classifier | None = None
+    data: Data | None = None,
+    model: Model | None = None,
+    classifier: Classifier | None = None,
+    sft_data: Data | None = None,
 ) -> list[Repository]:
-    """Return the Hub repositories that a suite's data, model and classifier come from."""
+    """Return the Hub repositories that a suite's data, model, classifier and rows for SFT alone come from."""
     named: list[Repository] = []
-    for source in (*data.sources, data) if data is not None else ():
+    for source in (one for part in (data, sft_data) if part is not None for one in (*part.sources, part)):
         named += _of("dataset", source.source, source.revision)
     if model is not None:
         named += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)

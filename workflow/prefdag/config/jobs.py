@@ -40,17 +40,16 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
 
 
 def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
-    model = Origin(source=suite.model.source, revision=suite.model.revision)
-    tokenizer = Origin(source=str(suite.model.tokenizer), revision=None)
     origins: dict[str, Section | None] = {
         "data": suite.data,
-        "model": model,
-        "tokenizer": tokenizer,
+        "sft_data": suite.sft.data and suite.sft.data.rows,
+        "model": Origin(source=suite.model.source, revision=suite.model.revision),
+        "tokenizer": Origin(source=str(suite.model.tokenizer), revision=None),
         "classifier": suite.classifier,
     }
     of_model = suite.model if name in ("model", "tokenizer") else None
     of_classifier = suite.classifier if name == "classifier" else None
-    from_hub = repositories(suite.data if name == "data" else None, of_model, of_classifier)
+    from_hub = repositories(suite.sft.rows_of(suite.data, name), of_model, of_classifier)
     return {str(name): origins[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 
@@ -112,7 +111,8 @@ def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
 
 _PARTS = {  # of the stages that read more, or less, than the section of their name
     "fetch": _fetch,
-    "prepare": lambda suite, name: {"prepare": suite.prepare, "dataset": name},
+    "prepare": lambda suite, name: {"prepare": suite.sft.prepare(suite.prepare, str(name)), "dataset": name},
+    "sft": lambda suite, name: {"sft": suite.sft.model_dump(mode="json", exclude={"data"})},
     "pretrain": lambda suite, name: {
         "adapter": suite.prepare.adapter,
         "scratch": suite.model.scratch,
@@ -274,7 +274,7 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
     if stage == "pretrain":
         return adapter_files(suite.prepare.adapter)
     if stage in ("prepare", "pairs"):
-        return suite.prepare.user_files()
+        return suite.sft.prepare(suite.prepare, str(name)).user_files()
     if stage == "score":
         return round_jobs.user_files_of_samples(suite, name or "")
     return suite.judge.user_files() if stage == "judge" else ()

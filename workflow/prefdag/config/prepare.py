@@ -15,6 +15,22 @@ TEMPLATES = ("continuation", "plain", "tldr", "chat")
 JINJA = re.compile(r"(?!/)[\w./+ -]+\.jinja")
 
 
+def known_adapter(name: str) -> str:
+    """Return the name of an adapter. Raises `ValueError` if there is none of this name."""
+    if name not in ADAPTERS and not USER_ADAPTER.fullmatch(name):
+        known = ", ".join(ADAPTERS)
+        raise ValueError(f"expected one of {known}, or <file>.py:<function> relative to the suite's file, got {name!r}")
+    return name
+
+
+def known_template(name: str) -> str:
+    """Return the name of a template. Raises `ValueError` if there is none of this name."""
+    if name not in (*TEMPLATES, AUTO) and not JINJA.fullmatch(name):
+        known = ", ".join(TEMPLATES)
+        raise ValueError(f"expected one of {known}, or <file>.jinja relative to the suite's file, got {name!r}")
+    return name
+
+
 class Prepare(Section):
     """How rows become comparisons, and comparisons tokens."""
 
@@ -68,20 +84,12 @@ class Prepare(Section):
     @field_validator("adapter")
     @classmethod
     def _known_adapter(cls, name: str) -> str:
-        if name not in ADAPTERS and not USER_ADAPTER.fullmatch(name):
-            known = ", ".join(ADAPTERS)
-            raise ValueError(
-                f"expected one of {known}, or <file>.py:<function> relative to the suite's file, got {name!r}"
-            )
-        return name
+        return known_adapter(name)
 
     @field_validator("template")
     @classmethod
     def _known_template(cls, name: str) -> str:
-        if name not in (*TEMPLATES, AUTO) and not JINJA.fullmatch(name):
-            known = ", ".join(TEMPLATES)
-            raise ValueError(f"expected one of {known}, or <file>.jinja relative to the suite's file, got {name!r}")
-        return name
+        return known_template(name)
 
     @field_validator("end_of_turn")
     @classmethod

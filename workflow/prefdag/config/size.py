@@ -14,3 +14,5 @@ class Size(Section):
     comparisons: Count = Field(description="pairs that are trained on")
     prompt_tokens: Count = Field(description="mean tokens of a prompt")
     response_tokens: Count = Field(description="mean tokens of one response")
+    demonstrations: Count | None = Field(None, description="rows of `sft.data` that SFT trains on")
+    demonstration_tokens: Count | None = Field(None, description="mean tokens of one of them")

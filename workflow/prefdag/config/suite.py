@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
+from prefdag.config.demonstrations import SupervisedTraining, sft_located
 from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
@@ -20,8 +21,7 @@ from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
 from prefdag.config.pairs import Pairs
 from prefdag.config.preference import Preference
-from prefdag.config.prepare import Prepare
-from prefdag.config.prepare import with_relative_paths as with_relative_paths
+from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.pretrain import Pretrain
 from prefdag.config.reference import Reference
 from prefdag.config.report import Expected, Report
@@ -29,7 +29,6 @@ from prefdag.config.reward import Reward
 from prefdag.config.rounds import IMPLICIT
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
-from prefdag.config.sft import SFT
 from prefdag.config.size import Size
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Count, Section, Seed
@@ -46,7 +45,7 @@ class Suite(Section):
     classifier: Classifier | None = None
     prepare: Prepare = Prepare()
     pretrain: Pretrain | None = None
-    sft: SFT = SFT()
+    sft: SupervisedTraining = SupervisedTraining()
     pairs: Pairs | None = None
     reward: Reward | None = None
     reference: Reference = Reference()
@@ -281,6 +280,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         mistakes.attempt(named_once, [*filter(None, sweeps)], where)
         return checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
     values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
+    values["sft"] = sft_located(values["sft"], stated.get("sft", where), shared)
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
     online: dict[str, Any] = values.get("online") or {**shared}

@@ -1,6 +1,6 @@
 """Duplicates and near-duplicates: a signature for each row, and the index that compares the signatures of a split.
 
-Signatures are stored in a flat file, 400 bytes a row, and read a column at a time, so memory holds a few numbers per
+Signatures are stored in a flat file, 408 bytes a row, and read a column at a time, so memory holds a few numbers per
 row. Near-duplicates are found as by Broder (1997): MinHash of the five-word shingles of the whole row, candidates by
 bands of it (Leskovec, Rajaraman & Ullman, Mining of Massive Datasets, section 3.4).
 """
@@ -21,6 +21,7 @@ SIGNATURE = np.dtype(
     [
         ("row", "<i8"),
         ("prompt", "<i8"),  # digest of the prompt
+        ("question", "<i8"),  # of the prompt in any format, see `question_of`
         ("whole", "<i8"),  # of prompt and responses in their order
         ("unordered", "<i8"),  # of prompt and responses in any order, without labels
         ("bands", "<u8", BANDS),
@@ -65,6 +66,7 @@ class DuplicateIndex:
         self._signatures = np.zeros(0, SIGNATURE) if empty else np.memmap(path, SIGNATURE, mode="r")
         self.rows = np.array(self._signatures["row"])
         self.prompts = np.array(self._signatures["prompt"])
+        self.questions = np.array(self._signatures["question"])
 
     def duplicates(self) -> list[tuple[int, int]]:
         """Return (row, the earlier row that it repeats) for rows with equal prompt and responses."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prefdag.config.adapters import is_user_adapter
 from prefdag.config.data import ADDRESS, HUB, Data, Source
+from prefdag.config.prepare import Prepare
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.data.adapters.records import Unusable
 from prefdag.data.adapters.registry import adapter_of, iter_comparisons
@@ -28,12 +29,20 @@ def check_first_rows(suite: Suite | ExactSuite) -> None:
     """
     if isinstance(suite, ExactSuite):
         return
-    for source in suite.data.sources or (suite.data,):
-        adapter = getattr(source, "adapter", None) or suite.prepare.adapter
+    _check_rows("data", suite.data, suite.prepare)
+    _check_number(suite.data, suite.prepare, ("validation", "test") if suite.pairs is None else ())
+    if suite.sft.data is not None:
+        prepare = suite.sft.prepare(suite.prepare, "demonstrations")
+        _check_rows("sft.data", suite.sft.data.rows, prepare)
+        _check_number(suite.sft.data, prepare, ("validation",))
+
+
+def _check_rows(key: str, data: Data, prepare: Prepare) -> None:
+    for source in data.sources or (data,):
+        adapter = getattr(source, "adapter", None) or prepare.adapter
         files = _training_files(source)
         if files and not is_user_adapter(adapter):
-            _check_source(source, files, adapter)
-    _check_number(suite, suite.data)
+            _check_source(key, source, files, adapter)
 
 
 def _training_files(source: Source | Data) -> list[Path]:
@@ -46,7 +55,7 @@ def _training_files(source: Source | Data) -> list[Path]:
     return sorted(one for one in path.glob(source.train) if one.is_file()) if source.train else []
 
 
-def _check_source(source: Source, files: list[Path], adapter: str) -> None:
+def _check_source(key: str, source: Source, files: list[Path], adapter: str) -> None:
     adapt, reasons, num = adapter_of(adapter), Counter[str](), 0
     rows = iter_source_rows(source, SourceFiles(source.source, {path.name: path for path in files}))
     for row in islice(rows, ROWS):
@@ -61,15 +70,13 @@ def _check_source(source: Source, files: list[Path], adapter: str) -> None:
         why = "; ".join(f"{count} rows: {reason}" for reason, count in reasons.most_common())
         raise UserError(
             f"{files[0]}: the adapter `{adapter}` can use none of the first {num} rows ({why}); correct "
-            "prepare.adapter or data.columns"
+            f"{'prepare' if key == 'data' else key}.adapter or {key}.columns"
         )
 
 
-def _check_number(suite: Suite, data: Data) -> None:
+def _check_number(data: Data, prepare: Prepare, splits: tuple[str, ...]) -> None:
     """Check that a single small file has enough prompts to split; other sources are counted by `prepare`."""
     path = Path(data.source)
-    plain = (
-        not data.columns and not data.replace and data.max_rows is None and not is_user_adapter(suite.prepare.adapter)
-    )
-    if suite.pairs is None and plain and path.is_file() and path.stat().st_size < SMALL:
-        held_out_shares(suite.prepare, ("validation", "test"), iter_comparisons(suite.prepare.adapter, path), str(path))
+    plain = not data.columns and not data.replace and data.max_rows is None and not is_user_adapter(prepare.adapter)
+    if splits and plain and path.is_file() and path.stat().st_size < SMALL:
+        held_out_shares(prepare, splits, iter_comparisons(prepare.adapter, path), str(path))

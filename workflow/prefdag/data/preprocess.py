@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
-from prefdag.data.adapters.records import TextComparison, Unusable, as_text
+from prefdag.data.adapters.records import TextComparison, Unusable, as_text, question_of
 from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.dedup import SIGNATURE, bands, digest, minhash
 from prefdag.data.prompt_templates import TextTemplate, assistant_turns, is_dialogue, load_template, without_first_turns
@@ -261,6 +261,7 @@ def row_signatures(rows: Sequence[int], comparisons: Sequence[TextComparison], n
         prompt, responses = as_text(comparison.prompt), comparison.responses
         label = (str(comparison.scores),) if len(responses) == 1 and comparison.scores else ()
         signatures[index]["prompt"] = digest(prompt)
+        signatures[index]["question"] = digest(question_of(comparison.prompt))
         signatures[index]["whole"] = digest(prompt, *responses, *label)
         signatures[index]["unordered"] = digest(prompt, *sorted(responses))
     signatures["row"] = rows

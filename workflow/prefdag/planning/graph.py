@@ -71,6 +71,8 @@ def _one(folder: str | None) -> list[str]:
 
 
 def _rows(suite: Suite, dataset: str) -> str:
+    if dataset == "demonstrations" and suite.sft.data is not None:
+        return "fetch/sft_data"
     sampled = suite.pairs is not None and dataset not in ("demonstrations", "ood")
     return "pairs" if sampled else "fetch/data"
 

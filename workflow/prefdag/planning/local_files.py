@@ -19,7 +19,7 @@ def files_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: D
     Args:
         suite: the resolved suite.
         stage: the stage's name; only `fetch` reads such files.
-        name: what is fetched: data, model, tokenizer or classifier.
+        name: what is fetched: data, sft_data, model, tokenizer or classifier.
         digests: remembers the sha256 of files between plans.
 
     Returns:
@@ -33,8 +33,8 @@ def files_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: D
 
 
 def _paths(suite: Suite, name: str) -> Iterator[Path]:
-    if name == "data":
-        for source in (*suite.data.sources, suite.data):
+    if data := suite.sft.rows_of(suite.data, name):
+        for source in (*data.sources, data):
             yield from _rows(source)
     elif name == "tokenizer":
         yield from _folder(str(suite.model.tokenizer), TOKENIZER_FILES)
@@ -71,7 +71,6 @@ def _commits(suite: Suite, name: str) -> dict[str, str]:
         return {}
     entries = read_lock(Path(suite.lock))
     model = suite.model if name in ("model", "tokenizer") else None
-    wanted = repositories(
-        suite.data if name == "data" else None, model, suite.classifier if name == "classifier" else None
-    )
+    classifier = suite.classifier if name == "classifier" else None
+    wanted = repositories(suite.sft.rows_of(suite.data, name), model, classifier)
     return {one.key: str(entries[one.key]["commit"]) for one in wanted if one.key in entries}

@@ -35,9 +35,11 @@ def check_paths(suite: Suite | ExactSuite, where: str) -> None:
 
 
 def _mistakes(suite: Suite) -> Iterator[str]:
-    sources = {"data": suite.data, **{f"data.sources.{at}": one for at, one in enumerate(suite.data.sources)}}
-    for key, source in sources.items():
-        yield from _rows(key, source)
+    parts = {"data": suite.data, **({"sft.data": suite.sft.data} if suite.sft.data else {})}
+    for part, data in parts.items():
+        sources = {part: data, **{f"{part}.sources.{at}": one for at, one in enumerate(data.sources)}}
+        for key, source in sources.items():
+            yield from _rows(key, source)
     if not suite.model.from_scratch:
         yield from _model("model", suite.model.source, "causal")
     elif suite.model.tokenizer:
@@ -50,13 +52,20 @@ def _mistakes(suite: Suite) -> Iterator[str]:
             yield from _function(f"runs.{run.name}.reward", *reward)
         if run.rounds and (named := user_reward_of(suite, run.name)):
             yield from _function(f"runs.{run.name}.pairs.reward", *split_path(named))
-    files = {"prepare.adapter": adapter_files(suite.prepare.adapter)}
-    if JINJA.fullmatch(suite.prepare.template):
-        files["prepare.template"] = (Path(suite.prepare.template),)
+    yield from _user_files("prepare", suite.prepare.adapter, suite.prepare.template)
+    if suite.sft.data:
+        yield from _user_files("sft.data", suite.sft.data.adapter, suite.sft.data.template)
+
+
+def _user_files(section: str, adapter: str | None, template: str | None) -> Iterator[str]:
+    """Yield a sentence for each file of an adapter or template that does not exist."""
+    files = {"adapter": adapter_files(adapter) if adapter else ()}
+    if template and JINJA.fullmatch(template):
+        files["template"] = (Path(template),)
     for key, paths in files.items():
         for path in paths:
             if not path.is_file():
-                yield f"{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
+                yield f"{section}.{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
 
 
 def _function(key: str, path: Path, name: str) -> Iterator[str]:

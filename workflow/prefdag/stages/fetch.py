@@ -1,6 +1,7 @@
 """Fetch rows, model, tokenizer or classifier from the Hub, an address, local files, or the embedded text world."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -29,6 +30,7 @@ CANDIDATES_PER_HELD_OUT = 20  # most reviews start with the prompt of an earlier
 
 class Job(Section):
     data: Data | None = None
+    sft_data: Data | None = None
     model: Origin | None = None
     tokenizer: Origin | None = None
     classifier: Classifier | None = None
@@ -38,7 +40,7 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace) -> dict[str, Any]:
-    """Fetch the one of `data`, `model`, `tokenizer` and `classifier` that the config has.
+    """Fetch the one of `data`, `sft_data`, `model`, `tokenizer` and `classifier` that the config has.
 
     Raises:
         UserError: a local file is no longer the one that the run was planned with.
@@ -47,8 +49,12 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         if Path(name).is_file() and sha256_of(Path(name)) != digest:
             raise UserError(f"{name}: changed after the run was planned; run `snakemake` again")
     if job.data is not None:
-        world = job.data.world if job.data.source == "world" else None
-        return _world(world, workspace.output) if world is not None else _rows(job.data, workspace, job.lock)
+        return _data(job.data, workspace, job.lock)
+    if job.sft_data is not None:
+        try:
+            return _data(job.sft_data, workspace, job.lock)
+        except UserError as mistake:
+            raise UserError(re.sub(r"^data\b", "sft.data", str(mistake))) from None
     if job.model is not None:
         source = model_files(job.model, "model", job.lock, MODEL_FILES)
         _check_model("model", source)
@@ -63,8 +69,13 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         _check_classifier(job.classifier, source.files)
         _copy(source.files, workspace.output / "model")
     else:
-        raise UserError("fetch --config: name one of data, model, tokenizer and classifier")
+        raise UserError("fetch --config: name one of data, sft_data, model, tokenizer and classifier")
     return {"commit": source.commit} if source.commit else {}
+
+
+def _data(data: Data, workspace: Workspace, lock: str | None) -> dict[str, Any]:
+    world = data.world if data.source == "world" else None
+    return _world(world, workspace.output) if world is not None else _rows(data, workspace, lock)
 
 
 def _world(world: World, folder: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ RESPONSES_OF = {"demonstrations": 1, "ood": 1, "comparisons": 2}  # of a dataset
 LINES_PER_CHUNK = 500
 BYTES_PER_WORKER = 1 << 20  # starting a worker pays off from a megabyte on
 SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
+SFT_QUESTIONS = "questions.npy"  # the same, in any format, where SFT has rows of its own
 
 
 class Job(Section):
@@ -91,6 +92,8 @@ def run(
     check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
+        if "sft_data" in read_manifest(rows).content["config"]:
+            np.save(workspace.output / SFT_QUESTIONS, np.unique(duplicates["train"].questions))
     samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
     _write_pages(workspace, report, samples)
     facts: dict[str, Any] = {split: {"rows_in": one.rows_in, "used": one.used} for split, one in audits.items()}
@@ -238,20 +241,27 @@ def _shared_prompts(
     Raises `UserError` if a held-out prompt is trained on, unless the suite allows it: a model would know the answers.
     """
     owners = {f"the {split} split": duplicates[split].prompts for split in duplicates}
+    has_other_rows = demonstrations is not None and (demonstrations.parent / SFT_QUESTIONS).is_file()
     if demonstrations is not None:
-        owners["SFT's training"] = np.load(demonstrations.parent / SFT_PROMPTS)
+        owners["SFT's training"] = np.load(demonstrations.parent / (SFT_QUESTIONS if has_other_rows else SFT_PROMPTS))
     shared = {}
     for split, index in duplicates.items():
         for owner, prompts in owners.items():
             if owner == f"the {split} split" or (split == "train" and owner.startswith("the ")):
                 continue  # train and another split are compared once, as that of the other split
-            rows = np.flatnonzero(np.isin(index.prompts, prompts))
+            from_sft_data = has_other_rows and not owner.startswith("the ")
+            rows = np.flatnonzero(np.isin(index.questions if from_sft_data else index.prompts, prompts))
             if not len(rows):
                 continue
             shared[f"{split} and {owner.removeprefix('the ')}"] = len(np.unique(index.prompts[rows]))
             if split != "train" and job.prepare.leakage != "allow":
                 prompt = Store.open(output / split)[int(rows[0])].prompt
                 text = str(tokenizer.decode(prompt, skip_special_tokens=True))[:60]
+                if from_sft_data:
+                    raise UserError(
+                        f"{split}: the prompt {text!r} is in {owner} too; remove such rows from the source of "
+                        "sft.data, or set prepare.leakage to allow"
+                    )
                 # With `drop`, only data that were prepared from other rows still share a prompt.
                 hint = "to drop, which leaves such training rows out, or " if job.prepare.leakage == "error" else ""
                 raise UserError(

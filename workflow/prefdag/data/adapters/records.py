@@ -214,6 +214,18 @@ def as_text(prompt: Prompt) -> str:
     return transcript if prompt and prompt[-1][0] == "assistant" else f"{transcript}\n\nAssistant:"
 
 
+def question_of(prompt: Prompt) -> str:
+    """Return what a prompt asks, equal for its forms in two datasets: text, transcript or turns, with a system prompt.
+
+    A dialogue of several turns stays a transcript.
+    """
+    turns = prompt if isinstance(prompt, str) else tuple(turn for turn in prompt if turn[0] != "system")
+    transcript = as_text(turns).strip()
+    question = transcript.removeprefix("Human:").removesuffix("Assistant:")
+    is_single = "\n\nHuman:" not in question and "\n\nAssistant:" not in question
+    return question.strip() if is_single else transcript
+
+
 def check_responses(*responses: str) -> tuple[str, ...]:
     """Return the responses. Raises `Unusable` if one is empty or two are equal."""
     names = ("chosen", "rejected") if len(responses) == 2 else ("response",) * len(responses)
