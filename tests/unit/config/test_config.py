@@ -361,3 +361,14 @@ def test_options_of_other_on_policy_trainers_are_answered() -> None:
 def test_the_names_of_on_policy_methods_are_those_of_the_registry() -> None:
 
     assert sorted(METHODS) == sorted(ON_POLICY)
+
+
+def test_a_suite_extends_one_that_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**MINIMAL, "seed": 1, "threads": 2}))
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\nseed: 5\n")
+    (tmp_path / "top.yaml").write_text("extends: middle.yaml\nname: top\n")
+    result = read_suite([str(tmp_path / "top.yaml")])
+    assert (result.name, result.seed, result.sft.threads) == ("top", 5, 2)
+    (tmp_path / "base.yaml").write_text("extends: top.yaml\n")
+    with pytest.raises(UserError, match="middle.yaml is extended already; a suite cannot extend itself"):
+        read_suite([str(tmp_path / "top.yaml")])

@@ -153,3 +153,29 @@ def checked_suite(kind: type[Any], values: dict[str, Any], where: str, mistakes:
         mistakes.add(explain(errors, kind, where))
     mistakes.check()
     return suite
+
+
+def with_extended(values: dict[str, Any], stated: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Merge a suite over the one that it extends, and over that one's, and so on.
+
+    Args:
+        values: the suite's YAML.
+        stated: the file of each section.
+
+    Returns:
+        The merged suite and the file of each of its sections.
+
+    Raises:
+        UserError: a file that cannot be read, or that extends itself.
+    """
+    values, read = dict(values), set[Path]()
+    while extended := values.pop("extends", None):
+        origin = stated.pop("extends")
+        check_no_home({"extends": extended}, origin)
+        path = Path(origin).parent / str(extended)
+        if path.resolve() in read:
+            raise UserError(f"{origin}: extends: {extended} is extended already; a suite cannot extend itself")
+        read.add(path.resolve())
+        below = read_yaml(path)
+        values, stated = merge(below, values), {**dict.fromkeys(below, str(path)), **stated}
+    return values, stated

@@ -15,7 +15,15 @@ from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
-from prefdag.config.loading import check_no_home, checked_suite, merge, read_yaml, share_defaults, with_defaults
+from prefdag.config.loading import (
+    check_no_home,
+    checked_suite,
+    merge,
+    read_yaml,
+    share_defaults,
+    with_defaults,
+    with_extended,
+)
 from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
@@ -258,11 +266,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         UserError: one sentence for each mistake, a line each.
     """
     values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
-    if extended := values.pop("extends", None):
-        check_no_home({"extends": extended}, stated["extends"])
-        path = Path(stated["extends"]).parent / str(extended)
-        below = read_yaml(path)
-        values, stated = merge(below, values), {**dict.fromkeys(below, str(path)), **stated}
+    values, stated = with_extended(values, stated)
     for key, value in values.items():
         check_no_home({key: value}, stated[key])
     mistakes = Mistakes()
