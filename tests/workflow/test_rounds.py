@@ -171,3 +171,20 @@ def test_samples_that_all_score_alike_stop_the_round_in_one_sentence(edited: Pro
     assert re.search(r"pairing it@round1: no pairs: of \d+ training prompts", output) and "Traceback" not in output
     edited.edit(SUITE, "law: margin, threshold: 100,", "law: max_min,")
     assert not {job for job in planned(edited) if job[1].endswith("samples1")}
+
+
+def test_an_edit_of_a_users_reward_scores_the_samples_again(edited: Project):
+    """From round 1's scores on; nothing samples round 1 again, and no other run's scores rerun."""
+    reward = edited.folder / "configs/mine.py"
+    reward.write_text("def short(prompts, responses):\n    return [-len(text) for text in responses]\n")
+    edited.edit(SUITE, "law: max_min,", "law: max_min, reward: mine.py:short,")
+    done = edited.snakemake(f"{RESULTS}/score/it@samples1/manifest.json")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    samples = [json.loads(line) for line in (edited.folder / RESULTS / "generate/it@samples1/generations.jsonl").open()]
+    scores = pd.read_csv(edited.folder / RESULTS / "score/it@samples1/scores.csv")["reward"]
+    assert scores.tolist() == [-len(row["response"]) for row in samples]
+    expected = jobs_of_round(1) | jobs_of_round(2) | answers("it") | answers("it@round1") | {("report", "")}
+    left = expected - {("generate", "it@samples1"), ("score", "it@samples1")}
+    assert planned(edited) == left
+    reward.write_text(reward.read_text().replace("-len", "-2 * len"))
+    assert planned(edited) == left | {("score", "it@samples1")}
