@@ -25,7 +25,7 @@ from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
 from prefdag.data.rows import read_rows
 from prefdag.models.loading import build, save
-from prefdag.planning.graph import stages_of
+from prefdag.planning.graph import inputs_of, stages_of
 from prefdag.rewards.ground_truth import load_ground_truth
 from preparing import byte_tokenizer
 from sequence_classifier import tiny_roberta
@@ -45,7 +45,8 @@ def test_it_plans(name: str, tmp_path: Path) -> None:
     planned_jobs = planned(project, f"configs/{name}.yaml")
     suite = read_suite([str(ROOT / f"configs/{name}.yaml")])
     assert isinstance(suite, Suite)
-    assert {("preference", run.name) for run in suite.runs} | {("lock", ""), ("fetch", "data")} <= planned_jobs
+    trainings = {tuple(folder.split("/")) for folder in jobs.trainings(suite)}
+    assert trainings | {("lock", ""), ("fetch", "data")} <= planned_jobs
     assert {stage for stage, _ in planned_jobs} - {"lock"} == set(stages_of(suite))
     folder = jobs.classifier_folder(suite)
     of_classifier = {job for job in planned_jobs if job[0] == "classifier" or job == ("fetch", "classifier")}
@@ -161,6 +162,16 @@ def tiny(name: str, folder: Path) -> Suite:
         changes["pairs"]["max_prompts"] = 20
     if (stated.get("classifier") or {}).get("source"):
         changes["classifier"] = {"source": str(tiny_roberta(folder / "classifier", WORDS)), "revision": None}
+    if any(run.get("preset") or run.get("method") == "ppo" for run in stated["runs"]):
+        changes["online"] = {
+            "batch_size": 4,
+            "max_steps": 2,
+            "minibatches": 2,
+            "tokens_per_batch": 2048,
+            "checkpoints": 0,
+        }
+    if stated["generate"].get("best_of"):
+        changes["generate"] = SIZES["generate"] | {"best_of": 2, "best_of_prompts": 2}
     changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
     (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
     return read_suite([suite, str(folder / "tiny.yaml")])
@@ -190,7 +201,8 @@ def walk(suite: Suite, results: Path) -> list[str]:
                 command += [f"--{key}", *([made(value)] if isinstance(value, str) else map(made, value))]
         assert main([*command, "--output", made(place)]) == 0, place
 
-    runs = list({run.objective.method: run.name for run in reversed(suite.runs)}.values())
+    rows = [run for run in suite.runs if not run.rounds]  # the chains of rounds have a test of their own
+    runs = list({run.objective.method: run.name for run in reversed(rows)}.values())
     base, classifier = jobs.folder_of(suite, "base"), jobs.classifier_folder(suite)
     stage("fetch/data", "data")
     if classifier == "classifier":
@@ -213,8 +225,9 @@ def walk(suite: Suite, results: Path) -> list[str]:
         stage(reward, **both)
     stage("reference/comparisons", **both)
     for run in runs:
-        cache = {"reference": "reference/comparisons"} if jobs.reads_reference(suite, run) else {}
-        stage(f"preference/{run}", run, **both, **cache)
+        place = jobs.training_folder(suite, run)
+        read = inputs_of(suite, place.partition("/")[0], run)
+        stage(place, run, **{name: folders[0] for name, folders in read.items() if folders})
     policies = ["base", "sft", *runs]
     inputs: Row = {"reference": "sft", "implicit": [], "reward": reward, "classifier": classifier}
     for policy in policies:
@@ -238,7 +251,7 @@ def walk(suite: Suite, results: Path) -> list[str]:
         scores=[f"score/{policy}" for policy in policies],
         judges=[f"judge/{policy}" for policy in policies if policy != "sft"],
         generations=[f"generate/{policy}" for policy in policies],
-        preferences=[f"preference/{run}" for run in runs],
+        preferences=[jobs.training_folder(suite, run) for run in runs],
         comparisons="prepare/comparisons",
         reward=reward,
     )

@@ -51,6 +51,29 @@ def test_by_hand() -> None:
     assert (costs["preference"].jobs, costs["generate"].jobs) == (3, 5)
 
 
+def test_on_policy_rows_by_hand() -> None:
+    """PPO: 5 rounds of 4 answers of 30 tokens. A round samples 20 steps of 2 bytes a weight and 4 prompts of 10 tokens,
+    measures policy, value head and reference, 2 FLOPs a weight and token each, and trains two models twice.
+
+    Online DPO: two answers share a prompt, 50 tokens; log-probs are measured in the one update, and no value head.
+    """
+    runs = [
+        {"name": "ppo", "method": "ppo", "epochs": 2},
+        {"name": "dpo", "method": "dpo", "online": {"labels": "soft"}},
+    ]
+    online = {"batch_size": 4, "max_steps": 5, "learning_rate": 1e-3}
+    mine = suite(runs=runs, online=online, grid=[])
+    costs = {one.stage: one for one in job_costs(mine, Size.model_validate(SIZE))}
+    assert "preference" not in costs and "reference" not in costs
+    step = 20 * 2e9 / BANDWIDTH
+    ppo = step + 2e9 * 40 / FLOPS + (3 * 2e9 + 2 * 2 * 6e9) * 120 / FLOPS
+    assert costs["policy"].hours * 3600 == pytest.approx(5 * ppo)
+    assert costs["policy"].gigabytes == pytest.approx((36e9 + 34 * 1000 * 8192) / 1e9)
+    dpo = step + 2e9 * 80 / FLOPS + (2e9 + 6e9) * 4 * 50 / FLOPS
+    assert costs["online"].hours * 3600 == pytest.approx(5 * dpo)
+    assert costs["online"].gigabytes == pytest.approx((20e9 + 34 * 1000 * 8192) / 1e9)
+
+
 def test_what_is_prepared_counts_instead(tmp_path: Path) -> None:
     totals = {"prompt": {"total": 70}, "chosen": {"total": 30}, "rejected": {"total": 50}}
     audit = {"splits": {"train": {"used": 10, "tokens": totals}}}

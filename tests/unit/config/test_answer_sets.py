@@ -176,6 +176,7 @@ def test_the_estimate_counts_every_set() -> None:
         ({"best_of": 1}, "generate.best_of: expected a number of at least 2, got 1"),
         ({"best_of": 4, "temperature": 0}, "best_of: samples at temperature 0 are all equal"),
         ({"best_of_prompts": 4}, "best_of_prompts: there is no pool"),
+        ({"best_of_temperature": 0.7}, "best_of_temperature: there is no pool"),
     ],
 )
 def test_mistakes_are_sentences(generate: dict[str, Any], sentence: str) -> None:
@@ -212,3 +213,9 @@ def test_the_report_is_told_how_answers_were_drawn() -> None:
     }
     assert by_name["dpo@t0.25"] == {**by_name["dpo"], "temperature": 0.25}
     assert by_name["dpo@nucleus"] == {**by_name["dpo"], "top_p": 0.9}
+
+
+def test_the_pool_has_a_temperature_of_its_own() -> None:
+    """Greedy answers, and Best-of-N from warm samples."""
+    generate = suite(generate={"temperature": 0, "best_of": 4, "best_of_temperature": 0.7}).generate
+    assert (generate.settings("").temperature, generate.settings("pool").temperature) == (0, 0.7)

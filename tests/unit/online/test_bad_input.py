@@ -45,6 +45,7 @@ def mistake_of(row: dict[str, Any]) -> str:
         ({"method": "dpo", "online": {"kl": 0.1}}, "a pair loss does not read it"),
         ({"method": "dpo", "online": True}, "expected a mapping"),
         ({"preset": "unknown"}, "expected one of dpo-paper"),
+        ({"method": "ppo", "processes": 2, "sharding": "sharded"}, "each holds the whole model; leave it out"),
         ({"method": "ppo", "minibatches": 9}, "5 prompts to share out"),
     ],
 )
@@ -214,3 +215,26 @@ def test_a_value_head_of_another_width(tmp_path: Path) -> None:
     wide.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(50, 24))
     with pytest.raises(UserError, match="its head reads 16 numbers, the policy has 24"):
         load_critic(method, wide, *arguments)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"method": "reinforce", "baseline": "learned", "value": "shared"},
+        {"method": "reinforce", "baseline": "learned", "value_clip": None},
+        {"method": "reinforce", "baseline": "constant", "constant": 0.4},
+        {"method": "reinforce", "kl": {"coefficient": 0.1, "where": "reward", "estimator": "k2"}},
+        {"method": "rloo", "kl": {"coefficient": 0.1, "where": "loss", "estimator": "k2"}},
+        {"method": "grpo", "samples": 3, "aggregation": "dapo"},
+        {"method": "grpo", "samples": 3, "aggregation": "bnpo"},
+    ],
+)
+def test_two_rounds_of_every_option(row: dict[str, Any]) -> None:
+    """Finite numbers, a first ratio of 1, and weights that move; a value head moves where there is one."""
+    training = online_training({"max_steps": 2, **row})
+    before = {name: value.clone() for name, value in state_of(training).items()}
+    records = list(training.rounds())
+    assert len(records) == 2 and all(np.isfinite(list(one.values().values())).all() for one in records)
+    assert all(one.metrics["first_ratio_error"] == 0 for one in records)
+    moved = {name.split(".")[0] for name, value in state_of(training).items() if not torch.equal(value, before[name])}
+    assert moved == {"policy"} | ({"value"} if row.get("baseline") == "learned" else set())

@@ -18,6 +18,7 @@ from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
 from prefdag.config.judge import LLM, name_of
+from prefdag.config.online.methods import TokenMethod, reads_values
 from prefdag.config.preference import Preference
 from prefdag.config.round_jobs import generation_of_samples
 from prefdag.config.sampling import Sampling
@@ -77,9 +78,11 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
         yield _training(
             "reward", [suite.reward] * len(suite.reward.trainings), size, machine, pairs, prompt + 2 * response
         )
-    if any("reference" in run.objective.reads for run in suite.runs):
+    if any("reference" in run.objective.reads and not run.online for run in suite.runs):
         yield JobCost("reference", 1, 2 * size.parameters * tokens / machine.flops / HOUR, weights)
-    yield _training("preference", _trainings(suite), size, machine, pairs, prompt + 2 * response)
+    if trainings := _trainings(suite, on_policy=False):
+        yield _training("preference", trainings, size, machine, pairs, prompt + 2 * response)
+    yield from _on_policy(suite, size, machine)
     sampled = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
     prompts_of = [one.max_prompts or pairs // 10 for one in sampled]
     of_rounds = [
@@ -94,9 +97,45 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
     yield JobCost("score", len(sampled), hours, models * weights)
 
 
-def _trainings(suite: Suite) -> list[Preference]:
-    """Return the settings of each training of a run, or of each of its rounds."""
-    return [run.preference for run in suite.runs for _ in range(run.rounds.rounds if run.rounds else 1)]
+def _trainings(suite: Suite, on_policy: bool = True) -> list[Preference]:
+    """Return the settings of each training of a run, or of each of its rounds. on_policy: those of one job as well."""
+    runs = [run for run in suite.runs if on_policy or not run.online]
+    return [run.preference for run in runs for _ in range(run.rounds.rounds if run.rounds else 1)]
+
+
+def _on_policy(suite: Suite, size: Size, machine: Machine) -> Iterator[JobCost]:
+    """Yield the cost of trainings that sample: a line for policy gradients, one for pair losses.
+
+    A round samples, scores, measures log-probs under policy and reference in a forward pass each, and trains `epochs`
+    times. A value head with a trunk of its own and a trained or implicit reward are models of the policy's size.
+    """
+    for stage in ("policy", "online"):
+        runs = [run for run in suite.runs if jobs.training_folder(suite, run.name).startswith(f"{stage}/")]
+        hours = most = 0.0
+        for run in runs:
+            settings = jobs.online_of(suite, run.name)
+            method = run.objective
+            critics = int(isinstance(method, TokenMethod) and method.value == "own" and reads_values(method))
+            scorers = int(settings.reward == "trained" or settings.implicit_run is not None)
+            response = min(size.response_tokens, settings.max_new_tokens)
+            tokens = settings.batch_size * (size.prompt_tokens + settings.samples * response)
+            first = int(settings.epochs * settings.minibatches > 1)  # old log-probs; otherwise the update's are taken
+            passes = 2 * (settings.reads_reference + scorers + first * (1 + critics))
+            passes += 6 * settings.epochs * (1 + critics)
+            sampling = Sampling(
+                num_samples=settings.samples,
+                max_new_tokens=settings.max_new_tokens,
+                batch_size=settings.sampling_batch_size,
+            )
+            rounds = settings.max_steps
+            hours += rounds * _sampling(sampling, size, machine, settings.batch_size)
+            hours += rounds * passes * size.parameters * tokens / machine.flops / HOUR
+            trained = (8 + _moments(settings)) * (1 + critics) + 4 * (settings.reads_reference + scorers)
+            least = size.prompt_tokens + settings.samples * response
+            activations = 34 * size.layers * size.hidden_size * max(settings.tokens_per_batch, least)
+            most = max(most, (trained * size.parameters + activations) / 1e9)
+        if runs:
+            yield JobCost(stage, len(runs), hours, most)
 
 
 def _training(

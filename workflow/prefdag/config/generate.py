@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from prefdag.config.answer_sets import NUMBERED, POOL
 from prefdag.config.generation import Generation
 from prefdag.config.runs import checked_name
-from prefdag.schema import Count, NonNegative, Section, Seed
+from prefdag.schema import Count, NonNegative, Positive, Section, Seed
 
 
 class Variant(Section):
@@ -32,6 +32,7 @@ class Generate(Generation):
     variants: dict[str, Variant] = Field({}, description="further settings by name, each stating what differs")
     best_of: int | None = Field(None, ge=2, description="samples per prompt of `sft@pool`, which Best-of-N picks from")
     best_of_prompts: Count | None = Field(None, description="prompts of the pool; default: those of `max_prompts`")
+    best_of_temperature: Positive | None = Field(None, description="of the pool; default: `temperature`")
     chosen: bool = Field(False, description="the test split's best responses as one more set of answers, `chosen`")
 
     @model_validator(mode="after")
@@ -46,10 +47,11 @@ class Generate(Generation):
             if equal is not None:
                 raise ValueError(f"{_key(name)}: its settings are those of {equal}; state what differs or remove it")
             known[_key(name)] = settings
-        if self.best_of_prompts and not self.best_of:
-            raise ValueError("best_of_prompts: there is no pool; state `best_of`, its samples per prompt")
-        if self.best_of and self.temperature == 0:
-            raise ValueError("best_of: samples at temperature 0 are all equal; state a temperature above 0")
+        for key in ("best_of_prompts", "best_of_temperature"):
+            if getattr(self, key) and not self.best_of:
+                raise ValueError(f"{key}: there is no pool; state `best_of`, its samples per prompt")
+        if self.best_of and not (self.best_of_temperature or self.temperature):
+            raise ValueError("best_of: samples at temperature 0 are all equal; state best_of_temperature above 0")
         return self
 
     def settings(self, variant: str) -> Generation:
@@ -57,7 +59,9 @@ class Generate(Generation):
         stated = self.model_dump(include=set(Generation.model_fields))
         if variant == POOL:
             prompts = self.best_of_prompts or self.max_prompts
-            return Generation(**{**stated, "num_samples": self.best_of, "max_prompts": prompts})
+            heat = self.best_of_temperature or self.temperature
+            of_pool = {"num_samples": self.best_of, "max_prompts": prompts, "temperature": heat}
+            return Generation(**{**stated, **of_pool})
         if variant in self.variants:
             stated |= self.variants[variant].model_dump(exclude_none=True, exclude={"policies", "prompts"})
         return Generation(**stated)

@@ -102,6 +102,14 @@ class Online(Preference):
             return reward
         raise ValueError(f"expected one of {', '.join(names)}, implicit:<run> or <file>.py:<function>, got {reward!r}")
 
+    @model_validator(mode="after")
+    def _is_replicated(self) -> Self:
+        if self.sharding == "sharded":
+            raise ValueError(
+                "sharding: on-policy training shares rounds over processes; each holds the whole model; leave it out"
+            )
+        return self
+
     def resolved(self, ground_truth: str) -> Self:
         """Return the settings with the suite's ground truth, `score.reward`, by its name."""
         return self.model_copy(update={"reward": ground_truth}) if self.reward == "ground_truth" else self
