@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from prefdag.config import loading
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
@@ -15,15 +16,6 @@ from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.judge import Judge
 from prefdag.config.judge import with_relative_paths as judges_located
-from prefdag.config.loading import (
-    check_no_home,
-    checked_suite,
-    merge,
-    read_yaml,
-    share_defaults,
-    with_defaults,
-    with_extended,
-)
 from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
@@ -241,8 +233,8 @@ def read_suite(paths: list[str]) -> Suite | ExactSuite:
     """Read one suite file and merge further files over it key by key, as Snakemake's --configfile does."""
     values, stated = dict[str, Any](), dict[str, str]()
     for path in paths:
-        read = read_yaml(Path(path))
-        values, stated = merge(values, read), {**stated, **dict.fromkeys(read, path)}
+        read = loading.read_yaml(Path(path))
+        values, stated = loading.merge(values, read), {**stated, **dict.fromkeys(read, path)}
     return resolve(values, paths[-1], stated)
 
 
@@ -266,14 +258,14 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         UserError: one sentence for each mistake, a line each.
     """
     values, stated = dict(values), {**dict.fromkeys(values, where), **(stated or {})}
-    values, stated = with_extended(values, stated)
+    values, stated = loading.with_extended(values, stated)
     for key, value in values.items():
-        check_no_home({key: value}, stated[key])
+        loading.check_no_home({key: value}, stated[key])
     mistakes = Mistakes()
     kind = ExactSuite if "exact" in values else Suite
     if kind is Suite:
-        values = with_defaults(values)
-    shared = share_defaults(values, kind)
+        values = loading.with_defaults(values)
+    shared = loading.share_defaults(values, kind)
     rows = mistakes.attempt(_rows, values, "runs", stated, where) or []
     grid = mistakes.attempt(_rows, values, "grid", stated, where) or []
     if kind is ExactSuite:
@@ -282,7 +274,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
             *(mistakes.attempt(sweep_of, entry, grid_of([entry]), where) for entry in grid),
         ]
         mistakes.attempt(named_once, [*filter(None, sweeps)], where)
-        return checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
+        return loading.checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
     values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
     values["sft"] = sft_located(values["sft"], stated.get("sft", where), shared)
     if "judge" in values:
@@ -293,9 +285,9 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
     preference = values["preference"]
     if mistakes.attempt(Preference.parse, preference, where, "preference") is None:
-        preference = with_defaults({})["preference"]  # so that mistakes of the rows are told as well
+        preference = loading.with_defaults({})["preference"]  # so that mistakes of the rows are told as well
     runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
-    return checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
+    return loading.checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 
 
 def _rows(values: dict[str, Any], key: str, stated: Mapping[str, str], where: str) -> list[dict[str, Any]]:
