@@ -137,3 +137,16 @@ def test_a_world_of_sampled_comparisons(tmp_path: Path, capsys: pytest.CaptureFi
     output = capsys.readouterr().out
     assert "comparisons: sampled from the SFT policy" in output
     assert "demonstrations: train: 200 of 200 rows used" in output and "<|bos|>|" in output
+
+
+def test_rows_of_sft_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They are counted, shown as SFT sees them, and their leakage is refused."""
+    for prompt, code in (("Name", 0), ("What is", 2)):
+        chats = [{"prompt": f"{prompt} {n}?", "response": f"N{n}."} for n in range(60)]
+        (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+        data = {"source": str(tmp_path / "chats.jsonl"), "adapter": "demonstrations"}
+        assert check(tmp_path, model, rows(60), sft={"data": data, "max_steps": 2}) == code
+    output, error = capsys.readouterr()
+    assert "sft.data: rows read: train 60 of 60; adapter demonstrations, template chat" in output
+    assert "demonstrations: train: 57 of 57 rows used" in output and "response   " in output
+    assert "is in SFT's training too; remove such rows from the source of sft.data" in error
