@@ -57,6 +57,38 @@ def test_ten_minutes(project: Project):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+def test_single_responses(project: Project):
+    """`init` writes KTO for labelled rows; 15 desirable and 45 undesirable ones run to the report, with SFT and BCO."""
+    rows = [
+        {"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}." if n % 4 == 0 else "Who knows?"}
+        for n in range(60)
+    ]
+    rows = [{**row, "label": n % 4 == 0} for n, row in enumerate(rows)]
+    (project.folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = prefdag(project, "init", "--model", "models/mine", "--data", "mine.jsonl")
+    assert written.returncode == 0, written.stderr
+    project.edit("configs/mine.yaml", "max_steps: 0", "max_steps: 2")
+    with (project.folder / "configs/mine.yaml").open("a") as suite:
+        suite.write("  - {name: bco, method: bco, beta: 0.1}\n")
+    run = project.snakemake("--cores", "2", suite="configs/mine.yaml")
+    assert run.returncode == 0, run.stderr
+    results, console = project.folder / "results/mine", run.stdout + run.stderr
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")
+    assert list(runs.index) == ["base", "sft", "kto", "bco"] and runs["reward"].notna().all()
+    splits = json.loads((results / "prepare/comparisons/audit.json").read_text())["splits"]
+    labels = splits["train"]["labels"]
+    assert sum(split["labels"]["desirable"] for split in splits.values()) == 15
+    assert f"train: {labels['desirable']} desirable, {labels['undesirable']} undesirable (KTO: lambda_d from" in console
+    trained = json.loads((results / "prepare/demonstrations/manifest.json").read_text())["facts"]["train"]["used"]
+    assert trained == labels["desirable"] and "dropped:" in console and "labelled bad" in console
+    facts = json.loads((results / "preference/kto/manifest.json").read_text())["facts"]
+    curve = pd.read_csv(results / "preference/kto/curves.csv")
+    assert "validation_loss" in facts and {"desirable_logratio", "undesirable_logratio"} <= set(curve)
+    assert f"Of the training responses {labels['desirable']} are" in (results / "report/index.html").read_text()
+    again = project.snakemake("-n", suite="configs/mine.yaml")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
 def test_too_few_rows_train_nothing(project: Project):
     """`prepare` refuses 6 rows of which one is dropped; SFT, which does not read comparisons, has not run by then."""
     write_pairs(project.folder / "mine.jsonl", 6, rejected="It is 10.")

@@ -101,17 +101,25 @@ def key_result(job: Job) -> str:
         facts = json.loads((job.folder / "manifest.json").read_text())["facts"]
         if job.stage == "score":
             facts = json.loads((job.folder / "summary.json").read_text())
-        return describe_facts(job.stage, facts) + (describe_dropped(job.folder) if job.stage == "prepare" else "")
+        return describe_facts(job.stage, facts) + (describe_audit(job.folder) if job.stage == "prepare" else "")
     except (OSError, ValueError, KeyError, TypeError):  # a result for the eye only: the job has succeeded
         return ""
 
 
-def describe_dropped(folder: Path) -> str:
-    """Describe why rows of a dataset are not used, like `; dropped: 12 tie, 5 empty chosen`; '' if all are used."""
+def describe_audit(folder: Path) -> str:
+    """Describe why rows of a dataset are not used, like `; dropped: 12 tie, 5 empty chosen`, and labels of train.
+
+    Return '' if all are used and none has a label.
+    """
     counts: Counter[str] = Counter()
-    for audit in json.loads((folder / "audit.json").read_text())["splits"].values():
+    splits = json.loads((folder / "audit.json").read_text())["splits"]
+    for audit in splits.values():
         counts.update({reason: entry["count"] for reason, entry in audit["dropped"].items()})
-    return f"; dropped: {', '.join(f'{count:,} {reason}' for reason, count in counts.most_common())}" if counts else ""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    labels = splits.get("train", {}).get("labels")
+    counted = f"; train: {labels['desirable']:,} desirable, {labels['undesirable']:,} undesirable" if labels else ""
+    counted += f" (KTO: {labels['balance']})" if labels and labels["balance"] else ""
+    return (f"; dropped: {dropped}" if dropped else "") + counted
 
 
 def describe_facts(stage: str, facts: dict[str, Any]) -> str:

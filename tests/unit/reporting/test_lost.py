@@ -8,7 +8,7 @@ import pytest
 from artifacts import manifest_of
 from prefdag.data.dropped import lost_rows, reasons, warnings
 from prefdag.reporting.lost import losses_of_runs
-from snakemake_logger_plugin_prefdag.jobs import describe_dropped, describe_facts
+from snakemake_logger_plugin_prefdag.jobs import describe_audit, describe_facts
 
 
 def split(used: int, **dropped: int) -> dict:
@@ -57,6 +57,6 @@ def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
 
 
 def test_the_console_names_what_is_dropped_and_cut(comparisons: Path):
-    assert describe_dropped(comparisons.parent) == "; dropped: 12 empty chosen, 6 tie"
+    assert describe_audit(comparisons.parent) == "; dropped: 12 empty chosen, 6 tie"
     assert describe_facts("generate", {"generations": 40, "ended": 0.5}) == "40 answers, 50% cut at the token limit"
     assert describe_facts("generate", {"generations": 40, "ended": 1.0}) == "40 answers"

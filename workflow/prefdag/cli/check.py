@@ -19,8 +19,9 @@ from prefdag.config.data import SPLITS, Data
 from prefdag.config.prepare import Prepare
 from prefdag.config.size import Size
 from prefdag.config.suite import Suite, read_ordinary_suite
-from prefdag.data.audit import findings
+from prefdag.data.audit import findings, label_name
 from prefdag.data.dropped import warnings
+from prefdag.data.preprocess import UNDESIRABLE
 from prefdag.data.row_counts import count_rows
 from prefdag.data.splits import default_sizes
 from prefdag.data.token_store import Store
@@ -113,7 +114,7 @@ def _dropped(dataset: str, audit: dict[str, Any]) -> Iterator[str]:
     for split, part in audit["splits"].items():
         for line in findings(split, part) if part["rows_in"] else ():
             yield f"{dataset}: {line}"
-    for sentence in warnings(audit["splits"]):
+    for sentence in warnings(audit["splits"], (UNDESIRABLE,)):
         yield f"{WARNING}{dataset}: {sentence}"
 
 
@@ -191,6 +192,8 @@ def _shown(suite: Suite, seen: Preview) -> Iterator[str]:
         for index in range(min(SHOWN, len(store))):
             one = store[index]
             yield f"  row {store.rows[index]}"
+            if store.num_responses == 1 and store.scores is not None:
+                names = [label_name(float(store.scores[index, 0]))]
             for name, ids in zip(["prompt", *names], [one.prompt, *one.responses]):
                 yield f"    {name:8} {len(ids):5} tokens  {_tokens(tokenizer, ids.tolist())}"
 

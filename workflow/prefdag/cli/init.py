@@ -202,7 +202,7 @@ def suite_text(facts: Facts, template: Path | None, found_limits: dict[str, int]
     answer = max(1, min(ANSWER, known["response"], facts.context - known["prompt"]))
     training = f"batch_size: {batch}, epochs: {epochs}, learning_rate: %s, warmup_ratio: 0.1"
     sft = f"max_steps: 0, batch_size: {batch}, learning_rate: {10 * rate:g}"
-    writing = facts.writing
+    writing, is_single = facts.writing, facts.rows.adapter == "labelled"
     lines = [
         "# Written by `prefdag init`; every line is a guess that may be changed. configs/README.md explains the keys.",
         f"name: {_quoted(facts.name)}",
@@ -227,12 +227,15 @@ def suite_text(facts: Facts, template: Path | None, found_limits: dict[str, int]
         f"sft: {{{sft}}}  # none: the model is tuned"
         if facts.is_tuned
         else f"sft: {{{training % f'{10 * rate:g}'}}}  # on the better responses",
-        f"reward: {{{training % f'{10 * rate:g}'}}}  # the judge of answers",
+        *([] if is_single else [f"reward: {{{training % f'{10 * rate:g}'}}}  # the judge of answers"]),
         "reference: {}",
         f"preference: {{{training % f'{rate:g}'}}}",
         f"generate: {{max_prompts: 200, max_new_tokens: {answer}}}  # answers to at most so many test prompts",
-        "score: {reward: trained}",
-        "report: {reward_label: trained reward model}",
+        *(
+            ["score: {reward: vader}  # sentiment: single responses train no reward model; or a `classifier` of yours"]
+            if is_single
+            else ["score: {reward: trained}", "report: {reward_label: trained reward model}"]
+        ),
         "",
         "runs:",
         f"  - {{name: {facts.method}, method: {facts.method}, beta: 0.1}}",

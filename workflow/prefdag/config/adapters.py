@@ -18,10 +18,17 @@ USER_ADAPTER = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What the rows of an adapter may hold. ranked: more than two responses, with scores; scored: scores."""
+    """What the rows of an adapter may hold.
+
+    Attributes:
+        ranked: more than two responses, with scores.
+        scored: scores.
+        single: one labelled response each; None if that is not known before the rows are read.
+    """
 
     ranked: bool
     scored: bool
+    single: bool | None = False
 
 
 def declared_adapters(path: Path) -> dict[str, AdapterInfo]:
@@ -32,7 +39,9 @@ def declared_adapters(path: Path) -> dict[str, AdapterInfo]:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).rpartition(".")[2] == "adapter":
                 flags = {keyword.arg: ast.literal_eval(keyword.value) for keyword in decorator.keywords}
                 ranked = flags.get("ranked", False)
-                declared[function.name] = AdapterInfo(ranked, scored=ranked or flags.get("scored", False))
+                declared[function.name] = AdapterInfo(
+                    ranked, scored=ranked or flags.get("scored", False), single=flags.get("single", False)
+                )
     return declared
 
 
@@ -65,5 +74,5 @@ def adapter_info(adapter: str) -> AdapterInfo:
     if not is_user_adapter(adapter):
         return ADAPTERS[adapter]
     path, function = split_adapter(adapter)
-    undeclared = AdapterInfo(ranked=True, scored=True)
+    undeclared = AdapterInfo(ranked=True, scored=True, single=None)
     return declared_adapters(path).get(function, undeclared) if path.is_file() else undeclared

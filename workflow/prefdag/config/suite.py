@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from prefdag.config import loading
-from prefdag.config.adapters import RANKED, SCORED, adapter_info
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.demonstrations import SupervisedTraining, sft_located
@@ -27,6 +26,7 @@ from prefdag.config.reference import Reference
 from prefdag.config.report import Expected, Report
 from prefdag.config.reward import Reward
 from prefdag.config.rounds import IMPLICIT
+from prefdag.config.row_needs import check_single, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.score import Score
 from prefdag.config.size import Size
@@ -71,6 +71,8 @@ class Suite(Section):
     def _sections_agree(self) -> "Suite":
         if self.model.from_scratch and self.pretrain is None:
             raise ValueError("pretrain is missing: a model from scratch needs it")
+        asking = {"generate.chosen": self.generate.chosen, "judge.against": self.judge.against == "chosen"}
+        check_single(self._adapters, self.reward is not None, (key for key, asks in asking.items() if asks))
         if self.score.reward == "trained" and self.reward is None:
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
         for run in self.runs:
@@ -89,7 +91,7 @@ class Suite(Section):
         for run in self.runs:
             if run.online is not None:
                 self._check_reward(run, run.online.resolved(self.score.reward))
-            if mistake := self._lacking(run):
+            if mistake := lacking(run, self._adapters):
                 raise ValueError(f"runs.{run.name}.{mistake}")
         return self
 
@@ -164,31 +166,12 @@ class Suite(Section):
             if self.run(other).rounds:
                 raise ValueError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
 
-    def _lacking(self, run: Run) -> str | None:
-        """Return what a run needs that its data will not have, as far as the suite shows."""
-        if run.rounds:
-            return None  # its own pairs have two scored responses
-        method, entry = run.objective.method, run.objective
-        if run.dataset == "rankings" and entry.responses == "two":
-            return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
-        if run.dataset == "rankings" and (adapter := self._adapter_without("ranked")):
-            return (
-                f"dataset: rows of the adapter `{adapter}` hold two responses; sample rankings by the section `pairs`, "
-                f"or give rows of more responses to one of the adapters {', '.join(RANKED)}"
-            )
-        if "scores" in entry.reads and (adapter := self._adapter_without("scored")):
-            return (
-                f"method: {method} reads scores, and rows of the adapter `{adapter}` have none; sample and score "
-                f"responses by the section `pairs`, or give rows with scores to one of the adapters {', '.join(SCORED)}"
-            )
-        return None
-
-    def _adapter_without(self, kind: Literal["ranked", "scored"]) -> str | None:
-        """Return an adapter of the suite's comparisons whose rows are not `ranked` or `scored`, if there is one."""
+    @property
+    def _adapters(self) -> list[str]:
+        """The adapters of the suite's comparisons; none if they are sampled."""
         if self.pairs is not None:
-            return None
-        adapters = [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
-        return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
+            return []
+        return [source.adapter or self.prepare.adapter for source in self.data.sources] or [self.prepare.adapter]
 
     def _check_implicit(self, name: str, key: str) -> None:
         """Check that a run has an implicit reward: beta times its log-ratio to SFT. key: what names the run."""

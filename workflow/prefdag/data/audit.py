@@ -17,6 +17,7 @@ LISTED = 1000  # row numbers listed for one reason; the count covers all rows
 BIN = 16  # tokens in one bar of a length histogram
 BATCH = 32  # comparisons of one batch, in the order of rows, for which padding is measured
 ONE_SIDED = 20  # labels; if all name one position, it is no accident (2^-19)
+BALANCED = 4 / 3  # largest ratio of desirable to undesirable weight that KTO's paper recommends; the smallest is 1
 POSITION_BIAS = 0.02  # a position is favoured if its share exceeds an even one by this and four standard errors
 SHOWN = 20  # rows on the page of samples
 AUDIT, SAMPLES = "audit.html.jinja", "samples.html.jinja"
@@ -34,6 +35,7 @@ class SplitAudit:
     characters: dict[str, list[int]] = field(default_factory=dict)
     against_scores: list[int] = field(default_factory=list)  # rows whose chosen response has the lower score
     positions: Counter[int] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)  # of single responses: desirable or undesirable
     lengths: dict[str, Counter[int]] = field(default_factory=dict)
     first_longer: int = 0
     second_longer: int = 0
@@ -56,6 +58,8 @@ class SplitAudit:
             self.characters.setdefault(name, []).append(row.row)
         if row.scores and len(row.scores) == 2 and row.scores[0] < row.scores[1]:
             self.against_scores.append(row.row)
+        if row.scores and len(row.scores) == 1:
+            self.labels[label_name(row.scores[0])] += 1
         if row.position is not None:
             self.positions[row.position] += 1
         self._measure(len(row.prompt), [len(response) for response in row.responses])
@@ -73,6 +77,10 @@ class SplitAudit:
         self._batched += 1
         if self._batched == BATCH:
             self._pad()
+
+    def _labels(self) -> dict[str, Any]:
+        counts = {name: self.labels[name] for name in map(label_name, (1.0, 0.0))}
+        return {**counts, "balance": _balance(*counts.values())}
 
     def _pad(self) -> None:
         self.tokens["padded"] += len(self._batch) * max(self._batch, default=0)
@@ -98,7 +106,13 @@ class SplitAudit:
             "tokens": {name: _length_summary(counts) for name, counts in self.lengths.items()},
             "savings": {**self.tokens, **_savings(**self.tokens)},
             **({"against_scores": _rows(self.against_scores)} if self.against_scores else {}),
+            **({"labels": self._labels()} if self.labels else {}),
         }
+
+
+def label_name(score: float) -> str:
+    """Return what a single response with that label is called."""
+    return "desirable" if score == 1 else "undesirable"
 
 
 def _listed(reasons: dict[str, list[int]]) -> dict[str, Any]:
@@ -142,6 +156,10 @@ def findings(split: str, audit: dict[str, Any]) -> list[str]:
     for key, word in (("dropped", "dropped"), ("cut", "cut"), ("characters", "with")):
         for reason, entry in audit[key].items():
             lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_row_list(entry)}")
+    if labels := audit.get("labels"):
+        weights = f"; KTO balances them with {labels['balance']}" if split == "train" and labels["balance"] else ""
+        counts = f"{labels['desirable']} desirable and {labels['undesirable']} undesirable responses"
+        lines.append(f"{split}: {counts}{weights}")
     if against := audit.get("against_scores"):
         lines.append(
             f"{split}: {against['count']} with a lower score of the chosen response than of the rejected one: "
@@ -159,6 +177,18 @@ def findings(split: str, audit: dict[str, Any]) -> list[str]:
         most = f"that of row {prompts['its_first_row']} comes {prompts['most_rows_of_one']} times"
         lines.append(f"{split}: {prompts['repeated_rows']} rows repeat a prompt; {most}")
     return lines + _position_bias(split, audit["best_position"])
+
+
+def _balance(desirable: int, undesirable: int) -> str | None:
+    """Return the weights of KTO that balance the labels; None if equal weights do, or if one label is missing.
+
+    Reference: Ethayarajh et al. 2024, eq. 8: lambda_d n_d / (lambda_u n_u) is from 1 to 4/3.
+    """
+    if not desirable or not undesirable or 1 <= (ratio := desirable / undesirable) <= BALANCED:
+        return None
+    if ratio < 1:
+        return f"lambda_d from {1 / ratio:.3g} to {BALANCED / ratio:.3g} and lambda_u 1"
+    return f"lambda_d 1 and lambda_u from {ratio / BALANCED:.3g} to {ratio:.3g}"
 
 
 def _position_bias(split: str, positions: dict[str, int]) -> list[str]:
@@ -189,6 +219,7 @@ def audit_page(report: Mapping[str, Any]) -> str:
 def samples_page(store: Store, tokenizer: PreTrainedTokenizerBase, title: str) -> str:
     """Return an HTML page of the first rows as the model sees them: every token, its id, its role."""
     roles = ["prompt", *(("chosen", "rejected") if store.num_responses == 2 else ["response"] * store.num_responses)]
+    is_labelled = store.num_responses == 1 and store.scores is not None
     special = set(tokenizer.all_special_ids)
     rows = []
     for index in range(min(SHOWN, len(store))):
@@ -198,6 +229,9 @@ def samples_page(store: Store, tokenizer: PreTrainedTokenizerBase, title: str) -
             {"role": role, "tokens": [(int(i), _visible(tokenizer, int(i)), int(i) in special) for i in ids]}
             for role, ids in texts
         ]
+        if is_labelled and store.scores is not None:
+            label = label_name(float(store.scores[index, 0]))
+            tokens[1] |= {"role": "chosen" if label == "desirable" else "rejected", "label": label}
         rows.append({"row": int(store.rows[index]), "parts": tokens})
     return _render(SAMPLES, title=title, rows=rows)
 

@@ -19,6 +19,7 @@ from prefdag.data.splits import place_of
 from prefdag.data.tokenization import encode_rendered, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
 
+UNDESIRABLE = "labelled bad"  # why a row is no demonstration
 SURROGATE = re.compile("[\ud800-\udfff]")
 CHARACTERS = {"\x85": "U+0085 (next line)", "\r": "carriage return", "\u2028": "U+2028 (line separator)"}
 
@@ -92,6 +93,7 @@ class ChunkEncoder:
         tokenizer: the model's tokenizer.
         held_out: shares of the prompts for validation and test (`splits.held_out_shares`).
         rankings: store all responses of a row; drop a row that has not exactly K. Else a pair is made of each row.
+        labelled: each row is a single response, stored with its label as its score.
     """
 
     def __init__(
@@ -102,9 +104,10 @@ class ChunkEncoder:
         tokenizer: PreTrainedTokenizerBase,
         held_out: dict[str, float],
         rankings: bool = False,
+        labelled: bool = False,
     ) -> None:
         self.prepare, self.num_responses, self.tokenizer = prepare, num_responses, tokenizer
-        self.held_out, self.rankings = held_out, rankings
+        self.held_out, self.rankings, self.labelled = held_out, rankings, labelled
         self.adapt = adapter_of(adapter)
         self.template = load_template(tokenizer, prepare)
         self.end = end_of_turn(tokenizer, prepare)
@@ -157,6 +160,13 @@ class ChunkEncoder:
     def _comparisons(self, comparison: TextComparison, chunk: Chunk, number: int) -> list[TextComparison]:
         """Return the row's comparisons of K responses: one, or one per turn of a demonstration with `counted: all`."""
         num, responses = self.num_responses, comparison.responses
+        if self.labelled:
+            if not comparison.is_labelled:
+                raise UserError(
+                    f"{chunk.split or 'train'}: row {number}: not one response with a label, as the first row has; "
+                    "give single responses or pairs, not both"
+                )
+            return [comparison]
         if self.rankings and len(responses) != num:
             raise Unusable(f"{len(responses)} responses, not {num} as the first row has")
         if len(responses) < num:
@@ -164,8 +174,8 @@ class ChunkEncoder:
             raise UserError(f"{where}: {len(responses)} response, but a comparison needs {num}")
         if num > 1:
             return [comparison if self.rankings else self._pair(comparison)]
-        if len(responses) == 1 and comparison.scores == (0.0,):
-            raise Unusable("labelled bad")
+        if comparison.is_labelled and comparison.scores == (0.0,):
+            raise Unusable(UNDESIRABLE)
         best = replace(comparison, responses=responses[:1], scores=None)
         earlier = assistant_turns(comparison.prompt) if self.prepare.counted == "all" else []
         excluded = {len(comparison.prompt) + at for at in comparison.untrained}

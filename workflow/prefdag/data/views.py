@@ -19,8 +19,9 @@ LOG_OF_GAP = frozenset({"odpo"})  # losses without a value if the chosen respons
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Each response of a store as a comparison with K = 1; the best one of a comparison is desirable, others are not.
+    """Each response of a store as a comparison with K = 1.
 
+    The best response of a comparison is desirable, the others are not; the scores of single responses are their labels.
     Comparison i * K + k is response k of the store's comparison i.
     """
 
@@ -45,6 +46,9 @@ class Unpaired:
     @cached_property
     def labels(self) -> NDArray[np.bool_]:
         """Whether each response is desirable, [N * K]."""
+        if self.store.num_responses == 1:
+            assert self.store.scores is not None
+            return np.asarray(self.store.scores)[:, 0] == 1
         return np.arange(len(self)) % self.store.num_responses == 0
 
     def __len__(self) -> int:
@@ -111,7 +115,7 @@ def objective_view(store: Store, objective: Objective) -> Store | Unpaired:
     """Return the comparisons that an objective trains on. Raises `UserError` if the store has not what it reads."""
     num = store.num_responses
     if objective.responses == "one":
-        if num == 1:
+        if num == 1 and store.scores is None:
             raise UserError(
                 f"{store.folder}: {objective.method} reads labelled responses, and these single ones have no labels; "
                 "give it comparisons of two responses or more"

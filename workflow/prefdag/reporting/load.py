@@ -120,10 +120,12 @@ class SuiteResults:
 
     @cached_property
     def training_texts(self) -> tuple[list[str], list[str], np.ndarray] | None:
-        """Best and last responses of training comparisons, and their prompts' numbers; None without a tokenizer."""
-        if self.tokenizer is None:
+        """Best and last responses of training comparisons, and their prompts' numbers.
+
+        None without a tokenizer, or if responses are single.
+        """
+        if self.tokenizer is None or (store := self.store("train")).num_responses == 1:
             return None
-        store = self.store("train")
         rows = evenly_spaced(len(store), MAX_TEXTS)
         responses = [texts for _, texts in self.decode("train", rows)]
         prompts = np.asarray(store.prompts)[rows]

@@ -51,7 +51,9 @@ def run(
     reader = load_tokenizer(model.parent / "model")
     written = read_manifest(comparisons).content["config"]["prepare"]
     end = stop_token(reader, settle(Prepare.parse(written, str(comparisons), "config.prepare"), reader))
-    answered = [one for split in splits for one in _first_comparisons(comparisons.parent / split, split, job)]
+    answered = [
+        one for split in splits for one in _first_comparisons(comparisons.parent / split, split, job, policy is None)
+    ]
     numbers = [number for _, number, _ in answered]
     prompts = [one.prompt.tolist() for _, _, one in answered]
     if policy is None:
@@ -70,12 +72,18 @@ def run(
     return facts
 
 
-def _first_comparisons(folder: Path, split: str, job: Job) -> list[tuple[str, int, Comparison]]:
+def _first_comparisons(folder: Path, split: str, job: Job, is_chosen: bool) -> list[tuple[str, int, Comparison]]:
     """Return the first comparison of each prompt that is answered: split, number of the prompt, comparison.
 
-    A round takes as many of the training prompts as it may, those that follow the ones of the round before it.
+    A round takes as many of the training prompts as it may, those that follow the ones of the round before it. Raises
+    `UserError` if the chosen responses are asked for and may not exist.
     """
     store = Store.open(folder)
+    if is_chosen and store.num_responses == 1 and store.scores is not None:
+        raise UserError(
+            f"{folder}: holds single labelled responses, so a prompt may have no good one; leave out generate.chosen "
+            "and judge.against"
+        )
     numbers, first = np.unique(store.prompts, return_index=True)
     most = min(job.generate.max_prompts or len(numbers), len(numbers))
     start = (job.round - 1) * most if job.round is not None and split == "train" else 0

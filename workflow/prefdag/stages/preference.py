@@ -85,7 +85,8 @@ def run(
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
     away = None if start is None else policy
     tasks = {split: _task(job, model, view, caches.get(split), live, away) for split, view in views.items()}
-    probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(stores["validation"]) else None
+    held_out_pairs = stores["validation"] if stores["validation"].num_responses > 1 else ()
+    probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
     state = Checkpoint(workspace.resume)
     steps = train(model.train(), views["train"], settings, tasks["train"], state, probe, checkpoints)
     title = workspace.name or job.objective.method

@@ -17,7 +17,7 @@ from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
 from prefdag.data.dropped import warnings
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
-from prefdag.data.preprocess import ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
+from prefdag.data.preprocess import UNDESIRABLE, ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
 from prefdag.data.settled import changes_of, settle
 from prefdag.data.splits import check_sizes, held_out_shares
 from prefdag.data.token_store import Store, StoreWriter
@@ -29,7 +29,7 @@ from prefdag.schema import Section
 
 SPLITS = ("train", "validation", "test")
 SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",)}  # of a dataset; others have no test split
-RESPONSES_OF = {"demonstrations": 1, "ood": 1, "comparisons": 2}  # of a dataset; of rankings the first row decides
+RESPONSES_OF = {"demonstrations": 1, "ood": 1}  # of a dataset; of others the first row decides
 LINES_PER_CHUNK = 500
 BYTES_PER_WORKER = 1 << 20  # starting a worker pays off from a megabyte on
 SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
@@ -89,6 +89,8 @@ def run(
         print(f"prepare: {job.dataset}: prepare.{key} is {value!r}, which the suite leaves open", flush=True)
     _print_findings(report, inputs)
     num_prompts = {split: len(np.unique(index.prompts)) for split, index in duplicates.items()}
+    if job.dataset == "demonstrations" and set(audits["validation"].dropped) == {UNDESIRABLE}:
+        del num_prompts["validation"]  # SFT measures nothing on held-out prompts without a desirable response
     check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
@@ -121,18 +123,22 @@ def _row_files(job: Job, rows: Path) -> RowFiles:
 
 
 def _encoder(job: Job, inputs: RowFiles, tokenizer: PreTrainedTokenizerBase) -> ChunkEncoder:
-    num_responses = RESPONSES_OF.get(job.dataset) or _ranking_size(inputs.adapter, inputs.files["train"])
+    num_responses = RESPONSES_OF.get(job.dataset) or _num_responses(inputs, job.dataset)
     without_rows = [split for split in SPLITS[1:] if not has_prompts(inputs.folder, split)]
     train = inputs.files.get("train")
     rows = iter_comparisons(inputs.adapter, train) if train else ()
     held_out = held_out_shares(job.prepare, without_rows if train else [], rows, str(train))
     rankings = job.dataset == "rankings"
-    return ChunkEncoder(job.prepare, inputs.adapter, num_responses, tokenizer, held_out, rankings)
+    labelled = job.dataset == "comparisons" and num_responses == 1
+    return ChunkEncoder(job.prepare, inputs.adapter, num_responses, tokenizer, held_out, rankings, labelled)
 
 
-def _ranking_size(adapter: str, train: Path) -> int:
-    """Return K of rankings: the number of responses of the first usable row."""
-    first = next(iter_comparisons(adapter, train), None)
+def _num_responses(inputs: RowFiles, dataset: str) -> int:
+    """Return K as the first usable row has it: of rankings all its responses, of comparisons 2, or 1 with a label."""
+    train = inputs.files.get("train")
+    first = next(iter_comparisons(inputs.adapter, train), None) if train else None
+    if dataset == "comparisons":
+        return 1 if first is not None and first.is_labelled else 2
     return max(2, len(first.responses)) if first is not None else 2
 
 
@@ -277,7 +283,7 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
     first = inputs.splits[0]
     if not report["splits"][first]["used"]:
         raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
-    lines += [f"warning: {sentence}" for sentence in warnings(report["splits"])]
+    lines += [f"warning: {sentence}" for sentence in warnings(report["splits"], (UNDESIRABLE,))]
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
 
 

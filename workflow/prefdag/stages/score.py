@@ -93,7 +93,9 @@ def run(
     for name, rewards in _implicit_rewards(settings.implicit, implicit, reference, device):
         columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
         if comparisons is not None and name == workspace.name:
-            _evaluate(workspace, rewards, Store.open(comparisons.parent / "test"), budget, device)
+            held_out = Store.open(comparisons.parent / "test")
+            if held_out.num_responses > 1:  # accuracy is of pairs
+                _evaluate(workspace, rewards, held_out, budget, device)
     if job.user_reward is None:
         columns = {"reward": columns[settings.reward], **columns}
     if weights is not None:

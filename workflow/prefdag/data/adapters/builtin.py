@@ -119,7 +119,7 @@ def ranked(row: Row) -> TextComparison:
     return ranked_best_first(prompt_of(row), responses, scores)
 
 
-@adapter()
+@adapter(single=True)
 def labelled(row: Row) -> TextComparison:
     """Read `prompt`, `response` (or `completion`) and `label`: true, 1 or "good"; or false, 0 or "bad"."""
     return replace(_prompt_and_response(row), scores=(float(truth(row.get("label"))),))

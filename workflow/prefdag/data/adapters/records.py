@@ -28,12 +28,13 @@ PACKED_MESSAGES = re.compile(r"\s*\[?\s*\{\s*['\"](role|from|content|value)['\"]
 Adapter = Callable[[Row], "TextComparison"]
 
 
-def adapter(*, ranked: bool = False, scored: bool = False) -> Callable[[Adapter], Adapter]:
+def adapter(*, ranked: bool = False, scored: bool = False, single: bool = False) -> Callable[[Adapter], Adapter]:
     """Declare a function as an adapter. The arguments are read from the text of the file and must be literals.
 
     Args:
         ranked: whether a row may hold more than two responses, with scores.
         scored: whether a row may hold scores; implied by `ranked`.
+        single: whether each row holds one response, with the score 1 (good) or 0 (bad).
     """
     return lambda function: function
 
@@ -59,6 +60,11 @@ class TextComparison:
     scores: tuple[float, ...] | None = None
     position: int | None = None
     untrained: tuple[int, ...] = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether this is a single response with a label."""
+        return len(self.responses) == 1 and self.scores in ((0.0,), (1.0,))
 
 
 def text(row: Row, *keys: str) -> str:

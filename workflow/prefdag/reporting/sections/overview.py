@@ -79,6 +79,7 @@ def lost_content(results: SuiteResults) -> dict[str, Any]:
         "rows_read": sum(read for _, read in rows.values()),
         "rows_dropped": sum(lost for lost, _ in rows.values()),
         "rows_warnings": warnings(splits),
+        "rows_labels": splits.get("train", {}).get("labels"),
         "cut_answers": ", ".join(cut),
     }
 

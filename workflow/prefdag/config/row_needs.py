@@ -1,0 +1,79 @@
+"""What a suite needs of its rows, as far as their adapters show: more than one response, rankings, or scores."""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from prefdag.config.adapters import RANKED, SCORED, adapter_info
+from prefdag.config.runs import Run
+
+SINGLES = "hold one labelled response each"
+
+
+def lacking(run: Run, adapters: Sequence[str]) -> str | None:
+    """Return what a run needs that its data will not have.
+
+    Args:
+        run: the run.
+        adapters: of the suite's comparisons; none if they are sampled.
+    """
+    if run.rounds:
+        return None  # its own pairs have two scored responses
+    method, entry = run.objective.method, run.objective
+    if run.online is None and entry.responses != "one" and (adapter := single_adapter(adapters)):
+        return (
+            f"method: {method} compares responses, and rows of the adapter `{adapter}` {SINGLES}; take a loss of "
+            "single responses such as kto or bco, or give pairs"
+        )
+    if run.dataset == "rankings" and entry.responses == "two":
+        return f"dataset: {method} takes two responses, a ranking has more; leave `dataset` out"
+    if run.dataset == "rankings" and (adapter := _without(adapters, "ranked")):
+        held = "one labelled response" if adapter_info(adapter).single else "two responses"
+        return (
+            f"dataset: rows of the adapter `{adapter}` hold {held}; sample rankings by the section `pairs`, "
+            f"or give rows of more responses to one of the adapters {', '.join(RANKED)}"
+        )
+    if "scores" in entry.reads and (adapter := _without(adapters, "scored")):
+        return (
+            f"method: {method} reads scores, and rows of the adapter `{adapter}` have none; sample and score "
+            f"responses by the section `pairs`, or give rows with scores to one of the adapters {', '.join(SCORED)}"
+        )
+    return None
+
+
+def check_single(adapters: Sequence[str], has_reward: bool, chosen: Iterable[str]) -> None:
+    """Check that nothing reads a better and a worse response of rows that hold one.
+
+    Args:
+        adapters: of the suite's comparisons; none if they are sampled.
+        has_reward: whether a reward model is trained.
+        chosen: keys of the suite that ask for the chosen responses as answers.
+
+    Raises:
+        ValueError: something does, or single responses are mixed with others.
+    """
+    if (adapter := single_adapter(adapters)) is None:
+        return
+    if other := next((name for name in adapters if adapter_info(name).single is False), None):
+        raise ValueError(
+            f"data.sources: rows of the adapter `{adapter}` {SINGLES}, those of `{other}` do not; train on one of the "
+            "two in each suite"
+        )
+    if has_reward:
+        raise ValueError(
+            f"reward: a reward model compares responses, and rows of the adapter `{adapter}` {SINGLES}; leave the "
+            "section `reward` out, and name a ground truth as score.reward"
+        )
+    if key := next(iter(chosen), None):
+        raise ValueError(
+            f"{key}: rows of the adapter `{adapter}` {SINGLES}, so a prompt may have no good one; leave the key out"
+        )
+
+
+def single_adapter(adapters: Iterable[str]) -> str | None:
+    """Return an adapter whose rows hold single labelled responses, if there is one."""
+    return next((adapter for adapter in adapters if adapter_info(adapter).single), None)
+
+
+def _without(adapters: Iterable[str], kind: Literal["ranked", "scored"]) -> str | None:
+    """Return an adapter whose rows are not `ranked` or `scored`, if there is one."""
+    return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
