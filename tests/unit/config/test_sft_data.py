@@ -36,22 +36,22 @@ def config(resolved: Suite, stage: str, name: str | None = None) -> dict[str, An
 
 
 def test_only_the_demonstrations_are_made_of_these_rows():
-    own, shared = suite(CHATS), suite(None)
-    assert set(jobs_of(own)) - set(jobs_of(shared)) == {"fetch/sft_data"}
-    differ = [job for job in jobs_of(shared) if inputs_of(own, *job.split("/")) != inputs_of(shared, *job.split("/"))]
+    source, shared = suite(CHATS), suite(None)
+    assert set(jobs_of(source)) - set(jobs_of(shared)) == {"fetch/sft_data"}
+    differ = [job for job in jobs_of(shared) if inputs_of(source, *job.split("/")) != inputs_of(shared, *job.split("/"))]
     assert differ == ["prepare/demonstrations"]
-    assert inputs_of(own, "prepare", "demonstrations")["rows"] == ["fetch/sft_data"]
-    assert inputs_of(own, "prepare", "comparisons")["demonstrations"] == ["prepare/demonstrations"]
+    assert inputs_of(source, "prepare", "demonstrations")["rows"] == ["fetch/sft_data"]
+    assert inputs_of(source, "prepare", "comparisons")["demonstrations"] == ["prepare/demonstrations"]
 
 
 def test_each_job_sees_what_it_reads():
     """SFT's job has no `data`, and `fetch` neither adapter nor template: another adapter fetches nothing again."""
-    own, shared = suite(CHATS), suite(None)
+    source, shared = suite(CHATS), suite(None)
     for stage, name in (("sft", None), ("fetch", "data"), ("prepare", "comparisons"), ("pretrain", None)):
-        assert config(own, stage, name) == config(shared, stage, name)
-    fetched = config(own, "fetch", "sft_data")["sft_data"]
+        assert config(source, stage, name) == config(shared, stage, name)
+    fetched = config(source, "fetch", "sft_data")["sft_data"]
     assert fetched == {**config(shared, "fetch", "data")["data"], "source": "chats.jsonl"} and fetched["seed"] == 7
-    stated, demonstrations = (config(own, "prepare", name)["prepare"] for name in ("comparisons", "demonstrations"))
+    stated, demonstrations = (config(source, "prepare", name)["prepare"] for name in ("comparisons", "demonstrations"))
     changes = {"adapter": "demonstrations", "template": "continuation", "test_fraction": 0.0}
     assert demonstrations == {**stated, **changes}
     like_prepare = config(suite({"source": "chats.jsonl"}), "prepare", "demonstrations")["prepare"]
@@ -68,11 +68,11 @@ def test_jobs_of_shipped_suites_do_not_know_the_key(path: Path):
 
 
 def test_paths_are_relative_to_the_suite_and_hub_sources_are_locked():
-    data = {"source": "hub:o/chats", "train": "a.parquet", "adapter": "mine.py:chat", "template": "own.jinja"}
-    own = suite(data)
-    assert jobs.user_files_of(own, "prepare", "demonstrations") == (Path("configs/mine.py"), Path("configs/own.jinja"))
-    assert jobs.user_files_of(own, "prepare", "comparisons") == ()
-    assert jobs.lock_of(own, "sft_data") == "configs/mini.lock.json" and jobs.lock_of(own, "data") is None
+    data = {"source": "hub:o/chats", "train": "a.parquet", "adapter": "mine.py:chat", "template": "source.jinja"}
+    source = suite(data)
+    assert jobs.user_files_of(source, "prepare", "demonstrations") == (Path("configs/mine.py"), Path("configs/source.jinja"))
+    assert jobs.user_files_of(source, "prepare", "comparisons") == ()
+    assert jobs.lock_of(source, "sft_data") == "configs/mini.lock.json" and jobs.lock_of(source, "data") is None
 
 
 @pytest.mark.parametrize(

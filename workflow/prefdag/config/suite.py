@@ -268,7 +268,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     lock = lock_path(stated.get("lock", where), str(values.pop("lock", None) or f"{values.get('name')}.lock.json"))
     preference = values["preference"]
     if mistakes.attempt(Preference.parse, preference, where, "preference") is None:
-        preference = loading.with_defaults({})["preference"]  # so that mistakes of the rows are told as well
+        preference = loading.with_defaults({})["preference"]  # so that mistakes of the rows are named as well
     runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
     return loading.checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 

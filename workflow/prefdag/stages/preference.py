@@ -67,8 +67,9 @@ def run(
     settings = job.preference
     device = set_up(settings.threads)
     began = policy if start is None else start
-    for argument, path in {"policy": policy, **({} if start is None else {"start": start})}.items():
-        workspace.log_model_input(argument, path.parent.name)
+    for argument, path in {"policy": policy, "start": start}.items():
+        if path is not None:
+            workspace.log_model_input(argument, path.parent.name)
     workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
     views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
@@ -76,9 +77,7 @@ def run(
         print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
         del views["validation"]
     model = load_policy(began.parent / "model", device)
-    verified = model if start is None else load_policy(policy.parent / "model", device)
-    caches = _caches(job, policy, comparisons, reference, verified, views)
-    del verified
+    caches = _caches(job, policy, comparisons, reference, model if start is None else None, views)
     total = total_steps(views["train"], settings)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, began.parent / "model")
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
@@ -114,15 +113,19 @@ def _caches(
     policy: Path,
     comparisons: Path,
     reference: Path | None,
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     views: dict[str, Store | Unpaired],
 ) -> dict[str, ReferenceCache]:
-    """Open the reference caches that the loss reads, and check their keys, sizes and values."""
+    """Open the reference caches that the loss reads, and check their keys, sizes and values.
+
+    model: the reference, if it is loaded already.
+    """
     if "reference" not in job.objective.reads:
         return {}
     if reference is None:
         raise UserError(f"preference --reference: {job.objective.method} reads the reference; pass its manifest")
     manifest = read_manifest(reference)
+    model = model or load_policy(policy.parent / "model", set_up(job.preference.threads))
     device = next(model.parameters()).device
     check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device, route_of(model)))
     caches = {split: ReferenceCache(manifest, split, view) for split, view in views.items()}
