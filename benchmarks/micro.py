@@ -21,7 +21,7 @@ import torch
 from benchmarks.ladder import RUNGS, trained
 from benchmarks.memory import Phase
 from prefdag.config.objectives import objective
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Comparison, Store, StoreWriter
 from prefdag.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from prefdag.config.model import Architectural
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.models.generation import sample, sample_tokens
 from prefdag.models.loading import build, load_policy, set_up
 from prefdag.seeds import generator

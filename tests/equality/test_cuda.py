@@ -20,7 +20,7 @@ from benchmarks import half
 from benchmarks.half import errors_in_half
 from comparisons import ARCHITECTURES, comparisons, stored, tiny, tiny_scorer
 from loss_family import ROWS, aligned, batch_of
-from prefdag.config.reward import Reward
+from prefdag.config.sections.reward import Reward
 from prefdag.losses.registry import LOSSES
 from prefdag.models.attention import interface
 from prefdag.models.generation import sample_tokens

@@ -12,7 +12,7 @@ import torch
 from artifacts import cache_of
 from comparisons import comparisons, stored, tiny
 from prefdag.config.objectives import objective
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper, stop_requested

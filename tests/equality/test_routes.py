@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from comparisons import comparisons, stirred
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.models import proof
 from prefdag.models.attention import interface
 from prefdag.models.decoding import DECODERS, KeyValueDecoder

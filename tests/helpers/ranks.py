@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny, tiny_scorer
 from loss_family import aligned
-from prefdag.config.reward import Reward
-from prefdag.config.training import Training
+from prefdag.config.sections.reward import Reward
+from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Comparisons
 from prefdag.distributed import fsdp, ranks
 from prefdag.distributed.collectives import join

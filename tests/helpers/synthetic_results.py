@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.best_of_n import BestOfN
-from prefdag.config.judge import Judge
+from prefdag.config.sections.best_of_n import BestOfN
+from prefdag.config.sections.judge import Judge
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.evaluation.bootstrap import summarise
 from prefdag.rewards.evaluation import write_held_out

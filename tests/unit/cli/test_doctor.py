@@ -18,7 +18,7 @@ from prefdag.cli import doctor
 from prefdag.cli.main import main
 from prefdag.cli.plan import disk
 from prefdag.config.loading import merge
-from prefdag.config.size import Size
+from prefdag.config.sections.size import Size
 from prefdag.config.suite import resolve
 
 PROGRAMS = {

@@ -14,7 +14,7 @@ from prefdag.cli.main import main
 from prefdag.cli.plan import disk, job_costs
 from prefdag.cli.size import H100, parameters_of, sized
 from prefdag.config.loading import merge
-from prefdag.config.size import Size
+from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite, resolve
 from prefdag.models.loading import build, load_policy
 

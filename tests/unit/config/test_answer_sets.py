@@ -14,7 +14,7 @@ from prefdag.cli.plan import job_costs
 from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.loading import merge
-from prefdag.config.preference import Preference
+from prefdag.config.sections.preference import Preference
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 

@@ -38,7 +38,8 @@ def config(resolved: Suite, stage: str, name: str | None = None) -> dict[str, An
 def test_only_the_demonstrations_are_made_of_these_rows():
     source, shared = suite(CHATS), suite(None)
     assert set(jobs_of(source)) - set(jobs_of(shared)) == {"fetch/sft_data"}
-    differ = [job for job in jobs_of(shared) if inputs_of(source, *job.split("/")) != inputs_of(shared, *job.split("/"))]
+    places = {job: job.split("/") for job in jobs_of(shared)}
+    differ = [job for job, place in places.items() if inputs_of(source, *place) != inputs_of(shared, *place)]
     assert differ == ["prepare/demonstrations"]
     assert inputs_of(source, "prepare", "demonstrations")["rows"] == ["fetch/sft_data"]
     assert inputs_of(source, "prepare", "comparisons")["demonstrations"] == ["prepare/demonstrations"]
@@ -70,7 +71,8 @@ def test_jobs_of_shipped_suites_do_not_know_the_key(path: Path):
 def test_paths_are_relative_to_the_suite_and_hub_sources_are_locked():
     data = {"source": "hub:o/chats", "train": "a.parquet", "adapter": "mine.py:chat", "template": "source.jinja"}
     source = suite(data)
-    assert jobs.user_files_of(source, "prepare", "demonstrations") == (Path("configs/mine.py"), Path("configs/source.jinja"))
+    files = (Path("configs/mine.py"), Path("configs/source.jinja"))
+    assert jobs.user_files_of(source, "prepare", "demonstrations") == files
     assert jobs.user_files_of(source, "prepare", "comparisons") == ()
     assert jobs.lock_of(source, "sft_data") == "configs/mini.lock.json" and jobs.lock_of(source, "data") is None
 

@@ -22,7 +22,7 @@ from comparisons import comparisons, stored, tiny
 from conftest import MINI, ROOT, environment
 from prefdag.cli.main import main
 from prefdag.config.resources import resources_of, threads_of
-from prefdag.config.sft import SFT
+from prefdag.config.sections.sft import SFT
 from prefdag.config.suite import Suite, resolve
 from prefdag.distributed.launch import Shape, launch, requested_shape
 from prefdag.errors import UserError

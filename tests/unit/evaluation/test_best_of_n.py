@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefdag.config.best_of_n import BestOfN
+from prefdag.config.sections.best_of_n import BestOfN
 from prefdag.errors import UserError
 from prefdag.evaluation.best_of_n import divergence_bound, divergences, expected_value, sizes, subset_cdf, win_rates
 from prefdag.evaluation.bootstrap import summarise

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefdag.config.judge import Judge
+from prefdag.config.sections.judge import Judge
 from prefdag.errors import UserError
 from prefdag.stages import judge
 from synthetic_results import touched, workspace

@@ -19,9 +19,9 @@ from judge_server import Judge, judging
 from prefdag.cli.main import main
 from prefdag.cli.plan import requests
 from prefdag.config import jobs
-from prefdag.config.judge import LLM, PROMPTS
 from prefdag.config.loading import merge
 from prefdag.config.model import Architectural
+from prefdag.config.sections.judge import LLM, PROMPTS
 from prefdag.config.suite import read_suite, resolve
 from prefdag.errors import UserError
 from prefdag.evaluation.judge import client as endpoints

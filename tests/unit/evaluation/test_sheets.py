@@ -8,7 +8,7 @@ import pytest
 from test_judge_llm import results, summary
 
 from prefdag.cli.main import main
-from prefdag.config.judge import Judge, with_relative_paths
+from prefdag.config.sections.judge import Judge, with_relative_paths
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 from prefdag.evaluation.judge.sheets import read_sheet, write_sheet

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefdag.config.reward import Reward
+from prefdag.config.sections.reward import Reward
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.stages.reward import reward_loss
 

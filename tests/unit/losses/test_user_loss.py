@@ -20,8 +20,8 @@ from conftest import OWN_METHOD as METHOD
 from prefdag.cli.main import main
 from prefdag.config.loading import merge
 from prefdag.config.objectives import objective
+from prefdag.config.sections.training import Training
 from prefdag.config.suite import resolve
-from prefdag.config.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.registry import loss_of

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from comparisons import ARCHITECTURES, EOS, VOCABULARY, comparisons, tiny
 from conftest import ROOT
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.models.attention.interface import NAME

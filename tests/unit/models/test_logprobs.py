@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from comparisons import EOS, Values, comparisons, distance, measured, tiny
 from padded_path import of_tokens
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.models.generation import sample
 from prefdag.models.logprobs import LogProbs, divergence, hidden_states, logprobs, token_logprobs

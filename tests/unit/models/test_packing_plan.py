@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.models.packing import micro_batches, num_steps, step_members
 from prefdag.seeds import generator, named_seed
 from prefdag.training.loop import schedule

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefdag.config.generation import Generation
+from prefdag.config.sections.generation import Generation
 from prefdag.errors import UserError
 from prefdag.models.generation import Sample
 from prefdag.models.vllm import sample_vllm

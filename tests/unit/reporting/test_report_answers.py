@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefdag.config.report import Expected
+from prefdag.config.sections.report import Expected
 from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, over_training
 from prefdag.reporting.figures.curves import PROBED, displacement, wilson
 from prefdag.reporting.sections.judges import agreements, rates

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prefdag.config.ground_truths import GROUND_TRUTHS
+from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.rewards.ground_truth import load_ground_truth
 
 # Texts and their values. VADER: the lexicon has 1.9 for "good"; its compound is 1.9 / sqrt(1.9^2 + 15) = 0.4404.

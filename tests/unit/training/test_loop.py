@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny
 from prefdag.config.objectives import objective
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs

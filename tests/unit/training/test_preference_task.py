@@ -14,7 +14,7 @@ import torch
 from comparisons import distance, measured, stored, tiny
 from loss_family import NUM, ROWS, aligned, batch_of, plain_loss, store_of
 from prefdag.config.objectives import OBJECTIVES, objective
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.data.views import Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.losses.registry import LOSSES

@@ -17,7 +17,7 @@ from prefdag.cli.preview import Preview, preview
 from prefdag.cli.size import context_of, counted, counted_demonstrations, sized, this_machine
 from prefdag.config.data import SPLITS, Data
 from prefdag.config.prepare import Prepare
-from prefdag.config.size import Size
+from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.data.audit import findings, label_name
 from prefdag.data.dropped import warnings

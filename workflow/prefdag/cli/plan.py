@@ -17,14 +17,14 @@ from prefdag.cli.size import H100, Machine, sized
 from prefdag.config import jobs
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
-from prefdag.config.judge import LLM, name_of
 from prefdag.config.online.methods import TokenMethod, reads_values
-from prefdag.config.preference import Preference
 from prefdag.config.round_jobs import generation_of_samples
-from prefdag.config.sampling import Sampling
-from prefdag.config.size import Size
+from prefdag.config.sections.judge import LLM, name_of
+from prefdag.config.sections.preference import Preference
+from prefdag.config.sections.sampling import Sampling
+from prefdag.config.sections.size import Size
+from prefdag.config.sections.training import Training
 from prefdag.config.suite import Suite, read_ordinary_suite
-from prefdag.config.training import Training
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
 from prefdag.evaluation.scores import Scores, match_rows, read_answers
 

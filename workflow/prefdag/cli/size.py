@@ -11,7 +11,7 @@ from typing import Any
 
 from prefdag.config.data import HUB
 from prefdag.config.model import Architectural
-from prefdag.config.size import Size
+from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite
 from prefdag.errors import UserError
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefdag.cli.commands import options
-from prefdag.config.preference import Preference
+from prefdag.config.sections.preference import Preference
 from prefdag.config.suite import read_ordinary_suite
 from prefdag.errors import UserError
 

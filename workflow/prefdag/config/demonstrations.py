@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from prefdag.config.data import Data
 from prefdag.config.prepare import Prepare, known_adapter, known_template, with_relative_paths
-from prefdag.config.sft import SFT
+from prefdag.config.sections.sft import SFT
 
 UNREAD = ("test", "labelled", "ood")  # splits that no stage reads of SFT's rows
 

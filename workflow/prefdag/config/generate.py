@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prefdag.config.answer_sets import NUMBERED, POOL
-from prefdag.config.generation import Generation
 from prefdag.config.runs import checked_name
+from prefdag.config.sections.generation import Generation
 from prefdag.schema import Count, NonNegative, Positive, Section, Seed
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from prefdag.config import round_jobs
 from prefdag.config.adapters import adapter_files
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
-from prefdag.config.best_of_n import BestOfN
 from prefdag.config.exact import LEFT_OUT
 from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
-from prefdag.config.report import Report
 from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, scoring_of, start_of_round
 from prefdag.config.rounds import round_name
+from prefdag.config.sections.best_of_n import BestOfN
+from prefdag.config.sections.report import Report
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
 

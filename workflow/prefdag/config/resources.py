@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from prefdag.config.sections.training import Training
 from prefdag.config.suite import ExactSuite, Suite
-from prefdag.config.training import Training
 
 
 def threads_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) -> int:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.generation import Generation
 from prefdag.config.objectives import FORM, split_path
 from prefdag.config.rounds import IMPLICIT, Rounds, round_name
-from prefdag.config.score import Score
+from prefdag.config.sections.generation import Generation
+from prefdag.config.sections.score import Score
 from prefdag.config.suite import Suite
 
 

@@ -19,8 +19,8 @@ from prefdag.config.online.methods import (
 )
 from prefdag.config.online.settings import Online
 from prefdag.config.optimum import Optimum, preference_optimum
-from prefdag.config.preference import Preference
 from prefdag.config.rounds import Rounds
+from prefdag.config.sections.preference import Preference
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Section
 

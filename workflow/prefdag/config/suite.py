@@ -13,23 +13,23 @@ from prefdag.config.demonstrations import SupervisedTraining, sft_located
 from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
-from prefdag.config.judge import Judge
-from prefdag.config.judge import with_relative_paths as judges_located
 from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
-from prefdag.config.pairs import Pairs
-from prefdag.config.preference import Preference
 from prefdag.config.prepare import Prepare, with_relative_paths
-from prefdag.config.pretrain import Pretrain
-from prefdag.config.reference import Reference
-from prefdag.config.report import Expected, Report
-from prefdag.config.reward import Reward
 from prefdag.config.rounds import IMPLICIT
 from prefdag.config.row_needs import check_single, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
-from prefdag.config.score import Score
-from prefdag.config.size import Size
+from prefdag.config.sections.judge import Judge
+from prefdag.config.sections.judge import with_relative_paths as judges_located
+from prefdag.config.sections.pairs import Pairs
+from prefdag.config.sections.preference import Preference
+from prefdag.config.sections.pretrain import Pretrain
+from prefdag.config.sections.reference import Reference
+from prefdag.config.sections.report import Expected, Report
+from prefdag.config.sections.reward import Reward
+from prefdag.config.sections.score import Score
+from prefdag.config.sections.size import Size
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Count, Section, Seed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.parallel import with_progress
 from prefdag.models.decoding import Decoder
 from prefdag.models.decoding_proof import chosen_decoder

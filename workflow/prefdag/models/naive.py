@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.models.generation import sample_tokens
 from prefdag.models.logprobs import LogProbs

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from prefdag.config.generation import Generation
+from prefdag.config.sections.generation import Generation
 from prefdag.errors import UserError
 from prefdag.models.generation import Sample
 from prefdag.seeds import named_seed

@@ -25,7 +25,7 @@ from torch import Tensor
 from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import Reinforce
 from prefdag.config.online.settings import Online
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefdag.config.online.settings import Online
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import num_ranks, rank

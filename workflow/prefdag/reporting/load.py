@@ -12,7 +12,7 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.answer_sets import CHOSEN, AnswerSet
-from prefdag.config.report import Report
+from prefdag.config.sections.report import Report
 from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer

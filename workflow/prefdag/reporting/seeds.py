@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prefdag.config.report import Expected
+from prefdag.config.sections.report import Expected
 from prefdag.evaluation.bootstrap import bootstrap_seeds, paired_difference
 from prefdag.reporting.tables import title
 

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
-from prefdag.config.ground_truths import GROUND_TRUTHS
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.online.methods import METHODS
+from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.errors import UserError
 from prefdag.evaluation.calibration import Calibration
 

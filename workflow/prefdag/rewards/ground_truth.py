@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def ground_truth(function: GroundTruth) -> GroundTruth:
-    """Register a ground truth; `prefdag.config.ground_truths` reads its name from the source text."""
+    """Register a ground truth; `prefdag.config.sections.ground_truths` reads its name from the source text."""
     _FUNCTIONS[function.__name__] = function
     return function
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.config.best_of_n import BestOfN
+from prefdag.config.sections.best_of_n import BestOfN
 from prefdag.errors import UserError
 from prefdag.evaluation.best_of_n import Values, divergence_bound, divergences, expected_value, sizes, win_rates
 from prefdag.evaluation.bootstrap import summarise

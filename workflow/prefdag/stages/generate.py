@@ -12,8 +12,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.answer_sets import AnswerSet, weights_of
-from prefdag.config.generation import Generation
 from prefdag.config.prepare import Prepare
+from prefdag.config.sections.generation import Generation
 from prefdag.data.detokenize import decode_response
 from prefdag.data.settled import settle
 from prefdag.data.token_store import Comparison, Store

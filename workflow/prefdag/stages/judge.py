@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.config.judge import LLM, Judge, People, name_of
+from prefdag.config.sections.judge import LLM, Judge, People, name_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.lost import count_lost, lost_answers
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, Verdict, pairs_of

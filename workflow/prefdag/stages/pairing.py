@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefdag.config.pairing import Pairing
+from prefdag.config.sections.pairing import Pairing
 from prefdag.data.pair_laws import Pair, best_of_n, bradley_terry, disjoint_pairs, rejection_sampled
 from prefdag.data.token_store import StoreWriter
 from prefdag.errors import UserError

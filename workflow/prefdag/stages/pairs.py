@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefdag.config.pairs import Pairs
 from prefdag.config.prepare import Prepare
+from prefdag.config.sections.pairs import Pairs
 from prefdag.data.adapters.dialogues import as_messages
 from prefdag.data.adapters.records import Prompt, as_text
 from prefdag.data.adapters.registry import has_prompts, iter_prompts

@@ -8,7 +8,7 @@ from pydantic import Field, SerializeAsAny, field_validator
 from transformers import PreTrainedModel
 
 from prefdag.config.objectives import Objective, objective
-from prefdag.config.preference import Preference
+from prefdag.config.sections.preference import Preference
 from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError

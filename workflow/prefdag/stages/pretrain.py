@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from prefdag.config.adapters import adapter_files
 from prefdag.config.model import Architectural
-from prefdag.config.pretrain import Pretrain
+from prefdag.config.sections.pretrain import Pretrain
 from prefdag.data.adapters.registry import iter_documents
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer

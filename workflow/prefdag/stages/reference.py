@@ -6,7 +6,7 @@ The reference is SFT, or in rounds of on-policy training perhaps the policy that
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.reference import Reference
+from prefdag.config.sections.reference import Reference
 from prefdag.data.token_store import Store
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.route import route_facts, route_of

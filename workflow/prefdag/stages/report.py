@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.report import Expected, Report
+from prefdag.config.sections.report import Expected, Report
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import Manifest, read_manifest
 from prefdag.reporting.figures.style import save_figure

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefdag.config.reward import Reward
+from prefdag.config.sections.reward import Reward
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce

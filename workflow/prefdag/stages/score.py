@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 
 from prefdag.config.answer_sets import AnswerSet, weights_of
-from prefdag.config.ground_truths import GROUND_TRUTHS
-from prefdag.config.score import Score
+from prefdag.config.sections.ground_truths import GROUND_TRUTHS
+from prefdag.config.sections.score import Score
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise

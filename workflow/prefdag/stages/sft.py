@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from prefdag.config.sft import SFT
+from prefdag.config.sections.sft import SFT
 from prefdag.data.token_store import Store
 from prefdag.distributed.ranks import is_first
 from prefdag.models.loading import load_policy, save, set_up

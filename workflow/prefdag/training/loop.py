@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Comparisons
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, full_tensor, reduce_gradients, shard

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from prefdag.config.judge import LLM, REQUEST
+from prefdag.config.sections.judge import LLM, REQUEST
 from prefdag.provenance.journal import append_line
 
 

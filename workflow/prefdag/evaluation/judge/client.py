@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefdag.config.judge import LLM, REQUEST, name_of
+from prefdag.config.sections.judge import LLM, REQUEST, name_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.cache import Answer, settings
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from prefdag.config.judge import LLM
+from prefdag.config.sections.judge import LLM
 from prefdag.errors import UserError
 
 SHIPPED = {

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 
-from prefdag.config.judge import READERS
+from prefdag.config.sections.judge import READERS
 
 # What some servers leave of the chat template at an answer's end, and a fence around the answer.
 REMAINS = re.compile(r"(?:</s>|<\|[^<>|\n]{1,40}\|>|<end_of_turn>|```\w*)")

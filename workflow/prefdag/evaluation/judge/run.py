@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefdag.config.judge import LLM, name_of
+from prefdag.config.sections.judge import LLM, name_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.cache import Answer, AnswerCache, question_key, read_cached
 from prefdag.evaluation.judge.client import Endpoint, Interrupted

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from prefdag.config.report import Expected
+from prefdag.config.sections.report import Expected
 from prefdag.data.dropped import MANY, lost_rows, warnings
 from prefdag.reporting.load import SuiteResults, evenly_spaced
 from prefdag.reporting.lost import audit_of

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.sampling import Sampling
 from prefdag.schema import Count
 
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from prefdag.config.ground_truths import GROUND_TRUTHS
-from prefdag.config.sampling import Sampling
+from prefdag.config.sections.ground_truths import GROUND_TRUTHS
+from prefdag.config.sections.sampling import Sampling
 from prefdag.schema import Count
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.schema import Count, NonNegative, Positive, Seed
 
 

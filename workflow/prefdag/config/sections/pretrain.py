@@ -1,6 +1,6 @@
 """A small base model from scratch."""
 
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.schema import Count, Positive
 
 

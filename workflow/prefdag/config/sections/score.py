@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from prefdag.config.ground_truths import GROUND_TRUTHS
+from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.schema import Compute, Count
 
 _CHOICES = " or ".join(f"`{name}`" for name in GROUND_TRUTHS)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from prefdag.config.training import Training
+from prefdag.config.sections.training import Training
 from prefdag.schema import Positive
 
 
