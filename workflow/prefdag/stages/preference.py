@@ -66,7 +66,7 @@ def run(
     """
     settings = job.preference
     device = set_up(settings.threads)
-    began = policy if start is None else start
+    began = start or policy
     for argument, path in {"policy": policy, "start": start}.items():
         if path is not None:
             workspace.log_model_input(argument, path.parent.name)
@@ -78,27 +78,26 @@ def run(
         del views["validation"]
     model = load_policy(began.parent / "model", device)
     caches = _caches(job, policy, comparisons, reference, model if start is None else None, views)
-    total = total_steps(views["train"], settings)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, began.parent / "model")
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
     live = _frozen(policy, device) if "divergence" in job.objective.reads else None
-    away = None if start is None else policy
+    away = start and policy
     tasks = {split: _task(job, model, view, caches.get(split), live, away) for split, view in views.items()}
     held_out_pairs = stores["validation"] if stores["validation"].num_responses > 1 else ()
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
-    state = Checkpoint(workspace.resume)
-    steps = train(model.train(), views["train"], settings, tasks["train"], state, probe, checkpoints)
+    task, saved = tasks["train"], Checkpoint(workspace.resume)
+    steps = train(model.train(), views["train"], settings, task, saved, probe, checkpoints)
     title = workspace.name or job.objective.method
+    total = total_steps(views["train"], settings)
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
     save(model, began.parent / "model", workspace.output / "model")
-    parents = ["policy" if start is None else "start"]
+    parents = ["start" if start else "policy"]
     for step in checkpoints.publish(workspace.output / "checkpoints"):
         workspace.log_model_output(f"{title}@step{step}", parents=parents, folder=f"checkpoints/{step}")
     workspace.log_model_output(title, parents=parents)
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
-    facts = {f"validation_{name}": value for name, value in held_out.items()}
-    workspace.results(facts)
+    workspace.results(facts := {f"validation_{name}": value for name, value in held_out.items()})
     return {**facts, **route_facts(model)}
 
 
