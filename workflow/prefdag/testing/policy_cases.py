@@ -277,33 +277,17 @@ def _whitened(how: str, advantages: Tensor, mask: Tensor) -> Tensor:
     return adv.whiten(advantages, mask, shift_mean="mean 0" in how, ddof=0 if "ddof 0" in how else 1)
 
 
+_SAME_NAME: tuple[Callable[[Hyper, Fixture], Result], ...] = (
+    *(gae, gae_bootstrap, rewards_to_go, reinforce_advantage, reinforce_loss, masked_whiten, ppo_policy, ppo_value),
+    *(shaped_reward, ppo_round, missing_eos, grpo_loss, rloo_loss, rloo_advantage, grpo_advantage, dno_pairs),
+    *(entropy, kl_full, rso_target, rso_algorithm1, best_of_n, kl_controller),
+)
 POLICY_METHODS: dict[str, PolicyMethod] = {
-    "gae": gae,
-    "gae_bootstrap": gae_bootstrap,
-    "rewards_to_go": rewards_to_go,
-    "reinforce_advantage": reinforce_advantage,
-    "reinforce_loss": reinforce_loss,
-    "masked_whiten": masked_whiten,
-    "ppo_policy": ppo_policy,
-    "ppo_value": ppo_value,
+    **{method.__name__: method for method in _SAME_NAME},
     "kl_k1": kl(pg.kl_k1),
     "kl_k2": kl(pg.kl_k2),
     "kl_k3": kl(pg.kl_k3),
     "kl_k3_straight_through": kl(pg.kl_k3_straight_through),
     "kl_k1_importance": kl(pg.kl_k1, weighted=True),
-    "shaped_reward": shaped_reward,
-    "ppo_round": ppo_round,
-    "missing_eos": missing_eos,
-    "grpo_loss": grpo_loss,
-    "rloo_loss": rloo_loss,
-    "rloo_advantage": rloo_advantage,
-    "grpo_advantage": grpo_advantage,
     "pair_choice": choice,
-    "dno_pairs": dno_pairs,
-    "entropy": entropy,
-    "kl_full": kl_full,
-    "rso_target": rso_target,
-    "rso_algorithm1": rso_algorithm1,
-    "best_of_n": best_of_n,
-    "kl_controller": kl_controller,
 }
