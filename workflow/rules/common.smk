@@ -5,6 +5,8 @@ import sys
 from shlex import quote
 
 sys.path.insert(0, str(workflow.basedir) + "/workflow")
+for name in [name for name in sys.modules if name.partition(".")[0] == "prefdag"]:
+    del sys.modules[name]  # the logger plugin's, which may be another clone's
 
 from prefdag.config import jobs, resources
 from prefdag.config.loading import read_yaml
