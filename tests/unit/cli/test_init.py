@@ -54,7 +54,7 @@ def init(folder: Path, model: Path, data: Path, *more: str) -> Suite:
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_every_format(ending: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     suite = init(tmp_path, models / "chat", write(tmp_path / f"my pairs.{ending}", ROWS))
-    assert (suite.name, suite.prepare.adapter, suite.prepare.template) == ("my-pairs", "pairs", "chat")
+    assert (suite.name, suite.prepare.adapter, suite.prepare.template) == ("suite", "pairs", "chat")
     assert (suite.prepare.end_of_turn, suite.prepare.bos, suite.sft.max_steps) == ("<|im_end|>", False, 0)
     assert (suite.prepare.max_prompt_tokens, suite.prepare.max_response_tokens) == (32, 32)
     output = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_it_asks_only_if_told_to(models: Path, tmp_path: Path, monkeypatch: pyte
     answers = iter(["", "nonsense", "pairs", "", "simpo"])
     monkeypatch.setattr("builtins.input", lambda text: next(answers))
     suite = init(tmp_path, models / "chat", write(tmp_path / "x.jsonl", ROWS), "--ask")
-    assert suite.name == "x" and suite.runs[0].objective.method == "simpo"
+    assert suite.name == "suite" and suite.runs[0].objective.method == "simpo"
     assert next(answers, None) is None
 
 

@@ -136,7 +136,7 @@ MISTAKES = {
     ),
     "truth for a number": (
         *("", "", {"beta": True}),
-        "suite.yaml: runs.a: beta: expected a number, got true (an option of my_losses.py:my_dpo)",
+        "suite.yaml: runs.a.beta: expected a finite number, got true (an option of my_losses.py:my_dpo)",
     ),
     "the default's type": (
         *(": float = 0.1", "=1", {"beta": 0.5}),

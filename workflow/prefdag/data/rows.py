@@ -137,6 +137,8 @@ def _wrapped(value: Any) -> list[str]:
     if not isinstance(value, dict):
         return []
     lists = [key for key, inner in value.items() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+    if any({"role", "from"} & value[key][0].keys() for key in lists):  # a row that is one dialogue
+        return []
     return lists if len(value) == len(lists) == 1 else []
 
 

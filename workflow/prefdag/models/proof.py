@@ -259,7 +259,8 @@ def _single(model: PreTrainedModel, comparison: Comparison) -> Tensor:
 def _measure(model: PreTrainedModel, compute: Any) -> Values:
     """Return log-probs, and the gradient of a weighted sum of them by each parameter that it reaches."""
     model.zero_grad()
-    values = compute(model)
+    with torch.enable_grad():
+        values = compute(model)
     (values * torch.linspace(-1, 1, len(values), dtype=values.dtype)).sum().backward()
     gradients = {f"the gradient of {name}": part.grad for name, part in model.named_parameters()}
     zeros = {name: torch.zeros(()) if part is None else part.detach().clone() for name, part in gradients.items()}
