@@ -19,9 +19,12 @@ def with_case(**changes: Any) -> dict[str, Any]:
 
 MISTAKES: dict[str, tuple[Any, str]] = {
     "malformed JSON": ("{", "not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2"),
-    "no file of cases": ([1], "input should be a valid dictionary"),
+    "no file of cases": ([1], "expected keys and values, got [1]"),
     "no cases": ({"fixtures": {}}, "cases: missing; this key has no default and must be stated"),
-    "no id": ({"fixtures": {}, "cases": [{}]}, "cases.0.id: missing; this key has no default and must be stated"),
+    "no id": (
+        {"fixtures": {}, "cases": [{"method": "dpo", "fixture": "x", "inputs": "pair", "reduction": "mean"}]},
+        "cases.0.id: missing; this key has no default and must be stated",
+    ),
     "method": (with_case(method="dpp"), "case a: method: expected one of alphapo, aot,"),
     "fixture": (with_case(fixture="y"), "case a: fixture: the file has no pair fixture 'y'"),
     "group": (with_case(inputs="pears"), "case a: fixture: the file has no pears fixture 'x'"),

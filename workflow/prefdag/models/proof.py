@@ -261,7 +261,7 @@ def _measure(model: PreTrainedModel, compute: Any) -> Values:
     model.zero_grad()
     with torch.enable_grad():
         values = compute(model)
-    (values * torch.linspace(-1, 1, len(values), dtype=values.dtype)).sum().backward()
+        (values * torch.linspace(-1, 1, len(values), dtype=values.dtype)).sum().backward()
     gradients = {f"the gradient of {name}": part.grad for name, part in model.named_parameters()}
     zeros = {name: torch.zeros(()) if part is None else part.detach().clone() for name, part in gradients.items()}
     return {LOGPROBS: values.detach(), **zeros}
