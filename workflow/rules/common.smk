@@ -111,12 +111,10 @@ def options(stage, name=None):
 def threads_of(stage):
     return lambda wildcards: resources.threads_of(SUITE, stage, wildcards.get("run"))
 
-
 def resources_of(stage):
     """Return resource functions of a training stage; the suite sets the numbers of GPUs and nodes."""
     names = ("gpu", "nodes", "tasks", "tasks_per_gpu", "mpi")
     return {name: lambda wildcards, name=name: resources.resources_of(SUITE, stage, wildcards.get("run"))[name] for name in names}
-
 
 def manifest(folder):
     return f"{RESULTS}/{folder}/manifest.json"
