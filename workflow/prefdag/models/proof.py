@@ -92,8 +92,7 @@ def check_weights(model: PreTrainedModel, route: Route, where: str) -> None:
     Raises:
         UserError: if the log-probs differ.
     """
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
+    weight: Any = model.get_input_embeddings().weight
     pairs = _comparisons(len(weight))
     with torch.no_grad():
         with implementation(model, "eager"):
@@ -262,9 +261,9 @@ def _measure(model: PreTrainedModel, compute: Any) -> Values:
     with torch.enable_grad():
         values = compute(model)
         (values * torch.linspace(-1, 1, len(values), dtype=values.dtype)).sum().backward()
-    gradients = {f"the gradient of {name}": part.grad for name, part in model.named_parameters()}
-    zeros = {name: torch.zeros(()) if part is None else part.detach().clone() for name, part in gradients.items()}
-    return {LOGPROBS: values.detach(), **zeros}
+    parts = {f"the gradient of {name}": part.grad for name, part in model.named_parameters()}
+    zeros = torch.zeros(())
+    return {LOGPROBS: values.detach()} | {name: zeros if part is None else part.clone() for name, part in parts.items()}
 
 
 def _worst(values: Values, truth: Values) -> tuple[str, float]:
