@@ -132,7 +132,7 @@ def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside:
     A key that is missing is left out if an unknown key next to it is like it: that one is misspelt.
 
     Args:
-        errors: what pydantic found, `ValidationError.errors()`.
+        errors: pydantic's `ValidationError.errors()`.
         section: the model of the values.
         where: the file of the values.
         inside: the keys that contain the section.

@@ -99,6 +99,16 @@ class Section(BaseModel):
         return cls.parse(values, where)
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a user names. Raises `UserError` if it cannot be read or is not valid."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
 class Compute(Section):
     """The seed and the threads of a stage that samples or computes.
 

@@ -41,7 +41,7 @@ def test_it_measures_a_suites_own_data(
     lines = out.splitlines()
     assert lines[-1] in {f"preference: {{tokens_per_batch: {budget}}}" for budget in (64, 128)}
     assert sum("to" in line and "(" in line and ("64" in line or "128" in line) for line in lines) == 2
-    said = err.splitlines()
-    assert said[0] == "prefdag: 1 of 2: round 1 of 1, 64 tokens per batch"
-    assert re.fullmatch(r"prefdag: 2 of 2: round 1 of 1, 128 tokens per batch, about \d+\.\d min to the end", said[2])
-    assert all(line.endswith(" MB") for line in (said[1], said[3])) and len(said) == 4
+    lines = err.splitlines()
+    assert lines[0] == "prefdag: 1 of 2: round 1 of 1, 64 tokens per batch"
+    assert re.fullmatch(r"prefdag: 2 of 2: round 1 of 1, 128 tokens per batch, about \d+\.\d min to the end", lines[2])
+    assert all(line.endswith(" MB") for line in (lines[1], lines[3])) and len(lines) == 4

@@ -1,4 +1,4 @@
-"""What was lost is said: rows dropped and answers cut, in runs.csv, on the page's top and on the console."""
+"""Rows dropped and answers cut, in runs.csv, on the page's top and on the console."""
 
 import json
 from pathlib import Path

@@ -306,7 +306,7 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dpo", "simpo"])
 def test_soft_labels_count_both_orders(name: str, tmp_path: Path) -> None:
-    """The step's loss is that of a label drawn with s(difference of scores), however it is packed."""
+    """The step's loss is that of a label sampled with probability s(difference of scores), however it is packed."""
     hard = aligned(name, tmp_path)
     soft = replace(hard, soft=True)
     _, segments = next(iter(batch_of(hard.store, [0, 1, 2], ONE_PASS).micro_batches()))

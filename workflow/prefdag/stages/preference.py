@@ -147,7 +147,7 @@ def _task(
 ) -> PreferenceTask:
     """Return the objective on one split.
 
-    The model must be the starting policy. It is the reference unless `away`, the manifest of the reference, is given.
+    The model must be the starting policy. It is the reference unless `away` names the reference's manifest.
     """
     device = next(model.parameters()).device
     mismatched = None

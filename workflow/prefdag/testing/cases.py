@@ -4,7 +4,6 @@ A file of cases holds `fixtures` by group and name, and `cases` that each name a
 A method returns values and the leaves whose gradients are reported, under the fixture's names.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from prefdag.losses.functional import chosen_nll
 from prefdag.losses.registry import loss_of, reference_free
 from prefdag.losses.reward_model import bradley_terry, each, pair_sum, plackett_luce
 from prefdag.models.logprobs import margin
-from prefdag.schema import Section
+from prefdag.schema import Section, read_json
 from prefdag.testing.fixtures import READERS, Counted, Fixture, Leaves, fixed, leaf, logits, pair, singles
 from prefdag.testing.policy_cases import MASKED, POLICY_METHODS, Result
 
@@ -65,13 +64,7 @@ Method = Callable[[Case, Fixture], Values]
 
 def read_cases(path: Path) -> Cases:
     """Read a file of cases. Raises `UserError` for any other file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    return Cases.parse(values, str(path))
+    return Cases.parse(read_json(path), str(path))
 
 
 def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Worlds that a file states, and the policy that every on-policy method reaches in each, and what theory gives."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from prefdag.config.optimum import Optimum
 from prefdag.config.optimum import preference_optimum as words
 from prefdag.errors import UserError
 from prefdag.evaluation.sampling_laws import rejection
+from prefdag.schema import read_json
 from prefdag.theory.expected import converge
 from prefdag.theory.online_pairs import distilled_best_of_n, iterated, online
 from prefdag.theory.predictions import Choice, backward, expected, forward_kl, soft, tilted
@@ -44,12 +44,7 @@ class StatedWorld:
 
 def read_worlds(path: Path) -> dict[str, StatedWorld]:
     """Read a file of worlds. Raises `UserError` for any other file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    values = read_json(path)
     sections = {name: section for name, section in values.items() if isinstance(section, dict) and "reward" in section}
     if not sections:
         raise UserError(f"{path}: no world in it; a world has `reward`, `beta`, and `pi_ref` or `ref` and `sequences`")

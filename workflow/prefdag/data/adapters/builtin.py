@@ -58,7 +58,7 @@ def pairs(row: Row) -> TextComparison:
     """Read `prompt`, `chosen` and `rejected`, as text or messages; or `prompt` and `responses`, best first.
 
     Without `prompt`, the prompt is `conversations` or `messages`, or what `chosen` and `rejected` have in common.
-    Scores under a usual name (`score_chosen`, `rejected_score`, ...) are kept.
+    Scores under a usual name (`score_chosen`, `rejected_score`, ...) are read.
     """
     if "responses" in row:
         return _best_first(row)
