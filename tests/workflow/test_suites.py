@@ -162,7 +162,9 @@ def tiny(name: str, folder: Path) -> Suite:
         changes["pairs"]["max_prompts"] = 20
     if (stated.get("classifier") or {}).get("source"):
         changes["classifier"] = {"source": str(tiny_roberta(folder / "classifier", WORDS)), "revision": None}
-    if any(run.get("preset") or run.get("method") == "ppo" for run in stated["runs"]):
+    rows = stated.get("runs", [])
+    if any(run.get("preset") or run.get("method") == "ppo" for run in rows):
+        changes["runs"] = [with_small_rounds(run) for run in rows]
         changes["online"] = {
             "batch_size": 4,
             "max_steps": 2,
@@ -175,6 +177,12 @@ def tiny(name: str, folder: Path) -> Suite:
     changes["sft"] = TRAINING | ({"max_steps": 0} if stated["sft"].get("max_steps") == 0 else {})
     (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
     return read_suite([suite, str(folder / "tiny.yaml")])
+
+
+def with_small_rounds(run: Row) -> Row:
+    """A row whose rounds have 4 prompts, where it states their number."""
+    small = run | {"batch_size": 4} if "batch_size" in run else run
+    return small | {"online": run["online"] | {"batch_size": 4}} if "batch_size" in run.get("online", {}) else small
 
 
 def _tiny_model(folder: Path, architecture: Any, vocabulary: PreTrainedTokenizerFast, stated: Row) -> Row:
