@@ -123,10 +123,15 @@ def on_cuda(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 def test_segments_take_along_what_would_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     segments = pack(comparisons(4, 2), [[0, 1], [2, 3]])
-    _ = segments.varlen_layout, segments.predicting, segments.ending  # numpy and `unique` work on data alone
+    _ = (
+        segments.reach,
+        segments.varlen_layout,
+        segments.predicting,
+        segments.ending,
+    )  # numpy and `unique` work on data alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         moved = segments.to(torch.device("cuda", 0))
-    assert {"varlen_layout", "predicting", "ending"} <= moved.__dict__.keys()
+    assert {"reach", "varlen_layout", "predicting", "ending"} <= moved.__dict__.keys()
     layout = moved.varlen_layout
     parts = [getattr(moved, field.name) for field in fields(Segments)]
     parts += [
@@ -157,6 +162,7 @@ class WithoutData:
         layout = segments.varlen_layout
         taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (layout.queries, layout.keys))
         starts = self.tensor(layout.query_starts), self.tensor(layout.key_starts)
+        copy.__dict__["reach"] = segments.reach
         copy.__dict__["varlen_layout"] = VarlenLayout(*taken, *starts, layout.longest)
         for name in ("predicting", "ending"):
             copy.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))

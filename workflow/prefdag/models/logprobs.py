@@ -134,7 +134,7 @@ def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
 
 def padded_rows(segments: Segments) -> tuple[Tensor, Tensor]:
     """Return tokens and attention mask of a row for each response, right-padded: each [B * K, L]."""
-    (num, size), width = segments.shape, int(segments.positions.max()) + 1
+    (num, size), width = segments.shape, segments.reach
     tokens = segments.tokens.new_zeros(num, size, width)
     mask = torch.zeros_like(tokens)
     of_prompt = (segments.comparison >= 0) & (segments.response == 0)
