@@ -207,7 +207,7 @@ def test_the_samples_page_escapes_what_rows_hold(prepared):
 
 
 def test_the_real_hh_file(prepared):
-    """4 empty chosen and 5 differing prompts among 2,312 rows, by number (from 0)."""
+    """4 empty chosen, 5 differing prompts and 1 `<b>`, a token of this tokenizer, among 2,312 rows (from 0)."""
     path = SHARED / "hh-harmless/test.jsonl.gz"
     if not path.is_file():
         pytest.skip("../shared/data does not exist")
@@ -217,4 +217,5 @@ def test_the_real_hh_file(prepared):
     assert counts["rows_in"] == 2312
     assert counts["dropped"]["prompts differ"] == {"count": 5, "rows": [1254, 1688, 1950, 1952, 2036]}
     assert counts["dropped"]["empty chosen"]["count"] == 4
-    assert counts["used"] == 2312 - 9
+    assert counts["dropped"]["a special token in the text"] == {"count": 1, "rows": [1328]}
+    assert counts["used"] == 2312 - 10
