@@ -1,6 +1,7 @@
 """The README and the documentation site: commands run, paths and figures exist, quoted messages are the program's."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -35,8 +36,11 @@ def commands() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("page", commands())
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path):
-    """In a clean checkout with the files that the page says to save; Snakemake's commands as dry runs."""
+    """In a clean checkout with rows and the files that the page says to save; Snakemake's commands as dry runs."""
     project = checkout(tmp_path / "clone")
+    rows = [{"prompt": f"p {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(40)]
+    (project.folder / "data").mkdir()
+    (project.folder / "data/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, text in reversed(SAVED.findall((ROOT / page).read_text())):
         (project.folder / name).write_text(text)
     lines = [f"{line} -n" if re.match(r"snakemake(?!.* -n)", line) else line for line in commands()[page]]
