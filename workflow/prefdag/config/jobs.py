@@ -57,7 +57,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
     runs = [
         {
             "name": run.name,
-            "method": run.objective.method,
+            "method": run.reported_method,
             "seed": run.preference.seed,
             "objective": {**run.objective.parameters(), **(run.online.shown_options() if run.online else {})},
             "preference": (online_of(suite, run.name) if run.online else run.preference).model_dump(mode="json"),

@@ -45,6 +45,12 @@ class Run(Section):
         return self.preference if isinstance(self.preference, Online) else None
 
     @property
+    def reported_method(self) -> str:
+        """Return the method as the report groups it: one loss of fixed, online and own pairs are three methods."""
+        pairs = "online" if self.online and self.online.labels else "own-pairs" if self.rounds else ""
+        return f"{pairs} {self.objective.method}".strip()
+
+    @property
     def optimum(self) -> Optimum | None:
         """Return what a run on its own samples converges to, None of a run on the suite's comparisons."""
         if self.rounds:

@@ -26,7 +26,12 @@ SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda"
 
 
 def title(method: str) -> str:
-    """Return a method's name as papers print it."""
+    """Return a method's name as papers print it; `online` and `own-pairs` before it are those of `Run`."""
+    source, _, loss = method.partition(" ")
+    if source == "online" and loss:
+        return f"Online {title(loss)}"
+    if source == "own-pairs" and loss:
+        return f"{title(loss)} (own pairs)"
     entry = OBJECTIVES.get(method) or METHODS.get(method)
     if entry is not None and entry.title:
         return entry.title

@@ -126,10 +126,11 @@ class Online(Preference):
 
     def shown_options(self) -> dict[str, Any]:
         """Return what distinguishes rows of one method in the report, next to the method's options."""
+        reward = {} if self.reward == "ground_truth" else {"reward": self.reward}
         if self.labels is not None:
-            return {"labels": self.labels, "reward": self.reward}
+            return {"labels": self.labels, **reward}
         target = {"kl_target": self.kl.target} if self.kl.target else {"kl": self.kl.coefficient}
-        return {**target, "samples": self.samples, "reward": self.reward}
+        return {**target, "samples": self.samples, **reward}
 
     @property
     def reads_reference(self) -> bool:
