@@ -160,8 +160,8 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             rate = facts["win_rate"]
             lost = {name: facts.get(name, 0) for name in ("unparsable", "cut", "refused")}
             counts = [f"{number:,} answers {name}" for name, number in lost.items() if number]
-            shown = "no win rate: no verdict could be read" if rate is None else f"win rate {rate:.2f}"
-            return "  ".join([shown, *counts])
+            result = "no win rate: no verdict could be read" if rate is None else f"win rate {rate:.2f}"
+            return "  ".join([result, *counts])
         case "best_of_n":
             return f"{facts['prompts']:,} prompts, N up to {facts['samples']}"
         case "exact":
