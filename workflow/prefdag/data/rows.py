@@ -34,7 +34,7 @@ def refuse_lfs_pointer(path: Path) -> None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Iterate over the rows of a jsonl, json, csv, tsv or parquet file, plain or compressed (.gz, .xz, .zst).
 
-    JSON is read as lines or as one list, whatever the name says, and text as UTF-8, or as UTF-16 with its mark.
+    JSON is read as lines or as one list, independent of its name, and text as UTF-8, or as UTF-16 with its mark.
 
     Raises `UserError` with file and row (from 0) for content that does not fit the file's name.
     """

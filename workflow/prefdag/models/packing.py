@@ -88,7 +88,7 @@ class Segments:
         return int(self.positions.max()) + 1
 
     def windowed(self, window: int | None) -> Tensor:
-        """Return `mask` without the tokens that lie `window` or more positions back; None: `mask` itself."""
+        """Return `mask` without the tokens that are `window` or more positions back; None: `mask` itself."""
         if window is None or self.reach <= window:
             return self.mask
         distance = self.positions[:, :, None] - self.positions[:, None, :]
