@@ -79,7 +79,7 @@ def test_the_report_shows_the_run_and_its_rounds(run: Project):
     report = run.folder / RESULTS / "report"
     runs = pd.read_csv(report / "runs.csv").set_index("run")
     shown = pd.read_csv(report / "answers.csv").set_index("answers")
-    assert runs.loc["it", "method"] == "dpo"
+    assert runs.loc["it", "method"] == "own-pairs dpo"
     assert shown.loc["it@round1", "step"] == 5 and shown.loc["it", "step"] == 10
     page = (report / "index.html").read_text()
     assert (
