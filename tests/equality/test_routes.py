@@ -18,8 +18,9 @@ from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, load_scorer, save
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import Segments, pack
-from prefdag.models.proof import build_shrunken, prove, shrunken
+from prefdag.models.proof import prove
 from prefdag.models.route import implementation, route_of, set_route
+from prefdag.models.shrinking import build_shrunken, shrunken
 
 CPU = torch.device("cpu")
 FAST = (

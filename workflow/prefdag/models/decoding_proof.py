@@ -6,8 +6,9 @@ from transformers import PreTrainedModel
 
 from prefdag.errors import UserError
 from prefdag.models.decoding import DECODERS, Decoder
-from prefdag.models.proof import TOLERANCE, build_shrunken, first_line, proof_path, relative_error, write_proof
+from prefdag.models.proof import TOLERANCE, proof_path, relative_error, write_proof
 from prefdag.models.route import implementation, route_of, set_route
+from prefdag.models.shrinking import build_shrunken, first_line
 
 PROMPTS = ([5, 9, 4, 7, 12, 3], [6, 8, 11, 10, 3, 7], [13, 4])
 TOKENS = (7, 4, 9, 3, 14, 6, 5)
