@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from prefdag.cli.export import export, lineage, manifest_of
+from prefdag.cli.export import export, manifest_of
 from prefdag.cli.main import main
+from prefdag.cli.model_card import lineage
 from prefdag.errors import UserError
 from prefdag.provenance.journal import open_journal
 from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, weights_digest
