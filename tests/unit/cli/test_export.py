@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from prefdag.cli.export import export, manifest_of
+from prefdag.cli.exporting.model_card import lineage
 from prefdag.cli.main import main
-from prefdag.cli.model_card import lineage
 from prefdag.errors import UserError
 from prefdag.provenance.journal import open_journal
 from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, weights_digest

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from chat_templates import CHATML, LLAMA3, ZEPHYR, chat
 from prefdag.cli.main import main
 from prefdag.config.model import Architectural
-from prefdag.data.adapters.dialogues import as_messages
+from prefdag.data.adapters.dialogues import as_messages, parse_dialogue
 from prefdag.models.loading import build, load_policy, save
 from prefdag.provenance.manifest import MANIFEST, describe, read_manifest
 from preparing import ABSENT, PREPARE, SHARED, byte_tokenizer, write_rows
@@ -142,8 +142,6 @@ def evaluate(case: Case, root: Path) -> list[dict[str, Any]]:
 
 
 def messages_of(prompt: Any) -> list[dict[str, Any]]:
-    from prefdag.data.adapters.dialogues import parse_dialogue
-
     if not isinstance(prompt, str):
         return prompt
     parsed = parse_dialogue(prompt)
@@ -212,7 +210,7 @@ def test_a_real_model_and_tokenizers(name: str, tmp_path: Path, monkeypatch: pyt
 
 def test_a_broken_twin_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison with training fails for a template with one space too many, so no template is exported."""
-    from prefdag.cli import prompt_format
+    from prefdag.cli.exporting import prompt_format
 
     monkeypatch.setattr(prompt_format, "SUMMARY", prompt_format.SUMMARY.replace("TL;DR:' }}", "TL;DR: ' }}"))
     monkeypatch.chdir(tmp_path)

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 from prefdag.cli.commands import options
-from prefdag.cli.exported_files import SIZE, write_configs, write_weights
-from prefdag.cli.model_card import Export, card, generation_of, lineage, suite_folder
-from prefdag.cli.prompt_format import PromptFormat, write_tokenizer
+from prefdag.cli.exporting.exported_files import SIZE, write_configs, write_weights
+from prefdag.cli.exporting.model_card import Export, card, generation_of, lineage, suite_folder
+from prefdag.cli.exporting.prompt_format import PromptFormat, write_tokenizer
 from prefdag.config.answer_sets import weights_of
 from prefdag.errors import UserError
 from prefdag.evaluation.trained import training_of

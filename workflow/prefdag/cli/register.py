@@ -4,7 +4,7 @@ import argparse
 
 from prefdag.cli.commands import options
 from prefdag.cli.export import manifest_of
-from prefdag.cli.model_card import suite_folder
+from prefdag.cli.exporting.model_card import suite_folder
 from prefdag.tracking.sync import Writer
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prefdag.cli.exporting.text_templates import SUMMARY, TEXT, TURNS, VERBATIM
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.dialogues import TURN, as_messages, as_turns
 from prefdag.data.adapters.records import Prompt, Unusable
@@ -35,23 +36,6 @@ NUM_PROMPTS = 64  # of the prepared data, that are compared
 TALK: Prompt = (("user", "Hi, what is 2 + 2?"), ("assistant", "It is 4."), ("user", "Naïve café - 你好\nwhy?"))
 EXAMPLES: tuple[Prompt, ...] = (TALK[:1], TALK, (("system", "Be brief."), *TALK[:1]), "Once upon a time", "Why?\n")
 RESPONSE = "Because it is so."
-
-# Jinja of the text templates; the dialogue forms repeat what `as_text` writes.
-TURNS = (
-    "{% for message in messages %}{% if loop.last and message['role'] == 'assistant' %}{{ '\\n\\nAssistant:' + "
-    "('' if message['content'][:1].isspace() else ' ') + message['content'] }}{% else %}{{ {'user': '\\n\\nHuman: ', "
-    "'assistant': '\\n\\nAssistant: ', 'system': ''}.get(message['role'], '\\n\\n' + message['role'] + ': ') + "
-    "message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
-)
-VERBATIM = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-SUMMARY = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ ' ' + message['content'].strip() }}"
-    "{% else %}{{ message['content'].rstrip().removesuffix('TL;DR:').rstrip() + '\\n\\nTL;DR:' }}{% endif %}"
-    "{% endfor %}"
-)
-TEXT = (  # a dialogue only if there are several turns
-    "{% if messages[1:] | rejectattr('role', 'equalto', 'assistant') | list %}" + TURNS + "{% else %}" + VERBATIM
-) + "{% endif %}"
 
 
 @dataclass(frozen=True)

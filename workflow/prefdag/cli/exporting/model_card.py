@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from prefdag.cli.prompt_format import TALK, PromptFormat, padding_token
+from prefdag.cli.exporting.prompt_format import TALK, PromptFormat, padding_token
 from prefdag.config.online.methods import row_objective
 from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, weights_digest
@@ -197,7 +197,7 @@ def _measured(manifest: Manifest, suite: Path, run: str) -> dict[str, Any]:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prefdag.cli.prompt_format import PromptFormat, generation_config
+from prefdag.cli.exporting.prompt_format import PromptFormat, generation_config
 from prefdag.data.tokenization import load_tokenizer
 
 SIZE = re.compile(r"\d+(KB|MB|GB)")
