@@ -432,7 +432,8 @@ def test_every_stage_by_hand_makes_the_same(copy: Project):
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", (copy.folder / "docs/stages.md").read_text(), re.S))
     tried = set(re.findall(r"^ *prefdag (\w+)", commands, re.M))
     assert tried == {path.stem for path in (copy.folder / "workflow/prefdag/stages").glob("[a-z]*.py")} - {
-        "benchmark", "exact", "best_of_n", "classifier", "policy", "online", "pairing",  # not in the embedded suite
+        "benchmark", "exact", "best_of_n", "classifier", "policy", "online", "pairing", "gold", "rating",
+        "discriminator",  # not in the embedded suite
     }  # fmt: skip
     inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
     warm = [sys.executable, "-m", "prefdag.runtime.warm_start", str(copy.folder / "warm"), str(os.getpid())]

@@ -141,7 +141,12 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             return f"loss {facts['nll_after']:.3f}"
         case "pairs" | "pairing":
             return f"{sum(split['pairs'] for split in facts.values()):,} pairs"
-        case "reward":
+        case "gold":
+            return f"{facts['labelled']:,} labels, {facts['pairs']:,} pairs"
+        case "rating":
+            lost = sum(facts[name] for name in ("unparsable", "cut", "refused"))
+            return f"{facts['pairs']:,} pairs judged" + (f", {lost:,} answers without a verdict" if lost else "")
+        case "reward" | "discriminator":
             return f"accuracy {facts['after']['accuracy']:.3f}"
         case "preference":
             shown = {"loss": "validation_loss", "margin": "validation_margin", "accuracy": "validation_accuracy"}

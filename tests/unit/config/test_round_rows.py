@@ -122,6 +122,28 @@ def test_seeds_and_grids_draw_other_samples():
         ({"pairs": {"law": "max_min", "reward": "implicit:it"}}, "it has another reference|the loss of it has another"),
         ({"pairs": {"law": "max_min", "reward": "classifier"}}, "pairs.reward is `classifier`, so the section"),
         ({"pairs": None}, "pairs"),
+        (
+            {"pairs": {"law": "max_min", "reward": "judge:no"}},
+            "runs.it.pairs.reward: judge:no: no model of `judge.judges`",
+        ),
+        ({"pairs": {"law": "max_min", "reward": "judge:m", "labels": "soft"}}, "labels: a judge's verdicts are"),
+        ({"discriminator": {}}, "runs.it.discriminator.gold_pairs: missing"),
+        ({"discriminator": {"gold_pairs": 0}}, "gold_pairs: expected a number of at least 1, got 0"),
+        ({"discriminator": {"gold_pairs": 8, "budget": 3}}, "runs.it.discriminator.budget"),
+        ({"discriminator": {"gold_pairs": 8, "gold": "trained"}}, "discriminator.gold: expected one of vader"),
+        ({"discriminator": {"gold_pairs": 8, "gold": "judge:no"}}, "discriminator.gold: judge:no: no model"),
+        (
+            {"discriminator": {"gold_pairs": 8, "gold": "classifier"}},
+            "discriminator.gold is `classifier`, so the section",
+        ),
+        (
+            {"discriminator": {"gold_pairs": 8, "gold": "judge:m", "labels": "bradley_terry"}},
+            "discriminator.labels: a judge",
+        ),
+        (
+            {"pairs": {"law": "max_min", "reward": "vader"}, "discriminator": {"gold_pairs": 8}},
+            "pairs.reward: the row's",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(keys: dict[str, Any], sentence: str):
@@ -141,6 +163,59 @@ def test_a_trained_reward_needs_its_section():
     values["runs"] = [row(pairs={"law": "max_min", "reward": "trained"})]
     with pytest.raises(UserError, match=r"runs.it.pairs.reward is `trained`, so the section `reward`"):
         resolve(values, "mini.yaml")
+
+
+def test_a_discriminator_is_trained_on_the_gold_labels_of_all_rounds_so_far():
+    suite = suite_of(row(discriminator={"gold_pairs": 8}))
+    assert inputs_of(suite, "gold", "it@round2") == {"generations": ["generate/it@samples2"], "classifier": []}
+    assert inputs_of(suite, "discriminator", "it@round2") == {
+        "policy": ["sft"],
+        "comparisons": ["prepare/comparisons"],
+        "gold": ["gold/it@round1", "gold/it@round2"],
+        "start": [],
+    }
+    assert inputs_of(suite, "score", "it@samples2")["reward"] == ["discriminator/it@round2"]
+    assert json.loads(jobs.config_of(suite, "score", "it@samples2"))["score"]["reward"] == "trained"
+    gold = json.loads(jobs.config_of(suite, "gold", "it@round2"))
+    assert gold["gold"] == {"num_pairs": 8, "by": "vader", "judge": None, "labels": "hard"} and gold["round"] == 2
+    continued = suite_of(row(discriminator={"gold_pairs": 8, "start": "previous"}))
+    starts = [inputs_of(continued, "discriminator", f"it@round{number}")["start"] for number in (1, 2)]
+    assert starts == [["reward"], ["discriminator/it@round1"]]
+
+
+def test_jobs_of_a_discriminator_do_not_depend_on_later_rounds():
+    before, after = (suite_of(row(rounds=number, discriminator={"gold_pairs": 8})) for number in (3, 5))
+    of_rounds = [each for each in jobs_of(before) if "@round" in each or "@samples" in each]
+    assert len(of_rounds) == 3 * 7 + 2 * 3  # seven jobs of a round, and answers of rounds 1 and 2
+    for folder in of_rounds:
+        stage, _, name = folder.partition("/")
+        assert jobs.config_of(before, stage, name) == jobs.config_of(after, stage, name), folder
+        assert inputs_of(before, stage, name) == inputs_of(after, stage, name), folder
+
+
+def test_a_judge_rates_the_samples():
+    judge = {"judges": ["reward", {"model": "m", "prompt": "mine.txt"}]}
+    by_judge = {"law": "max_min", "reward": "judge:m"}
+    suite = suite_of(
+        row(pairs=by_judge), row(name="d2po", discriminator={"gold_pairs": 8, "gold": "judge:m"}), judge=judge
+    )
+    assert inputs_of(suite, "pairing", "it@round2")["scores"] == ["rating/it@samples2"]
+    assert "score/it@samples2" not in jobs_of(suite)
+    assert json.loads(jobs.config_of(suite, "rating", "it@samples2"))["rating"]["judge"]["model"] == "m"
+    assert json.loads(jobs.config_of(suite, "gold", "d2po@round1"))["gold"]["judge"]["model"] == "m"
+    for stage, name in (("rating", "it@samples2"), ("gold", "d2po@round1")):
+        assert jobs.user_files_of(suite, stage, name) == (Path("mine.txt"),)
+
+
+def test_a_discriminator_needs_settings_and_scores_that_go_together():
+    values = yaml.safe_load(MINI) | {"runs": [row(discriminator={"gold_pairs": 8})]}
+    without = {key: value for key, value in values.items() if key != "reward"}
+    with pytest.raises(UserError, match="runs.it.discriminator: its settings are those of the section `reward`, which"):
+        resolve(without, "mini.yaml")
+    judge = {"judges": ["reward", {"model": "m", "prompt": "summarisation-simple"}]}
+    by_judge = row(discriminator={"gold_pairs": 8, "gold": "judge:m"})
+    with pytest.raises(UserError, match="discriminator.gold: a judge gives no scores, which `reward.margin: scores`"):
+        suite_of(by_judge, judge=judge, reward={**values["reward"], "margin": "scores"})
 
 
 def test_an_implicit_reward_needs_one_reference():

@@ -12,6 +12,7 @@ from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.online.methods import METHODS
 from prefdag.config.rounds import RoundPairs
+from prefdag.config.sections.discriminator import Discriminator
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
 
@@ -27,6 +28,8 @@ in which every list is swept and named. A method is a loss below, or your own lo
 
 A row with `pairs: {law: ..}`, and perhaps `rounds: N`, draws its pairs from its own policy, round by round: see
 [pairs of a row](#pairs-of-a-row) and `docs/howto/on-policy.md`. `pairs: max_min` is short for `pairs: {law: max_min}`.
+`discriminator: {gold_pairs: 64}` in such a row trains a reward model again in every round, as D2PO does: see
+[discriminator of a row](#discriminator-of-a-row).
 
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
 `dataset: comparisons`. A loss of single responses splits comparisons: the best response is desirable, the others are
@@ -60,6 +63,7 @@ def table() -> str:
         INTRODUCTION,
         *_sections("", Suite),
         *_sections("pairs of a row", RoundPairs),
+        *_sections("discriminator of a row", Discriminator),
         *_sections("exact", Exact),
         _losses(),
         _methods(),

@@ -14,7 +14,7 @@ from prefdag.config.exact import LEFT_OUT
 from prefdag.config.hub_lock import repositories
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
-from prefdag.config.round_jobs import generation_of_samples, pairing_of, round_of, scoring_of, start_of_round
+from prefdag.config.round_jobs import generation_of_samples, round_of, scoring_of, start_of_round
 from prefdag.config.rounds import round_name
 from prefdag.config.sections.best_of_n import BestOfN
 from prefdag.config.sections.report import Report
@@ -121,7 +121,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "generate": _generate,
     "score": _score,
-    "pairing": pairing_of,
+    **round_jobs.PARTS,
     "best_of_n": _best_of_n,
     "report": _report,
 }
@@ -275,8 +275,8 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
         return adapter_files(suite.prepare.adapter)
     if stage in ("prepare", "pairs"):
         return suite.sft.prepare(suite.prepare, str(name)).user_files()
-    if stage == "score":
-        return round_jobs.user_files_of_samples(suite, name or "")
+    if stage in ("score", "gold", "rating"):
+        return round_jobs.user_files_of_samples(suite, stage, name or "")
     return suite.judge.user_files() if stage == "judge" else ()
 
 

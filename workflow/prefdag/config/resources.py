@@ -32,4 +32,6 @@ def resources_of(suite: Suite, stage: str, name: str | None = None) -> dict[str,
 
 def _section(suite: Suite, stage: str, name: str | None) -> Any:
     """Return the settings of a job, None if the suite has no such stage."""
-    return suite.run(name).preference if stage in ("preference", "policy", "online") and name else getattr(suite, stage)
+    if stage in ("preference", "policy", "online") and name:
+        return suite.run(name).preference
+    return getattr(suite, {"discriminator": "reward", "gold": "score"}.get(stage, stage))

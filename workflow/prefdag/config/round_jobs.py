@@ -5,8 +5,11 @@ from typing import Any
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.objectives import FORM, split_path
-from prefdag.config.rounds import IMPLICIT, Rounds, round_name
+from prefdag.config.rounds import IMPLICIT, JUDGE, Rounds, round_name
 from prefdag.config.sections.generation import Generation
+from prefdag.config.sections.gold import Gold
+from prefdag.config.sections.judge import LLM
+from prefdag.config.sections.rating import Rating
 from prefdag.config.sections.score import Score
 from prefdag.config.suite import Suite
 
@@ -49,11 +52,44 @@ def scoring_of(suite: Suite, run: str) -> dict[str, Any]:
     return {"score": score_of_samples(suite, run), **({"user_reward": user} if user else {})}
 
 
-def user_files_of_samples(suite: Suite, name: str) -> tuple[Path, ...]:
-    """Return the file of the user's function that scores a set of answers, if they are a round's samples."""
+def user_files_of_samples(suite: Suite, stage: str, name: str) -> tuple[Path, ...]:
+    """Return the user's files that score, rate or label a round's samples; none for other sets of answers."""
     one = AnswerSet.parse(name)
+    if stage == "gold":
+        return gold_of(suite, name)["gold"].user_files()
+    if stage == "rating":
+        return judge_of_samples(suite, one.policy).user_files()
     user = None if one.samples is None else user_reward_of(suite, one.policy)
     return () if user is None else (split_path(user)[0],)
+
+
+def is_rated(suite: Suite, run: str) -> bool:
+    """Whether a judge compares the samples of a run's rounds, in place of a reward that scores them."""
+    return suite.reward_of_rounds(run).startswith(JUDGE)
+
+
+def judge_of_samples(suite: Suite, run: str) -> LLM:
+    """Return the judge that compares the samples of a run's rounds."""
+    return suite.judge.model_named(suite.reward_of_rounds(run).removeprefix(JUDGE))
+
+
+def rating_of(suite: Suite, name: str | None) -> dict[str, Any]:
+    """Return the config of a round's job of `rating`."""
+    return {"rating": Rating(judge=judge_of_samples(suite, AnswerSet.parse(name or "").policy))}
+
+
+def gold_of(suite: Suite, name: str | None) -> dict[str, Any]:
+    """Return the config of a round's job of `gold`."""
+    one = AnswerSet.parse(name or "")
+    by, settings = suite.gold_of_rounds(one.policy), rounds_of(suite, one.policy).discriminator
+    assert by is not None and settings is not None
+    judge = suite.judge.model_named(by.removeprefix(JUDGE)) if by.startswith(JUDGE) else None
+    return {
+        "gold": Gold(num_pairs=settings.gold_pairs, by="judge" if judge else by, judge=judge, labels=settings.labels),
+        "seed": suite.run(one.policy).preference.seed,
+        "round": one.round,
+        "threads": suite.score.threads,
+    }
 
 
 def pairing_of(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -75,3 +111,11 @@ def round_of(suite: Suite, answer_set: AnswerSet) -> int:
         assert run.preference.max_steps
         return 1 + (answer_set.step - 1) // run.preference.max_steps
     return answer_set.round or (run.rounds.rounds if run.rounds else 1)
+
+
+PARTS = {  # the configs of the stages that rounds alone have
+    "pairing": pairing_of,
+    "gold": gold_of,
+    "rating": rating_of,
+    "discriminator": lambda suite, name: {"reward": suite.reward},
+}

@@ -1,7 +1,9 @@
 """Rounds of a run as jobs: which pairs a round draws from its policy, and the names of its jobs.
 
 Round k of the run `dpo` samples (`generate/dpo@samples2`), scores (`score/dpo@samples2`), forms pairs
-(`pairing/dpo@round2`), caches the reference (`reference/dpo@round2`) and trains (`preference/dpo@round2`).
+(`pairing/dpo@round2`), caches the reference (`reference/dpo@round2`) and trains (`preference/dpo@round2`). A judge that
+scores has `rating/dpo@samples2` in place of `score`. A run with a discriminator labels some samples (`gold/dpo@round2`)
+and trains its reward model (`discriminator/dpo@round2`) before it scores.
 """
 
 from typing import Any, Literal
@@ -10,6 +12,7 @@ from pydantic import Field, model_validator
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.objectives import FORM, Objective
+from prefdag.config.sections.discriminator import Discriminator
 from prefdag.config.sections.generation import Generation
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.pairing import Pairing
@@ -17,7 +20,7 @@ from prefdag.schema import Count, Positive, Section, Seed
 
 MOST = 20  # rounds; each is a chain of jobs that Snakemake parses
 READ_BY = {"beta": ("rso",), "keep": ("rso",), "threshold": ("margin",), "labels": ("max_min", "margin", "rso")}
-TRUTH, IMPLICIT = "ground_truth", "implicit:"
+TRUTH, IMPLICIT, JUDGE = "ground_truth", "implicit:", "judge:"
 
 
 class RoundPairs(Pairing):
@@ -26,8 +29,9 @@ class RoundPairs(Pairing):
     draws: int | None = Field(None, ge=2, description="samples for each prompt; default: 4, of `rso` 64")
     reward: str | None = Field(
         None,
-        description="what scores the samples: `ground_truth`, one of them by its name, `trained`, `implicit:<run>` or "
-        "a function of yours as file.py:function; default: `score.reward`",
+        description="what scores the samples: `ground_truth`, one of them by its name, `trained`, `implicit:<run>`, "
+        "`judge:<name>` of `judge.judges`, which compares the samples of a prompt, or a function of yours as "
+        "file.py:function; default: `score.reward`",
     )
     reference: Literal["round", "sft"] = Field(
         "round", description="of the loss: the policy that the round starts from, or SFT in every round"
@@ -56,6 +60,15 @@ class RoundPairs(Pairing):
             raise ValueError(f"keep: {self.keep} of {self.num_draws} draws cannot be accepted; state more draws")
         return self
 
+    @model_validator(mode="after")
+    def _verdicts_are_labels(self) -> "RoundPairs":
+        if (self.reward or "").startswith(JUDGE) and self.labels != "hard":
+            raise ValueError(
+                f"labels: a judge's verdicts are preferences, not scores of a Bradley-Terry model; leave {self.labels} "
+                "out"
+            )
+        return self
+
     @property
     def pairing(self) -> Pairing:
         return Pairing(**self.model_dump(include=set(Pairing.model_fields)))
@@ -79,6 +92,10 @@ class Rounds(Section):
 
     rounds: int = Field(1, ge=1, description=f"rounds of sampling and training, at most {MOST}")
     pairs: RoundPairs
+    discriminator: Discriminator | None = Field(
+        None,
+        description="a reward model that is trained again in every round, on new gold labels, and scores the pairs",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -96,8 +113,16 @@ class Rounds(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_scorer(self) -> "Rounds":
+        if self.discriminator and self.pairs.reward is not None:
+            raise ValueError("pairs.reward: the row's discriminator scores the samples; leave `reward` out")
+        if self.discriminator and self.discriminator.gold.startswith(JUDGE) and self.discriminator.labels != "hard":
+            raise ValueError("discriminator.labels: a judge's verdicts are labels themselves; leave `labels` out")
+        return self
+
     def reward(self, headline: str, of_pairs: str | None) -> str:
-        """Return what scores the samples: a ground truth, `trained`, `implicit:<run>` or `file.py:function`.
+        """Return what scores the samples: a ground truth, `trained`, `implicit:<run>`, a judge or `file.py:function`.
 
         Args:
             headline: the suite's `score.reward`.
@@ -106,13 +131,23 @@ class Rounds(Section):
         Raises:
             ValueError: the row names no reward of the suite.
         """
-        stated = self.pairs.reward or headline
-        if stated == TRUTH:
-            stated = next((reward for reward in (headline, of_pairs) if reward in GROUND_TRUTHS), TRUTH)
-        if stated.startswith(IMPLICIT) or stated in (*GROUND_TRUTHS, "trained") or FORM.fullmatch(stated):
+        if self.discriminator:
+            return "trained"
+        stated = _named(self.pairs.reward or headline, headline, of_pairs)
+        if stated.startswith((IMPLICIT, JUDGE)) or stated in (*GROUND_TRUTHS, "trained") or FORM.fullmatch(stated):
             return stated
-        known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>", "<file>.py:<function>"])
+        known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>", f"{JUDGE}<name>", "<file>.py:<function>"])
         raise ValueError(f"pairs.reward: expected one of {known}, got {stated!r}")
+
+    def gold(self, headline: str, of_pairs: str | None) -> str | None:
+        """Return what gives gold labels, None without a discriminator; as `reward`, without trained rewards."""
+        if self.discriminator is None:
+            return None
+        stated = _named(self.discriminator.gold, headline, of_pairs)
+        if stated.startswith(JUDGE) or stated in GROUND_TRUTHS or FORM.fullmatch(stated):
+            return stated
+        known = ", ".join([*GROUND_TRUTHS, f"{JUDGE}<name>", "<file>.py:<function>"])
+        raise ValueError(f"discriminator.gold: expected one of {known}, got {stated!r}")
 
     def check(self, objective: Objective) -> None:
         """Raise ValueError if the run's loss cannot be trained on these pairs."""
@@ -131,6 +166,13 @@ class Rounds(Section):
             )
         if "reference" in self.pairs.model_fields_set and not objective.reads & {"reference", "divergence"}:
             raise ValueError(f"pairs.reference: {method} reads no reference; leave it out")
+
+
+def _named(stated: str, headline: str, of_pairs: str | None) -> str:
+    """Return a reward with the suite's ground truth by its name."""
+    if stated != TRUTH:
+        return stated
+    return next((reward for reward in (headline, of_pairs) if reward in GROUND_TRUTHS), TRUTH)
 
 
 def round_name(run: str, number: int) -> str:

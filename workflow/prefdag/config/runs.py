@@ -109,9 +109,9 @@ def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]
     """Make the paths of users' functions relative to the working directory. suite: the file that states the rows."""
 
     def located(row: dict[str, Any]) -> dict[str, Any]:
-        return row | {key: relative_path(row[key], suite) for key in ("method", "reward") if key in row}
+        return row | {key: relative_path(row[key], suite) for key in ("method", "reward", "gold") if key in row}
 
-    nested = ("pairs", "online")
+    nested = ("pairs", "online", "discriminator")
     return [located(row) | {key: located(row[key]) for key in nested if isinstance(row.get(key), dict)} for row in rows]
 
 

@@ -17,7 +17,7 @@ from prefdag.config.model import Model
 from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare, with_relative_paths
-from prefdag.config.rounds import IMPLICIT
+from prefdag.config.rounds import IMPLICIT, JUDGE
 from prefdag.config.row_needs import check_single, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.sections.judge import Judge
@@ -111,6 +111,7 @@ class Suite(Section):
         rewards = {"score.reward": self.score.reward, "pairs.reward": self.pairs and self.pairs.reward}
         rewards |= {f"runs.{run.name}.reward": run.online.reward for run in self.runs if run.online}
         rewards |= {f"runs.{run.name}.pairs.reward": self.reward_of_rounds(run.name) for run in self.runs if run.rounds}
+        rewards |= {f"runs.{run.name}.discriminator.gold": self.gold_of_rounds(run.name) for run in self.runs}
         asking = [key for key, reward in rewards.items() if reward == "classifier"]
         labelled = any(source.labelled for source in (*self.data.sources, self.data))
         if asking and self.classifier is None:
@@ -153,18 +154,36 @@ class Suite(Section):
             rounds.reward(self.score.reward, self.pairs.reward if self.pairs else None) if rounds else self.score.reward
         )
 
+    def gold_of_rounds(self, name: str) -> str | None:
+        """Return what labels the pairs that a run's discriminator is trained on, as `Rounds.gold` names it."""
+        rounds = self.run(name).rounds
+        return rounds.gold(self.score.reward, self.pairs.reward if self.pairs else None) if rounds else None
+
     def _check_rounds(self, run: Run) -> None:
         """Check that a run that draws its own pairs has a reward that scores them."""
         if run.rounds is None:
             return
         if run.dataset != "comparisons":
             raise ValueError("dataset: a run with `pairs` draws its own; leave `dataset` out")
+        gold = self.gold_of_rounds(run.name)
         if (reward := self.reward_of_rounds(run.name)) == "trained" and self.reward is None:
-            raise ValueError("pairs.reward is `trained`, so the section `reward` must be there to train it")
+            trained = "discriminator: its settings are those of" if gold else "pairs.reward is `trained`, so"
+            raise ValueError(f"{trained} the section `reward`{', which' if gold else ''} must be there to train it")
+        for key, scorer in {"pairs.reward": reward, "discriminator.gold": gold or ""}.items():
+            if scorer.startswith(JUDGE):
+                self._check_judge(scorer.removeprefix(JUDGE), key)
+        if gold and gold.startswith(JUDGE) and self.reward and self.reward.margin == "scores":
+            raise ValueError("discriminator.gold: a judge gives no scores, which `reward.margin: scores` reads")
         if other := reward.removeprefix(IMPLICIT) if reward.startswith(IMPLICIT) else None:
             self._check_implicit(other, "pairs.reward")
             if self.run(other).rounds:
                 raise ValueError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
+
+    def _check_judge(self, name: str, key: str) -> None:
+        try:
+            self.judge.model_named(name)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
 
     @property
     def _adapters(self) -> list[str]:

@@ -25,7 +25,19 @@ from prefdag.provenance.sources import code_digests
 NEVER_RUN = "never run"
 LARGE = 1 << 26  # bytes of a file that a plan does not read unless it is newer than its manifest
 # Stages with a folder for each row of a suite, or for each round of a row.
-NAMED_BY_ROW = ("pairing", "reference", "preference", "policy", "online", "generate", "score", "judge")
+NAMED_BY_ROW = (
+    "gold",
+    "discriminator",
+    "rating",
+    "pairing",
+    "reference",
+    "preference",
+    "policy",
+    "online",
+    "generate",
+    "score",
+    "judge",
+)
 LOGS = ("log.txt", "log.1.txt", "log.2.txt", "log.reserve", "benchmark.tsv")  # of attempts that may have failed
 
 

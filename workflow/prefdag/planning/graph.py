@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from prefdag.config import jobs
 from prefdag.config.answer_sets import POOL, AnswerSet
-from prefdag.config.round_jobs import rounds_of, score_of_samples, start_of_round, user_reward_of
+from prefdag.config.round_jobs import is_rated, rounds_of, score_of_samples, start_of_round, user_reward_of
+from prefdag.config.rounds import round_name
 from prefdag.config.suite import ExactSuite, Suite
 
 Inputs = dict[str, list[str]]
@@ -133,19 +134,45 @@ def _reference(suite: Suite, name: str) -> Inputs:
 def _pairing(suite: Suite, name: str) -> Inputs:
     one = AnswerSet.parse(name)
     samples = AnswerSet(one.policy, samples=one.round)
-    return {"generations": [f"generate/{samples}"], "scores": [f"score/{samples}"]}
+    stage = "rating" if is_rated(suite, one.policy) else "score"
+    return {"generations": [f"generate/{samples}"], "scores": [f"{stage}/{samples}"]}
+
+
+def _gold(suite: Suite, name: str) -> Inputs:
+    one = AnswerSet.parse(name)
+    by_classifier = suite.gold_of_rounds(one.policy) == "classifier"
+    return {
+        "generations": [f"generate/{AnswerSet(one.policy, samples=one.round)}"],
+        "classifier": _one(jobs.classifier_folder(suite) if by_classifier else None),
+    }
+
+
+def _discriminator(suite: Suite, name: str) -> Inputs:
+    """The reward model of a round reads the gold labels of this round and of all before it."""
+    one = AnswerSet.parse(name)
+    number, settings = one.round or 1, rounds_of(suite, name).discriminator
+    before = "reward" if number == 1 else f"discriminator/{round_name(one.policy, number - 1)}"
+    return {
+        "policy": ["sft"],
+        "comparisons": ["prepare/comparisons"],
+        "gold": [f"gold/{round_name(one.policy, each)}" for each in range(1, number + 1)],
+        "start": [before] if settings and settings.start == "previous" else [],
+    }
 
 
 def _score_samples(suite: Suite, name: str) -> Inputs:
     """A round's samples are scored by its reward alone; nothing reads their divergence from SFT."""
-    run = AnswerSet.parse(name).policy
+    one = AnswerSet.parse(name)
+    run = one.policy
     settings = score_of_samples(suite, run)
+    has_discriminator = rounds_of(suite, run).discriminator is not None
+    trained = f"discriminator/{round_name(run, one.samples or 1)}" if has_discriminator else "reward"
     if user_reward_of(suite, run):
         return {"generations": [f"generate/{name}"], "reference": ["sft"]}
     return {
         "generations": [f"generate/{name}"],
         "reference": ["sft"],
-        "reward": ["reward"] if settings.reward == "trained" else [],
+        "reward": [trained] if settings.reward == "trained" else [],
         "implicit": [jobs.training_folder(suite, run) for run in settings.implicit],
         "classifier": _one(jobs.classifier_folder(suite) if settings.reward == "classifier" else None),
     }
@@ -216,6 +243,9 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
         ),
     },
     "reward": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
+    "gold": _gold,
+    "discriminator": _discriminator,
+    "rating": lambda suite, name: {"generations": [f"generate/{name}"]},
     "pairing": _pairing,
     "reference": _reference,
     "preference": _preference,

@@ -80,6 +80,9 @@ def _scored_rows(generations: Path, scores: Path, column: str) -> list[Row]:
     if keys != [(row["prompt_id"], row["sample"]) for row in rows]:
         raise UserError(f"{scores}: its rows are not those of {generations}; rerun `score`")
     for row, line in zip(rows, table, strict=True):
+        if not line[column]:  # a judge gave no verdict
+            row["score"] = None
+            continue
         row["score"] = float(line[column])
         if not np.isfinite(row["score"]):
             raise UserError(
@@ -97,6 +100,9 @@ def _write_split(job: Job, rows: list[Row], writer: StoreWriter, stream: Any) ->
         ended = [row for row in samples if row["ended"]]  # a reward would judge where the others were cut
         counts["prompts"] += 1
         counts["unfinished"] += len(samples) - len(ended)
+        if unscored := sum(row["score"] is None for row in ended):
+            counts["unscored"] = counts.get("unscored", 0) + unscored
+            ended = [row for row in ended if row["score"] is not None]
         if len(ended) < (1 if job.pairing.law == "best_of_n" else 2):
             counts["short"] += 1
             continue

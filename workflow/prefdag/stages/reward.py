@@ -21,9 +21,11 @@ from prefdag.rewards.model import (
     SCORING,
     RewardModel,
     Scoring,
+    head_of_scorer,
     head_rewards,
     initial_heads,
     lengths_of,
+    load_reward_model,
     member_folder,
     reward_of,
     save_untrained,
@@ -57,12 +59,43 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     Raises:
         UserError: if the comparisons lack what an option needs.
     """
-    settings = job.reward
-    device = set_up(settings.threads)
     workspace.log_model_input("policy", "sft")
+    return train_reward_model(job.reward, workspace, policy, open_stores(workspace, comparisons), title="reward")
+
+
+def open_stores(workspace: Workspace, comparisons: Path) -> dict[str, Store]:
+    """Journal and open the comparisons that a reward model is trained and evaluated on."""
     workspace.log_dataset("comparisons", "train", "training")
     workspace.log_dataset("comparisons", "test", "evaluation")
-    stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation", "test")}
+    return {split: Store.open(comparisons.parent / split) for split in ("train", "validation", "test")}
+
+
+def train_reward_model(
+    settings: Reward,
+    workspace: Workspace,
+    policy: Path,
+    stores: dict[str, Store],
+    *,
+    title: str,
+    start: Path | None = None,
+) -> dict[str, Any]:
+    """Train a reward model on the store `train`, evaluate it on `test`, and write its weights and tables.
+
+    Args:
+        settings: the loss, the training and the ensemble.
+        workspace: where to write, and the journal.
+        policy: manifest of the SFT policy.
+        stores: the comparisons by split.
+        title: names the model in the journal.
+        start: manifest of the reward model to start from; the SFT policy with new heads without it.
+
+    Returns:
+        Accuracy, mean and deviation on the held-out comparisons, before and after training and of each head.
+
+    Raises:
+        UserError: if the comparisons lack what an option needs, or the reward model to start from has other heads.
+    """
+    device = set_up(settings.threads)
     _check(settings, stores)
     store, held_out = stores["train"], stores["test"]
     scoring = Scoring(
@@ -71,9 +104,11 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     folder, budget = policy.parent / "model", settings.tokens_per_batch
     untrained = _with_heads(folder, settings, settings.trainings, device)
     save_untrained(untrained, workspace.output)
-    before = score_all(RewardModel((untrained,), scoring), held_out, budget, device)
-    del untrained
-    members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
+    first = RewardModel((untrained,), scoring) if start is None else load_reward_model(start.parent, device)
+    before = score_all(first, held_out, budget, device)
+    del untrained, first
+    new = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings] if start is None else []
+    members = _members_of(start.parent, settings, device) if start else new
     steps = trainings(members, store, settings, scoring, workspace.resume)
     total = len(members) * total_steps(store, settings)
     record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", "reward")
@@ -86,7 +121,7 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
         save(member, folder, member_folder(workspace.output, place, scoring.seeds))
     (workspace.output / SCORING).write_text(scoring.canonical() + "\n")
     write_held_out(workspace.output / "held_out.csv", held_out, {"before": before, "after": after})
-    workspace.log_model_output("reward", parents=["policy"])
+    workspace.log_model_output(title, parents=["policy" if start is None else "start"])
     prompts = np.asarray(held_out.prompts)
     facts = {"before": evaluation(before, prompts), "after": evaluation(after, prompts)}
     if per_head.shape[-1] > 1:
@@ -96,6 +131,18 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     workspace.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
     return facts
+
+
+def _members_of(folder: Path, settings: Reward, device: torch.device) -> list[PreTrainedModel]:
+    """Load the members of a trained reward model. Raises `UserError` if they are not those of the settings."""
+    model = load_reward_model(folder, device)
+    heads = sum(len(head_of_scorer(member).weight) for member in model.members)
+    if model.scoring.seeds != settings.trainings or heads != settings.heads * len(settings.trainings):
+        raise UserError(
+            f"{folder}: a reward model of {heads} heads and seeds {list(model.scoring.seeds)}; the section `reward` "
+            f"states {settings.heads} for each of the seeds {list(settings.trainings)}; rerun `reward`"
+        )
+    return list(model.members)
 
 
 def _check(settings: Reward, stores: dict[str, Store]) -> None:

@@ -141,6 +141,14 @@ class Judge(Section):
     def models(self) -> tuple[LLM, ...]:
         return tuple(judge for judge in self.judges if isinstance(judge, LLM))
 
+    def model_named(self, name: str) -> LLM:
+        """Return a model by its name. Raises ValueError if no model has it."""
+        by_name = {name_of(judge): judge for judge in self.models}
+        if name not in by_name:
+            models = f"the models there are {', '.join(by_name)}" if by_name else "no model is there"
+            raise ValueError(f"judge:{name}: no model of `judge.judges` has this name; {models}")
+        return by_name[name]
+
     @property
     def sheets(self) -> tuple[People, ...]:
         return tuple(judge for judge in self.judges if isinstance(judge, People))
