@@ -36,7 +36,12 @@ def mistake_of(row: dict[str, Any]) -> str:
         ({"method": "ppo", "kl": {"target": 6, "init": 0}}, "cannot be adapted"),
         ({"method": "rloo", "gamma": 0.9}, "rloo does not read gamma"),
         ({"method": "rloo", "samples": 1}, "state 2 or more"),
-        ({"method": "ppo", "top_p": 0.9}, "top_p"),
+        ({"method": "ppo", "top_p": 0.9}, "top_p: top_p and top_k sample from another policy"),
+        ({"method": "rloo", "top_k": 50}, "say `truncated_sampling: biased` to train with this bias"),
+        ({"method": "dpo", "online": {"labels": "soft", "top_p": 0.5}}, "never sampled, and the others too often"),
+        ({"method": "ppo", "truncated_sampling": "biased"}, "read with top_p below 1 or top_k alone"),
+        ({"method": "ppo", "sampler": "vllm", "temperature": 0.001}, "vllm would take 0.01"),
+        ({"method": "dpo", "online": {"labels": "soft", "importance_cap": 2}}, "no policy gradient to weigh"),
         ({"method": "reinforce", "epochs": 2}, "one update per round"),
         ({"method": "reinforce", "value": "shared"}, "read with baseline: learned"),
         ({"method": "ppo", "reward": "nonsense"}, "expected one of ground_truth"),
@@ -136,7 +141,7 @@ def test_answers_all_alike_train_nothing_and_are_counted() -> None:
 def test_a_policy_that_never_ends_is_a_sentence_where_such_answers_are_masked() -> None:
     row = {**ROWS["ppo"], "missing_eos": {"how": "mask"}, "max_new_tokens": 1}
     training = online_training(row)
-    training.eos = 49  # a token that is not sampled first
+    training.own_sampler.eos = 49  # a token that is not sampled first
     with pytest.raises(UserError, match="every response of the round was cut"):
         list(training.rounds())
 

@@ -27,6 +27,11 @@ class Optimum:
     sentence: str
     warning: str = ""
 
+    def with_doubt(self, reason: str) -> "Optimum":
+        """Return the optimum of a run that is biased, with the reason in both sentences."""
+        warning = f"{self.warning}; {reason}" if self.warning else f"{reason}, so the optimum is another one"
+        return Optimum(f"biased, as {reason}; without this {self.sentence}", warning)
+
 
 def policy_gradient_optimum(
     method: str,

@@ -51,6 +51,7 @@ def sample(
     eos: int,
     title: str = "sampling",
     tempered: bool = False,
+    top_k: int | None = None,
 ) -> Iterator[Sample]:
     """Sample `num_samples` responses to each prompt.
 
@@ -63,7 +64,8 @@ def sample(
         settings: temperature, top_p, lengths, batch size and seed.
         eos: the end-of-turn's id.
         title: what to call the progress line.
-        tempered: return log-probs of the sampling distribution, the logits divided by the temperature.
+        tempered: return log-probs under the sampling distribution: tempered, without the tokens that are left out.
+        top_k: sample among so many tokens only.
 
     Yields:
         Samples; those of a batch in the order of (prompt, sample).
@@ -79,7 +81,7 @@ def sample(
         with decoder_class.attention(model):
             decoder = decoder_class(model, [prompts[index] for index in rows])
             decoder.select([rows[index] for index, _ in batch])
-            responses = _responses(decoder, torch.from_numpy(noise), settings, eos, tempered)
+            responses = _responses(decoder, torch.from_numpy(noise), settings, eos, tempered, top_k)
         for (index, number), (ids, values) in zip(batch, responses, strict=True):
             for copy in range(number, settings.num_samples, draws):
                 yield Sample(index, copy, ids, values, ids[-1] == eos)
@@ -101,7 +103,7 @@ def _noise(settings: Sampling, key: object, number: int) -> np.ndarray:
 
 
 def _responses(
-    decoder: Decoder, noise: Tensor, settings: Sampling, eos: int, tempered: bool
+    decoder: Decoder, noise: Tensor, settings: Sampling, eos: int, tempered: bool, top_k: int | None
 ) -> list[tuple[list[int], list[float]]]:
     """Decode one response per row of the decoder, dropping rows that have ended when enough of them have.
 
@@ -113,10 +115,15 @@ def _responses(
     rows = torch.arange(len(noise), device=decoder.device)  # the response of each live row
     alive = torch.ones_like(rows, dtype=torch.bool)
     for step in range(settings.max_new_tokens):
-        chosen = sample_tokens(decoder.logits, noise[rows, step], settings.temperature, settings.top_p)
+        uniform, log_mass = noise[rows, step], None
+        if settings.temperature and (settings.top_p < 1 or top_k is not None):
+            chosen, log_mass = sample_truncated(decoder.logits, uniform, settings.temperature, settings.top_p, top_k)
+        else:
+            chosen = sample_tokens(decoder.logits, uniform, settings.temperature, 1.0)
         logits = decoder.logits / settings.temperature if tempered else decoder.logits
-        logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1)
-        ids[rows, step], values[rows, step] = chosen, logprobs.double()
+        logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None]).squeeze(-1).double()
+        ids[rows, step] = chosen
+        values[rows, step] = logprobs if log_mass is None or not tempered else logprobs - log_mass
         alive &= chosen != eos
         num_alive = int(alive.sum())
         if num_alive == 0 or step + 1 == settings.max_new_tokens:
@@ -142,23 +149,45 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
         logits: [N, V].
         uniform: [N], in [0, 1).
         temperature: divides the logits; 0 takes the most likely token.
-        top_p: sample from the smallest set of tokens whose probability reaches it.
+        top_p: as `sample_truncated` takes it.
 
     Returns:
         Token ids, [N].
-
-    Reference: Holtzman et al. 2020 (top_p).
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = (logits.double() / temperature).softmax(-1)
-    if top_p == 1:
-        return _invert_cdf(_to_units(probs), uniform)
-    probs, order = torch.sort(probs, dim=-1, descending=True, stable=True)
+    if top_p < 1:
+        return sample_truncated(logits, uniform, temperature, top_p)[0]
+    return _invert_cdf(_to_units((logits.double() / temperature).softmax(-1)), uniform)
+
+
+def sample_truncated(
+    logits: Tensor, uniform: Tensor, temperature: float, top_p: float, top_k: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sample one token per row, leaving out the least likely tokens.
+
+    Args:
+        logits: [N, V].
+        uniform: [N], in [0, 1).
+        temperature: above 0, divides the logits.
+        top_p: sample from the smallest set of tokens whose share of the probability reaches it.
+        top_k: first leave out all but so many tokens, the most likely ones.
+
+    Returns:
+        Token ids [N], and the log of the probability of all tokens that could be sampled [N], float64.
+
+    Reference: Fan et al. 2018 (top_k); Holtzman et al. 2020 (top_p).
+    """
+    probs, order = torch.sort((logits.double() / temperature).softmax(-1), dim=-1, descending=True, stable=True)
     units = _to_units(probs)
-    before = units.cumsum(-1) - units
-    nucleus = torch.where(before < int(top_p * UNIT), units, 0)
-    return order.gather(-1, _invert_cdf(nucleus, uniform)[:, None]).squeeze(-1)
+    total, reached = units.sum(-1, keepdim=True), torch.tensor(int(top_p * UNIT), device=units.device)
+    if top_k is not None:
+        units[:, top_k:] = 0
+        if top_p < 1:
+            reached = (top_p * units.sum(-1, keepdim=True).double()).to(torch.int64)
+    nucleus = torch.where(units.cumsum(-1) - units < reached, units, 0)
+    chosen = order.gather(-1, _invert_cdf(nucleus, uniform)[:, None]).squeeze(-1)
+    return chosen, (nucleus.sum(-1).double() / total.squeeze(-1).double()).log()
 
 
 def _to_units(probs: Tensor) -> Tensor:

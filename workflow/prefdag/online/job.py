@@ -12,6 +12,7 @@ from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import TokenMethod, reads_values
 from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare
+from prefdag.data.settled import settle
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.distributed.ranks import is_first
@@ -25,6 +26,7 @@ from prefdag.online.report import missed_target, write_answers
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.round import Models
+from prefdag.online.sampler import VllmSampler
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper
@@ -59,7 +61,7 @@ def train_policy(
     questions = prompts_of(prompts.parent / "train")
     tokenizer = load_tokenizer(weights)
     written = read_manifest(prompts).content["config"]["prepare"]
-    end = stop_token(tokenizer, Prepare.parse(written, str(prompts), "config.prepare"))
+    end = stop_token(tokenizer, settle(Prepare.parse(written, str(prompts), "config.prepare"), tokenizer))
     models, initial = models_of(settings, method, weights, sources, device)
     scorer = load_scorer(settings, sources, tokenizer, initial, device)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, models.policy, weights)
@@ -67,9 +69,12 @@ def train_policy(
     def journal_seconds(number: int, rollouts: Rollouts, seconds: dict[str, float]) -> None:
         workspace.journal.metrics(number, {f"seconds_{phase}": value for phase, value in seconds.items()})
 
+    sampler = None
+    if settings.sampler == "vllm":
+        sampler = VllmSampler(models.policy, weights, workspace.resume / "sampler", settings, end)
     training = OnlineTraining(
         models, method, settings, questions, scorer, end, Checkpoint(workspace.resume), checkpoints, journal_seconds,
-        pair_loss,
+        pair_loss, sampler,
     )  # fmt: skip
     title = workspace.name or method.method
     last = record_steps(

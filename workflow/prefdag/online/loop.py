@@ -25,19 +25,17 @@ from torch import Tensor
 from prefdag.config.objectives import Objective
 from prefdag.config.online.methods import Reinforce
 from prefdag.config.online.settings import Online
-from prefdag.config.sections.sampling import Sampling
-from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.policy_gradient import adapted_coefficient
 from prefdag.losses.soft_labels import PairLoss
-from prefdag.models.generation import sample
 from prefdag.models.ops.recompute import recompute_blocks
-from prefdag.online.report import round_metrics
+from prefdag.online.report import answers_to, round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round
 from prefdag.online.round import Models, Optimizers, Round
+from prefdag.online.sampler import OwnSampler, Sampler
 from prefdag.online.targets import Targets, targets_of
 from prefdag.training.checkpoint import Checkpoint, stop_requested
 from prefdag.training.loop import optimizer_of, schedule
@@ -68,6 +66,7 @@ class OnlineTraining:
         checkpoint: where the state is saved; None: nowhere.
         save_weights: called with the number of each finished round (from 1).
         pair_loss: of a method that is a loss of pairs.
+        sampler: of responses; the policy itself by default.
         on_round: called with each round's number, its rollouts and seconds by phase, before its record.
     """
 
@@ -83,13 +82,16 @@ class OnlineTraining:
         save_weights: Callable[[int], None] | None = None,
         on_round: Callable[[int, Rollouts, dict[str, float]], None] | None = None,
         pair_loss: PairLoss | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         if len(prompts) < settings.batch_size:
             raise UserError(
                 f"online.batch_size: a round has {settings.batch_size} prompts, and there are {len(prompts)}; lower it"
             )
         self.models, self.method, self.settings, self.prompts = models, method, settings, prompts
-        self.scorer, self.eos, self.checkpoint = scorer, eos, checkpoint
+        self.scorer, self.checkpoint = scorer, checkpoint
+        self.own_sampler = OwnSampler(models.policy, eos, settings.top_k)
+        self.sampler = sampler or self.own_sampler
         self.save_weights, self.on_round, self.pair_loss = save_weights, on_round, pair_loss
         self.coefficient, self.moments = settings.kl.coefficient, Moments()
         self.progress, self.history = Progress(), list[dict[str, Any]]()
@@ -126,7 +128,7 @@ class OnlineTraining:
         progress, self.seconds = self.progress, {}
         if progress.rollouts is None:
             with self._timed("sample"):
-                progress.rollouts = sample_round(self.models.policy, self.prompts, number, self.settings, self.eos)
+                progress.rollouts = sample_round(self.sampler, self.prompts, number, self.settings)
             yield "sampled"
         if progress.rewards is None:
             with self._timed("score"):
@@ -160,7 +162,7 @@ class OnlineTraining:
         check_scores(values, comparisons, self.settings.reward, number)
         scores = torch.from_numpy(values)
         if isinstance(self.method, Reinforce) and self.method.baseline == "greedy":
-            greedy = sample_round(self.models.policy, self.prompts, number, self.settings, self.eos, temperature=0)
+            greedy = sample_round(self.sampler, self.prompts, number, self.settings, temperature=0)
             answers = greedy.comparisons(self.prompts)
             values = self.scorer(answers)
             check_scores(values, answers, self.settings.reward, number)
@@ -207,29 +209,12 @@ class OnlineTraining:
         self.history.append(asdict(record))
         self.progress = Progress()
         if number % max(1, self.settings.max_steps // TABLE_ROUNDS) == 0 or number + 1 == self.settings.max_steps:
-            self.answers += self._answers(number)
+            fixed = self.prompts[: self.settings.sample_table]
+            self.answers += answers_to(fixed, self.own_sampler, self.scorer, self.settings, number)
         if self.on_round is not None:
             self.on_round(record.number, rollouts, self.seconds)
         if self.save_weights is not None:
             self.save_weights(record.number)
-
-    def _answers(self, number: int) -> list[dict[str, Any]]:
-        """Return the policy's answers to the first prompts, with the same noise every time."""
-        prompts = [prompt.tolist() for prompt in self.prompts[: self.settings.sample_table]]
-        sampling = Sampling(
-            seed=self.settings.seed,
-            temperature=self.settings.temperature,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_size=self.settings.sampling_batch_size,
-        )
-        keys = [f"table/{index}" for index in range(len(prompts))]
-        samples = sorted(sample(self.models.policy, prompts, keys, sampling, self.eos), key=lambda one: one.prompt)
-        compared = [Comparison(self.prompts[one.prompt], (np.array(one.ids, dtype=np.int32),)) for one in samples]
-        scores = self.scorer(compared)[:, 0].tolist() if compared else []
-        return [
-            {"round": number + 1, "prompt_id": one.prompt, "ids": one.ids, "score": score, "ended": one.ended}
-            for one, score in zip(samples, scores, strict=True)
-        ]
 
     def _timed(self, phase: str) -> "_Timer":
         return _Timer(self.seconds, phase)

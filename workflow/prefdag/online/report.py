@@ -16,8 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefdag.config.online.settings import KL, Online
+from prefdag.config.sections.sampling import Sampling
 from prefdag.data.detokenize import decode_response
+from prefdag.data.token_store import Comparison
+from prefdag.online.rewards import Scorer, check_scores
 from prefdag.online.rollouts import Rollouts
+from prefdag.online.sampler import OwnSampler
 from prefdag.online.targets import Layout, Targets
 
 OFF_TARGET = 2.0  # factor by which a KL may differ from its target
@@ -42,6 +46,8 @@ def round_metrics(
     if scores.shape[1] > 1:
         metrics["groups_without_signal"] = (scores.std(1) == 0).double().mean().item()
     metrics["sampler_difference"] = (rollouts.old.double() - rollouts.sampled).abs().max().item()
+    if settings.truncates or settings.sampler != "torch":
+        metrics["sampler_kl"] = (rollouts.sampled - rollouts.old.double()).mean().item()
     first, last = updates[: settings.minibatches], updates[-settings.minibatches :]
     metrics |= {
         name: _mean(updates, name) for name in updates[0] if name not in ("loss", "policy_grad_norm", "ratio_error")
@@ -102,6 +108,39 @@ def missed_target(rounds: Sequence[dict[str, float]], kl: KL) -> str:
         f"kl.target: the KL of the last {len(last)} rounds is {reached:.3g} nats, the target {kl.target:g}; the "
         f"coefficient went from {first:.3g} to {final:.3g}; lower kl.horizon ({kl.horizon}), or {remedy}"
     )
+
+
+def answers_to(
+    prompts: Sequence[NDArray[np.int32]], sampler: OwnSampler, scorer: Scorer, settings: Online, number: int
+) -> list[dict[str, Any]]:
+    """Return the policy's answers to fixed prompts, with the same noise every time.
+
+    Args:
+        prompts: token ids of each.
+        sampler: the policy itself, also where another one samples the rounds.
+        scorer: scores the answers.
+        settings: how to sample.
+        number: the round, from 0.
+    """
+    sampling = Sampling(
+        seed=settings.seed,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.sampling_batch_size,
+    )
+    keys = [f"table/{index}" for index in range(len(prompts))]
+    samples = sorted(
+        sampler([prompt.tolist() for prompt in prompts], keys, sampling, "sampling"), key=lambda one: one.prompt
+    )
+    compared = [Comparison(prompts[one.prompt], (np.array(one.ids, dtype=np.int32),)) for one in samples]
+    scores = scorer(compared) if compared else np.zeros((0, 1))
+    if compared:
+        check_scores(scores, compared, settings.reward, number)
+    return [
+        {"round": number + 1, "prompt_id": one.prompt, "ids": one.ids, "score": score, "ended": one.ended}
+        for one, score in zip(samples, scores[:, 0].tolist(), strict=True)
+    ]
 
 
 def write_answers(

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from prefdag.config.online.settings import Online
 from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
-from prefdag.distributed.ranks import num_ranks, rank
-from prefdag.models.generation import Sample, sample
+from prefdag.distributed.ranks import is_first, num_ranks, rank
+from prefdag.models.generation import Sample
+from prefdag.online.sampler import Sampler
 from prefdag.seeds import generator
 
 
@@ -34,7 +34,7 @@ class Rollouts:
         ids: token ids of every response, [T].
         lengths: tokens of each response, [N, G].
         ended: whether each response has its end-of-turn, [N, G].
-        sampled: log-probs of the tokens as the sampler computed them, [T] float64.
+        sampled: log-probs of the tokens under the distribution they were sampled from, by the sampler, [T] float64.
         scores: of each response, [N, G] float64; None until it is scored.
         labels: of pairs: how much the first response is preferred, 0 to 1, [N].
         old, reference: log-probs of the tokens under the sampling policy and the reference, [T].
@@ -108,21 +108,19 @@ def prompts_of_round(number: int, num_prompts: int, batch_size: int, seed: int) 
 
 
 def sample_round(
-    model: PreTrainedModel,
+    sampler: Sampler,
     prompts: Sequence[NDArray[np.int32]],
     number: int,
     settings: Online,
-    eos: int,
     temperature: float | None = None,
 ) -> Rollouts:
-    """Sample a round's responses, shared out over the processes by whole batches.
+    """Sample a round's responses, shared out over the processes by whole batches if the sampler permits.
 
     Args:
-        model: the policy.
+        sampler: of the policy.
         prompts: token ids of every prompt of the training.
         number: the round, from 0.
         settings: how many, and how.
-        eos: the end-of-turn's id.
         temperature: in place of the settings'; 0 gives the greedy answer, one per prompt.
     """
     chosen = prompts_of_round(number, len(prompts), settings.batch_size, settings.seed)
@@ -131,6 +129,7 @@ def sample_round(
         seed=settings.seed,
         num_samples=samples,
         temperature=settings.temperature if temperature is None else temperature,
+        top_p=settings.top_p,
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.sampling_batch_size,
     )
@@ -139,10 +138,13 @@ def sample_round(
     size = max(1, settings.sampling_batch_size // samples)
     batches = [places[at : at + size] for at in range(0, len(places), size)]
     result: dict[tuple[int, int], Sample] = {}
-    for batch in batches[rank() :: num_ranks()]:
+    share = batches[rank() :: num_ranks()]
+    if not sampler.shares:
+        share = [places] if is_first() else []
+    for batch in share:
         ids = [prompts[chosen[place]].tolist() for place in batch]
         keys = [f"round {number}/{chosen[place]}" for place in batch]
-        for one in sample(model, ids, keys, sampling, eos, f"round {number + 1}", tempered=sampling.temperature > 0):
+        for one in sampler(ids, keys, sampling, f"round {number + 1}"):
             result[batch[one.prompt], one.sample] = one
     for part in all_gather_objects(result):
         result.update(part)

@@ -5,7 +5,7 @@ Shapes: N prompts of G responses, S = N G responses; T response tokens, flat; [S
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -106,6 +106,43 @@ def targets_of(
     Raises:
         UserError: no response is left to train on.
     """
+    targets = _targets(method, settings, rollouts, rewards, coefficient, baselines)
+    if settings.importance_cap is None:
+        return targets
+    weights, metrics = _importance(method, settings.importance_cap, rollouts, targets.counts)
+    return replace(targets, advantages=targets.advantages * weights, metrics=targets.metrics | metrics)
+
+
+def _importance(method: Objective, cap: float, rollouts: Rollouts, counts: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Return min(p / p_sampler, cap) of each token [T], of RLOO of each whole response, and metrics of it.
+
+    The advantage of a token is a factor of its policy loss, clipped or not, so these weights of advantages weigh the
+    policy gradient. They are exactly 1 where the sampler's log-probs are the training's.
+
+    Reference: Ionides 2008, Truncated Importance Sampling; Yao et al. 2025 (for samplers with other arithmetic).
+    """
+    assert rollouts.old is not None
+    change = rollouts.old.double() - rollouts.sampled
+    if isinstance(method, RLOO):
+        lengths = rollouts.lengths.flatten()
+        change = Layout.of(lengths).pad(change).sum(1).repeat_interleave(lengths)
+    ratio = change.exp()
+    weights, counted = ratio.clamp(max=cap), counts > 0
+    metrics = {
+        "importance_ratio": weights[counted].mean().item(),
+        "importance_capped": (ratio > cap)[counted].double().mean().item(),
+    }
+    return weights, metrics
+
+
+def _targets(
+    method: Objective,
+    settings: Online,
+    rollouts: Rollouts,
+    rewards: Tensor,
+    coefficient: float,
+    baselines: Tensor | None,
+) -> Targets:
     lengths = rollouts.lengths.flatten()
     if not isinstance(method, PolicyMethod):
         ones = torch.ones(len(lengths), dtype=torch.float64)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from prefdag.config.objectives import Objective, objective
-from prefdag.config.online.settings import Online
+from prefdag.config.online.settings import TRUNCATION_BIAS, Online
 from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import NonNegative, Positive, wording
@@ -151,6 +151,12 @@ def reads_values(method: TokenMethod) -> bool:
 
 def optimum_of(method: Objective, settings: Online) -> Optimum:
     """Return what an on-policy run converges to where every response can be enumerated."""
+    optimum = _optimum_of(method, settings)
+    return optimum.with_doubt(TRUNCATION_BIAS) if settings.truncates else optimum
+
+
+def _optimum_of(method: Objective, settings: Online) -> Optimum:
+    """Return the optimum with nothing left out of the sampling."""
     if settings.labels is not None:
         return preference_optimum(method.method, labels=settings.labels)
     return policy_gradient_optimum(
@@ -216,11 +222,6 @@ def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, in
 
 def settings_of(values: dict[str, Any], method: PolicyMethod, where: str, inside: str) -> Online:
     """Validate a row's settings, with the method's number of samples where none is stated."""
-    if any(key in values for key in ("top_p", "top_k")):
-        raise UserError(
-            f"{where}: {inside}: top_p and top_k are refused in training: the sampled policy would not be the one "
-            "whose log-probs are optimised; lower the temperature instead"
-        )
     settings = Online.parse({"samples": method.default_samples, **values}, where, inside)
     if settings.labels is not None:
         raise UserError(f"{where}: {inside}.labels: only a pair loss, such as dpo, reads labels")

@@ -11,6 +11,11 @@ from prefdag.config.sections.preference import Preference
 from prefdag.schema import Count, NonNegative, Positive, Section
 
 IMPLICIT = "implicit:"
+IMPORTANCE_CAP = 2.0  # with vLLM
+TRUNCATION_BIAS = (
+    "top_p and top_k sample from another policy than the one whose log-probs are optimised: tokens that they leave out "
+    "are never sampled, and the others too often"
+)
 
 
 class KL(Section):
@@ -93,6 +98,18 @@ class Online(Preference):
     )
     missing_eos: MissingEnd | None = Field(None, description="what a response without end-of-turn gets")
     sample_table: int = Field(4, ge=0, description="fixed prompts whose answers are recorded as training goes")
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1 needs `truncated_sampling: biased`")
+    top_k: Count | None = Field(None, description="sample among so many tokens; needs `truncated_sampling: biased`")
+    truncated_sampling: Literal["biased"] | None = Field(
+        None, description="permit top_p and top_k: tokens that they leave out are never learned about"
+    )
+    sampler: Literal["torch", "vllm"] = Field(
+        "torch", description="`vllm`, if installed; it reads the policy's weights from disk in every round"
+    )
+    importance_cap: Positive | None = Field(
+        None,
+        description="weigh the policy gradient by p / p_sampler, at most this; default: 2 with vllm, else no weights",
+    )
 
     @field_validator("reward")
     @classmethod
@@ -101,6 +118,32 @@ class Online(Preference):
         if reward in names or (reward.startswith(IMPLICIT) and reward != IMPLICIT) or FORM.fullmatch(reward):
             return reward
         raise ValueError(f"expected one of {', '.join(names)}, implicit:<run> or <file>.py:<function>, got {reward!r}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weighted_with_vllm(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("sampler") == "vllm" and values.get("labels") is None:
+            return {"importance_cap": IMPORTANCE_CAP, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _truncation_is_asked_for(self) -> Self:
+        if self.truncates and self.truncated_sampling is None:
+            raise ValueError(
+                f"{'top_k' if self.top_p == 1 else 'top_p'}: {TRUNCATION_BIAS}; say `truncated_sampling: biased` to "
+                "train with this bias, or lower the temperature instead"
+            )
+        if not self.truncates and self.truncated_sampling is not None:
+            raise ValueError("truncated_sampling: read with top_p below 1 or top_k alone; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_takes_it(self) -> Self:
+        if self.sampler == "vllm" and self.temperature < 0.01:
+            raise ValueError(f"temperature: vllm would take 0.01 for {self.temperature:g}; state at least 0.01")
+        if self.labels is not None and self.importance_cap is not None:
+            raise ValueError("importance_cap: a pair loss has no policy gradient to weigh; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _is_replicated(self) -> Self:
@@ -115,6 +158,11 @@ class Online(Preference):
         return self.model_copy(update={"reward": ground_truth}) if self.reward == "ground_truth" else self
 
     @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be sampled."""
+        return self.top_p < 1 or self.top_k is not None
+
+    @property
     def user_reward(self) -> tuple[Path, str] | None:
         """Return file and function of a user's reward."""
         return split_path(self.reward) if ".py:" in self.reward else None
@@ -126,7 +174,9 @@ class Online(Preference):
 
     def shown_options(self) -> dict[str, Any]:
         """Return what distinguishes rows of one method in the report, next to the method's options."""
-        reward = {} if self.reward == "ground_truth" else {"reward": self.reward}
+        reward: dict[str, Any] = {} if self.reward == "ground_truth" else {"reward": self.reward}
+        truncation = {"top_p": self.top_p if self.top_p < 1 else None, "top_k": self.top_k}
+        reward |= {name: value for name, value in truncation.items() if value is not None}
         if self.labels is not None:
             return {"labels": self.labels, **reward}
         target = {"kl_target": self.kl.target} if self.kl.target else {"kl": self.kl.coefficient}
