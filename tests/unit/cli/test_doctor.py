@@ -19,7 +19,7 @@ from prefdag.cli.main import main
 from prefdag.cli.plan import disk
 from prefdag.config.loading import merge
 from prefdag.config.sections.size import Size
-from prefdag.config.suite import resolve
+from prefdag.config.suite import read_suite, resolve
 
 PROGRAMS = {
     "sbatch": "",
@@ -223,3 +223,16 @@ def test_slurm_conf_is_hidden_from_srun(
 
 def test_the_pins_are_the_projects():
     assert doctor.PROJECT == ROOT / "pyproject.toml"
+
+
+def test_the_route_of_a_model_is_stated(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    suite = merge(yaml.safe_load(MINI), {"model": {"source": str(place / "model"), "scratch": None}})
+    (place / "local.yaml").write_text(yaml.safe_dump(suite))
+    (place / "model").mkdir()
+    for name, route in (("llama", "packed (segments)"), ("gptj", "packed (mask), last layer whole: packed (segments)")):
+        (place / "model/config.json").write_text(json.dumps({"model_type": name}))
+        (found,) = doctor.route(read_suite(["local.yaml"]), place / "results")
+        assert found.level == "ok" and found.what.startswith(f"{place / 'model'} ({name}) is computed {route}")

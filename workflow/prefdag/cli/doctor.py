@@ -13,18 +13,14 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from prefdag.cli.commands import COMMON
+from prefdag.cli.hub_files import Finding, hub_cache
 from prefdag.cli.plan import disk
-from prefdag.config.data import HUB
-from prefdag.config.hub_lock import Repository, read_lock, repositories
-from prefdag.config.model import MODEL_FILES
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
-from prefdag.data.sources.hub import matches
 from prefdag.distributed.gpu_lease import VARIABLE, devices
 from prefdag.errors import UserError
 from prefdag.planning.machine import absent_gpus
@@ -39,16 +35,6 @@ MIN_JOB_AGE = 60  # seconds: the profile polls every 20 s at first, and squeue m
 LOW_SPACE = 5.0  # GB
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of output. remedy: what to do about a warning or an error."""
-
-    level: Literal["ok", "warning", "error"]
-    topic: str
-    what: str
-    remedy: str = ""
-
-
 def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     """Run every check, in the order in which a run would meet its problem."""
     yield from versions(PROJECT)
@@ -58,6 +44,7 @@ def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     yield from left_behind(results)
     yield from tracking(results)
     yield from hub_cache(suite)
+    yield from route(suite, results)
     yield from gpus(os.environ)
     yield from slurm(os.environ)
 
@@ -159,42 +146,18 @@ def file_system(path: Path, mounts: Path) -> str:
     return max(above, key=lambda mount: len(mount[0]), default=("", "unknown"))[1]
 
 
-def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
-    """List the locked files that `fetch` has yet to download from the Hub."""
+def route(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
+    """State how the suite's model is computed, if its config.json is on this machine."""
     if isinstance(suite, ExactSuite):
         return
-    entries = read_lock(Path(suite.lock))
-    for repository in repositories(suite.data, suite.model, sft_data=suite.sft.data):
-        name = f"{repository.kind} {repository.name}"
-        if repository.key not in entries:
-            yield Finding("warning", "hub", f"{name} is not in {suite.lock}", "`prefdag lock` writes it from the Hub")
-            continue
-        entry = entries[repository.key]
-        wanted = _wanted(suite, repository, entry["files"])
-        missing = [file for file in wanted if not _cached(repository, entry["commit"], file)]
-        size = sum(entry["files"][file]["size"] for file in missing) / 1e9
-        if missing:
-            what = f"{len(missing)} of {len(wanted)} files ({size:.1f} GB) of {name} are not in the Hub's cache"
-            remedy = "if jobs have no network, run `snakemake --until fetch` where there is one"
-            yield Finding("warning", "hub", what, remedy)
-        else:
-            yield Finding("ok", "hub", f"{len(wanted)} files of {name} are in the Hub's cache")
+    folder = next((path for path in (results / "fetch/model", Path(suite.model.source)) if path.is_dir()), None)
+    if folder is None or not (folder / "config.json").is_file():
+        return
+    from prefdag.models.loading import route_of_folder
 
-
-def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -> list[str]:
-    patterns: list[str] = list(MODEL_FILES)
-    if repository.kind == "dataset":
-        parts = [part for part in (suite.data, suite.sft.data) if part]
-        sources = [source for part in parts for source in (*part.sources, part)]
-        named = [one for one in sources if one.source == HUB + repository.name]
-        patterns = [str(part) for one in named for part in (one.train, one.validation, one.test) if part]
-    return [file for file in files if any(matches(file, pattern) for pattern in patterns)]
-
-
-def _cached(repository: Repository, commit: str, file: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repository.name, file, repo_type=repository.kind, revision=commit), str)
+    kind, route = route_of_folder(folder)
+    reason = f": {route.reason}" if route.reason else ""
+    yield Finding("ok", "model", f"{folder} ({kind}) is computed {route}{reason}")
 
 
 def gpus(environment: Mapping[str, str]) -> Iterator[Finding]:

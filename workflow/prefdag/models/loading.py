@@ -26,7 +26,7 @@ from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME
 from prefdag.models.proof import attention_of, check_weights, chosen_route, is_proved
-from prefdag.models.route import set_route
+from prefdag.models.route import Route, set_route
 from prefdag.os_errors import out_of_memory
 from prefdag.seeds import named_seed
 
@@ -80,14 +80,29 @@ def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None
     return model
 
 
-def _load(
-    kind: Any, folder: Path, device: torch.device, may_lack: str | None = None, **options: Any
-) -> PreTrainedModel:
+def route_of_folder(folder: Path) -> tuple[str, Route]:
+    """Return the type of a folder's model and the route that it takes, without its weights.
+
+    Raises:
+        UserError: as `load_policy`.
+    """
+    config = _read_config(folder)
+    return str(config.model_type), chosen_route(config, str(folder))
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise _not_loaded(folder, error) from None
     _check(config, str(folder))
+    return config
+
+
+def _load(
+    kind: Any, folder: Path, device: torch.device, may_lack: str | None = None, **options: Any
+) -> PreTrainedModel:
+    config = _read_config(folder)
     is_new = not is_proved(config)
     route = chosen_route(config, str(folder))
     options |= {"dtype": torch.float32, "attn_implementation": attention_of(route), "local_files_only": True}

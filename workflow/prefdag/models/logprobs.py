@@ -101,7 +101,9 @@ def hidden_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
 def _forward(model: PreTrainedModel, rows: Segments, **options: Any) -> Any:
     """Run the trunk on packed rows."""
     # Any other attention would silently ignore `segments`: every token would see all earlier ones in its row.
-    assert "segments" not in options or model.config._attn_implementation == NAME
+    assert "segments" not in options or model.config._attn_implementation == NAME, (
+        "its attention does not use transformers' attention interface"
+    )
     embedding = model.get_input_embeddings()
     inputs: dict[str, Tensor] = {"input_ids": rows.tokens}
     if type(embedding) is nn.Embedding:  # Gemma's scales its output

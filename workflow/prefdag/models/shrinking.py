@@ -42,7 +42,7 @@ SIZES = {
     "mamba_d_ssm": 128,
     "rotary_dim": 8,
 }
-NARROW = re.compile(r"window|chunk_size")  # attention windows, which two short comparisons must reach over
+NARROW = re.compile(r"window|(?<!mamba_)chunk_size")  # attention windows, which two short comparisons must reach over
 
 
 def build_shrunken(config: PretrainedConfig, where: str) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.loading import load_policy, save, set_up
-from prefdag.models.route import route_of
+from prefdag.models.route import route_facts, route_of
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
 from prefdag.online.report import missed_target, write_answers
@@ -94,7 +94,7 @@ def train_policy(
         facts["missed_target"] = missed
         if is_first():
             print(f"{title}: {missed}", flush=True)
-    return facts
+    return {**facts, **route_facts(models.policy)}
 
 
 def models_of(

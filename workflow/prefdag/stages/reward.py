@@ -16,6 +16,7 @@ from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.models.loading import load_scorer, save, set_up
 from prefdag.models.packing import Segments
+from prefdag.models.route import route_facts
 from prefdag.rewards.evaluation import evaluation, score_all, write_evaluation, write_held_out
 from prefdag.rewards.model import (
     SCORING,
@@ -130,7 +131,7 @@ def train_reward_model(
     write_evaluation(workspace.output / "evaluation.json", facts)
     workspace.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
-    return facts
+    return {**facts, **route_facts(members[0])}
 
 
 def _members_of(folder: Path, settings: Reward, device: torch.device) -> list[PreTrainedModel]:
