@@ -50,7 +50,7 @@ def test_a_missing_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 def test_a_model_folder_without_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert "holds no config.json" in fetch(capsys, tmp_path, "model", source=str(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "holds no weights (*.safetensors)" in fetch(capsys, tmp_path, "model", source=str(tmp_path))
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "a Git-LFS pointer" in fetch(capsys, tmp_path, "model", source=str(tmp_path))

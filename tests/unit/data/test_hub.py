@@ -20,7 +20,12 @@ from prefdag.data.sources.hub import matches
 ROWS = b"".join(json.dumps({"prompt": f"p{n}", "chosen": "a", "rejected": "b"}).encode() + b"\n" for n in range(5000))
 PACKED = gzip.compress(ROWS, mtime=0)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n"
-MODEL = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer.json": b"{}", "big.bin": b"no"}
+MODEL = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": b"weights" * 1000,
+    "tokenizer.json": b"{}",
+    "big.bin": b"no",
+}
 
 
 @pytest.fixture

@@ -77,7 +77,27 @@ def test_all_wrong_paths_are_said_at_once_and_right_ones_pass(folder: Path):
     ("config", "sentence"),
     [
         ({"model_type": "llama"}, None),
-        ({"model_type": "mine", "auto_map": {}}, None),
+        ({"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "m.M"}, "quantization_config": None}, None),
+        (
+            {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "m.M"}},
+            "model.source: model: its model_type 'mine' needs Python code of its own (auto_map), which is never run",
+        ),
+        (
+            {"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes"}},
+            "model.source: model: its weights are quantised (bitsandbytes), which cannot be trained; name the model in",
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {"quantization_config": {"load_in_4bit": True}}},
+            "model.source: model: its weights are quantised (no method stated)",
+        ),
+        (
+            {"model_type": "mixtral", "output_router_logits": True},
+            "model.source: model: its config adds a router loss (output_router_logits), which no loss here has; set",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}},
+            "model.source: model: its dynamic rotary scaling depends on what shares a batch",
+        ),
         (
             {"model_type": "vit"},
             "model.source: model: its model_type 'vit' is no causal language model of ",
@@ -91,6 +111,40 @@ def test_a_model_that_cannot_answer_is_refused_before_anything_is_fetched(folder
     lines = mistakes()
     assert len(lines) == (sentence is not None)
     assert not lines or lines[0].startswith(sentence)
+
+
+def test_adapters_and_models_are_not_mixed_up(folder: Path):
+    (folder / "model/adapter_config.json").write_text("{}")
+    (line,) = mistakes()
+    assert line.startswith(
+        "model.source: model holds a whole model and an adapter (adapter_config.json); name a folder"
+    )
+    (folder / "model/config.json").unlink()
+    (line,) = mistakes()
+    assert line.startswith("model.source: model is an adapter without its base model; merge them (peft's merge_and_un")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<|end|>"}]}},
+        {"tokenizer.json": {"model": {"vocab": [["a", 0.0], ["b", -1.0], ["<|end|>", 0.0]]}}},
+        {"vocab.json": {"a": 0, "b": 1}, "added_tokens.json": {"<|end|>": 2}},
+        {"vocab.json": {"a": 0}, "tokenizer_config.json": {"added_tokens_decoder": {"2": {"content": "<|end|>"}}}},
+    ],
+)
+def test_a_token_without_a_row_of_the_embeddings(folder: Path, files: dict[str, Any]):
+    for name, content in files.items():
+        (folder / "model" / name).write_text(json.dumps(content))
+    config = folder / "model/config.json"
+    config.write_text('{"model_type": "llama", "vocab_size": 2}')
+    (line,) = mistakes()
+    assert line.startswith(
+        "model.source: model: its tokenizer has the token '<|end|>' of id 2, its embeddings have 2 rows; set model.resi"
+    )
+    assert not mistakes(model={"source": "model", "resize": True})
+    config.write_text('{"model_type": "llama", "vocab_size": 3}')
+    assert not mistakes()
 
 
 def test_a_model_without_weights(folder: Path):

@@ -43,7 +43,7 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
     origins: dict[str, Section | None] = {
         "data": suite.data,
         "sft_data": suite.sft.data and suite.sft.data.rows,
-        "model": Origin(source=suite.model.source, revision=suite.model.revision),
+        "model": Origin(source=suite.model.source, revision=suite.model.revision, resize=suite.model.resize),
         "tokenizer": Origin(source=str(suite.model.tokenizer), revision=None),
         "classifier": suite.classifier,
     }

@@ -10,6 +10,8 @@ from prefdag.schema import Count, Section
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
+RESIZE = "give tokens without a row of the embeddings one, the mean of the others"
+
 Architecture = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 
 
@@ -18,6 +20,9 @@ class Origin(Section):
 
     source: str
     revision: str | None = Field(None, description="branch, tag or commit of a Hub repository")
+    resize: bool = Field(
+        False, description="add rows to the embeddings for tokens that have none: the mean of all rows"
+    )
 
 
 class Architectural(Section):
@@ -45,6 +50,9 @@ class Model(Section):
 
     source: str = Field(description="`scratch`, `hub:owner/name`, or a local folder")
     revision: str | None = None
+    resize: bool = Field(
+        False, description="add rows to the embeddings for tokens that have none: the mean of all rows"
+    )
     tokenizer: str | None = Field(None, description="for scratch: `hub:owner/name` or a folder; none: trained here")
     scratch: Architectural | None = None
 
@@ -54,6 +62,8 @@ class Model(Section):
             raise ValueError("source is `scratch`, so the key `scratch` must state the model's shape")
         if self.source != "scratch" and self.tokenizer is not None:
             raise ValueError("tokenizer is read only with source `scratch`; a fetched model brings its own")
+        if self.source == "scratch" and self.resize:
+            raise ValueError("resize is not read with source `scratch`, whose model fits its tokenizer; remove it")
         return self
 
     @property

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from prefdag.config.model import Architectural
+from prefdag.config.model_folder import refused_setting
 from prefdag.distributed.collectives import join
 from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
@@ -92,7 +93,7 @@ def route_of_folder(folder: Path) -> tuple[str, Route]:
 
 def _read_config(folder: Path) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loaded(folder, error) from None
     _check(config, str(folder))
@@ -106,6 +107,7 @@ def _load(
     is_new = not is_proved(config)
     route = chosen_route(config, str(folder))
     options |= {"dtype": torch.float32, "attn_implementation": attention_of(route), "local_files_only": True}
+    options |= {"trust_remote_code": False}
     options |= {"use_safetensors": True, "output_loading_info": True}
     try:
         model, report = kind.from_pretrained(folder, **options)
@@ -145,13 +147,8 @@ def _not_loaded(folder: Path, error: Exception) -> Exception:
 
 
 def _check(config: PretrainedConfig, where: str) -> None:
-    if getattr(config.get_text_config(), "output_router_logits", False):
-        raise UserError(
-            f"{where}: its config adds a router loss (output_router_logits), which no loss here has; set it to false"
-        )
-    scaling = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if scaling in ("dynamic", "longrope"):
-        raise UserError(f"{where}: {scaling} rotary scaling depends on what shares a batch; use a model without it")
+    if reason := refused_setting(config.to_dict()):
+        raise UserError(f"{where}: {reason}")
 
 
 def without_dropout(model: nn.Module) -> None:

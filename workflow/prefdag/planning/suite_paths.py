@@ -2,14 +2,13 @@
 
 import ast
 import difflib
-import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
+from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.objectives import split_path
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
@@ -41,7 +40,7 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         for key, source in sources.items():
             yield from _rows(key, source)
     if not suite.model.from_scratch:
-        yield from _model("model", suite.model.source, "causal")
+        yield from _model("model", suite.model.source, "causal", suite.model.resize)
     elif suite.model.tokenizer:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
     if suite.classifier is not None and not suite.classifier.is_trained:
@@ -118,42 +117,14 @@ def _rows(key: str, source: Source | Data) -> Iterator[str]:
                 yield f"{key}.{split}: no file matches {pattern!r} in {folder}{_nearby(folder / pattern)}"
 
 
-def _model(key: str, source: str, kind: str) -> Iterator[str]:
+def _model(key: str, source: str, kind: Kind, resize: bool = False) -> Iterator[str]:
     if not is_local(source):
         return
     if mistakes := [*_missing(f"{key}.source", source)]:
         yield from mistakes
     elif (folder := Path(source)).is_dir():
         place = f"{key}.source: {source}"
-        if not (folder / "config.json").is_file():
-            yield f"{place} holds no config.json; name a model folder"
+        if mistake := mistake_of({path.name: path for path in folder.iterdir()}, kind, resize):
+            yield f"{place}{mistake}"
         elif not any(folder.glob("*.safetensors")):
             yield f"{place} holds no weights (*.safetensors); convert or download them"
-        elif mistake := _unsuitable(folder / "config.json", kind):
-            yield f"{place}: {mistake}"
-
-
-def _unsuitable(config: Path, kind: str) -> str | None:
-    """Return why a model's config.json names no model of a kind; None if it does, or brings its code."""
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        architecture, has_code = values.get("model_type"), "auto_map" in values
-    except (ValueError, AttributeError):
-        return "its config.json is not valid; download it again"
-    if architecture is None:
-        return "its config.json states no model_type; name the folder of a transformers model"
-    known = _architectures(kind)
-    if has_code or not known or architecture in known:
-        return None
-    wanted = "causal language model" if kind == "causal" else "classifier of texts"
-    return f"its model_type {architecture!r} is no {wanted} of transformers; name another model"
-
-
-def _architectures(kind: str) -> frozenset[str]:
-    """Return the model types that transformers can load, read from its text: an import would take seconds."""
-    package = importlib.util.find_spec("transformers")
-    table = Path(str(package and package.origin)).parent / "models/auto/modeling_auto.py"
-    name = "MODEL_FOR_CAUSAL_LM" if kind == "causal" else "MODEL_FOR_SEQUENCE_CLASSIFICATION"
-    text = table.read_text(encoding="utf-8") if table.is_file() else ""
-    entries = re.search(rf"^{name}_MAPPING_NAMES = OrderedDict\($(.*?)^\)$", text, re.M | re.S)
-    return frozenset(re.findall(r'\(\s*"([\w-]+)",', entries[1])) if entries else frozenset()

@@ -14,6 +14,7 @@ from pydantic import Field
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin
+from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.data.mixture import iter_mixed_rows, iter_source_rows
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
 from prefdag.data.sources.resolve import SourceFiles, model_files, row_files
@@ -56,20 +57,25 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         except UserError as mistake:
             raise UserError(re.sub(r"^data\b", "sft.data", str(mistake))) from None
     if job.model is not None:
-        source = model_files(job.model, "model", job.lock, MODEL_FILES)
-        _check_model("model", source)
-        _copy(source.files, workspace.output / "model")
+        source = _model_source(job.model, "model", job.lock, "causal")
+        folder = workspace.output / "model"
+        _copy(source.files, folder)
+        if job.model.resize:
+            return {**_commit(source), **_resize(folder)}
     elif job.tokenizer is not None:
         source = model_files(job.tokenizer, "tokenizer", job.lock, TOKENIZER_FILES)
         _copy_tokenizer(job.tokenizer.source, source.files, workspace.output / "tokenizer")
     elif job.classifier is not None:
         origin = Origin(source=job.classifier.source, revision=job.classifier.revision)
-        source = model_files(origin, "classifier", job.lock, MODEL_FILES)
-        _check_model("classifier", source)
+        source = _model_source(origin, "classifier", job.lock, "sequence classification")
         _check_classifier(job.classifier, source.files)
         _copy(source.files, workspace.output / "model")
     else:
         raise UserError("fetch --config: name one of data, sft_data, model, tokenizer and classifier")
+    return _commit(source)
+
+
+def _commit(source: SourceFiles) -> dict[str, Any]:
     return {"commit": source.commit} if source.commit else {}
 
 
@@ -118,15 +124,28 @@ def _rows(data: Data, workspace: Workspace, lock: str | None) -> dict[str, Any]:
     return facts
 
 
-def _check_model(key: str, source: SourceFiles) -> None:
-    """Raise `UserError` if the files are not a model: no config, no weights, or Git-LFS pointers instead of weights."""
-    if "config.json" not in source.files:
-        raise UserError(f"{key}.source: {source.source} holds no config.json; name a model folder")
-    weights = [path for name, path in source.files.items() if name.endswith(".safetensors")]
+def _model_source(origin: Origin, key: str, lock: str | None, kind: Kind) -> SourceFiles:
+    """Return a model's files, its small ones first: what they rule out is refused before any weights are fetched."""
+    small = model_files(origin, key, lock, TOKENIZER_FILES)
+    if mistake := mistake_of(small.files, kind, origin.resize):
+        raise UserError(f"{key}.source: {origin.source}{mistake}")
+    source = model_files(origin, key, lock, MODEL_FILES)
+    weights = [path for name, path in source.files.items() if name.endswith(WEIGHTS)]
     if not weights:
-        raise UserError(f"{key}.source: {source.source} holds no weights (*.safetensors); convert or download them")
+        raise UserError(f"{key}.source: {origin.source} holds no weights (*.safetensors); convert or download them")
     for path in weights:
         refuse_lfs_pointer(path)
+    return source
+
+
+def _resize(folder: Path) -> dict[str, Any]:
+    """Give every token of the tokenizer a row of the embeddings, and say how many rows were added."""
+    from prefdag.models.resizing import add_rows
+
+    before, after = add_rows(folder)
+    added = f"{after - before} rows added to the embeddings ({before} to {after}), each the mean of the others"
+    print(f"fetch: model: {added if after > before else 'every token has a row, so none was added'}", flush=True)
+    return {"embedding_rows": {"before": before, "after": after}}
 
 
 def _check_classifier(classifier: Classifier, files: Mapping[str, Path]) -> None:
@@ -170,7 +189,7 @@ def _copy_tokenizer(source: str, files: Mapping[str, Path], target: Path) -> Non
     end = "<|endoftext|>"
     _copy({name: files[name] for name in ("vocab.json", "merges.txt")}, target)
     tokenizer = GPT2Tokenizer.from_pretrained(
-        target, bos_token=end, eos_token=end, unk_token=end, local_files_only=True
+        target, bos_token=end, eos_token=end, unk_token=end, local_files_only=True, trust_remote_code=False
     )
     shutil.rmtree(target)
     tokenizer.save_pretrained(target)

@@ -38,7 +38,9 @@ def _add_rows(folder: Path, rows: int) -> None:
     """Give a reward model embeddings of zeros for a padding token that its vocabulary lacks."""
     from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", local_files_only=True)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype="auto", local_files_only=True, trust_remote_code=False
+    )
     before = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.get_input_embeddings().weight.data[before:] = 0
