@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: every example, performed in a copy of the project."""
+"""CONTRIBUTING.md: every example, performed in a copy of the project, and the guide's metric."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from preparing import write_rows
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"( ]+)(?: \((.+?)\))?")?\n(.*?)^```$', re.M | re.S)
 
 
-def perform(project: Project, heading: str) -> None:
-    """Follow one section of the project's CONTRIBUTING.md: apply its blocks, then run its commands at the root."""
-    section = (project.folder / "CONTRIBUTING.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    assert section, f"CONTRIBUTING.md has no section {heading!r}"
+def perform(project: Project, heading: str, page: str = "CONTRIBUTING.md") -> None:
+    """Follow one section of a page: apply its blocks, then run its commands at the root."""
+    section = (project.folder / page).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    assert section, f"{page} has no section {heading!r}"
     for language, path, anchor, text in BLOCK.findall(section):
         if language == "sh":
             run(project.folder, "set -e\n" + text)
@@ -107,6 +107,31 @@ def test_add_a_metric_and_a_figure(copy: Project):
     assert 'alt="Reward of each policy against the length of its answers"' in page
     for kind in ("png", "svg"):
         assert (results / f"report/figures/reward_and_length.{kind}").is_file()
+
+
+def test_a_metric_of_the_users_own(copy: Project):
+    """It is in every table; an edit of its file scores again and trains nothing; a wrong one ends in a sentence."""
+    perform(copy, "A metric of your own", "docs/howto/evaluation.md")
+    copy.edit("configs/mini.yaml", "score: {", "score: {metrics: [my_metrics.py:questions], ")
+    rerun(copy)
+    results, file = copy.folder / "results/mini", copy.folder / "configs/my_metrics.py"
+    scores = pd.read_csv(results / "score/dpo/scores.csv")
+    lines = (results / "generate/dpo/generations.jsonl").read_text().splitlines()
+    assert list(scores["questions"]) == [json.loads(line)["response"].count("?") for line in lines]
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")
+    assert runs.loc["dpo", "questions"] == scores["questions"].mean()
+    assert {"questions_low", "questions_high", "questions_se"} <= set(runs.columns)
+    assert ">questions</button>" in (results / "report/index.html").read_text()
+    journal = max((results / ".journal").glob("score-dpo-2*.jsonl"))
+    assert '"questions_low"' in journal.read_text(), "MLflow gets what the journal has"
+    assert "questions" in run(copy.folder, "prefdag runs results/mini").splitlines()[2]
+    file.write_text(file.read_text().replace("response.count", "2 * response.count"))
+    rerun(copy)
+    assert list(pd.read_csv(results / "score/dpo/scores.csv")["questions"]) == list(2 * scores["questions"])
+    file.write_text(file.read_text().replace('response.count("?")', 'float("nan")'))
+    done = copy.snakemake("results/mini/score/dpo/manifest.json")
+    assert done.returncode == 1
+    assert "configs/my_metrics.py: questions returned nan for sample 0 of prompt" in done.stdout + done.stderr
 
 
 def test_add_a_stage(copy: Project):

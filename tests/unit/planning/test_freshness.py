@@ -37,14 +37,15 @@ EVERY_PATH = {
     "pretrain": None,
     "pairs": None,
     "classifier": {"source": "sentiment", "positive": "POSITIVE", "max_tokens": 512},
-    "score": {"reward": "classifier"},
+    "score": {"reward": "classifier", "metrics": ["metrics.py:short"]},
     "judge": {"judges": ["classifier", {"model": "m", "prompt": "ask.txt"}, {"people": "sheet.csv"}]},
     "runs": [{"name": "dpo", "method": "dpo", "beta": 0.1}, {"name": "mine", "method": OWN_METHOD}],
 }
 FILES = {
     "rows/train-1.jsonl": "{}\n", "rows/test.jsonl": "{}\n", "base/config.json": "{}", "base/model.safetensors": "w",
     "sentiment/config.json": "{}", "configs/adapters.py": ADAPTER, "configs/chat.jinja": "{{ prompt }}",
-    "chats.jsonl": "{}\n", "configs/chats.py": ADAPTER.replace("mine", "chat"), "configs/plain.jinja": "{{ prompt }}",
+    "configs/metrics.py": "def short(prompts, responses):\n    beta * 1\n", "chats.jsonl": "{}\n",
+    "configs/chats.py": ADAPTER.replace("mine", "chat"), "configs/plain.jinja": "{{ prompt }}",
     "configs/my_losses.py": OWN_LOSS, "configs/ask.txt": "{prompt} {A} {B}", "configs/sheet.csv": "prompt\n",
 }  # fmt: skip
 
@@ -107,6 +108,7 @@ EDITS = {
     "configs/chats.py": {"prepare/demonstrations"},
     "configs/plain.jinja": {"prepare/demonstrations"},
     "configs/my_losses.py": {"preference/mine"},
+    "configs/metrics.py": {"score/base", "score/dpo", "score/mine", "score/sft"},
     "configs/ask.txt": JUDGES,
     "configs/sheet.csv": JUDGES,
 }

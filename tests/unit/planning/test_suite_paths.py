@@ -22,6 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("data", "model"):
         (tmp_path / name).mkdir()
     (tmp_path / "data/mine.jsonl").write_text("{}\n")
+    (tmp_path / "questions.py").write_text("def f(prompts, responses): ...\nG = f\n")
+    (tmp_path / "unfinished_metric.py").write_text("def g(:\n")
     (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "model/model.safetensors").write_text("")
     return tmp_path
@@ -56,6 +58,22 @@ MISTAKES = [
     (
         {"runs": [{"name": "p", "method": "dpo", "pairs": {"law": "max_min", "reward": "r.py:f"}}]},
         "runs.p.pairs.reward: r.py does not exist; its path is",
+    ),
+    ({"score": {"metrics": ["a.py:f"]}}, "score.metrics: a.py does not exist; its path is relative to the suite's fil"),
+    ({"score": {"metrics": ["questions.py:g"]}}, "score.metrics: questions.py has no function g; write `def g(p"),
+    ({"score": {"metrics": ["unfinished_metric.py:g"]}}, "score.metrics: unfinished_metric.py is not valid"),
+    ({"score": {"metrics": ["questions.py:G"]}}, "score.metrics: questions.py has no function G; write `def G(p"),
+    (
+        {"score": {"metrics": ["questions.py"]}},
+        "score.metrics: expected <file>.py:<function> with the file's path relati",
+    ),
+    (
+        {"score": {"metrics": ["questions.py:kl"]}},
+        "score.metrics: a column called kl exists; give the function of quest",
+    ),
+    (
+        {"score": {"metrics": ["questions.py:f", "b.py:f"]}},
+        "score.metrics: two functions are called f; give one another n",
     ),
     ({"prepare": {"adapter": "a.py:f"}}, "prepare.adapter: a.py does not exist; its path is relative to the suite's f"),
 ]

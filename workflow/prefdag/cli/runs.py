@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,9 @@ from prefdag.cli.commands import options
 from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.tracking.environment import problem_with, tracking_uri
+
+# Metrics of every suite; the table has columns for the first three alone.
+COMMON = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "trained", "untrained")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.is_file():
         raise UserError(f"{path}: does not exist yet; run the suite first")
     table = Table(title=f"{results.name}: runs (95 % intervals over prompts)", title_justify="left")
-    for column in ("run", "reward", "KL to SFT", "length", f"win rate vs {_against(results)}"):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
     with path.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            table.add_row(row["run"], *_cells(row))
-    console = Console(width=None if sys.stdout.isatty() else 110)
+        rows = list(csv.DictReader(stream))
+    metrics = _further_metrics(rows[0]) if rows else []
+    for column in ("run", "reward", "KL to SFT", "length", f"win rate vs {_against(results)}", *metrics):
+        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["run"], *_cells(row, metrics))
+    console = Console(width=None if sys.stdout.isatty() else 110 + 24 * len(metrics))
     console.print(table)
     print(f"report:  {results / 'report' / 'index.html'}")
     print(f"table:   {path}")
@@ -54,7 +60,13 @@ def _against(results: Path) -> str:
     return "chosen" if path and json.loads(path.read_text()).get("held_against") == "chosen" else "SFT"
 
 
-def _cells(row: dict[str, str]) -> list[str]:
+def _further_metrics(columns: Iterable[str]) -> list[str]:
+    """Return the metrics that not every suite has, but for implicit rewards: the user's, and those added to `score`."""
+    measured = [column.removesuffix("_se") for column in columns if column.endswith("_se")]
+    return [name for name in measured if name not in COMMON and not name.startswith("implicit_")]
+
+
+def _cells(row: dict[str, str], metrics: Sequence[str]) -> list[str]:
     def interval(name: str, low: str, high: str) -> str:
         if not row[name]:
             return ""
@@ -67,4 +79,5 @@ def _cells(row: dict[str, str]) -> list[str]:
         f"{float(row['kl']):.2f} ± {spread:.2f}",
         f"{float(row['length']):.1f}",
         interval("win_rate", "win_low", "win_high"),
+        *(interval(name, f"{name}_low", f"{name}_high") for name in metrics),
     ]

@@ -276,7 +276,7 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
     if stage in ("prepare", "pairs"):
         return suite.sft.prepare(suite.prepare, str(name)).user_files()
     if stage in ("score", "gold", "rating"):
-        return round_jobs.user_files_of_samples(suite, stage, name or "")
+        return round_jobs.user_files_of_answers(suite, stage, name or "")
     return suite.judge.user_files() if stage == "judge" else ()
 
 

@@ -8,8 +8,6 @@ a loss imports `prefdag.losses.registry`, so an edit of a loss reruns it. The re
 reruns of the trainings. Every job has its options, defaults included, in its own config.
 """
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import create_model, model_validator
 
 from prefdag.config.loss_source import LossSource, Responses, Scope, read_loss, registered_losses
+from prefdag.config.user_paths import split_path
 from prefdag.errors import Mistakes, UserError
 from prefdag.provenance.sources import PACKAGE, user_sources
 from prefdag.schema import Section, wording
@@ -32,7 +31,6 @@ FAMILIES = {
     "unpaired": "singles",
     "listwise": "rankings",
 }
-FORM = re.compile(r"(?!/)([\w./+ -]+\.py):([^\W\d]\w*)")
 
 
 class Objective(Section):
@@ -175,28 +173,6 @@ def objective(values: dict[str, Any], where: str, inside: str, others: Sequence[
 def _is_user_loss(method: Any) -> bool:
     """Return whether a row's method is meant as a file and a function, well written or not."""
     return isinstance(method, str) and (":" in method or ".py" in method)
-
-
-def relative_path(method: Any, suite: str) -> Any:
-    """Return the method with a path from the suite's file turned into one from the working directory.
-
-    The path stays relative, so that neither a config nor a manifest contains this machine's folders.
-    """
-    if not (_is_user_loss(method) and FORM.fullmatch(method)):
-        return method
-    path, name = split_path(method)
-    return f"{os.path.relpath(Path(suite).parent / path)}:{name}"
-
-
-def split_path(method: str) -> tuple[Path, str]:
-    """Return file and function. Raises `UserError` if the method has another form."""
-    match = FORM.fullmatch(method)
-    if match is None:
-        raise UserError(
-            f"expected <file>.py:<function> with the file's path relative to the suite's "
-            f"(letters, digits and . _ + - / or blanks), got {method!r}"
-        )
-    return Path(match[1]), match[2]
 
 
 def _user_loss(method: str, where: str, inside: str) -> type[Objective]:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.objectives import FORM, split_path
 from prefdag.config.rounds import IMPLICIT, JUDGE, Rounds, round_name
 from prefdag.config.sections.generation import Generation
 from prefdag.config.sections.gold import Gold
@@ -12,6 +11,7 @@ from prefdag.config.sections.judge import LLM
 from prefdag.config.sections.rating import Rating
 from prefdag.config.sections.score import Score
 from prefdag.config.suite import Suite
+from prefdag.config.user_paths import FORM, split_path
 
 
 def rounds_of(suite: Suite, run: str) -> Rounds:
@@ -35,9 +35,9 @@ def score_of_samples(suite: Suite, run: str) -> Score:
     """Return how the samples of a run's rounds are scored: by the reward that its pairs are made by, and no other."""
     reward = suite.reward_of_rounds(run)
     if reward.startswith(IMPLICIT):
-        return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),)})
+        return suite.score.model_copy(update={"implicit": (reward.removeprefix(IMPLICIT),), "metrics": ()})
     named = {} if user_reward_of(suite, run) else {"reward": reward}
-    return suite.score.model_copy(update={"implicit": (), **named})
+    return suite.score.model_copy(update={"implicit": (), "metrics": (), **named})
 
 
 def user_reward_of(suite: Suite, run: str) -> str | None:
@@ -52,14 +52,16 @@ def scoring_of(suite: Suite, run: str) -> dict[str, Any]:
     return {"score": score_of_samples(suite, run), **({"user_reward": user} if user else {})}
 
 
-def user_files_of_samples(suite: Suite, stage: str, name: str) -> tuple[Path, ...]:
-    """Return the user's files that score, rate or label a round's samples; none for other sets of answers."""
+def user_files_of_answers(suite: Suite, stage: str, name: str) -> tuple[Path, ...]:
+    """Return the user's files that score, rate or label a round's samples, or measure other sets of answers."""
     one = AnswerSet.parse(name)
     if stage == "gold":
         return gold_of(suite, name)["gold"].user_files()
     if stage == "rating":
         return judge_of_samples(suite, one.policy).user_files()
-    user = None if one.samples is None else user_reward_of(suite, one.policy)
+    if one.samples is None:
+        return suite.score.user_files()
+    user = user_reward_of(suite, one.policy)
     return () if user is None else (split_path(user)[0],)
 
 

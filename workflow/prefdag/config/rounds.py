@@ -11,11 +11,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.objectives import FORM, Objective
+from prefdag.config.objectives import Objective
 from prefdag.config.sections.discriminator import Discriminator
 from prefdag.config.sections.generation import Generation
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.pairing import Pairing
+from prefdag.config.user_paths import FORM
 from prefdag.schema import Count, Positive, Section, Seed
 
 MOST = 20  # rounds; each is a chain of jobs that Snakemake parses

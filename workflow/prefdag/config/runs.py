@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from pydantic import SerializeAsAny
 
 from prefdag.config.exact import Sweep, entry_of_row
-from prefdag.config.objectives import Objective, entry_of, objective, relative_path
+from prefdag.config.objectives import Objective, entry_of, objective
 from prefdag.config.online.methods import (
     METHODS,
     PRESETS,
@@ -21,6 +21,7 @@ from prefdag.config.online.settings import Online
 from prefdag.config.optimum import Optimum, preference_optimum
 from prefdag.config.rounds import Rounds
 from prefdag.config.sections.preference import Preference
+from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Section
 

@@ -14,7 +14,6 @@ from prefdag.config.exact import Exact, Sweep
 from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.model import Model
-from prefdag.config.objectives import relative_path
 from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.rounds import IMPLICIT, JUDGE
@@ -29,7 +28,9 @@ from prefdag.config.sections.reference import Reference
 from prefdag.config.sections.report import Expected, Report
 from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.score import Score
+from prefdag.config.sections.score import with_relative_paths as score_located
 from prefdag.config.sections.size import Size
+from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Count, Section, Seed
 
@@ -279,6 +280,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
         return loading.checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
     values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
     values["sft"] = sft_located(values["sft"], stated.get("sft", where), shared)
+    values["score"] = score_located(values["score"], stated.get("score", where))
     if "judge" in values:
         values["judge"] = judges_located(values["judge"], stated["judge"])
     online: dict[str, Any] = values.get("online") or {**shared}

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from prefdag.config.objectives import UserLoss, split_path
+from prefdag.config.objectives import UserLoss
+from prefdag.config.user_paths import split_path
 from prefdag.errors import Stopped, UserError
 from prefdag.models.logprobs import LogProbs
 from prefdag.provenance.user_code import describe_error, import_user_file

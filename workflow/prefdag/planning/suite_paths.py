@@ -9,10 +9,10 @@ from pathlib import Path
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
 from prefdag.config.model_folder import Kind, mistake_of
-from prefdag.config.objectives import split_path
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
 from prefdag.config.suite import ExactSuite, Suite
+from prefdag.config.user_paths import split_path
 from prefdag.errors import UserError
 from prefdag.planning.local_files import is_local
 
@@ -45,6 +45,8 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
     if suite.classifier is not None and not suite.classifier.is_trained:
         yield from _model("classifier", suite.classifier.source, "sequence classification")
+    for metric in suite.score.metrics:
+        yield from _function("score.metrics", *split_path(metric))
     for run in suite.runs:
         reward = getattr(run.preference, "user_reward", None)
         if reward is not None:

@@ -53,7 +53,7 @@ def _spec(name: str, path: Path) -> ModuleSpec:
     return spec
 
 
-def describe_error(error: Exception, path: Path) -> str:
+def describe_error(error: BaseException, path: Path) -> str:
     """Return the exception in one line, with the last line of the user's file in its traceback."""
     line, trace = None, error.__traceback__
     while trace is not None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.score import Score
+from prefdag.config.user_paths import split_path
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise
@@ -44,7 +45,8 @@ class Job(Section):
     )
 
     def user_files(self) -> tuple[Path, ...]:
-        return () if self.user_reward is None else (Path(self.user_reward.rpartition(":")[0]),)
+        reward = () if self.user_reward is None else (split_path(self.user_reward)[0],)
+        return (*reward, *self.score.user_files())
 
 
 def run(
@@ -78,9 +80,7 @@ def run(
     samples = [Comparison(np.array(row["prompt_ids"]), (np.array(row["ids"]),)) for row in rows]
     columns: Columns = {}
     if job.user_reward is not None:
-        path, _, name = job.user_reward.rpartition(":")
-        score = user_function(Path(path), name)
-        columns["reward"] = score([row["prompt"] for row in rows], [row["response"] for row in rows]).tolist()
+        columns["reward"] = _user_column(job.user_reward, rows)
     for truth in _truths(settings, classifier) if job.user_reward is None else ():
         texts = [row["prompt"] + row["response"] for row in rows]
         columns[truth] = load_ground_truth(truth, classifier, device)(texts).tolist()
@@ -101,8 +101,23 @@ def run(
     if weights is not None:
         columns |= divergences(samples, weights, weights_of(reference), budget, device)
     columns |= {name: [function(row) for row in rows] for name, function in METRICS.items()}
+    columns |= {split_path(named)[1]: _user_column(named, rows) for named in settings.metrics}
     _write_results(workspace, settings, rows, columns)
     return {"rows": len(rows)}
+
+
+def _user_column(named: str, rows: Sequence[Answer]) -> list[float]:
+    """Return what a user's function, `file.py:function`, gives each answer: finite numbers."""
+    function = user_function(*split_path(named))
+    values = function([row["prompt"] for row in rows], [row["response"] for row in rows])
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        first = rows[wrong[0]]
+        raise UserError(
+            f"{named.replace(':', ': ')} returned {values[wrong[0]]} for sample {first['sample']} of prompt "
+            f"{first['prompt_id']} ({len(wrong)} of {len(values)} are not finite); return a finite number for each"
+        )
+    return values.tolist()
 
 
 def _write_results(workspace: Workspace, settings: Score, rows: list[dict[str, Any]], columns: Columns) -> None:

@@ -5,9 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from prefdag.config.objectives import FORM, split_path
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.preference import Preference
+from prefdag.config.user_paths import FORM, split_path
 from prefdag.schema import Count, NonNegative, Positive, Section
 
 IMPLICIT = "implicit:"
