@@ -1,8 +1,8 @@
 """At its optimum a neural policy stays where it is: a whole round of every method with the KL in the reward.
 
 The reward is beta log(policy / reference) plus a number for each prompt, so pi* of that reward is the policy itself.
-Then the shaped reward of every response is that number, and the exact value before a token is that number plus beta
-times the log-ratio of the tokens before it: every advantage is 0, not only their mean.
+With the KL in it the reward of every response is that number, and the exact value before a token is that number plus
+beta times the log-ratio of the tokens before it: every advantage is 0, not only their mean.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "grpo by tokens": {"method": "grpo", "epsilon": 1.0, "aggregation": "dapo", **GROUP},
     "ppo": {"method": "ppo", "lam": 1.0, "epochs": 3, "minibatches": 2},
     "ppo with lambda": {"method": "ppo", "lam": 0.9, "epochs": 2, "samples": 2},
-    "online dpo": {"method": "dpo", "beta": BETA, "epochs": 2, "online": {"labels": "soft"}},
+    "online dpo": {"method": "dpo", "beta": BETA, "online": {"labels": "soft"}},
 }
 
 
