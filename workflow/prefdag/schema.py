@@ -92,21 +92,49 @@ class Section(BaseModel):
     @classmethod
     def parse_json(cls, text: str, where: str) -> Self:
         """Validate JSON text, such as a stage's `--config`."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not valid JSON ({error.msg} at character {error.pos})") from None
-        return cls.parse(values, where)
+        return cls.parse(parse_json(text, where), where)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file that a user names. Raises `UserError` if it cannot be read or is not valid."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any:
+    """Parse JSON that a user wrote.
+
+    Args:
+        text: one JSON value.
+        where: file and place that an error names.
+        remedy: what to do about it.
+
+    Raises:
+        UserError: it is not JSON, not UTF-8, nested too deeply, has a number of too many digits, or a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file") from None
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos}"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:  # a key that is there twice, and Python's limit on the digits of a number
+        reason = str(error).partition(";")[0]
+    raise UserError(f"{where}: not valid JSON ({reason}); {remedy}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object. Raises `ValueError` for a key that is there twice, of which JSON would keep the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return values
 
 
 class Compute(Section):

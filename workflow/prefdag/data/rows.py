@@ -2,22 +2,20 @@
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
-import lzma
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from prefdag.data.packed import BROKEN, PACKED, joined, open_packed, read_whole, short_lines
 from prefdag.errors import UserError
+from prefdag.schema import parse_json
 
 Row = dict[str, Any]
 LFS_POINTER = b"version https://git-lfs.github.com/spec"
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-PACKED = (".gz", ".xz", ".zst")
 FIELD_LIMIT = 1 << 30  # bytes of one CSV field; Python's own limit is 128 KiB
 LISTED = 10  # bad lines that an error names
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -48,54 +46,23 @@ def read_rows(path: Path) -> Iterator[Row]:
             f"{path}: unknown format; the name must end in {', '.join(FORMATS)}, or {', '.join(PACKED)} of one"
         )
     try:
-        with _opened(path) as stream:
+        with open_packed(path) as stream:
             text = stream if reader is _parquet else _utf8(path, stream)
             for number, row in enumerate(reader(path, text)):
                 if not isinstance(row, dict):
                     raise UserError(f"{path}: row {number}: expected an object with named fields, got {_kind(row)}")
                 yield row
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _BrokenZstandard) as error:
+    except BROKEN as error:
         raise UserError(f"{path}: the archive is broken or cut short ({error}); fetch it again") from None
 
 
-class _BrokenZstandard(Exception):
-    """pyarrow's error about a .zst file, which it raises as OSError."""
-
-
-class _Zstandard(io.RawIOBase):
-    """A .zst file as a binary stream."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow
-
-        self._stream = pyarrow.input_stream(str(path), compression="zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            block = self._stream.read(len(buffer))
-        except OSError as error:
-            raise _BrokenZstandard(str(error).splitlines()[0]) from None
-        buffer[: len(block)] = block
-        return len(block)
-
-
-def _opened(path: Path) -> BinaryIO:
-    if path.suffix == ".zst":
-        return io.BufferedReader(_Zstandard(path), 1 << 16)
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    return opener(path, "rb")
-
-
-def _utf8(path: Path, stream: BinaryIO) -> BinaryIO:
-    """Return a stream of text as UTF-8; a file that begins with the mark of UTF-16 is converted."""
+def _utf8(path: Path, stream: BinaryIO) -> Iterator[bytes]:
+    """Return the lines of a text as UTF-8; a file that begins with the mark of UTF-16 is converted."""
     buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream))
     if not buffered.peek(2).startswith(UTF16):
-        return cast(BinaryIO, buffered)
+        return short_lines(path, buffered)
     try:
-        return io.BytesIO(buffered.read().decode("utf-16").encode("utf-8", "surrogatepass"))
+        return iter(io.BytesIO(read_whole(path, buffered).decode("utf-16").encode("utf-8", "surrogatepass")))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-16 at byte {error.start}, though it begins so; convert the file") from None
 
@@ -110,14 +77,14 @@ def _json(path: Path, stream: Any) -> Iterator[Any]:
         yield from _lines(path, lines)
         return
     if begin.startswith(b"["):
-        whole = b"".join(lines)
+        whole = joined(path, lines)
         values = _parsed(whole.removeprefix(codecs.BOM_UTF8))
         if values is None and _parsed(begin) is not None:
             yield from _lines(path, io.BytesIO(whole))  # a list on each line, which the caller refuses
         else:
             yield from decode_line(whole, path) if values is None else values
         return
-    whole = b"".join(lines)  # a broken line, an object over several lines, or one that holds a list
+    whole = joined(path, lines)  # a broken line, an object over several lines, or one that holds a list
     value = _parsed(whole.removeprefix(codecs.BOM_UTF8))
     if isinstance(value, dict):
         yield from _wrapped_rows(path, value)
@@ -128,7 +95,7 @@ def _json(path: Path, stream: Any) -> Iterator[Any]:
 def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the reader of lines says what is wrong
         return None
 
 
@@ -179,13 +146,11 @@ def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Any]:
 def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
     """Parse a line as JSON; row number and byte offset in the (uncompressed) file are for the `UserError` it raises."""
     try:
-        return json.loads(line)
+        text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
         where = f"not UTF-8 at byte {error.start} of the row, byte {offset + error.start} of the file"
         raise UserError(f"{path}: row {number}: {where}; convert the file") from None
-    except json.JSONDecodeError as error:
-        where = f"{error.msg} at character {error.pos}"
-        raise UserError(f"{path}: row {number}: not valid JSON ({where}); fix or remove that line") from None
+    return parse_json(text, f"{path}: row {number}", "fix or remove that line")
 
 
 def _csv(path: Path, stream: Any) -> Iterator[Any]:
@@ -212,7 +177,7 @@ def _csv(path: Path, stream: Any) -> Iterator[Any]:
 class _Utf8:
     """Lines of a stream as text, split only at newlines, which may be inside a quoted field."""
 
-    def __init__(self, path: Path, stream: BinaryIO) -> None:
+    def __init__(self, path: Path, stream: Iterable[bytes]) -> None:
         self.path, self.stream, self.offset = path, stream, 0
 
     def __iter__(self) -> Iterator[str]:
@@ -230,7 +195,7 @@ def _parquet(path: Path, stream: BinaryIO) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        source = stream if stream.seekable() else io.BytesIO(stream.read())
+        source = stream if stream.seekable() else io.BytesIO(read_whole(path, stream))
         file = pyarrow.parquet.ParquetFile(source)
         is_binary = "binary" in str(file.schema_arrow)
         number = 0
