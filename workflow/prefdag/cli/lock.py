@@ -1,12 +1,15 @@
-"""Write the commit and file hashes of a suite's Hub repositories to its lock file."""
+"""Write the commit and file hashes of a suite's Hub repositories, and of wheels, to its lock file."""
 
 import argparse
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from prefdag.cli.commands import options
-from prefdag.config.hub_lock import read_lock, repositories, unlocked, write_lock
+from prefdag.config.hub_lock import Repository, read_lock, repositories, unlocked, write_lock
 from prefdag.config.suite import read_ordinary_suite
 from prefdag.data.sources.hub import lock_entry
+from prefdag.data.sources.wheel import lock_wheel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +21,19 @@ def run(arguments: argparse.Namespace) -> int:
     suite = read_ordinary_suite(arguments.suite)
     path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier, suite.sft.data)
     missing = unlocked(path, wanted)
-    entries = {repository.key: lock_entry(repository) for repository in missing}
+    entries = {repository.key: _entry(repository) for repository in missing}
     if entries:
         write_lock(path, {**read_lock(path), **entries})
     for repository in wanted:
         commit = read_lock(path)[repository.key]["commit"]
         print(f"{path}: {repository.key} is {commit}{' (new)' if repository in missing else ''}")
     if not wanted:
-        print(f"{suite.name}: nothing comes from the Hub, so there is nothing to lock")
+        print(f"{suite.name}: nothing comes from the Hub or a package, so there is nothing to lock")
     return 0
+
+
+def _entry(repository: Repository) -> dict[str, Any]:
+    if repository.kind != "wheel":
+        return lock_entry(repository)
+    with tempfile.TemporaryDirectory() as folder:
+        return lock_wheel(repository.name, Path(folder, "wheel"))

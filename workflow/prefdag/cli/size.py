@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config.data import HUB
-from prefdag.config.model import Architectural
+from prefdag.config.gguf_header import read_header
+from prefdag.config.model import GGUF, PYPI, Architectural
 from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite
 from prefdag.errors import UserError
@@ -91,6 +92,10 @@ def counted_demonstrations(train: dict[str, Any]) -> dict[str, int]:
 
 
 def _model_size(suite: Suite, results: Path) -> dict[str, Any]:
+    if suite.model.source.endswith(GGUF):
+        header = read_header(Path(suite.model.source))
+        sizes = {"layers": header.size("block_count"), "hidden_size": header.size("embedding_length")}
+        return {"parameters": header.parameters, **sizes}
     for folder in (Path(suite.model.source), results / "fetch/model/model", results / "pretrain/model"):
         if (folder / "config.json").is_file():
             return {"parameters": parameters_of(folder), **shape_of(folder)}
@@ -98,7 +103,7 @@ def _model_size(suite: Suite, results: Path) -> dict[str, Any]:
         assert suite.model.scratch is not None
         shape = suite.model.scratch
         return {"parameters": _to_build(shape), "layers": shape.layers, "hidden_size": shape.hidden_size}
-    if suite.model.source.startswith(HUB):
+    if suite.model.source.startswith((HUB, PYPI)):
         raise UserError(
             f"{suite.name}: size is missing: run `snakemake --until fetch` first, or state parameters, layers, "
             "hidden_size, comparisons and tokens"

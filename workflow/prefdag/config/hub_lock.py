@@ -1,4 +1,4 @@
-"""The lock file of a suite: the commit and every file's hash of each Hub repository that the suite names.
+"""The lock file of a suite: the commit and every file's hash of each Hub repository and wheel that the suite names.
 
 `prefdag lock` writes `configs/<suite>.lock.json` once (the DAG's first step if the file is missing), and the user
 commits it. `fetch` downloads exactly these files. To lock a repository again, delete its entry.
@@ -13,20 +13,22 @@ from typing import Any, Literal
 
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import HUB, Data
-from prefdag.config.model import Model
+from prefdag.config.model import PYPI, Model
 from prefdag.errors import UserError
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A Hub repository at a branch, tag or commit, as a suite names it."""
+    """A Hub repository at a branch, tag or commit, or the wheel `name==version`, as a suite names it."""
 
-    kind: Literal["dataset", "model"]
+    kind: Literal["dataset", "model", "wheel"]
     name: str
     revision: str | None
 
     @property
     def key(self) -> str:
+        if self.kind == "wheel":
+            return f"wheel {self.name}"
         return f"{self.kind} {self.name}@{self.revision or 'main'}"
 
 
@@ -50,7 +52,7 @@ def repositories(
     classifier: Classifier | None = None,
     sft_data: Data | None = None,
 ) -> list[Repository]:
-    """Return the Hub repositories that a suite's data, model, classifier and rows for SFT alone come from."""
+    """Return the repositories and wheels that a suite's data, model, classifier and rows for SFT alone come from."""
     named: list[Repository] = []
     for source in (one for part in (data, sft_data) if part is not None for one in (*part.sources, part)):
         named += _of("dataset", source.source, source.revision)
@@ -62,6 +64,8 @@ def repositories(
 
 
 def _of(kind: Literal["dataset", "model"], source: str, revision: str | None) -> list[Repository]:
+    if source.startswith(PYPI):
+        return [Repository("wheel", source.removeprefix(PYPI), None)]
     return [Repository(kind, source.removeprefix(HUB), revision)] if source.startswith(HUB) else []
 
 
@@ -90,7 +94,7 @@ def locked(path: Path, repository: Repository) -> Locked:
     """Return the entry of a repository. Raises `UserError` if there is none: only locked files are fetched."""
     entry = read_lock(path).get(repository.key)
     if entry is None:
-        raise UserError(f"{path}: no entry for {repository.key}; `prefdag lock` writes it from the Hub")
+        raise UserError(f"{path}: no entry for {repository.key}; `prefdag lock` writes it")
     return Locked(repository, entry["commit"], entry["files"])
 
 

