@@ -19,7 +19,7 @@ from prefdag.provenance.sources import PACKAGE, parse_file
 
 STAGES = "Run a stage, which reads manifests and writes one"
 TOOLS = {
-    "Set up": ("init", "check", "doctor", "lock"),
+    "Set up": ("init", "check", "doctor", "lock", "imdb"),
     "Inspect": ("show", "plan", "why", "runs", "costs", "schema", "objectives"),
     "Compare": ("compare", "winrate", "sheet"),
     "Export": ("export", "register"),
