@@ -83,6 +83,22 @@ def to_means(sums: MetricSums) -> dict[str, float]:
     return {name: total / num for name, (total, num) in sums.items() if num}
 
 
+def time_left(step: int, total: int, first: tuple[int, float] | None, now: float) -> str:
+    """Return `, 3.5 min left` at the mean speed since an earlier step; nothing at the end or without such a step.
+
+    Args:
+        step, total: the last step that was taken, and the number of steps.
+        first: an earlier step and the time of its end, in seconds.
+        now: the time of the same clock.
+    """
+    if first is None or not first[0] < step < total:
+        return ""
+    seconds = (total - step) * (now - first[1]) / (step - first[0])
+    if seconds < 60:
+        return f", {seconds:.0f} s left"
+    return f", {seconds / 60:.1f} min left" if seconds < 3600 else f", {seconds / 3600:.1f} h left"
+
+
 def record_steps(steps: Iterable[Step], total: int, journal: Journal, path: Path, title: str) -> Step:
     """Run a training to its end, writing each step to the journal and, at the end, all of them to a CSV file.
 
@@ -98,13 +114,18 @@ def record_steps(steps: Iterable[Step], total: int, journal: Journal, path: Path
     """
     lines: list[dict[str, float]] = []
     last, printed_at = None, time.monotonic()
+    first: tuple[int, float] | None = (
+        None  # the first step of this attempt and when it ended: a resumed one begins later
+    )
     for step in steps:
         values = step.values()
         lines.append({"step": step.number, **values})
         journal.metrics(step.number, values)
         if is_first() and (time.monotonic() - printed_at > SECONDS_BETWEEN_LINES or step.number in (1, total)):
-            print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}", file=sys.stderr, flush=True)
+            left = time_left(step.number, total, first, time.monotonic())
+            print(f"{title}: step {step.number}/{total}, loss {step.loss:.4f}{left}", file=sys.stderr, flush=True)
             printed_at = time.monotonic()
+        first = first or (step.number, time.monotonic())
         last = step
     assert last is not None, "a training has at least one step"
     columns = dict.fromkeys(name for line in lines for name in line)  # not every step has every metric
