@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prefdag.models.logprobs import CHUNK_BYTES, chunks, head_of, hidden_states
+from prefdag.models.logprobs import CHUNK_BYTES, chunks, head_of, hidden_states, token_logprobs
 from prefdag.models.ops.vocabulary import target_logprobs
 from prefdag.models.packing import Segments, TokenPlan
+from prefdag.models.route import logit_scale, route_of, soft_cap
 
 
 def states_of(model: PreTrainedModel, segments: Segments, behind: bool = False) -> Tensor:
-    """Return the hidden states that predict each response token, [T, D].
+    """Return the states that predict each response token, [T, D]: hidden ones, or logits if the route says so.
 
     behind: those of the responses' last tokens follow, [T + B * K, D].
     """
@@ -28,12 +29,14 @@ def states_of(model: PreTrainedModel, segments: Segments, behind: bool = False) 
 
 
 def tempered_logprobs(model: PreTrainedModel, states: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Return the log-probs of tokens [T] in nats, from the hidden states [T, D] that predict them: [T].
+    """Return the log-probs of tokens [T] in nats, from the states [T, D] that predict them: [T].
 
-    temperature: divides the logits.
+    temperature: divides the logits, after what the architecture does to them (a factor, a soft cap).
     """
-    head = model.get_output_embeddings()
-    assert isinstance(head, nn.Linear)
+    head, logits = model.get_output_embeddings(), head_of(model)
+    is_linear = route_of(model).head == "linear" and logit_scale(model.config) == 1 and soft_cap(model.config) is None
+    if not is_linear or not isinstance(head, nn.Linear):
+        return token_logprobs(states, target, lambda some: logits(some) / temperature)
     bias = None if head.bias is None else head.bias / temperature
     return target_logprobs(states / temperature, head.weight, bias, target)
 

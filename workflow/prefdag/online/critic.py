@@ -16,6 +16,7 @@ from prefdag.errors import UserError
 from prefdag.models.loading import load_scorer
 from prefdag.models.packing import Segments
 from prefdag.models.policy_stats import states_of
+from prefdag.models.route import route_of
 from prefdag.rewards.model import head_of_scorer
 from prefdag.seeds import named_seed
 
@@ -65,9 +66,15 @@ def load_critic(
         device: where to put it.
 
     Raises:
-        UserError: the reward model has another number of heads or another width.
+        UserError: the reward model has another number of heads or another width, or the policy's hidden states cannot
+            be read.
     """
     behind = method.score_at == "after_eos"
+    if method.value == "shared" and route_of(policy).head == "model":
+        raise UserError(
+            f"{folder}: its logits are no linear function of hidden states ({route_of(policy).reason}), which a shared "
+            "value head reads; say `value: own`, or take rloo"
+        )
     weight = None
     if method.value_from == "reward":
         if reward is None:

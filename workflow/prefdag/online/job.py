@@ -16,10 +16,9 @@ from prefdag.data.settled import settle
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.distributed.ranks import is_first
-from prefdag.errors import UserError
 from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.loading import load_policy, save, set_up
-from prefdag.models.route import route_facts, route_of
+from prefdag.models.route import route_facts
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
 from prefdag.online.report import missed_target, write_answers
@@ -100,17 +99,12 @@ def train_policy(
 def models_of(
     settings: Online, method: Objective, weights: Path, sources: Sources, device: torch.device
 ) -> tuple[Models, PreTrainedModel]:
-    """Load what a training reads and changes. Raises `UserError` for a policy that cannot be trained on-policy.
+    """Load what a training reads and changes. Raises `UserError` for a value head that cannot be made.
 
     Returns:
         Policy, reference and value head; and the SFT policy, frozen, also where the objective has no reference.
     """
     model, initial = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
-    if route_of(model).head != "linear":
-        raise UserError(
-            f"{weights}: its logits are no linear function of hidden states ({route_of(model).reason}), which "
-            "on-policy training needs; take another model"
-        )
     critic = None
     if isinstance(method, TokenMethod) and reads_values(method):
         critic = load_critic(method, model, weights, sources.reward, settings.seed, device)
