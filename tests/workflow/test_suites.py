@@ -32,7 +32,7 @@ from sequence_classifier import tiny_roberta
 
 PAPERS = (
     *("imdb-sentiment", "imdb-scratch", "tldr", "hh", "align-anything", "align-anything-batch4", "zephyr"),
-    "simpo-llama3-instruct",
+    *("simpo-llama3-instruct", "smollm2-safety"),
 )
 WORDS = ["this", "film", "is", "a", "good", "bad", "great", "awful", "story", "and", "I", "love", "hate", "it"]
 Row = dict[str, Any]

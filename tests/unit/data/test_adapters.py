@@ -98,6 +98,18 @@ ROWS: list[tuple[str, dict[str, Any], TextComparison]] = [
         TextComparison("q", ("a", "b"), None, 0),
     ),
     (
+        "saferlhf-one-safe",
+        {
+            "prompt": "q",
+            "response_0": "a",
+            "response_1": "b",
+            "is_response_0_safe": False,
+            "is_response_1_safe": True,
+            "safer_response_id": 0,
+        },
+        TextComparison("q", ("b", "a"), None, 1),
+    ),
+    (
         "ultrafeedback",
         {
             "instruction": "q",

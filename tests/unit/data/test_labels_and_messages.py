@@ -151,3 +151,14 @@ def test_turns_of_weight_0_are_not_trained_on(tmp_path: Path):
 def test_hh_without_its_first_blank_lines_is_a_transcript():
     row = {side: f"Human: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")}
     assert adapter_of("hh")(row).prompt == "\n\nHuman: Hi\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [(True, True, "both responses are safe"), (False, False, "no response is safe"), (1, False, "not true or false")],
+)
+def test_pairs_without_one_safe_response_are_left_out(first: Any, second: Any, reason: str):
+    row = {**SAFE, "is_response_0_safe": first, "is_response_1_safe": second}
+    with pytest.raises(Unusable, match=reason):
+        adapter_of("saferlhf-one-safe")(row)
+    assert best("saferlhf-one-safe", {**row, "is_response_0_safe": True, "is_response_1_safe": False}) == "zero"

@@ -216,6 +216,17 @@ def saferlhf_safer(row: Row) -> TextComparison:
     return _saferlhf(row, "safer_response_id")
 
 
+@adapter()
+def saferlhf_one_safe(row: Row) -> TextComparison:
+    """Read the pairs of PKU-SafeRLHF of which one response is safe, as `is_response_0_safe` and `..._1_safe` say."""
+    safe = [row.get(f"is_response_{number}_safe") for number in (0, 1)]
+    if not all(isinstance(label, bool) for label in safe):
+        raise Unusable("`is_response_0_safe` or `is_response_1_safe` is not true or false")
+    if safe[0] == safe[1]:
+        raise Unusable("both responses are safe" if safe[0] else "no response is safe")
+    return labelled_pair(text(row, "prompt"), [text(row, "response_0"), text(row, "response_1")], safe[1], first=0)
+
+
 def _saferlhf(row: Row, label: str) -> TextComparison:
     responses = [text(row, "response_0"), text(row, "response_1")]
     return labelled_pair(text(row, "prompt"), responses, row.get(label), first=0)
