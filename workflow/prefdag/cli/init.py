@@ -21,6 +21,7 @@ from prefdag.cli.preview import Preview, preview
 from prefdag.cli.size import context_of, parameters_of
 from prefdag.config.adapters import ADAPTERS
 from prefdag.config.data import HUB
+from prefdag.config.model import is_gguf
 from prefdag.config.prepare import TEMPLATES
 from prefdag.config.suite import Suite, resolve
 from prefdag.data.row_counts import count_rows
@@ -92,6 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
 def look(arguments: argparse.Namespace) -> Facts:
     """Look at the model and the rows, and ask about each guess if the user wants that."""
     folder = Path(arguments.model)
+    if is_gguf(arguments.model):
+        raise UserError(
+            f"init --model: {arguments.model} is no model folder; start from configs/smollm2-safety.yaml and replace "
+            "model and data"
+        )
     if arguments.model.startswith(HUB):
         raise UserError(f"init --model: {arguments.model} is not on this machine; name the folder of a download")
     if not (folder / "config.json").is_file():
