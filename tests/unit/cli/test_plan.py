@@ -11,7 +11,7 @@ from test_suites import PAPERS
 from conftest import MINI, ROOT
 from model_folder import write_model_folder
 from prefdag.cli.main import main
-from prefdag.cli.plan import disk, job_costs
+from prefdag.cli.plan import disk, job_costs, label_requests
 from prefdag.cli.size import H100, parameters_of, sized
 from prefdag.config.loading import merge
 from prefdag.config.sections.size import Size
@@ -121,3 +121,16 @@ def test_the_documented_table_is_what_plan_says(name: str, capsys: pytest.Captur
     lines = (ROOT / "docs/tutorials/reproduce.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| `{name}` |"))
     assert row.endswith(f"| {float(hours):.0f} | {gigabytes} |")
+
+
+def test_reward_models_and_labels_of_rounds_by_hand() -> None:
+    """Three rounds of 40 prompts with 3 samples: 3 pairs in 2 orders each; and two rounds of 8 gold labels."""
+    judge = {"judges": ["reward", {"model": "m", "prompt": "summarisation-simple"}]}
+    rated = {"law": "max_min", "draws": 3, "max_prompts": 40, "reward": "judge:m"}
+    row = {"method": "dpo", "pairs": "max_min", "discriminator": {"gold_pairs": 8, "gold": "judge:m"}}
+    rows = [{"name": "a", "method": "dpo", "rounds": 3, "pairs": rated}, {"name": "b", "rounds": 2, **row}]
+    one = suite(judge=judge, runs=rows)
+    assert label_requests(one, "m") == 3 * 40 * 6 + 2 * 2 * 8 and label_requests(one, "other") == 0
+    costs = {cost.stage: cost for cost in job_costs(one, Size.model_validate(SIZE))}
+    assert costs["discriminator"].jobs == 2
+    assert costs["discriminator"].hours == pytest.approx(2 * costs["reward"].hours)

@@ -19,8 +19,10 @@ from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.jobs import against, policies
 from prefdag.config.online.methods import TokenMethod, reads_values
 from prefdag.config.round_jobs import generation_of_samples
+from prefdag.config.rounds import JUDGE
 from prefdag.config.sections.judge import LLM, name_of
 from prefdag.config.sections.preference import Preference
+from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.sampling import Sampling
 from prefdag.config.sections.size import Size
 from prefdag.config.sections.training import Training
@@ -47,7 +49,7 @@ def disk(suite: Suite, size: Size) -> float:
     These are the float32 weights of the base and SFT models, rewards, runs and their checkpoints, and the resumable
     state of one training.
     """
-    rewards = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+    rewards = [*_reward_models(suite), *_discriminators(suite)]
     trained = [suite.sft] if suite.sft.max_steps != 0 else []  # otherwise it is the base model's file
     trainings = [*trained, *rewards, *_trainings(suite)]
     checkpoints = sum(len(one.kept_steps) for one in _trainings(suite))
@@ -75,9 +77,9 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
     if suite.pairs:
         yield JobCost("pairs", 1, _sampling(suite.pairs, size, machine, prompts), weights)
     if suite.reward:
-        yield _training(
-            "reward", [suite.reward] * len(suite.reward.trainings), size, machine, pairs, prompt + 2 * response
-        )
+        yield _training("reward", _reward_models(suite), size, machine, pairs, prompt + 2 * response)
+    if discriminators := _discriminators(suite):
+        yield _training("discriminator", discriminators, size, machine, pairs, prompt + 2 * response)
     if any("reference" in run.objective.reads and not run.online for run in suite.runs):
         yield JobCost("reference", 1, 2 * size.parameters * tokens / machine.flops / HOUR, weights)
     if trainings := _trainings(suite, on_policy=False):
@@ -95,6 +97,17 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
     models = 2 + (2 if suite.reward else 0)  # policy and SFT; the reward model before and after its training
     hours = models * 2 * size.parameters * responses * (prompt + response) / machine.flops / HOUR
     yield JobCost("score", len(sampled), hours, models * weights)
+
+
+def _reward_models(suite: Suite) -> list[Reward]:
+    """Return the settings of each training of the suite's reward model."""
+    return [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+
+
+def _discriminators(suite: Suite) -> list[Reward]:
+    """Return the settings of each training of the reward models of rounds."""
+    rounds = [run.rounds.rounds for run in suite.runs if run.rounds and run.rounds.discriminator]
+    return _reward_models(suite) * sum(rounds)
 
 
 def _trainings(suite: Suite, on_policy: bool = True) -> list[Preference]:
@@ -201,7 +214,22 @@ def requests(suite: Suite, judge: LLM, results: Path) -> str:
             expected += 2 * prompts * suite.generate.num_samples
     parts = [f"{remaining:,} of {counted:,} requests remain"] if counted else []
     parts += [f"{expected:,} requests for answers that are not there yet"] if expected else []
+    if labels := label_requests(suite, name_of(judge)):
+        parts.append(f"at most {labels:,} requests in rounds")
     return f"judge {name_of(judge)}: {', and '.join(parts)}; repeated ones not counted"
+
+
+def label_requests(suite: Suite, judge: str) -> int:
+    """Return how many requests to a judge label samples in rounds, at most: two for each pair that is compared."""
+    requests = 0
+    for run in suite.runs:
+        if run.rounds and suite.reward_of_rounds(run.name) == f"{JUDGE}{judge}":
+            pairs, draws = run.rounds.pairs, run.rounds.pairs.num_draws
+            prompts = pairs.max_prompts or (suite.size.comparisons if suite.size else 0)
+            requests += run.rounds.rounds * prompts * draws * (draws - 1)
+        if run.rounds and run.rounds.discriminator and suite.gold_of_rounds(run.name) == f"{JUDGE}{judge}":
+            requests += 2 * run.rounds.rounds * run.rounds.discriminator.gold_pairs
+    return requests
 
 
 def _prompts(suite: Suite) -> int:

@@ -61,7 +61,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
             "seed": run.preference.seed,
             "objective": {**run.objective.parameters(), **(run.online.shown_options() if run.online else {})},
             "preference": (online_of(suite, run.name) if run.online else run.preference).model_dump(mode="json"),
-            **({"optimum": run.optimum.sentence} if run.optimum else {}),
+            **round_jobs.shown_in_report(suite, run),
         }
         for run in suite.runs
     ]

@@ -123,7 +123,13 @@ def _kl_in_loss(method: str, estimator: str, samples: int, aggregation: str | No
 
 
 def preference_optimum(
-    method: str, *, labels: str = "hard", rounds: int = 1, reference: str = "sft", pairs: str | None = None
+    method: str,
+    *,
+    labels: str = "hard",
+    rounds: int = 1,
+    reference: str = "sft",
+    pairs: str | None = None,
+    gold: str | None = None,
 ) -> Optimum:
     """Return the optimum of a pair loss on pairs that the policy draws.
 
@@ -133,6 +139,8 @@ def preference_optimum(
         rounds: Rounds after which the reference may become the last policy; 1 without rounds.
         reference: "sft", one reference for all rounds; "round", the policy that a round starts from.
         pairs: How a round forms its pairs: max_min, margin, rso or best_of_n; None for independent draws.
+        gold: The gold labels, "hard" or "bradley_terry", of a reward model that is trained in every round; None: the
+            reward is fixed.
     """
     moving = reference == "round" and rounds > 1
     if pairs == "best_of_n":
@@ -156,6 +164,10 @@ def preference_optimum(
         )
     if method not in BRADLEY_TERRY:
         return Optimum(f"that of {method} on Bradley-Terry labels, as the exact suite measures it")
+    if gold is not None:
+        beta = f"beta / {rounds}" if moving else "beta"
+        distance = "" if gold == "bradley_terry" else ", and gold labels without noise say the order, not the distance"
+        return Optimum(f"pi*({beta}) of the reward model, as far as its training finds the gold reward{distance}")
     if moving:
         return Optimum(f"pi*(beta / {rounds}): each round's reference is the policy before it")
     return Optimum("pi*, for any sampler: every pair's expected gradient is 0 there")

@@ -5,6 +5,7 @@ from typing import Any
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.rounds import IMPLICIT, JUDGE, Rounds, round_name
+from prefdag.config.runs import Run
 from prefdag.config.sections.generation import Generation
 from prefdag.config.sections.gold import Gold
 from prefdag.config.sections.judge import LLM
@@ -73,6 +74,16 @@ def is_rated(suite: Suite, run: str) -> bool:
 def judge_of_samples(suite: Suite, run: str) -> LLM:
     """Return the judge that compares the samples of a run's rounds."""
     return suite.judge.model_named(suite.reward_of_rounds(run).removeprefix(JUDGE))
+
+
+def shown_in_report(suite: Suite, run: Run) -> dict[str, Any]:
+    """Return what the report says of a run on its own samples: its optimum, and which stages label them."""
+    optimum = {"optimum": run.optimum.sentence} if run.optimum else {}
+    if run.rounds is None:
+        return optimum
+    labelled = ["rating"] if is_rated(suite, run.name) else []
+    labelled += ["gold", "discriminator"] if run.rounds.discriminator else []
+    return {**optimum, **({"labelled_by": labelled} if labelled else {})}
 
 
 def rating_of(suite: Suite, name: str | None) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Run(Section):
                 rounds=self.rounds.rounds,
                 reference=self.rounds.pairs.reference,
                 pairs=self.rounds.pairs.law,
+                gold=self.rounds.discriminator.labels if self.rounds.discriminator else None,
             )
         return optimum_of(self.objective, self.online) if self.online else None
 

@@ -39,6 +39,7 @@ class Run(Section):
     objective: dict[str, Any]
     preference: dict[str, Any] = Field({}, description="settings that its training must have had")
     optimum: str | None = Field(None, description="what it converges to, if it is trained on its own samples")
+    labelled_by: tuple[str, ...] = Field((), description="further stages that label the samples of its rounds")
 
 
 class Answers(Section):
@@ -98,7 +99,7 @@ def run(
     _check_lineage(scores, judges, preferences, policy)
     results = load_results(
         job.report,
-        [row.model_dump(exclude={"preference", "optimum"}) for row in job.runs],
+        [row.model_dump(exclude={"preference", "optimum", "labelled_by"}) for row in job.runs],
         [row.model_dump() for row in job.answers],
         Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy),
         workspace.journal.path.parent if job.report.step_times else None,
@@ -106,6 +107,7 @@ def run(
     images = _write_figures(workspace, FIGURES.draw(results))
     _write_tables(workspace, _tables(results))
     content = {**overview(results, job.expected), **answers_content(results), "optima": _optima(job.runs)}
+    content["labelled_by"] = {row.name: row.labelled_by for row in job.runs}
     _write(workspace, "index.html", render_page(FIGURES, images, suite=job.suite, **content))
     return {"policies": len(results.runs), "figures": sorted(images)}
 
