@@ -54,9 +54,9 @@ def described(route: Route) -> tuple[str, str]:
     """Return the words for a route, and the reason shortened to its first part."""
     if "cannot build" in route.reason:
         return "padded, proved on the real weights alone", _short(route.reason.split("(", 1)[1].rstrip(")"))
-    own = ", the model's own logits" if route.head == "model" else ""
+    logits = ", the model's logits" if route.head == "model" else ""
     reason = "" if route.kind == "segments" else _short(route.reason.split("; ")[0])
-    return NAMES[route.kind] + own, reason
+    return NAMES[route.kind] + logits, reason
 
 
 def _short(text: str) -> str:

@@ -234,5 +234,5 @@ def test_the_route_of_a_model_is_stated(
     (place / "model").mkdir()
     for name, route in (("llama", "packed (segments)"), ("gptj", "packed (mask), last layer whole: packed (segments)")):
         (place / "model/config.json").write_text(json.dumps({"model_type": name}))
-        (found,) = doctor.route(read_suite(["local.yaml"]), place / "results")
-        assert found.level == "ok" and found.what.startswith(f"{place / 'model'} ({name}) is computed {route}")
+        (finding,) = doctor.route(read_suite(["local.yaml"]), place / "results")
+        assert finding.level == "ok" and finding.what.startswith(f"{place / 'model'} ({name}) is computed {route}")

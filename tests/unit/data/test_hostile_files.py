@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
@@ -78,7 +79,7 @@ SUFFIXES = st.sampled_from([*FORMATS, ".jsonl.gz", ".csv.xz", ".json.zst"])
 
 
 @settings(max_examples=400, derandomize=True, deadline=None)
-@given(content=CONTENT, suffix=SUFFIXES)
+@hypothesis.given(content=CONTENT, suffix=SUFFIXES)
 def test_any_bytes_are_rows_or_one_sentence(content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("fuzz") / f"rows{suffix}"
     path.write_bytes(content)

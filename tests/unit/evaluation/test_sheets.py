@@ -9,6 +9,7 @@ from test_judge_llm import results, summary
 
 from prefdag.cli.main import main
 from prefdag.config.sections.judge import Judge, with_relative_paths
+from prefdag.data.spreadsheets import cell_of, text_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 from prefdag.evaluation.judge.sheets import read_sheet, write_sheet
@@ -103,3 +104,24 @@ def test_a_sheet_is_found_from_the_suites_file() -> None:
     assert result.user_files() == (Path("configs/sheets/p.csv"),)
     with pytest.raises(UserError, match="expected <file>.csv"):
         Judge.parse({"judges": [{"people": "p.xlsx"}]}, "x", "judge")
+
+
+FORMULAS = ["=HYPERLINK(1)", "+1", "-item", "@user", "\tx", "'=1", "''x", "'", "plain", "", "-3", "\uff1d1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_cell_is_no_formula_and_reads_back(text: str):
+    assert text_of(cell_of(text)) == text
+    assert not cell_of(text).startswith(tuple("=+-@\t\r\uff1d"))
+
+
+def test_verdicts_about_texts_that_look_like_formulas(tmp_path: Path):
+    pairs = [Pair(text, f"{text} ours", f"={text} theirs") for text in FORMULAS]
+    write_sheet(tmp_path / "sheet.csv", pairs, [False] * len(pairs))
+    with (tmp_path / "sheet.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    for row in rows[1:]:
+        row[-1] = "a"
+    with (tmp_path / "sheet.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    assert read_sheet(tmp_path / "sheet.csv", pairs) == [1.0] * len(pairs)

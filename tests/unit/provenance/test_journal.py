@@ -1,6 +1,7 @@
 """Journals: append-only, redacted, read while they grow; and the lineage that is read off them."""
 
 import ast
+import json
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ import prefdag
 from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import open_journal, read_journal, redact
+from prefdag.provenance.manifest import describe
 from prefdag.tracking.records import Record, StoredModel, newest, successors
 
 PACKAGE = Path(prefdag.__file__).parent
@@ -70,6 +72,34 @@ def test_secrets_are_redacted():
         "error": "401 for [redacted]",
         "url": "https://[redacted]@host/x",
     }
+
+
+ADDRESSES = {
+    "https://bucket/rows.jsonl?X-Amz-Signature=abc%2F1&n=1": "X-Amz-Signature=[redacted]&n=1",
+    "https://container/rows.jsonl?sv=2022&sig=Zm9v%3D&se=1": "sv=2022&sig=[redacted]&se=1",
+    "https://host/rows.jsonl?access_token=abc#part": "access_token=[redacted]#part",
+    "https://host/rows.jsonl?monkey=abc&page=2": "monkey=abc&page=2",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_signed_addresses_are_redacted(address: str, tmp_path: Path):
+    """Everywhere: in journals and logs, and in manifests, which state other keys as they are."""
+    expected = f"{address.split('?')[0]}?{ADDRESSES[address]}"
+    assert redact(f"GET {address} failed") == f"GET {expected} failed"
+    config = {"data": {"source": address}, "hub_token": "stays"}
+    content = json.loads(describe(tmp_path, "fetch", config, {}, {}, {"source": [address]}))
+    assert content["config"] == {"data": {"source": expected}, "hub_token": "stays"}
+    assert content["facts"] == {"source": [expected]}
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "3", '{"event": 1}', '{"event": "metrics", "time": 1, "values": 7}'])
+def test_json_that_is_no_event_costs_its_line(line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "one.jsonl"
+    path.write_text(f'{{"event": "a", "time": 1}}\n{line}\n{{"event": "b", "time": 2}}\n')
+    events, end = read_journal(path)
+    assert [event["event"] for event in events] == ["a", "b"] and end == path.stat().st_size
+    assert "byte 26: JSON, but no event of a journal" in caplog.text
 
 
 @pytest.mark.parametrize("error", [UserError, ValueError])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Project, environment
-from prefdag.runtime.warm_start import VARIABLE, run_warm
+from prefdag.runtime import warm_start
+from prefdag.runtime.warm_start import VARIABLE, ask, run_warm
 
 STAGE = """
 import os, signal, sys, time
@@ -97,6 +99,26 @@ def test_a_killed_job_is_reported(number: signal.Signals, server, tmp_path: Path
         f"the process that ran this job was ended by {number.name}, perhaps for its memory; rerun with more memory"
         in err
     )
+
+
+def test_nothing_goes_to_a_server_of_another_user(server, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr(warm_start, "peer", lambda connection: os.getuid() + 1)
+    sent: list[bytes] = []
+    monkeypatch.setattr(socket.socket, "sendall", lambda self, data: sent.append(data))
+    monkeypatch.setattr(socket, "send_fds", lambda *arguments: sent.append(b"files"))
+    assert ask(server[1][VARIABLE], ["code", "7"]) is None
+    assert sent == [] and "belongs to another user" in caplog.text
+
+
+def test_a_client_of_another_user_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ours, theirs = socket.socketpair()
+    assert warm_start.peer(ours) == os.getuid()
+    monkeypatch.setattr(warm_start, "peer", lambda connection: os.getuid() + 1)
+    monkeypatch.setattr(warm_start, "_receive", lambda client: pytest.fail("read from another user"))
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    warm_start._attend(ours, os.getpid(), "module:function")
+    ours.close()
+    theirs.close()
 
 
 def waiting(server: tuple[Path, dict[str, str]], mark: Path) -> subprocess.Popen[str]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prefdag.config.online.settings import KL, Online
 from prefdag.config.sections.sampling import Sampling
 from prefdag.data.detokenize import decode_response
+from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import Comparison
 from prefdag.online.rewards import Scorer, check_scores
 from prefdag.online.rollouts import Rollouts
@@ -159,4 +160,4 @@ def write_answers(
         writer.writerow(["prompt_id", "round", "prompt", "response", "score", "ended"])
         for one in sorted(answers, key=lambda one: (one["prompt_id"], one["round"])):
             texts = decode_response(tokenizer, prompts[one["prompt_id"]].tolist(), one["ids"])
-            writer.writerow([one["prompt_id"], one["round"], *texts, one["score"], int(one["ended"])])
+            writer.writerow([one["prompt_id"], one["round"], *map(cell_of, texts), one["score"], int(one["ended"])])

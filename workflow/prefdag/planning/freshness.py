@@ -19,6 +19,7 @@ from prefdag.errors import UserError
 from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.planning.local_files import files_of
 from prefdag.provenance.digests import Digests
+from prefdag.provenance.journal import redact_addresses
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest
 from prefdag.provenance.sources import code_digests
 
@@ -157,7 +158,7 @@ class _Check:
         if manifest is None:
             return [f"changed: {path}"]
         stage, name = _split(folder)
-        expected = json.loads(jobs.config_of(self.suite, stage, name))
+        expected = redact_addresses(json.loads(jobs.config_of(self.suite, stage, name)))
         files = files_of(self.suite, stage, name, self.digests)
         before = manifest.content["config"]
         damages = (self._damage(path, file, entry) for file, entry in manifest.content["files"].items())

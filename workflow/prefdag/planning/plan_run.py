@@ -8,7 +8,7 @@ from pathlib import Path
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
 from prefdag.planning.machine import check_machine, is_dry_run
-from prefdag.planning.suite_files import check_suite_files, record_suite_files
+from prefdag.planning.suite_files import check_results, check_suite_files, record_suite_files
 from prefdag.planning.suite_paths import check_paths
 from prefdag.provenance.digests import Digests
 
@@ -25,8 +25,9 @@ def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], dig
         digests: remembers the sha256 of files between plans.
 
     Raises:
-        UserError: if the results belong to another suite file, a path of the suite is wrong, or Slurm is absent.
+        UserError: if the results are another user's or suite's, a path of the suite is wrong, or Slurm is absent.
     """
+    check_results(results)
     check_suite_files(results, files)
     check_paths(suite, files[-1])
     check_machine(sys.argv[1:], os.environ)

@@ -32,6 +32,26 @@ def check_suite_files(results: Path, files: Sequence[str]) -> None:
     )
 
 
+def check_results(results: Path) -> None:
+    """Check that nothing below a results folder leads out of it: jobs write there, and what they write would be lost.
+
+    The folder itself may be a symbolic link, to a larger disk.
+
+    Raises:
+        UserError: it belongs to another user, or holds a symbolic link; a folder from someone else's archive may.
+    """
+    if not results.exists():
+        return
+    owner, user = results.stat().st_uid, os.getuid()
+    if user and owner != user:
+        raise UserError(f"{results}: belongs to another user; run in a folder of yours, or copy it with `cp -r`")
+    for folder, folders, files in os.walk(results):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise UserError(f"{path}: a symbolic link among results; delete it, or put a copy in its place")
+
+
 def record_suite_files(results: Path, files: Sequence[str]) -> None:
     """Write which suite files the results folder belongs to."""
     names = [os.path.relpath(path) for path in files]

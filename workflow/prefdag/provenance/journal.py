@@ -7,6 +7,7 @@ the epoch (UTC). Paths inside the suite's folder are relative to it; others are 
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -21,6 +22,7 @@ from typing import Any, Literal
 
 from prefdag.errors import UserError
 
+logger = logging.getLogger(__name__)
 Status = Literal["finished", "failed", "killed"]
 
 REDACTED = "[redacted]"
@@ -29,6 +31,12 @@ _SECRET_KEY = re.compile(r"(^|[_.\-])(token|api[_\-]?key|password|passwd|secret|
 _SPECIAL_TOKEN = re.compile(r"(bos|eos|eot|pad|unk|sep|cls|mask|start|end|turn|stop|special)_token$", re.IGNORECASE)
 _SECRET_TEXT = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_\-]{20,})|(?<=Bearer )\S{2,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
+)
+# What signs an address for those who have it: of S3, Google, Azure and CloudFront, and plain tokens.
+_SIGNED = re.compile(
+    r"([?&;](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|policy|key-pair-id|awsaccesskeyid"
+    r"|(?:access_?|auth_?|private_?)?token|api_?key|key|password|secret)=)[^&;#\s\"'<>]+",
+    re.IGNORECASE,
 )
 
 
@@ -196,16 +204,24 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
     events = []
     for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
         try:
-            event = json.loads(line)
-        except ValueError:
+            events.append(_event(json.loads(line)))
+        except json.JSONDecodeError:
             raise UserError(
                 f"{path}: byte {offset}: not a line of a journal; delete the file to continue without it"
             ) from None
-        if event["event"] in ("metrics", "system"):
-            event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
-        events.append(event)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            logger.warning("%s: byte %d: JSON, but no event of a journal; this line is left out", path, offset)
         offset += len(line)
     return events, offset
+
+
+def _event(event: Any) -> dict[str, Any]:
+    """Return an event as written. Raises an error of some kind for JSON that is no event."""
+    event["event"] + ""  # a text
+    float(event["time"])
+    if event["event"] in ("metrics", "system"):
+        event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
+    return dict(event)
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -219,7 +235,18 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(inner, key) for inner in value]
     if isinstance(value, str):
         secret = _SECRET_KEY.search(key) and not _SPECIAL_TOKEN.search(key)
-        return REDACTED if len(value) > 1 and secret else _SECRET_TEXT.sub(REDACTED, value)
+        return REDACTED if len(value) > 1 and secret else redact_addresses(_SECRET_TEXT.sub(REDACTED, value))
+    return value
+
+
+def redact_addresses(value: Any) -> Any:
+    """Return `value` with the secret parts of its http(s) addresses replaced."""
+    if isinstance(value, Mapping):
+        return {name: redact_addresses(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_addresses(inner) for inner in value]
+    if isinstance(value, str) and "://" in value:
+        return _SIGNED.sub(rf"\1{REDACTED}", _SECRET_TEXT.sub(REDACTED, value))
     return value
 
 

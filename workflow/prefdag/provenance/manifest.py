@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.errors import UserError
+from prefdag.provenance.journal import redact_addresses
 
 MANIFEST = "manifest.json"
 WEIGHTS = ".safetensors"
@@ -91,7 +92,7 @@ def read_manifest(path: Path) -> Manifest:
 def describe(
     folder: Path, stage: str, config: Any, code: Mapping[str, str], inputs: Mapping[str, Any], facts: Any
 ) -> bytes:
-    """Return the manifest of all files below `folder`, as bytes.
+    """Return the manifest of all files below `folder`, as bytes, without the secret parts of addresses.
 
     Args:
         folder: The stage's output.
@@ -106,7 +107,8 @@ def describe(
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    content = {"stage": stage, "config": config, "code": code, "inputs": inputs, "files": files, "facts": facts}
+    stated = {"config": redact_addresses(config), "facts": redact_addresses(facts)}
+    content = {"stage": stage, "code": code, "inputs": inputs, "files": files, **stated}
     return _written(content | {SEAL: _seal(content)})
 
 

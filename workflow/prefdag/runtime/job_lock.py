@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefdag.errors import UserError
+
 FOLDER = ".running"
 PATIENCE = 0.5  # seconds between two attempts to take the lock
 logger = logging.getLogger(__name__)
@@ -27,7 +29,10 @@ def hold_job_lock(root: Path, job: str) -> Iterator[bool]:
     """
     (root / FOLDER).mkdir(parents=True, exist_ok=True)
     path = root / FOLDER / job
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be locked ({error.strerror}); delete it") from None
     try:
         yield _lock(file, path)
     finally:

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,6 +89,8 @@ def _attend(client: socket.socket, server: int, entry: str) -> None:
     """Fork the job, relay the client's signals to it, and send its exit code back."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     client.settimeout(None)
+    if peer(client) != os.getuid():
+        return
     request, files = _receive(client)
     job = os.fork()
     if job == 0:
@@ -147,6 +150,10 @@ def ask(path: str, arguments: Sequence[str]) -> int | None:
         server.connect(path)
     except OSError:
         return None
+    if peer(server) != os.getuid():
+        logger.warning("%s belongs to another user; the job starts without the warm server", path)
+        server.close()
+        return None
     with server:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, lambda number, _: server.sendall(bytes([number])))
@@ -161,6 +168,13 @@ def ask(path: str, arguments: Sequence[str]) -> int | None:
         reason = f"the process that ran this job was ended by {name}, perhaps for its memory; rerun with more memory"
         logger.error("%s: %s", arguments[0], reason)
     return code if code >= 0 else 128 - code
+
+
+def peer(connection: socket.socket) -> int:
+    """Return the id of the user whose process is at the other end: nothing of a job goes to, or comes from, others."""
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(user)
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, object], Sequence[int]]:

@@ -16,6 +16,7 @@ import torch
 
 from prefdag.config.sections.pairing import Pairing
 from prefdag.data.pair_laws import Pair, best_of_n, bradley_terry, disjoint_pairs, rejection_sampled
+from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import StoreWriter
 from prefdag.errors import UserError
 from prefdag.losses.pair_choice import choose_pair, margin_pairs
@@ -171,4 +172,4 @@ def _write_samples(output: Path) -> None:
         for _, line in zip(range(SHOWN), stream, strict=False):
             row = json.loads(line)
             numbers = [f"{score:.4g}" for score in row["scores"]]
-            writer.writerow([row["prompt_id"], row["prompt"], *row["responses"], *numbers])
+            writer.writerow([row["prompt_id"], *map(cell_of, (row["prompt"], *row["responses"])), *numbers])

@@ -14,6 +14,7 @@ from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.score import Score
 from prefdag.config.user_paths import split_path
+from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise
@@ -264,7 +265,7 @@ def _write_samples(path: Path, rows: list[dict[str, Any]], columns: Columns) -> 
         for index in first:
             row = rows[index]
             numbers = [f"{columns[name][index]:.4g}" for name in shown]
-            writer.writerow([row["prompt_id"], row["prompt"], row["response"], *numbers])
+            writer.writerow([row["prompt_id"], cell_of(row["prompt"]), cell_of(row["response"]), *numbers])
 
 
 def _write(path: Path, rows: list[dict[str, Any]], columns: Columns) -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefdag.data.spreadsheets import cell_of, text_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 
@@ -20,7 +21,7 @@ def write_sheet(path: Path, pairs: Sequence[Pair], ours_are_b: Sequence[bool]) -
             writer.writerow(COLUMNS)
             for pair, swapped in zip(pairs, ours_are_b, strict=True):
                 sides = (pair.theirs, pair.ours) if swapped else (pair.ours, pair.theirs)
-                writer.writerow([pair.prompt, *sides, ""])
+                writer.writerow([*map(cell_of, (pair.prompt, *sides)), ""])
     except FileExistsError:
         raise UserError(f"{path} exists and may hold verdicts; name another file") from None
     except OSError as error:
@@ -40,7 +41,7 @@ def read_sheet(path: Path, pairs: Sequence[Pair]) -> list[float]:
         verdict = VERDICTS.get(row["preferred"].strip().lower())
         if verdict is None:
             raise UserError(f"{path}: row {number}: preferred: expected a, b, tie or nothing, got {row['preferred']!r}")
-        prompt, a, b = (_plain(row[name]) for name in COLUMNS[:3])
+        prompt, a, b = (_plain(text_of(row[name])) for name in COLUMNS[:3])
         if math.isnan(verdict):
             continue
         for key, value in (((prompt, a, b), verdict), ((prompt, b, a), 1 - verdict)):
