@@ -1,7 +1,7 @@
-"""Fetch rows, model, tokenizer and classifier.
+"""Fetch rows, model, tokenizer, classifier and reward model.
 
 INPUTS   none from other stages: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,sft_data,model,tokenizer,classifier}/manifest.json, and the fetched files;
+OUTPUTS  results/<suite>/fetch/{data,sft_data,model,tokenizer,classifier,reward}/manifest.json, and the fetched files;
          the suite's lock file, if it does not exist
 """
 
@@ -23,7 +23,7 @@ if not os.path.exists(SUITE.lock):  # an existing lock belongs to the user: no r
 
 
 rule fetch:
-    """Fetch the data, the model, the tokenizer or the classifier."""
+    """Fetch the data, the model, the tokenizer, the classifier or the reward model."""
     input:
         unpack(inputs("fetch", "what")),
         lock=lock_of,
@@ -33,7 +33,7 @@ rule fetch:
         config=config_of("fetch", "what"),
         inputs=options("fetch", "what"),
     wildcard_constraints:
-        what="data|sft_data|model|tokenizer|classifier",
+        what="data|sft_data|model|tokenizer|classifier|reward",
     log:
         f"{RESULTS}/fetch/{{what}}/log.txt",
     benchmark:

@@ -1,13 +1,13 @@
-"""Train the reward model (suites with `reward`).
+"""Train the reward model, or take a fetched one (suites with `reward`).
 
-INPUTS   SFT policy, comparisons
+INPUTS   SFT policy, comparisons; the fetched reward model if `reward.source` names one
 OUTPUTS  results/<suite>/reward/manifest.json, model/, seeds/<further seed>/, scoring.json, head.safetensors,
          evaluation.json, held_out.csv (rewards of every held-out comparison), curves.csv
 """
 
 
 rule reward:
-    """Train scalar heads on the SFT policy with comparisons."""
+    """Train scalar heads on the SFT policy with comparisons, or measure a fetched reward model."""
     input:
         unpack(inputs("reward")),
     output:

@@ -37,6 +37,8 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     if run == REWARD and not paths:
         paths = [path for path in (folder / REWARD / MANIFEST for folder in folders) if path.is_file()]
         if len(paths) == 1:
+            if (paths[0].parent / "source.json").is_file():
+                raise UserError("reward: this suite's reward model was fetched, not trained; take it from its source")
             return read_manifest(paths[0])
     searched = ", ".join(map(str, folders)) or "results/<suite>"
     if paths:

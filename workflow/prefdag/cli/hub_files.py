@@ -27,7 +27,8 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
     if isinstance(suite, ExactSuite):
         return
     entries = read_lock(Path(suite.lock))
-    for repository in repositories(suite.data, suite.model, sft_data=suite.sft.data):
+    reward = suite.reward.origin if suite.reward else None
+    for repository in repositories(suite.data, suite.model, sft_data=suite.sft.data, reward=reward):
         name = f"{repository.kind} {repository.name}"
         if repository.key not in entries:
             yield Finding("warning", "hub", f"{name} is not in {suite.lock}", "`prefdag lock` writes it from the Hub")

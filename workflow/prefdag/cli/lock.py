@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Add the missing entries. An existing entry never changes."""
     suite = read_ordinary_suite(arguments.suite)
-    path, wanted = Path(suite.lock), repositories(suite.data, suite.model, suite.classifier, suite.sft.data)
+    path = Path(suite.lock)
+    reward = suite.reward.origin if suite.reward else None
+    wanted = repositories(suite.data, suite.model, suite.classifier, suite.sft.data, reward)
     missing = unlocked(path, wanted)
     entries = {repository.key: _entry(repository) for repository in missing}
     if entries:

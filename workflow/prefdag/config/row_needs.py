@@ -4,18 +4,24 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
+from prefdag.config.model import Origin
 from prefdag.config.runs import Run
 
 SINGLES = "hold one labelled response each"
 
 
-def lacking(run: Run, adapters: Sequence[str]) -> str | None:
-    """Return what a run needs that its data will not have.
+def lacking(run: Run, adapters: Sequence[str], fetched: Origin | None = None) -> str | None:
+    """Return what a run needs that its data or its reward model will not have.
 
     Args:
         run: the run.
         adapters: of the suite's comparisons; none if they are sampled.
+        fetched: where the reward model comes from, if it is not trained here.
     """
+    if fetched and getattr(run.objective, "value_from", "") == "reward":
+        return "value_from: the reward model of reward.source has tokens of its own; say `value_from: policy`"
+    if fetched and run.rounds and run.rounds.discriminator:
+        return "discriminator: trains the suite's reward model, and reward.source names one that is fetched; remove it"
     if run.rounds:
         return None  # its own pairs have two scored responses
     method, entry = run.objective.method, run.objective

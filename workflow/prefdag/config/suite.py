@@ -92,7 +92,7 @@ class Suite(Section):
         for run in self.runs:
             if run.online is not None:
                 self._check_reward(run, run.online.resolved(self.score.reward))
-            if mistake := lacking(run, self._adapters):
+            if mistake := lacking(run, self._adapters, self.reward.origin if self.reward else None):
                 raise ValueError(f"runs.{run.name}.{mistake}")
         return self
 

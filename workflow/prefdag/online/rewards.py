@@ -20,10 +20,10 @@ from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Comparison
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.adoption import load_any_reward
 from prefdag.rewards.evaluation import Rewards, score_all
 from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.implicit import ImplicitReward
-from prefdag.rewards.model import load_reward_model
 from prefdag.rewards.user_function import user_function
 from prefdag.seeds import generator
 
@@ -52,7 +52,7 @@ def load_scorer(
     if settings.reward == "trained":
         if sources.reward is None:
             raise UserError("policy --reward: the reward is a trained model; give its manifest")
-        return _model_scorer(load_reward_model(sources.reward.parent, device), settings.tokens_per_batch, device)
+        return _model_scorer(load_any_reward(sources.reward.parent, device), settings.tokens_per_batch, device)
     if settings.implicit_run is not None:
         if sources.implicit is None:
             raise UserError(f"policy --implicit: give the manifest of the run {settings.implicit_run}")

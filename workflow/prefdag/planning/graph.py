@@ -242,7 +242,11 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
             jobs.classifier_folder(suite) if suite.pairs and suite.pairs.reward == "classifier" else None
         ),
     },
-    "reward": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
+    "reward": lambda suite, name: {
+        "policy": ["sft"],
+        "comparisons": ["prepare/comparisons"],
+        "source": ["fetch/reward"] if suite.reward and suite.reward.source else [],
+    },
     "gold": _gold,
     "discriminator": _discriminator,
     "rating": lambda suite, name: {"generations": [f"generate/{name}"]},

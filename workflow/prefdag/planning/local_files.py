@@ -5,7 +5,8 @@ from pathlib import Path
 
 from prefdag.config import jobs
 from prefdag.config.data import ADDRESS, HUB, Data, Source
-from prefdag.config.hub_lock import read_lock, repositories
+from prefdag.config.fetched_repositories import repositories_of
+from prefdag.config.hub_lock import read_lock
 from prefdag.config.model import GGUF, MODEL_FILES, TOKENIZER_FILES
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.provenance.digests import Digests
@@ -19,7 +20,7 @@ def files_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: D
     Args:
         suite: the resolved suite.
         stage: the stage's name; only `fetch` reads such files.
-        name: what is fetched: data, sft_data, model, tokenizer or classifier.
+        name: what is fetched: data, sft_data, model, tokenizer, classifier or reward.
         digests: remembers the sha256 of files between plans.
 
     Returns:
@@ -40,6 +41,8 @@ def _paths(suite: Suite, name: str) -> Iterator[Path]:
         yield from _folder(str(suite.model.tokenizer), TOKENIZER_FILES)
     elif name == "model":
         yield from _folder(suite.model.source, MODEL_FILES)
+    elif name == "reward" and suite.reward is not None and suite.reward.source is not None:
+        yield from _folder(suite.reward.source.source, MODEL_FILES)
     elif suite.classifier is not None:
         yield from _folder(suite.classifier.source, MODEL_FILES)
 
@@ -72,7 +75,5 @@ def _commits(suite: Suite, name: str) -> dict[str, str]:
     if jobs.lock_of(suite, name) is None:
         return {}
     entries = read_lock(Path(suite.lock))
-    model = suite.model if name in ("model", "tokenizer") else None
-    classifier = suite.classifier if name == "classifier" else None
-    wanted = repositories(suite.sft.rows_of(suite.data, name), model, classifier)
+    wanted = repositories_of(suite, name)
     return {one.key: str(entries[one.key]["commit"]) for one in wanted if one.key in entries}

@@ -47,6 +47,8 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
     if suite.classifier is not None and not suite.classifier.is_trained:
         yield from _model("classifier", suite.classifier.source, "sequence classification")
+    if suite.reward is not None and suite.reward.source is not None:
+        yield from _model("reward", suite.reward.source.source, "sequence classification")
     for metric in suite.score.metrics:
         yield from _function("score.metrics", *split_path(metric))
     for run in suite.runs:

@@ -19,7 +19,7 @@ from prefdag.data.tokenization import load_tokenizer
 from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
 from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.lost import losses_of_runs
-from prefdag.reporting.rows import accuracies_of
+from prefdag.reporting.rows import accuracies_of, reward_names
 from prefdag.reporting.seeds import GAIN, gains, means_by_prompt
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, compared, runs_table
 
@@ -107,7 +107,7 @@ class SuiteResults:
         """Held-out pairs by the name of the reward that scored them: the reward model, then implicit rewards."""
         pairs = {}
         if (table := self.reward_table("held_out.csv")) is not None:
-            pairs = {f"{when} training": pairs_of(table, when) for when in ("before", "after")}
+            pairs = {name: pairs_of(table, when) for when, name in reward_names(self.inputs.reward).items()}
         for path in _of_policies(self.inputs.scores, self.tables):
             if (path.parent / "held_out.csv").is_file():
                 table = pd.read_csv(path.parent / "held_out.csv")

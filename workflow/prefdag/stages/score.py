@@ -23,10 +23,11 @@ from prefdag.models.logprobs import divergence
 from prefdag.models.ops.device import autocast
 from prefdag.models.packing import iter_packed
 from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.adoption import load_any_reward
 from prefdag.rewards.evaluation import Rewards, evaluation, score_all, write_evaluation, write_held_out
 from prefdag.rewards.ground_truth import load_ground_truth
 from prefdag.rewards.implicit import ImplicitReward
-from prefdag.rewards.model import load_reward_model, untrained_reward_model
+from prefdag.rewards.model import RewardModel, untrained_reward_model
 from prefdag.rewards.user_function import user_function
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section
@@ -87,10 +88,11 @@ def run(
         columns[truth] = load_ground_truth(truth, classifier, device)(texts).tolist()
     budget = settings.tokens_per_batch
     if reward is not None:
-        trained = load_reward_model(reward.parent, device)
-        untrained = untrained_reward_model(reference.parent / "model", reward.parent, device)
-        for name, model in (("trained", trained), ("untrained", untrained)):
-            columns[name] = _scored(model, samples, budget, device)
+        trained = load_any_reward(reward.parent, device)
+        columns["trained"] = _scored(trained, samples, budget, device)
+        if isinstance(trained, RewardModel):
+            untrained = untrained_reward_model(reference.parent / "model", reward.parent, device)
+            columns["untrained"] = _scored(untrained, samples, budget, device)
     for name, rewards in _implicit_rewards(settings.implicit, implicit, reference, device):
         columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
         if comparisons is not None and name == workspace.name:

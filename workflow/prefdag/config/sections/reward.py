@@ -1,9 +1,11 @@
 """The reward model: its loss, its ensemble, and how values become rewards."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from prefdag.config.model import Origin
+from prefdag.config.reward_source import RewardSource
 from prefdag.config.sections.training import Training
 from prefdag.schema import Count, NonNegative, Positive, Seed
 
@@ -37,6 +39,24 @@ class Reward(Training):
         "none", description="subtract each head's mean reward over the responses of this split, after training"
     )
 
+    source: RewardSource | None = Field(
+        None, description="a reward model that is not trained here: its source, or a section with further keys"
+    )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _source_alone(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _not_trained(self) -> "Reward":
+        read = {"source", "seed", "threads", "tokens_per_batch"}
+        if self.source is not None:
+            for key in sorted(self.model_fields_set - read):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key}: nothing trains the reward model that `source` names; remove it")
+        return self
+
     @model_validator(mode="after")
     def _nothing_goes_unread(self) -> "Reward":
         if self.loss == "plackett_luce":
@@ -58,6 +78,15 @@ class Reward(Training):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different whole numbers, got {list(self.seeds)}")
         return self
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where a reward model that is not trained here comes from."""
+        return self.source.origin if self.source else None
+
+    def as_job(self) -> dict[str, Any]:
+        """Return the config of the job; without a source, the keys of the training alone."""
+        return self.model_dump(mode="json", exclude=None if self.source else {"source"})
 
     @property
     def trainings(self) -> tuple[int, ...]:

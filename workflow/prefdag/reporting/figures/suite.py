@@ -186,7 +186,7 @@ def reward_boxes(results: SuiteResults) -> Figure | None:
 
 def _reward_model_scores(results: SuiteResults) -> dict[str, pd.DataFrame]:
     """Scores of SFT's answers and of the first compared run's, before and after the reward model's training."""
-    if "trained" not in results.tables["sft"]:
+    if not {"trained", "untrained"} <= set(results.tables["sft"]):
         return {}
     columns = ["prompt_id", "untrained", "trained"]
     return {results.display[name]: results.tables[name][columns] for name in results.shown[:2]}

@@ -118,7 +118,8 @@ def sample_pairs(results: SuiteResults) -> list[dict[str, Any]]:
         return []
     store = results.store("test")
     assert len(table) == len(store), "held_out.csv has a line for every held-out comparison"
-    scores = {when: table.filter(regex=f"^{when}_").to_numpy() for when in ("before", "after")}
+    columns = {when: table.filter(regex=f"^{when}_").to_numpy() for when in ("before", "after")}
+    scores = {when: values for when, values in columns.items() if values.size}
     rows, pairs = evenly_spaced(len(store), results.settings.samples), []
     for row, (prompt, responses) in zip(rows, results.decode("test", rows), strict=True):
         sides = [
