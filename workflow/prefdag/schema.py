@@ -118,11 +118,9 @@ def parse_json(text: str | bytes, where: str, remedy: str = "correct it") -> Any
         return json.loads(text, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file") from None
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.pos}"
     except RecursionError:
         reason = "nested too deeply"
-    except ValueError as error:  # a key that is there twice, and Python's limit on the digits of a number
+    except ValueError as error:  # also a key that is there twice, and Python's limit on the digits of a number
         reason = str(error).partition(";")[0]
     raise UserError(f"{where}: not valid JSON ({reason}); {remedy}") from None
 

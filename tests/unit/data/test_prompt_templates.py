@@ -183,6 +183,23 @@ def test_text_cannot_speak_in_special_tokens(tmp_path: Path):
     assert (code, audit(folder)["dropped"]) == (0, {"a special token in the text": {"count": 1, "rows": [0]}})
 
 
+PROGRAMS = {
+    "zero": "{{ 1 / 0 }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "attribute": "{{ messages[0].content.nothing() }}",
+    "number": "{{ messages[0].content | int + messages }}",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_template_that_fails_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jinja").write_text(PROGRAMS[name])
+    with pytest.raises(Unusable, match="the template refuses it") as caught:
+        load_template(byte_tokenizer(), section(template="mine.jinja", system="s")).prompt("Hi")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_row_that_the_template_refuses_is_dropped(tmp_path: Path):
     """Two turns of the user in a row, under a template whose roles must alternate; two of the assistant, under any."""
     turns = [{"role": role, "content": role} for role in ("user", "user", "assistant", "assistant")]

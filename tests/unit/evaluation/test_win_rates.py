@@ -240,7 +240,7 @@ MISTAKES = {
     "quote.csv": ('prompt_id,verdict\n0,"1\n', "not a valid csv"),
     "columns.json": ('{"preference": {"0": 1, "1": 2}}', "has columns (preference) where rows are expected"),
     "zero.json": ('[{"preference": 0}, {"preference": 1}]', "every preference is 0 or 1"),
-    "line.jsonl": ('{"preference": 1}\n\n{"preference"\n', "at line 3"),
+    "line.jsonl": ('{"preference": 1}\n\n{"preference"\n', "line 3: not valid JSON"),
     "twice.csv": ("prompt_id,sample,verdict\n0,0,1\n0,0,0\n", "several rows of prompt 0 sample 0"),
     "unnamed.json": ('[{"preference": 1, "generator_2": "m"}, {"preference": 2}]', "some rows have no generator_2"),
     "verdict.csv": ("prompt_id,verdict\n0,1\n1,7\n", "row 1: verdict: expected a number from 0"),

@@ -84,7 +84,7 @@ def read_lock(path: Path) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not a lock (broken JSON); restore it, or delete it to lock again") from None
     if not isinstance(entries, dict) or not all(
         isinstance(entry, dict) and {"commit", "files"} <= set(entry) for entry in entries.values()

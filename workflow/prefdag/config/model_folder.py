@@ -32,7 +32,7 @@ def mistake_of(files: Mapping[str, Path], kind: Kind, resize: bool = False) -> s
     try:
         config = json.loads(files["config.json"].read_text(encoding="utf-8"))
         architecture = config.get("model_type")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return ": its config.json is not valid; download it again"
     mistake = _unsuitable(config, architecture, kind) or (None if resize else _without_row(files, config, kind))
     return mistake and f": {mistake}"
@@ -99,7 +99,7 @@ def _tokens(files: Mapping[str, Path]) -> dict[str, int]:
         if "tokenizer_config.json" in files:
             added = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("added_tokens_decoder")
             tokens |= {one["content"]: int(number) for number, one in (added or {}).items()}
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError):
+    except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
         return {}  # `prepare` says that the tokenizer cannot be loaded
     return {token: number for token, number in tokens.items() if isinstance(number, int)}
 

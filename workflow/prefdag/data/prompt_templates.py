@@ -183,8 +183,9 @@ class ChatTemplate:
             )
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"prepare.template: not a valid Jinja template ({error})") from None
-        except (jinja2.TemplateError, TypeError) as error:
-            raise Unusable(f"the template refuses it ({' '.join(str(error).split())})") from None
+        except Exception as error:  # a template is a program: it may divide by zero, or call itself without end
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise Unusable(f"the template refuses it ({reason})") from None
 
     def default_system(self) -> str | None:
         """Return the system prompt that the template adds to a dialogue without one, or None."""

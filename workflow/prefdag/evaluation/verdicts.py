@@ -5,7 +5,6 @@ A file of several models or annotators has a rate for each, never one over all o
 
 import csv
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from prefdag.errors import UserError
 from prefdag.evaluation.win_rates import JudgedPairs
+from prefdag.schema import parse_json
 
 Row = Mapping[str, Any]
 FORMS = (
@@ -53,13 +53,12 @@ def _rows(path: Path) -> list[Row]:
             mark = max(",;\t", key=header.count)  # spreadsheets of some countries write semicolons
             rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=mark))
         elif path.suffix == ".jsonl":
-            rows = [_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+            rows = [parse_json(line, f"{path}: line {number}") for number, line in lines]
         elif path.suffix == ".json":
-            rows = json.loads(text)
+            rows = parse_json(text, str(path))
         else:
             raise UserError(f"{path}: expected a file that ends in .json, .jsonl or .csv")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error.msg} at line {error.lineno})") from None
     except csv.Error as error:
         raise UserError(f"{path}: not a valid csv ({error})") from None
     if isinstance(rows, dict) and rows and all(isinstance(column, dict | list) for column in rows.values()):
@@ -72,13 +71,6 @@ def _rows(path: Path) -> list[Row]:
         number = next(index for index, row in enumerate(rows) if None in row.values())
         raise UserError(f"{path}: row {number} has fewer fields than the header; is the file cut off?")
     return rows
-
-
-def _line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error.msg} at line {number})") from None
 
 
 JUDGES, OURS, THEIRS = ("judge", "annotator"), ("generator_2", "model", "generator"), ("generator_1", "baseline")

@@ -82,7 +82,7 @@ def read_manifest(path: Path) -> Manifest:
         content = json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such manifest; run the stage that makes it first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not a manifest (broken JSON); delete it and rerun its stage") from None
     if not _intact(content, text):
         raise UserError(f"{path}: was changed since it was written; delete it and rerun its stage")

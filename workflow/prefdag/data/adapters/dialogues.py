@@ -101,7 +101,7 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools) if tools.strip() else []
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unusable("`tools` is not JSON") from None
     if not isinstance(tools or [], list) or not all(isinstance(tool, dict) for tool in tools or []):
         raise Unusable("`tools` is not a list of objects")

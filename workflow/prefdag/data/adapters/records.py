@@ -146,7 +146,7 @@ def unpacked(value: Any, key: str) -> Any:
         return value
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             parsed = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -192,7 +192,7 @@ def _tool_calls(message: Any, key: str) -> list[dict[str, Any]]:
         if isinstance(arguments, str):
             try:
                 function = {**function, "arguments": json.loads(arguments or "{}")}
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Unusable(f"`{key}` holds a tool call whose arguments are not JSON") from None
         parsed.append({**call, "function": function} if "function" in call else function)
     return parsed

@@ -70,7 +70,7 @@ def _alpaca_eval(text: str) -> str | None:
         try:
             ranks = {one["model"]: float(one["rank"]) for one in ast.literal_eval(ranking)}
             first, second = ranks["model_1"], ranks["model_2"]
-        except (ValueError, SyntaxError, KeyError, TypeError):
+        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
             continue
         return "A" if first < second else "B" if second < first else "tie"
     if outputs := OUTPUT.findall(text):
