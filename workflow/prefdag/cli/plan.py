@@ -229,6 +229,8 @@ def label_requests(suite: Suite, judge: str) -> int:
             requests += run.rounds.rounds * prompts * draws * (draws - 1)
         if run.rounds and run.rounds.discriminator and suite.gold_of_rounds(run.name) == f"{JUDGE}{judge}":
             requests += 2 * run.rounds.rounds * run.rounds.discriminator.gold_pairs
+        if run.online and run.online.judge == judge:
+            requests += 2 * run.online.max_steps * run.online.batch_size
     return requests
 
 

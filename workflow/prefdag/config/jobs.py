@@ -35,7 +35,7 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
         return _canonical({"preference": run.preference, "objective": run.objective, **soft})
     if stage in ("policy", "online"):
         assert name is not None
-        return _canonical({"online": online_of(suite, name), "objective": suite.run(name).objective})
+        return _canonical({"online": online_of(suite, name), **round_jobs.method_of_online(suite, name)})
     return _canonical(_PARTS[stage](suite, name) if stage in _PARTS else {stage: getattr(suite, stage)})
 
 
@@ -267,10 +267,10 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
         stage: the stage's name.
         name: the job's name if the stage has several jobs.
     """
-    if stage in ("preference", "policy", "online", "exact"):
-        return suite.run(str(name)).user_files()
     if isinstance(suite, ExactSuite):
-        return ()
+        return suite.run(str(name)).user_files() if stage == "exact" else ()
+    if stage in ("preference", "policy", "online"):
+        return round_jobs.user_files_of_run(suite, str(name))
     if stage == "pretrain":
         return adapter_files(suite.prepare.adapter)
     if stage in ("prepare", "pairs"):

@@ -86,6 +86,23 @@ def shown_in_report(suite: Suite, run: Run) -> dict[str, Any]:
     return {**optimum, **({"labelled_by": labelled} if labelled else {})}
 
 
+def judge_of_online(suite: Suite, name: str) -> dict[str, LLM]:
+    """Return the judge that labels the pairs of an online run, as a part of its job's config; empty without one."""
+    settings = suite.run(name).online
+    return {"judge": suite.judge.model_named(settings.judge)} if settings and settings.judge else {}
+
+
+def method_of_online(suite: Suite, name: str) -> dict[str, Any]:
+    """Return what a job of on-policy training reads next to its settings."""
+    return {"objective": suite.run(name).objective, **judge_of_online(suite, name)}
+
+
+def user_files_of_run(suite: Suite, name: str) -> tuple[Path, ...]:
+    """Return the user's files that the training of a run reads."""
+    judges = judge_of_online(suite, name).values()
+    return (*suite.run(name).user_files(), *(path for judge in judges for path in judge.user_files()))
+
+
 def rating_of(suite: Suite, name: str | None) -> dict[str, Any]:
     """Return the config of a round's job of `rating`."""
     return {"rating": Rating(judge=judge_of_samples(suite, AnswerSet.parse(name or "").policy))}

@@ -106,6 +106,8 @@ class Suite(Section):
             raise ValueError(f"runs.{run.name}.{key}: the section `reward` must be there to train the reward model")
         if name := online.implicit_run:
             self._check_implicit(name, f"runs.{run.name}.reward")
+        if online.judge:
+            self.judge.model_named(online.judge, f"runs.{run.name}.reward")
 
     def _check_classifier(self) -> None:
         """Check that a classifier that is read exists, has labelled rows if trained, and that neither is unused."""
@@ -172,19 +174,13 @@ class Suite(Section):
             raise ValueError(f"{trained} the section `reward`{', which' if gold else ''} must be there to train it")
         for key, scorer in {"pairs.reward": reward, "discriminator.gold": gold or ""}.items():
             if scorer.startswith(JUDGE):
-                self._check_judge(scorer.removeprefix(JUDGE), key)
+                self.judge.model_named(scorer.removeprefix(JUDGE), key)
         if gold and gold.startswith(JUDGE) and self.reward and self.reward.margin == "scores":
             raise ValueError("discriminator.gold: a judge gives no scores, which `reward.margin: scores` reads")
         if other := reward.removeprefix(IMPLICIT) if reward.startswith(IMPLICIT) else None:
             self._check_implicit(other, "pairs.reward")
             if self.run(other).rounds:
                 raise ValueError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
-
-    def _check_judge(self, name: str, key: str) -> None:
-        try:
-            self.judge.model_named(name)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
 
     @property
     def _adapters(self) -> list[str]:

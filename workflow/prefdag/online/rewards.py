@@ -32,11 +32,12 @@ Scorer = Callable[[Sequence[Comparison]], NDArray[np.float64]]  # N prompts with
 
 @dataclass(frozen=True)
 class Sources:
-    """Manifests of what may score, as far as the run reads them."""
+    """Manifests of what may score, as far as the run reads them; or a scorer of texts that compares two responses."""
 
     reward: Path | None = None
     classifier: Path | None = None
     implicit: Path | None = None
+    compare: Callable[[list[str], list[str]], NDArray[np.float64]] | None = None
 
 
 def load_scorer(
@@ -47,6 +48,8 @@ def load_scorer(
     device: torch.device,
 ) -> Scorer:
     """Return the scorer that the settings name. Raises `UserError` if its manifest is missing."""
+    if sources.compare is not None:
+        return _text_scorer(sources.compare, tokenizer)
     if settings.user_reward is not None:
         return _text_scorer(user_function(*settings.user_reward), tokenizer)
     if settings.reward == "trained":
@@ -121,6 +124,8 @@ def labels_of(scores: Tensor, prompts: Tensor, number: int, settings: Online) ->
 
     Reference: Bradley and Terry 1952; Guo et al. 2024, arXiv 2402.04792 (hard labels).
     """
+    if settings.judge is not None:
+        return scores[:, 0].double()  # the verdict, one half of a tie
     gap = scores[:, 0] - scores[:, 1]
     if settings.labels == "hard":
         return (gap >= 0).double()

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import Online
+from prefdag.config.sections.judge import LLM
 from prefdag.losses.registry import loss_of
 from prefdag.models.logprobs import LogProbs
 from prefdag.online.job import train_policy
+from prefdag.online.judged import judge_comparison
 from prefdag.online.rewards import Sources
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -19,6 +21,7 @@ from prefdag.schema import Section
 class Job(Section):
     online: Online
     objective: SerializeAsAny[Objective]
+    judge: LLM | None = None
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -51,7 +54,8 @@ def run(
         Metrics of the last round.
     """
     weights = policy.parent / "model"
-    sources = Sources(reward, classifier, implicit)
+    compare = judge_comparison(job.judge, job.online, workspace) if job.judge else None
+    sources = Sources(reward, classifier, implicit, compare)
     loss = loss_of(job.objective)
     reads = "reference" in job.objective.reads
 

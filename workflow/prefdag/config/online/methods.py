@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from prefdag.config.objectives import Objective, objective
-from prefdag.config.online.settings import TRUNCATION_BIAS, Online
+from prefdag.config.online.settings import JUDGE, TRUNCATION_BIAS, Online
 from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import NonNegative, Positive, wording
@@ -216,13 +216,24 @@ def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, in
             raise UserError(f"{where}: {inside}.{key}: a pair loss does not read it; its KL is in the loss, by beta")
     unread = ("kl", "samples", "missing_eos", "normalise_rewards")
     below = {key: value for key, value in shared.items() if key not in unread}
-    chosen = {"labels": "bradley_terry", **below, **values, "samples": 2, "kl": 0}
-    return Online.parse(chosen, where, inside)
+    judged = str({**below, **values}.get("reward")).startswith(JUDGE)
+    chosen = {"labels": "hard" if judged else "bradley_terry", **below, **values, "samples": 2, "kl": 0}
+    settings = Online.parse(chosen, where, inside)
+    if settings.judge and settings.labels != "hard":
+        raise UserError(
+            f"{where}: {inside}.labels: a judge's verdicts are labels themselves; leave {settings.labels} out"
+        )
+    return settings
 
 
 def settings_of(values: dict[str, Any], method: PolicyMethod, where: str, inside: str) -> Online:
     """Validate a row's settings, with the method's number of samples where none is stated."""
     settings = Online.parse({"samples": method.default_samples, **values}, where, inside)
+    if settings.judge:
+        raise UserError(
+            f"{where}: {inside}.reward: a judge compares two responses, and {method.method} reads a score of each; "
+            "take a pair loss with `online:`, such as dpo"
+        )
     if settings.labels is not None:
         raise UserError(f"{where}: {inside}.labels: only a pair loss, such as dpo, reads labels")
     if settings.samples < method.least_samples:

@@ -10,7 +10,7 @@ from prefdag.config.sections.preference import Preference
 from prefdag.config.user_paths import FORM, split_path
 from prefdag.schema import Count, NonNegative, Positive, Section
 
-IMPLICIT = "implicit:"
+IMPLICIT, JUDGE = "implicit:", "judge:"
 IMPORTANCE_CAP = 2.0  # with vLLM
 TRUNCATION_BIAS = (
     "top_p and top_k sample from another policy than the one whose log-probs are optimised: tokens that they leave out "
@@ -85,7 +85,7 @@ class Online(Preference):
     reward: str = Field(
         "ground_truth",
         description="ground_truth (the suite's score.reward), a ground truth's name, trained (the reward model), "
-        "implicit:<run>, or a function of yours as file.py:function",
+        "implicit:<run>, a function of yours as file.py:function, or of a pair loss judge:<name> of judge.judges",
     )
     kl: KL = Field(KL(), description="a coefficient, {target, init, horizon} or {coefficient, where, estimator}")
     labels: Literal["bradley_terry", "soft", "hard"] | None = Field(
@@ -115,9 +115,13 @@ class Online(Preference):
     @classmethod
     def _is_a_reward(cls, reward: str) -> str:
         names = ("ground_truth", "trained", *GROUND_TRUTHS)
-        if reward in names or (reward.startswith(IMPLICIT) and reward != IMPLICIT) or FORM.fullmatch(reward):
+        if reward in names or FORM.fullmatch(reward):
             return reward
-        raise ValueError(f"expected one of {', '.join(names)}, implicit:<run> or <file>.py:<function>, got {reward!r}")
+        if any(reward.startswith(prefix) and reward != prefix for prefix in (IMPLICIT, JUDGE)):
+            return reward
+        raise ValueError(
+            f"expected one of {', '.join(names)}, implicit:<run>, judge:<name> or <file>.py:<function>, got {reward!r}"
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +170,11 @@ class Online(Preference):
     def user_reward(self) -> tuple[Path, str] | None:
         """Return file and function of a user's reward."""
         return split_path(self.reward) if ".py:" in self.reward else None
+
+    @property
+    def judge(self) -> str | None:
+        """Return the name of the judge that labels pairs."""
+        return self.reward.removeprefix(JUDGE) if self.reward.startswith(JUDGE) else None
 
     @property
     def implicit_run(self) -> str | None:

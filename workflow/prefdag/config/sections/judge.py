@@ -141,12 +141,12 @@ class Judge(Section):
     def models(self) -> tuple[LLM, ...]:
         return tuple(judge for judge in self.judges if isinstance(judge, LLM))
 
-    def model_named(self, name: str) -> LLM:
-        """Return a model by its name. Raises ValueError if no model has it."""
+    def model_named(self, name: str, key: str = "judge") -> LLM:
+        """Return a model by its name. Raises ValueError if no model has it. key: what names it, for the message."""
         by_name = {name_of(judge): judge for judge in self.models}
         if name not in by_name:
             models = f"the models there are {', '.join(by_name)}" if by_name else "no model is there"
-            raise ValueError(f"judge:{name}: no model of `judge.judges` has this name; {models}")
+            raise ValueError(f"{key}: judge:{name}: no model of `judge.judges` has this name; {models}")
         return by_name[name]
 
     @property
