@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from prefdag.losses.registry import loss_of
 from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.loading import load_policy, load_scorer, set_up
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import autocast, to_device
+from prefdag.models.ops.device import Precision, autocast, to_device
 from prefdag.models.packing import Segments, iter_packed, pack, step_members
 from prefdag.rewards.model import RewardModel, initial_heads
 from prefdag.training.loop import Losses, Task, Trainable, train
@@ -40,6 +40,7 @@ from prefdag.training.supervised_task import supervised_task
 TASKS = ("dpo", "reward", "reference", "sft")
 PARTS = ("prompt_ids", "chosen_ids", "rejected_ids")
 WARM_UP = 2
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Taken = tuple[float, float]  # an optimizer step's loss and gradient norm
 # Padded tokens of one forward. On CPU as fast as 2,048 and more, with half the memory; a GPU wants to be filled.
 BUDGETS = {"cpu": 512, "cuda": 16384}
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens-per-batch", type=int, default=BUDGETS["cuda" if torch.cuda.is_available() else "cpu"])
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of the process, on a shared core")
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--rung", choices=tuple(RUNGS), help="of DPO, a plainer form of the step, to measure against")
     arguments = parser.parse_args(argv)
     for name in ("pairs_per_step", "steps", "threads", "tokens_per_batch"):
@@ -73,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the task; `start_rss_mb` is what stood before the first step, `peak_rss_mb` the most from there on."""
-    device = set_up(arguments.threads)
+    device = set_up(arguments.threads, arguments.precision)
     num = arguments.pairs_per_step
     store = store_of(arguments.ids, folder, num, num_responses=1 if arguments.task == "sft" else 2)
     reward = arguments.task == "reward"
@@ -139,13 +142,13 @@ def _training(
         tokens_per_batch=arguments.tokens_per_batch,
         threads=arguments.threads,
     )
-    seconds, steps = list[float](), list[Taken]()
+    seconds, steps, now = list[float](), list[Taken](), CLOCKS[arguments.clock]
     _begin(phase)
-    began = time.perf_counter()
+    began = now()
     for step in train(model.train(), store, settings, task):
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
         steps.append((step.loss, step.grad_norm))
-        began = time.perf_counter()
+        began = now()
     return seconds, steps
 
 
@@ -158,14 +161,14 @@ def _climbed(model: Any, store: Store, arguments: argparse.Namespace, phase: Pha
         pairs.append(step)
         references.append(_reference_of(model, step))
     loss = loss_of(objective({"method": "dpo", "beta": arguments.beta}, "bench", "dpo"))
-    seconds, steps = list[float](), list[Taken]()
+    seconds, steps, now = list[float](), list[Taken](), CLOCKS[arguments.clock]
     _begin(phase)
-    began = time.perf_counter()
+    began = now()
     rate, budget = arguments.learning_rate, arguments.tokens_per_batch
     for taken in trained(model.train(), pairs, references, loss, arguments.rung, budget, rate):
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
         steps.append(taken)
-        began = time.perf_counter()
+        began = now()
     return seconds, steps
 
 
@@ -202,18 +205,18 @@ def _task(model: Any, store: Store, arguments: argparse.Namespace, folder: Path)
 @torch.no_grad()
 def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace, phase: Phase) -> list[float]:
     """Seconds of each step's pairs: the forward pass alone."""
-    seconds, device = list[float](), next(model.parameters()).device
+    seconds, device, now = list[float](), next(model.parameters()).device, CLOCKS[arguments.clock]
     _begin(phase)
     num = arguments.pairs_per_step
     for step in range(min(arguments.steps, len(store) // num)):
         ids = step_members(step, len(store), num, 0)
-        began = time.perf_counter()
+        began = now()
         for _, segments in iter_packed([store[int(index)] for index in ids], arguments.tokens_per_batch):
             with autocast(device):
                 logprobs(model, segments.to(device))
         if device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
     return seconds
 
 

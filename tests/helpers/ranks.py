@@ -28,6 +28,8 @@ from prefdag.distributed import fsdp, ranks
 from prefdag.distributed.collectives import join
 from prefdag.errors import Stopped
 from prefdag.models.naive import float64_norms
+from prefdag.models.ops.device import Precision, use_precision
+from prefdag.models.ops.half_linear import use_half_linears
 from prefdag.rewards.model import Scoring
 from prefdag.stages import reward
 from prefdag.training import loop
@@ -96,12 +98,16 @@ class Trial:
     steps: int = 3
     batch_size: int = 5
     twin: bool = False
+    precision: Precision | None = None
     stop: int | None = None
     resumed: Path | None = None
 
     def run(self, folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True)
+        use_precision(self.precision)
         model, store, task = TRAININGS[self.of](folder, self.dtype)
+        if self.precision == "bfloat16":
+            use_half_linears(model)
         sharded = self.sharded and ranks.num_ranks() > 1
         settings = Training(
             batch_size=self.batch_size, learning_rate=1e-2, max_steps=self.steps, epochs=9, max_grad_norm=0.5,

@@ -30,7 +30,7 @@ FAMILIAR = {
     "max_gradient_norm": "`max_grad_norm`",
     "gradient_clipping": "`max_grad_norm`",
     "gradient_checkpointing": "`activation_gb`, the memory for saved activations",
-    "bf16": "leave it out: trainings use bfloat16 arithmetic on GPUs by themselves, and weights stay in float32",
+    "bf16": "`precision`: bfloat16; weights stay in float32",
     "fp16": "leave it out: trainings choose their arithmetic by the device, and weights stay in float32",
     "tf32": "leave it out: trainings choose their arithmetic by the device",
     "torch_dtype": "leave it out: weights are float32; `prefdag export --dtype` writes another type",

@@ -1,7 +1,7 @@
 """Cache the reference policy's log-probs (suites with a loss that reads them).
 
 INPUTS   SFT policy, comparisons
-OUTPUTS  results/<suite>/reference/<dataset>/manifest.json, <split>.npy
+OUTPUTS  results/<suite>/reference/<dataset>[-<precision>]/manifest.json, <split>.npy
 """
 
 
@@ -15,7 +15,7 @@ rule reference:
         config=config_of("reference", "dataset"),
         inputs=options("reference", "dataset"),
     wildcard_constraints:
-        dataset=r"comparisons|rankings|[^/]+@round\d+",
+        dataset=r"(comparisons|rankings)(-\w+)?|[^/]+@round\d+",
     threads: threads_of("reference")
     log:
         f"{RESULTS}/reference/{{dataset}}/log.txt",

@@ -137,8 +137,7 @@ def test_every_mistake_is_said_at_once_each_on_a_line():
     lines = [line.removeprefix("configs/x.yaml: ") for line in mistake(**changes).split("\n")]
     assert sorted(line.partition("; the losses are ")[0] for line in lines) == [
         "learning_rate: unknown key; it belongs in `pretrain` or `sft` or `reward` or `preference` or `online`",
-        "preference.bf16: unknown key; leave it out: trainings use bfloat16 arithmetic on GPUs by themselves, "
-        "and weights stay in float32",
+        "preference.bf16: unknown key; here it is `precision`: bfloat16; weights stay in float32",
         "prepare.bos: expected one of True, False or 'auto', got \"maybe\"",
         "prepare.max_length: unknown key; here it is `prepare.max_prompt_tokens` and `prepare.max_response_tokens`",
         "refrence: unknown key; did you mean `reference`?",

@@ -98,7 +98,7 @@ def measure(preference: Preference, results: Path, budget: int) -> Timing:
     def zeros(ids: Sequence[int], batch: Segments | LogProbs) -> LogProbs:
         return LogProbs(torch.zeros(len(batch.owner), device=batch.owner.device), batch.owner, batch.shape)
 
-    device = set_up(preference.threads)
+    device = set_up(preference.threads, preference.precision)
     dpo = objective({"method": "dpo", "beta": 0.1}, "tune", "dpo")
     store = objective_view(Store.open(results / "prepare/comparisons/train"), dpo)
     model = load_policy(results / "sft/model", device).train()

@@ -14,6 +14,7 @@ from prefdag.config.exact import LEFT_OUT
 from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
+from prefdag.config.reference_jobs import cache_config
 from prefdag.config.round_jobs import generation_of_samples, round_of, scoring_of, start_of_round
 from prefdag.config.rounds import round_name
 from prefdag.config.sections.best_of_n import BestOfN
@@ -118,6 +119,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
         "pretrain": suite.pretrain,
     },
     "reward": lambda suite, name: {"reward": suite.reward and suite.reward.as_job()},
+    "reference": cache_config,
     "pairs": lambda suite, name: {"pairs": suite.pairs, "prepare": suite.prepare},
     "generate": _generate,
     "score": _score,
@@ -284,10 +286,6 @@ def lock_of(suite: Suite, name: str) -> str | None:
     """Return the lock file that a job of `fetch` reads; None if nothing of it comes from the Hub."""
     lock: str | None = _fetch(suite, name).get("lock")
     return lock
-
-
-def reads_reference(suite: Suite, run: str) -> bool:
-    return "reference" in suite.run(run).objective.reads
 
 
 def dataset_of(suite: Suite, run: str) -> str:

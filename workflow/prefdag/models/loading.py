@@ -26,6 +26,8 @@ from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME
+from prefdag.models.ops.device import Precision, compute_dtype, use_precision
+from prefdag.models.ops.half_linear import use_half_linears
 from prefdag.models.proof import attention_of, check_weights, chosen_route, is_proved
 from prefdag.models.route import Route, set_route
 from prefdag.os_errors import out_of_memory
@@ -39,12 +41,18 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
-def set_up(threads: int) -> torch.device:
+def set_up(threads: int, precision: Precision | None = None) -> torch.device:
     """Prepare the process to run models, and return its device.
 
-    Joins the other ranks, sets the number of threads and deterministic kernels, and keeps freed memory in the process.
+    Joins the other ranks, sets the number of threads, the precision and deterministic kernels, and keeps freed memory
+    in the process.
+
+    Args:
+        threads: of torch.
+        precision: of products; None: bf16 on CUDA, float32 elsewhere.
     """
     join()
+    use_precision(precision)
     keep_freed_pages()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
@@ -120,12 +128,18 @@ def _load(
     without_dropout(model)
     model = model.to(device).eval()
     _align(model)
+    _use_precision(model)
     set_route(model, route)
     if route.reason:
         logger.info("%s: %s is computed %s: %s", folder, config.model_type, route, route.reason)
     if is_new and kind is AutoModelForCausalLM:
         check_weights(model, route, str(folder))
     return model
+
+
+def _use_precision(model: nn.Module) -> None:
+    if compute_dtype(torch.device("cpu")) == torch.bfloat16:
+        use_half_linears(model)
 
 
 def _align(model: nn.Module) -> None:
@@ -188,6 +202,7 @@ def build(shape: Architectural, vocab_size: int, bos: int, eos: int, seed: int) 
     torch.manual_seed(named_seed(seed, "initial weights"))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=NAME)
     without_dropout(model)
+    _use_precision(model)
     return model.eval()
 
 

@@ -54,7 +54,7 @@ def train_policy(
     Returns:
         Metrics of the last round.
     """
-    device = set_up(settings.threads)
+    device = set_up(settings.threads, settings.precision)
     workspace.log_model_input("policy", "sft")
     workspace.log_dataset("prompts", "train", "training")
     questions = prompts_of(prompts.parent / "train")

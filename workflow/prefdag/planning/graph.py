@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from prefdag.config import jobs
 from prefdag.config.answer_sets import POOL, AnswerSet
+from prefdag.config.reference_jobs import cache_folder, reads_reference
 from prefdag.config.round_jobs import is_rated, rounds_of, score_of_samples, start_of_round, user_reward_of
 from prefdag.config.rounds import round_name
 from prefdag.config.suite import ExactSuite, Suite
@@ -94,14 +95,14 @@ def _preference(suite: Suite, run: str) -> Inputs:
         return {
             "policy": [reference],
             "comparisons": [f"pairing/{run}"],
-            "reference": [f"reference/{run}"] if jobs.reads_reference(suite, run) else [],
+            "reference": [cache_folder(suite, run)] if reads_reference(suite, run) else [],
             "start": [start] if start != reference else [],
         }
     dataset = jobs.dataset_of(suite, run)
     return {
         "policy": ["sft"],
         "comparisons": [f"prepare/{dataset}"],
-        "reference": [f"reference/{dataset}"] if jobs.reads_reference(suite, run) else [],
+        "reference": [cache_folder(suite, run)] if reads_reference(suite, run) else [],
     }
 
 
@@ -127,7 +128,7 @@ def _reference_of_round(suite: Suite, name: str) -> str:
 
 def _reference(suite: Suite, name: str) -> Inputs:
     if AnswerSet.parse(name).round is None:
-        return {"policy": ["sft"], "comparisons": [f"prepare/{name}"]}
+        return {"policy": ["sft"], "comparisons": [f"prepare/{name.partition('-')[0]}"]}
     return {"policy": [_reference_of_round(suite, name)], "comparisons": [f"pairing/{name}"]}
 
 

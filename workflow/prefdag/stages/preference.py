@@ -65,7 +65,7 @@ def run(
         UserError: if the reference cache does not fit.
     """
     settings = job.preference
-    device = set_up(settings.threads)
+    device = set_up(settings.threads, settings.precision)
     began = start or policy
     for argument, path in {"policy": policy, "start": start}.items():
         if path is not None:
@@ -124,7 +124,7 @@ def _caches(
     if reference is None:
         raise UserError(f"preference --reference: {job.objective.method} reads the reference; pass its manifest")
     manifest = read_manifest(reference)
-    model = model or load_policy(policy.parent / "model", set_up(job.preference.threads))
+    model = model or load_policy(policy.parent / "model", set_up(job.preference.threads, job.preference.precision))
     device = next(model.parameters()).device
     check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device, route_of(model)))
     caches = {split: ReferenceCache(manifest, split, view) for split, view in views.items()}

@@ -51,7 +51,7 @@ def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = 
         The results of the job.
     """
     settings = job.pretrain
-    device = set_up(settings.threads)
+    device = set_up(settings.threads, settings.precision)
     folder = workspace.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
     if tokenizer is None:
         train_tokenizer(iter_documents(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)

@@ -4,7 +4,9 @@ The reference is SFT, or in rounds of on-policy training perhaps the policy that
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from prefdag.config.sections.reference import Reference
 from prefdag.data.token_store import Store
@@ -20,6 +22,7 @@ SPLITS = ("train", "validation")
 
 class Job(Section):
     reference: Reference
+    precision: Literal["float32", "bfloat16"] | None = Field(None, description="of the runs that read the cache")
 
 
 def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def run(job: Job, workspace: Workspace, *, policy: Path, comparisons: Path) -> d
     Returns:
         The cache's key, and the response tokens of each split.
     """
-    device = set_up(job.reference.threads)
+    device = set_up(job.reference.threads, job.precision)
     workspace.log_model_input("policy", policy.parent.name)
     model = load_policy(policy.parent / "model", device)
     counts = {}

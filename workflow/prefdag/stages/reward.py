@@ -104,7 +104,7 @@ def train_reward_model(
     Raises:
         UserError: if the comparisons lack what an option needs, or the reward model to start from has other heads.
     """
-    device = set_up(settings.threads)
+    device = set_up(settings.threads, settings.precision)
     _check(settings, stores)
     store, held_out = stores["train"], stores["test"]
     scoring = Scoring(

@@ -34,7 +34,7 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
         Held-out negative log-likelihood in nats per response token, before and after, if rows are held out.
     """
     settings = job.sft
-    device = set_up(settings.threads)
+    device = set_up(settings.threads, settings.precision)
     workspace.log_model_input("base", "base")
     workspace.log_dataset("demonstrations", "train", "training")
     store = Store.open(demonstrations.parent / "train")

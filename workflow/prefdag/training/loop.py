@@ -37,6 +37,7 @@ from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, full_tens
 from prefdag.distributed.ranks import is_first, num_ranks, rank
 from prefdag.errors import Stopped, UserError
 from prefdag.models.ops.device import autocast
+from prefdag.models.ops.half_linear import use_plain_linears
 from prefdag.models.ops.recompute import recompute_blocks
 from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import Segments, deal, micro_batches, num_steps, pack, step_members
@@ -186,6 +187,7 @@ def _start_or_resume(
         model.load_state_dict(saved["model"])
     if settings.sharding == "sharded":
         assert isinstance(model, PreTrainedModel)
+        use_plain_linears(model)
         shard(model)
     optimizer = optimizer_of(model, settings)
     if saved is not None:

@@ -18,7 +18,7 @@ from prefdag.data.token_store import Comparisons
 from prefdag.errors import UserError
 from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import autocast, to_device
+from prefdag.models.ops.device import autocast, compute_dtype, to_device
 from prefdag.models.packing import Segments, iter_packed, pack
 from prefdag.models.route import FASTEST, Route
 from prefdag.provenance.manifest import Manifest
@@ -38,7 +38,7 @@ def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device, rou
         route: how the policy is computed.
     """
     files = comparisons.content["files"]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = compute_dtype(device)
     way = lowering(device, dtype)
     attention = NAME if way == "masked" else f"{NAME} {way}"
     return {
@@ -133,7 +133,7 @@ class ReferenceCache:
 
 def tolerance(device: torch.device) -> float:
     """Return by how many nats per token recomputed log-probs may differ on a device."""
-    return TOLERANCE["bfloat16" if device.type == "cuda" else "float32"]
+    return TOLERANCE[str(compute_dtype(device)).removeprefix("torch.")]
 
 
 def check_key(manifest: Manifest, expected: dict[str, Any]) -> None:

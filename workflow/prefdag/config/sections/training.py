@@ -1,8 +1,8 @@
 """Settings of the training loop, shared by the four stages that train."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prefdag.schema import Compute, Count, Fraction, NonNegative, Positive
 
@@ -40,11 +40,24 @@ class Training(Compute):
         None,
         description="memory for saved activations; blocks beyond it are recomputed, bit for bit; default: no limit",
     )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="of products, over float32 weights, sums and optimizer; default: bfloat16 on a GPU, float32 on a "
+        "CPU; its reference is computed in the same",
+    )
     processes: Count = Field(1, description="processes that share every step, with a GPU each if there are GPUs")
     nodes: Count = Field(1, description="machines that they are spread over evenly; several only under Slurm")
     sharding: Literal["replicated", "sharded"] = Field(
         "replicated", description="each process holds the whole model, or its share of every layer (FSDP2)"
     )
+
+    @model_serializer(mode="wrap")
+    def _without_default_precision(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave an unstated precision out, so that such a job's config is what it was before the key existed."""
+        values: dict[str, Any] = handler(self)
+        if values.get("precision") is None:
+            values.pop("precision", None)
+        return values
 
     @model_validator(mode="after")
     def _one_warm_up(self) -> "Training":

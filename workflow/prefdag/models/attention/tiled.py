@@ -27,7 +27,7 @@ def is_faster(query: Tensor, segments: Segments) -> bool:
     if length < MIN_LENGTH:
         return False
     tiles = (tile for sequence in segments.sequences for tile in _tiles(sequence))
-    return heads * query.element_size() * sum((end - begin) * seen for begin, end, seen in tiles) <= MAX_BYTES
+    return heads * max(4, query.element_size()) * sum((end - begin) * seen for begin, end, seen in tiles) <= MAX_BYTES
 
 
 def attend_tiled(query: Tensor, key: Tensor, value: Tensor, sequences: list[Sequence], scale: float | None) -> Tensor:

@@ -9,8 +9,9 @@ pass multiplies with them:
     d log p(y) / d logits = onehot(y) - E / s,  so with M = E - s onehot  dH = -(g / s) M W  and  dW = -M^T (g / s) H
 
 That takes three matrix products, as many as a head without a loss, and one pass over the logits. On a CPU allocating
-large buffers costs more than arithmetic, so E is written to one reused buffer. Under autocast the products' factors are
-in half precision; accumulation, exponentials, sums and the difference M are not.
+large buffers costs more than arithmetic, so M is written to one reused buffer. Under autocast the products' factors are
+in half precision; accumulation, exponentials, sums and the difference M are not. On a CPU products of bf16 round their
+results to bf16, so the targets' logits are computed apart, in float32.
 
 **Gradients in place.** For every micro-batch autograd builds a dense [V, D] gradient of mostly zeros for each table and
 adds it to `.grad`: with 151,936 entries that was a quarter of a training step. Inside `in_place_gradients` a backward
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prefdag.models.ops.device import precision
 
@@ -51,6 +54,25 @@ def gradient_buffer(weight: Tensor) -> tuple[Tensor, Tensor | None]:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad, None
+
+
+_copies = WeakTensorKeyDictionary()  # weight -> (its state, copy)
+
+
+def half_copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight of any shape in a half-precision type, cast again only once the weight has changed.
+
+    A fused optimizer does not count versions, so every optimizer's step discards all copies.
+    """
+    state = (weight._version, weight.untyped_storage()._cdata, dtype)
+    entry = _copies.get(weight)
+    if entry is None or entry[0] != state:
+        entry = _copies[weight] = (state, weight.detach().to(dtype))
+    copy: Tensor = entry[1]
+    return copy
+
+
+register_optimizer_step_post_hook(lambda *_: _copies.clear())
 
 
 def embed(embedding: nn.Embedding, ids: Tensor) -> Tensor:
@@ -115,8 +137,10 @@ def target_logprobs(
         Log-probs in nats, [T], float32 or wider.
     """
     chunk_bytes = CHUNK_BYTES[weight.device.type] if chunk_bytes is None else chunk_bytes
-    rows = max(1, chunk_bytes // (weight.element_size() * len(weight)))
-    return _TargetLogProbs.apply(states, weight, bias, target, rows, precision(states))
+    dtype = precision(states)
+    size = dtype.itemsize if weight.device.type == "cpu" else weight.element_size()
+    rows = max(1, chunk_bytes // (size * len(weight)))
+    return _TargetLogProbs.apply(states, weight, bias, target, rows, dtype)
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -126,7 +150,7 @@ class _TargetLogProbs(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(weight.dtype, torch.float32)
         values, sums = (torch.empty(len(target), dtype=wide, device=weight.device) for _ in range(2))
-        table = weight.to(dtype)
+        table = _table(weight, dtype)
         for part in _chunks(len(target), rows):
             exps, values[part], sums[part] = _exponentials(states[part].to(dtype), table, bias, target[part])
         ctx.save_for_backward(states, weight, bias, target, sums)
@@ -140,18 +164,16 @@ class _TargetLogProbs(torch.autograd.Function):
         grad_states = torch.empty_like(states)
         grad_weight, returned = gradient_buffer(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        parts, table = _chunks(len(target), ctx.rows), weight.to(ctx.dtype)
+        parts, table = _chunks(len(target), ctx.rows), _table(weight, ctx.dtype)
         for number, part in reversed(list(enumerate(parts))):  # the last chunk first, while it is still in the buffer
             if number == len(parts) - 1 and BUFFER.ticket == ctx.ticket:
                 exps = ctx.exps
             else:
                 exps, *_ = _exponentials(states[part].to(ctx.dtype), table, bias, target[part])
             BUFFER.ticket += 1  # the lines below overwrite the buffer
-            index = target[part][:, None]
-            exps.scatter_(1, index, exps.gather(1, index) - sums[part][:, None])
             factor = -grad[part] / sums[part]
             if grad_bias is not None:
-                grad_bias.addmv_(exps.T, factor)
+                grad_bias += torch.mv(exps.T, factor.to(exps.dtype))
             exps = exps.to(ctx.dtype)
             _matmul(exps, table, out=grad_states[part]).mul_(factor[:, None])
             scaled = (states[part] * factor[:, None]).to(ctx.dtype)
@@ -168,7 +190,12 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         return torch.mm(left, right, out=out)
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=out.dtype, out=out)
-    return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
+    return out.copy_(torch.mm(left, right))
+
+
+def _table(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the head's weight in the type of the products: on a CPU from one step to the next the same copy."""
+    return half_copy(weight, dtype) if weight.device.type == "cpu" and weight.dtype != dtype else weight.to(dtype)
 
 
 def _chunks(num: int, rows: int) -> list[slice]:
@@ -176,16 +203,25 @@ def _chunks(num: int, rows: int) -> list[slice]:
 
 
 def _exponentials(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return exp(logit - row maximum) [T, V] in the buffer, log-probs of the targets [T], and the row sums [T]."""
+    """Return M [T, V] in the buffer, log-probs of the targets [T], and the row sums [T]."""
     dtype = torch.promote_types(states.dtype, torch.float32)
-    logits = _matmul(states, weight.T, out=BUFFER.take(len(states), len(weight), dtype, states.device))
-    values, sums = logits.new_empty(len(states)), logits.new_empty(len(states))
-    block = max(1, BLOCK_BYTES[logits.device.type] // (logits.element_size() * logits.shape[1]))
+    is_rounded = states.device.type == "cpu" and dtype != states.dtype
+    buffer = BUFFER.take(len(states), len(weight), states.dtype if is_rounded else dtype, states.device)
+    logits = _matmul(states, weight.T, out=buffer)
+    values, sums = (torch.empty(len(states), dtype=dtype, device=states.device) for _ in range(2))
+    block = max(1, BLOCK_BYTES[logits.device.type] // (dtype.itemsize * logits.shape[1]))
     for part in _chunks(len(states), block):
-        rows = logits[part] if bias is None else logits[part].add_(bias)
-        targets = rows.gather(1, target[part][:, None]).squeeze(1)
+        rows, index = logits[part].to(dtype), target[part][:, None]
+        if is_rounded:
+            rows.scatter_(1, index, (states[part].to(dtype) * weight[target[part]].to(dtype)).sum(1, keepdim=True))
+        if bias is not None:
+            rows.add_(bias)
+        targets = rows.gather(1, index).squeeze(1)
         top = rows.amax(1)
         rows.sub_(top[:, None]).exp_()
         sums[part] = rows.sum(1)
         values[part] = targets - top - sums[part].log()
+        rows.scatter_(1, index, rows.gather(1, index) - sums[part][:, None])
+        if is_rounded:
+            logits[part] = rows
     return logits, values, sums
