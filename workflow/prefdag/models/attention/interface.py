@@ -94,8 +94,8 @@ def tiled_lowering(query: Tensor, key: Tensor, value: Tensor, segments: Segments
     key, value = _repeat_groups(query.shape[1], key, value)
     # Small products in bf16 save a quarter of the tiles' time, and would round the scores.
     with torch.autocast(query.device.type, enabled=False):
-        wide = (at_least_float32(part) for part in (query, key, value))
-        return attend_tiled(*wide, segments.sequences, scale)
+        query, key, value = (at_least_float32(part) for part in (query, key, value))
+        return attend_tiled(query, key, value, segments.sequences, scale)
 
 
 def _repeat_groups(heads: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,14 +29,14 @@ def use_half_linears(model: nn.Module) -> None:
     """Turn every `nn.Linear` of a model into a `HalfLinear`, in place."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.__class__ = HalfLinear
+            object.__setattr__(module, "__class__", HalfLinear)
 
 
 def use_plain_linears(model: nn.Module) -> None:
     """Undo `use_half_linears`: FSDP gathers weights into the same memory, so that a copy cannot know its age."""
     for module in model.modules():
         if type(module) is HalfLinear:
-            module.__class__ = nn.Linear
+            object.__setattr__(module, "__class__", nn.Linear)
 
 
 class _LastCast:
