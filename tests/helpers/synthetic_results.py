@@ -183,7 +183,10 @@ def write_reward(folder: Path, comparisons: Path) -> Path:
 
 
 class Journal:
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"event": "start", "git": None}) + "\n")
         self.artifacts: list[str] = []
         self.values: dict = {}
 
@@ -197,7 +200,7 @@ class Journal:
 
 def workspace(output: Path) -> SimpleNamespace:
     output.mkdir(parents=True)
-    return SimpleNamespace(output=output, journal=Journal())
+    return SimpleNamespace(output=output, journal=Journal(output / "../.journal/report.jsonl"))
 
 
 def write_results(root: Path, runs: list[dict], num_prompts: int, num_steps: int, reward: bool = True) -> dict:

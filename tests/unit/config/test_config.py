@@ -52,6 +52,16 @@ MISTAKES = [
         "configs/x.yaml: sft.schedule: expected one of 'cosine', 'linear' or 'constant', got \"up\"",
     ),
     ({"runs": [{**ROW, "beta": -1}]}, "configs/x.yaml: runs.a.beta: expected a number above 0, got -1"),
+    (
+        {"runs": [ROW, {**ROW, "beta": -1}]},
+        "configs/x.yaml: runs.a.beta: expected a number above 0, got -1\n"
+        "configs/x.yaml: duplicate run name `a`; run names must be unique",
+    ),
+    (
+        {"runs": [{**ROW, "beta": -1, "seeds": [0, 1]}, {**ROW, "name": "a-seed1"}]},
+        "configs/x.yaml: runs.a.beta: expected a number above 0, got -1\n"
+        "configs/x.yaml: duplicate run name `a-seed1`; run names must be unique",
+    ),
     ({"runs": [ROW, ROW]}, "configs/x.yaml: duplicate run name `a`; run names must be unique"),
     ({"runs": [{**ROW, "gamma": 1}]}, "configs/x.yaml: runs.a.gamma: dpo does not read gamma; its options are beta"),
     (

@@ -11,9 +11,11 @@ import pytest
 
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
-from prefdag.reporting.figures.curves import implicit_rewards, logratios, smoothed
+from prefdag.reporting.figures.curves import implicit_rewards, logratios, smoothed, training
+from prefdag.reporting.figures.frontier import frontier
 from prefdag.reporting.figures.reliability import differences_figure
 from prefdag.reporting.figures.style import method_styles
+from prefdag.reporting.sections.summary import origin
 from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
 from prefdag.stages.report import Run, _check_lineage, _check_runs
 from synthetic_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
@@ -31,14 +33,14 @@ def test_equal_inputs_give_equal_bytes(results, tmp_path):
     inputs, first = results
     second = made(tmp_path / "again", inputs, SOME)
     files = sorted(path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file())
-    assert len(files) == 3 + 2 * 16
+    assert len(files) == 3 + 2 * 17
     for name in files:
         assert (first.output / name).read_bytes() == (second.output / name).read_bytes(), name
 
 
 def test_every_figure_is_png_and_svg(results):
     _, workspace = results
-    names = {"frontier", "logratios", "displacement", "training", "lengths"}
+    names = {"frontier", "frontier_narrow", "logratios", "displacement", "training", "lengths"}
     names |= {"reward_histograms", "reward_boxes", "reward_accuracy"}
     names |= {"reward_training", "implicit_rewards", "calibration", "length_gap", "length_correlation", "gains"}
     names |= {"words", "text_map"}
@@ -88,7 +90,7 @@ def test_the_page_needs_no_network_and_no_other_file(results):
     page = (workspace.output / "index.html").read_text()
     for word in ('src="http', 'src="f', "url(", "<link", "@import", "<iframe", "https:"):
         assert word not in page
-    assert page.count("data:image/png;base64,") == page.count(" src=") == 16
+    assert page.count("data:image/png;base64,") == page.count(" src=") + page.count(" srcset=") == 17
     assert page.count("http:") == 0 and '<a href="../mlflow.html">' in page, "the tracker's page knows the addresses"
 
 
@@ -169,10 +171,13 @@ def test_a_suite_without_runs_still_has_a_report(tmp_path):
     assert 'id="training"' not in (workspace.output / "index.html").read_text()
 
 
-def table_of(runs: list[dict]) -> pd.DataFrame:
-    one = {metric: {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4} for metric in METRICS}
+def table_of(runs: list[dict], rewards: dict[str, float] | None = None) -> pd.DataFrame:
+    entry = {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4}
     names = ["base", "sft", *(run["name"] for run in runs)]
-    return runs_table(runs, dict.fromkeys(names, one), {}, dict.fromkeys(names, (2, 4)))
+    means = dict.fromkeys(names, 1.0) | (rewards or {})
+    reward = {name: entry | {"mean": one, "low": one - 0.1, "high": one + 0.1} for name, one in means.items()}
+    summaries = {name: dict.fromkeys(METRICS, entry) | {"reward": reward[name]} for name in names}
+    return runs_table(runs, summaries, {}, dict.fromkeys(names, (2, 4)))
 
 
 def test_labels_state_what_varies_within_a_method():
@@ -191,10 +196,74 @@ def test_rows_with_one_objective_are_told_apart_by_name():
     assert group(spec("dpo-seed10", "dpo", seed=0)) == "dpo-seed10"
 
 
-def test_compared_is_the_middle_beta_of_dpo_first():
-    """Betas 0.05, 0.1, 0.3, 1: the lower median is 0.1; IPO's 0.1 of 0.1 and 0.5."""
-    assert compared(table_of(RUNS), None) == ["dpo-beta0.1-seed0", "ipo-beta0.1-seed0", "cdpo-seed0"]
-    assert compared(table_of(RUNS[::-1]), None)[0].startswith("dpo-beta0.1")
+def test_another_choice_is_another_loss():
+    """IPO summed and averaged are two lines, two betas of IPO one; a method that states the choice once has no form."""
+    rows = [
+        spec("sum", "ipo", beta=0.1, logprob="summed"),
+        spec("mean", "ipo", beta=1.0, logprob="averaged"),
+        spec("more", "ipo", beta=2.0, logprob="averaged"),
+        spec("simpo", "simpo", beta=2.0, loss="sigmoid"),
+    ]
+    table = table_of(rows, {"mean": 1.5, "more": 2.0}).assign(kl=[0.5, 0, 1, 2, 3, 4], kl_se=0.1)
+    assert list(table["form"]) == ["", "", "summed", "averaged", "averaged", ""]
+    axes = frontier(table, "reward").axes[0]
+    lines = [line.get_xydata().tolist() for line in axes.lines if line.get_alpha() == 0.55]
+    assert lines == [[[1, 1]], [[2, 1.5], [3, 2]], [[4, 1]]]
+    curve = pd.DataFrame({"step": [1, 2], "loss": [1.0, 0.5], "margin": [0.0, 1.0], "accuracy": [0.5, 1.0]})
+    single = curve[["step", "loss"]]
+    figure = training({"sum": curve, "mean": curve, "simpo": single}, table)
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert [name for name in titles if name] == ["IPO summed", "IPO averaged", "SimPO"]
+    texts = [text.get_text() for panel in figure.axes for text in panel.texts]
+    assert texts == [f"no {name}: the loss reads\nsingle responses" for name in ("margin", "accuracy")]
+
+
+def test_seeds_have_their_mean_marked_and_a_root_axis_says_so():
+    """The cross is where the label points, at the mean of two seeds; one KL of 100 makes the axis a root."""
+    rows = [spec("dpo-seed0", "dpo", seed=0, beta=0.1), spec("dpo-seed1", "dpo", seed=1, beta=0.1)]
+    table = table_of(rows, {"dpo-seed0": 1.0, "dpo-seed1": 2.0})
+    axes = frontier(table.assign(kl=[0.5, 0, 1, 3], kl_se=0.1), "reward").axes[0]
+    marks = [
+        one.get_offsets().tolist() for one in axes.collections if len(one.get_paths()) and one.get_linewidth()[0] == 1.2
+    ]
+    assert [[2.0, 1.5]] in marks
+    assert axes.get_xlabel() == "sequence KL to the reference (nats)"
+    axes = frontier(table.assign(kl=[0.5, 0, 1, 100], kl_se=0.1), "reward").axes[0]
+    assert axes.get_xlabel() == "sequence KL to the reference (nats, square-root axis)"
+
+
+def test_the_page_opens_with_what_was_measured_and_what_made_it(results):
+    _, workspace = results
+    page = (workspace.output / "index.html").read_text()
+    lines = re.findall(r"<li>(.*?)</li>", page.partition("</header>")[0], re.S)
+    runs = pd.read_csv(workspace.output / "runs.csv")
+    trained = runs[~runs["run"].isin(["base", "sft"])]
+    best = (
+        trained.assign(group=trained["run"].str.replace(r"-seed\d+$", "", regex=True)).groupby("group")["reward"].mean()
+    )
+    assert len(lines) == 5 and lines[0].startswith(f"{len(trained)} runs of {trained['method'].nunique()} methods")
+    assert f"{best.max():.2f}" in lines[2] and lines[2].endswith("It was picked among the settings by this number.")
+    assert "0.76 [0.72, 0.81] of held-out pairs right, 0.51 before" in lines[3]
+    assert lines[4] == "Made, outside a git repository, so no commit is known."
+
+
+def test_the_origin_is_command_and_commit(tmp_path: Path):
+    (tmp_path / ".journal").mkdir()
+    journal = tmp_path / ".journal/report.jsonl"
+    (tmp_path / ".suite.json").write_text('["a.yaml", "b.yaml"]')
+    journal.write_text(json.dumps({"git": "0123456789abcdef" * 2 + "-dirty"}) + "\n")
+    made_by = "Made by `snakemake --configfile a.yaml b.yaml` at commit 0123456789ab"
+    assert origin(journal) == f"{made_by}, with changes that are not committed."
+    journal.write_text(json.dumps({"git": "0123456789abcdef" * 2}) + "\n")
+    assert origin(journal) == f"{made_by}."
+
+
+def test_compared_is_the_best_setting_of_dpo_then_of_the_best_other_methods():
+    """Of DPO's 0.3 and 0.1 (mean of three seeds 2 and 1.7) 0.3 is shown, then SimPO's 4 and cDPO's 3 before IPO's 1."""
+    rewards = {"simpo-seed0": 4.0, "cdpo-seed0": 3.0, "dpo-beta0.3-seed0": 2.0}
+    table = table_of(RUNS, rewards | {"dpo-beta0.1-seed0": 3.1})
+    assert compared(table, None) == ["dpo-beta0.3-seed0", "simpo-seed0", "cdpo-seed0"]
+    assert compared(table_of(RUNS[::-1], rewards), None)[0].startswith("dpo-beta0.3")
     assert compared(table_of(RUNS), ["simpo-seed0"]) == ["simpo-seed0"]
     with pytest.raises(UserError, match="report.compare: absent is no run of this suite"):
         compared(table_of(RUNS), ["absent"])

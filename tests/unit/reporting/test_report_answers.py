@@ -87,8 +87,8 @@ def test_a_win_rate_over_training_goes_from_sft_to_the_run(answers: pd.DataFrame
 def test_nothing_is_drawn_of_what_a_suite_does_not_have(answers: pd.DataFrame):
     of_policy = answers[answers["variant"] == ""]
     assert by_temperature(of_policy, "win rate") is None and over_training(of_policy, "win rate") is None
-    assert displacement({"dpo": pd.DataFrame({"step": [1]})}, answers, 40) is None
-    assert displacement({"dpo": pd.DataFrame({"step": [1], "held_out_chosen_fell": [0.5]})}, answers, 0) is None
+    assert displacement({"dpo": pd.DataFrame({"step": [1]})}, answers, [*range(40)]) is None
+    assert displacement({"dpo": pd.DataFrame({"step": [1], "held_out_chosen_fell": [0.5]})}, answers, []) is None
 
 
 def test_wilsons_interval_and_the_number_of_watched_pairs():

@@ -130,27 +130,42 @@ def expanded(
         mistakes: receives those of the rows.
     """
     runs: list[Run] = []
+    names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is said with it
     for row in rows:
         is_online = row.get("method") in METHODS or "preset" in row or "online" in row
         make = (_online_pairs if "online" in row else _online_runs) if is_online else _runs_of_row
-        runs += mistakes.attempt(make, dict(row), online if is_online else preference, where) or []
-    mistakes.attempt(named_once, runs, where)
+        made = mistakes.attempt(make, dict(row), online if is_online else preference, where)
+        runs += made or []
+        names += _stated_names(row) if made is None else [run.name for run in made]
+    mistakes.attempt(named_once, names, where)
     return runs
 
 
-def named_once(runs: list[Any], where: str) -> list[Any]:
+def _stated_names(row: dict[str, Any]) -> list[str]:
+    """Return the names of the runs that a row states, none if it states no name."""
+    if row.get("name") is None:
+        return []
+    seeds = row.get("seeds")
+    return (
+        [f"{row['name']}-seed{seed}" for seed in dict.fromkeys(map(str, seeds))]
+        if isinstance(seeds, list)
+        else [str(row["name"])]
+    )
+
+
+def named_once(names: list[str], where: str) -> None:
+    """Raise `UserError` if two names are equal, or differ in case alone."""
     first: dict[str, str] = {}
-    for name in (run.name for run in runs):
+    for name in names:
         before = first.setdefault(name.casefold(), name)
         if before != name:
             raise UserError(
                 f"{where}: runs.{name}: differs from `{before}` in case only, and some file systems ignore case; "
                 "rename one of them"
             )
-    if len(first) < len(runs):
-        name = next(run.name for run, other in itertools.combinations(runs, 2) if run.name == other.name)
+    if len(first) < len(names):
+        name = next(name for name, other in itertools.combinations(names, 2) if name == other)
         raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
-    return runs
 
 
 def _name_of_row(name: Any, where: str) -> str:

@@ -272,7 +272,7 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
             *(mistakes.attempt(sweep_of, row, [row], where) for row in rows),
             *(mistakes.attempt(sweep_of, entry, grid_of([entry]), where) for entry in grid),
         ]
-        mistakes.attempt(named_once, [*filter(None, sweeps)], where)
+        mistakes.attempt(named_once, [sweep.name for sweep in filter(None, sweeps)], where)
         return loading.checked_suite(ExactSuite, {**values, "runs": [*filter(None, sweeps)]}, where, mistakes)
     values["prepare"] = with_relative_paths(values["prepare"], stated.get("prepare", where))
     values["sft"] = sft_located(values["sft"], stated.get("sft", where), shared)

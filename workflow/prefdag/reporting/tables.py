@@ -74,6 +74,8 @@ def runs_table(
     ]
     frame = pd.DataFrame(table).astype({"seed": "Int64"})
     frame["display"] = _displays(frame)
+    forms = _forms(rows)
+    frame["form"] = [forms[group(row)] for row in rows]
     return frame
 
 
@@ -120,6 +122,21 @@ def _labels(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return labels
 
 
+def _forms(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return for each group the choices, not numbers, that vary within its method: another choice is another loss.
+
+    A row that has no such option, or the only one, has the empty form.
+    """
+    forms: dict[str, str] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        groups = {group(row): _parameters(row) for row in rows if row["method"] == method}
+        values = [(name, value) for parameters in groups.values() for name, value in parameters.items()]
+        choices = dict.fromkeys(name for name, value in values if isinstance(value, str | bool))
+        varying = [name for name in choices if len({str(one.get(name)) for one in groups.values()}) > 1]
+        forms |= {key: ", ".join(str(one[name]) for name in varying if name in one) for key, one in groups.items()}
+    return forms
+
+
 def _value(name: str, value: Any) -> str:
     return f"{SYMBOLS.get(name, name)}={value:g}" if isinstance(value, float) else f"{SYMBOLS.get(name, name)}={value}"
 
@@ -135,7 +152,7 @@ def _displays(frame: pd.DataFrame) -> list[str]:
 
 def runs_csv(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of runs.csv: the most wanted first, then every interval."""
-    rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display")]
+    rest = [column for column in frame.columns if column not in (*FIRST_COLUMNS, "group", "label", "display", "form")]
     return frame[[*FIRST_COLUMNS, *rest]]
 
 
@@ -145,7 +162,7 @@ def calibration_csv(calibrations: Mapping[str, Calibration]) -> pd.DataFrame:
 
 
 def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
-    """Select the runs to show next to SFT: `wanted`, or the middle beta of DPO, then of others, three at most.
+    """Select the runs to show next to SFT: `wanted`, or DPO's best setting and those of the two best other methods.
 
     Raises UserError for a name that is no run of the suite.
     """
@@ -155,15 +172,11 @@ def compared(frame: pd.DataFrame, wanted: Sequence[str] | None) -> list[str]:
             raise UserError(f"report.compare: {name} is no run of this suite; it has {', '.join(runs['run'])}")
     if wanted is not None:
         return list(wanted)
-    methods = sorted(dict.fromkeys(runs["method"]), key=lambda method: method != "dpo")
-    return [_middle(runs[runs["method"] == method]) for method in methods[:3]]
-
-
-def _middle(runs: pd.DataFrame) -> str:
-    """Return the run of the (lower) median beta and of the first seed that has it."""
-    betas = runs["objective"].map(lambda text: float(json.loads(text).get("beta", 0.0)))
-    middle = sorted(set(betas))[(betas.nunique() - 1) // 2]
-    return str(runs["run"][betas == middle].iloc[0])
+    rewards = runs.groupby("group", sort=False)["reward"].mean()  # of a setting's seeds
+    first = runs.drop_duplicates("group").assign(setting=lambda rows: rows["group"].map(rewards))
+    best = first.sort_values("setting", ascending=False, kind="stable").drop_duplicates("method")
+    best = best.sort_values("method", key=lambda method: method != "dpo", kind="stable")
+    return best["run"].tolist()[:3]
 
 
 SAMPLING = ("temperature", "top_p", "max_new_tokens")

@@ -25,6 +25,7 @@ from prefdag.reporting.load import Inputs, SuiteResults, load_results
 from prefdag.reporting.page import render_page
 from prefdag.reporting.sections.exact import EXACT_FIGURES, TEMPLATE, exact_content, load_exact
 from prefdag.reporting.sections.overview import answers_content, overview
+from prefdag.reporting.sections.summary import origin, summary
 from prefdag.reporting.tables import calibration_csv, runs_csv
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -77,7 +78,7 @@ def run(
     policy: Path | None = None,
     exact: list[Path],
 ) -> dict:
-    """Draw the figures, write the tables and the page. Equal inputs give equal bytes.
+    """Draw the figures, write the tables and the page. Equal inputs give equal bytes at one commit.
 
     Args:
         scores, judges: manifests of every set of answers.
@@ -108,6 +109,7 @@ def run(
     _write_tables(workspace, _tables(results))
     content = {**overview(results, job.expected), **answers_content(results), "optima": _optima(job.runs)}
     content["labelled_by"] = {row.name: row.labelled_by for row in job.runs}
+    content |= {"summary": summary(results), "origin": origin(workspace.journal.path)}
     _write(workspace, "index.html", render_page(FIGURES, images, suite=job.suite, **content))
     return {"policies": len(results.runs), "figures": sorted(images)}
 
@@ -184,6 +186,7 @@ def _run_exact(job: Job, workspace: Workspace, manifests: list[Path]) -> dict:
     images = _write_figures(workspace, EXACT_FIGURES.draw(results))
     _write_tables(workspace, vars(results))
     content = {"suite": job.suite, "left_out": job.left_out, **exact_content(results)}
+    content["origin"] = origin(workspace.journal.path)
     _write(workspace, "index.html", render_page(EXACT_FIGURES, images, TEMPLATE, **content))
     return {"settings": len(results.points), "figures": sorted(images)}
 

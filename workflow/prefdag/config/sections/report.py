@@ -14,7 +14,7 @@ class Report(Section):
         None,
         min_length=1,
         description="runs shown next to base and SFT in lengths, reward scores (the first) and samples; "
-        "default: the middle beta of DPO, then of each other method, three at most",
+        "default: the setting of largest reward of DPO, then of the two best other methods",
     )
     samples: Count = Field(8, description="test prompts whose generations are shown side by side")
     reward_label: str = Field("reward (mean per generation)", description="the reward's name and unit on figures")

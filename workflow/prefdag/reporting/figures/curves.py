@@ -1,6 +1,6 @@
-"""Training curves of runs (a panel per method, a colour per setting), of the reward model and of implicit rewards."""
+"""Training curves of runs (a panel per loss, a colour per setting), of the reward model and of implicit rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ MANY = 12  # methods with panels of full size; more methods get small ones
 PANELS_OF_MANY = 6
 PROBED = 48  # held-out comparisons that a training watches (`training.preference_metrics`, which needs torch)
 QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
+NOT_COMPARED = "the loss reads\nsingle responses"  # why a training has no margin and no accuracy
 SIDES = {"chosen": ("better response", BLUE), "rejected": ("worse response", VERMILLION)}
 LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
 
@@ -40,15 +41,16 @@ def logratios(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_out: int) -> Figure | None:
+def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, prompts: Sequence[int]) -> Figure | None:
     """Plot the share of held-out pairs whose chosen response became less likely than under SFT; 95% Wilson intervals.
 
-    curves: run -> step, held_out_chosen_fell (a share of the first `held_out` validation pairs, at most PROBED). None
-    where nothing was held out.
+    curves: run -> step, held_out_chosen_fell (a share of the first validation pairs, at most PROBED). prompts: the
+    prompt of each validation pair; pairs of one prompt count as one draw. None where nothing was held out.
     """
-    number = min(held_out, PROBED)
+    number = len(set(prompts[:PROBED]))
     column = "held_out_chosen_fell"
-    if not number or not any(column in curve for curve in curves.values()):
+    curves = {run: curve for run, curve in curves.items() if column in curve}
+    if not number or not curves:
         return None
     with use_style():
         figure, panels = _panels(curves, runs, sharey=True)
@@ -56,11 +58,10 @@ def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, held_ou
             axes.axhline(50, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             shade = max(0.05, 0.18 / len(members))
             for run, colour in zip(members["run"], setting_colours(members), strict=True):
-                if column in curves[run]:
-                    known = curves[run].dropna(subset=[column])
-                    low, high = wilson(known[column].to_numpy(), number)
-                    axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=shade, lw=0, zorder=2)
-                    axes.plot(known["step"], 100 * known[column], color=colour, linewidth=1.3, zorder=3)
+                known = curves[run].dropna(subset=[column])
+                low, high = wilson(known[column].to_numpy(), number)
+                axes.fill_between(known["step"], 100 * low, 100 * high, color=colour, alpha=shade, lw=0, zorder=2)
+                axes.plot(known["step"], 100 * known[column], color=colour, linewidth=1.3, zorder=3)
             axes.set_ylim(-2, 102)
             axes.yaxis.set_major_formatter("{x:g}%")
         figure.supylabel("held-out pairs whose chosen response fell", fontsize=9)
@@ -79,16 +80,15 @@ def _panels(
     curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, sharey: bool = False
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
     """A figure over optimizer steps with a panel and the runs of each method: small ones where methods are many."""
-    methods = _methods(curves, runs)
-    many = len(methods) > MANY
-    columns = min(PANELS_OF_MANY if many else PANELS_A_ROW, len(methods))
-    rows = -(-len(methods) // columns)
+    members = _losses(curves, runs)
+    many = len(members) > MANY
+    columns = min(PANELS_OF_MANY if many else PANELS_A_ROW, len(members))
+    rows = -(-len(members) // columns)
     size = (0.6 + 1.9 * columns, 0.8 + 1.55 * rows) if many else (1.2 + 2.5 * columns, 0.5 + 2.2 * rows)
     figure = new_figure(*size)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
-    for spare in axes[len(methods) :]:
+    for spare in axes[len(members) :]:
         spare.set_visible(False)
-    members = [_members(curves, runs, method) for method in methods]
     for panel, runs_of_method in zip(axes, members, strict=False):
         settings_legend(panel, runs_of_method, named=not many)
     figure.supxlabel("optimizer step", fontsize=9)
@@ -97,18 +97,18 @@ def _panels(
 
 def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
     """Plot loss, margin and accuracy on training batches over steps: a row per method, as losses are not comparable."""
-    methods = _methods(curves, runs)
+    losses = _losses(curves, runs)
     with use_style():
-        figure = new_figure(8.2, 0.3 + 1.9 * len(methods))
-        panels = figure.subplots(len(methods), len(QUANTITIES), squeeze=False, sharex="row")
+        figure = new_figure(8.2, 0.3 + 1.9 * len(losses))
+        panels = figure.subplots(len(losses), len(QUANTITIES), squeeze=False, sharex="row")
         for axes in panels[:, -1]:
             axes.sharey(panels[0, -1])  # accuracies of all methods are on one scale
-        for row, method in zip(panels, methods, strict=True):
-            members = _members(curves, runs, method)
+        for row, members in zip(panels, losses, strict=True):
             for axes, (column, label) in zip(row, QUANTITIES.items(), strict=True):
                 axes.set_ylabel(label)
                 if not _has(curves, members, column):
-                    axes.set_visible(False)
+                    axes.set_axis_off()
+                    axes.text(0.5, 0.5, f"no {column}: {NOT_COMPARED}", ha="center", va="center", color=GREY)
                     continue
                 for run, colour in zip(members["run"], setting_colours(members), strict=True):
                     _draw(axes, curves[run], column, colour, "-")
@@ -143,12 +143,10 @@ def _draw(axes: Axes, curve: pd.DataFrame, column: str, colour: tuple, dashes: o
         draw_batches(axes, curve["step"], curve[column], colour, dashes)
 
 
-def _methods(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(runs["method"][runs["run"].isin(curves)]))
-
-
-def _members(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, method: str) -> pd.DataFrame:
-    return runs[(runs["method"] == method) & runs["run"].isin(curves)]
+def _losses(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the runs of each loss that has curves: of a method, or of each choice that its settings differ in."""
+    trained = runs[runs["run"].isin(curves)]
+    return [members for _, members in trained.groupby(["method", "form"], sort=False)]
 
 
 def _has(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame, column: str) -> bool:
@@ -164,7 +162,8 @@ def setting_colours(members: pd.DataFrame) -> list:
 def settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
     """The method as the panel's title and, above the data, the colour of each setting."""
     labels = dict(zip(members["label"], setting_colours(members), strict=True))
-    axes.set_title(title(members["method"].iloc[0]), pad=16 if named and len(labels) > 1 else None)
+    name = " ".join(filter(None, [title(members["method"].iloc[0]), members["form"].iloc[0]]))
+    axes.set_title(name, pad=16 if named and len(labels) > 1 else None)
     if named and len(labels) > 1:
         handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]
         axes.legend(

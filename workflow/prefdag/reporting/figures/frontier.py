@@ -21,28 +21,31 @@ def frontier(
     reward_label: str,
     checkpoints: pd.DataFrame | None = None,
     best_of_n: pd.DataFrame | None = None,
+    narrow: bool = False,
 ) -> Figure:
     """Plot reward against sequence KL to the reference, with 95% intervals and a colour and marker per method.
 
-    A method's settings are joined in the order of their KL, through the mean of each setting's seeds.
+    A method's settings are joined in the order of their KL, through the mean of each setting's seeds, a cross. Settings
+    that differ in a choice and not in a number are different losses, and not joined.
 
     Args:
-        runs: columns run, method, group, label, reward, reward_low, reward_high, kl, kl_se.
+        runs: columns run, method, form, group, label, reward, reward_low, reward_high, kl, kl_se.
         reward_label: label of the reward's axis.
         checkpoints: the same columns and step, joined to their run.
         best_of_n: best_of_n.csv.
+        narrow: for a narrow screen, with the legend below.
 
     Reference: Rafailov et al. 2023, figure 2 left, whose points are checkpoints.
     """
     checkpoints = runs.iloc[:0] if checkpoints is None else checkpoints
     pool = by_headline(best_of_n)
     with use_style():
-        figure = new_figure(7.2, 4.6)
+        figure = new_figure(4.2, 5.6) if narrow else new_figure(7.2, 4.6)
         axes = figure.add_subplot()
         styles = method_styles(runs["method"])
         everything = pd.concat([runs[["kl", "kl_se"]], checkpoints[["kl", "kl_se"]], _extent(pool)])
         _scale(axes, everything["kl"])
-        axes.set_xlabel("sequence KL to the reference (nats)")
+        axes.set_xlabel(kl_label(axes))
         axes.set_ylabel(reward_label)
         sft = runs[runs["run"] == "sft"]
         if len(sft):
@@ -51,7 +54,7 @@ def frontier(
             draw_checkpoints(axes, members, checkpoints, styles[str(method)][0], sft)
             _draw_method(axes, members, *styles[str(method)])
         draw_best_of_n(axes, pool)
-        _legend(axes, list(dict.fromkeys(runs["method"])), styles, list(pool))
+        _legend(axes, list(dict.fromkeys(runs["method"])), styles, list(pool), narrow)
         _limits(axes, everything)
         _label(
             axes,
@@ -116,6 +119,11 @@ def draw_best_of_n(axes: Axes, pool: dict[str, pd.DataFrame], named: bool = True
             axes.annotate(text, (row["kl"], row["reward"]), (-4, 2), path_effects=halo, **style)
 
 
+def kl_label(axes: Axes) -> str:
+    """Return the label of an axis of KL, which says so where it is not linear."""
+    return "sequence KL to the reference (nats" + (", square-root axis)" if axes.get_xscale() == "function" else ")")
+
+
 def _scale(axes: Axes, kl: pd.Series, room: float = 0.06) -> None:
     """A square-root axis where KL spreads widely (Gao et al. 2023 plot against its root), else a linear one.
 
@@ -143,8 +151,13 @@ def _limits(axes: Axes, runs: pd.DataFrame) -> None:
 
 def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) -> None:
     if members["method"].iloc[0] not in BEFORE_ALIGNMENT:
-        centres = members.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
-        axes.plot(centres["kl"], centres["reward"], color=colour, linewidth=1.3, alpha=0.55, zorder=2)
+        for _, settings in members.groupby("form", sort=False):
+            centres = settings.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
+            axes.plot(centres["kl"], centres["reward"], color=colour, linewidth=1.3, alpha=0.55, zorder=2)
+        several = members.groupby("group", sort=False).filter(lambda seeds: len(seeds) > 1)
+        if len(several):
+            means = several.groupby("group", sort=False)[["kl", "reward"]].mean()
+            axes.scatter(means["kl"], means["reward"], s=60, c=INK, marker="+", linewidths=1.2, zorder=5)
     axes.errorbar(
         members["kl"],
         members["reward"],
@@ -163,7 +176,7 @@ def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) ->
     )
 
 
-def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], pool: list[str]) -> None:
+def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], pool: list[str], narrow: bool) -> None:
     handles = []
     for method in methods:
         colour, marker = styles[method]
@@ -185,7 +198,8 @@ def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], 
     for name, dashes in zip(pool, BEST_OF_N, strict=False):
         shape = {"marker": "o", "markersize": 4, "mfc": "white"}
         handles.append(Line2D([], [], color=INK, linestyle=dashes, label=name, **shape))
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0)
+    place: dict[str, Any] = {"bbox_to_anchor": (0, -0.14), "ncols": 2} if narrow else {"bbox_to_anchor": (1.01, 1.0)}
+    axes.legend(handles=handles, loc="upper left", borderaxespad=0, **place)
 
 
 def _label(axes: Axes, runs: pd.DataFrame, styles: dict[str, tuple[str, str]], further: np.ndarray) -> None:
@@ -217,7 +231,7 @@ def _obstacles(runs: pd.DataFrame) -> np.ndarray:
     points = [centre, centre, centre, np.stack(np.broadcast_arrays(across, level), -1).reshape(-1, 2)]
     for start, end in bars:
         points.append((start + steps * (end - start)).reshape(-1, 2))
-    for _, members in runs[~runs["run"].isin(BEFORE_ALIGNMENT)].groupby("method", sort=False):
+    for _, members in runs[~runs["run"].isin(BEFORE_ALIGNMENT)].groupby(["method", "form"], sort=False):
         path = members.groupby("group")[["kl", "reward"]].mean().sort_values("kl").to_numpy()
         if len(path) > 1:
             points.append((path[:-1] + steps * (path[1:] - path[:-1])).reshape(-1, 2))

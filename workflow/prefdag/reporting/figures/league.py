@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prefdag.reporting.figures.frontier import _scale, by_headline, draw_best_of_n, draw_checkpoints
+from prefdag.reporting.figures.frontier import _scale, by_headline, draw_best_of_n, draw_checkpoints, kl_label
 from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, VERMILLION, new_figure, use_style
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
@@ -134,6 +134,6 @@ def frontiers(
             axes.set_title(title(method), fontsize=8)
         for axes in panels[: len(methods)][-columns:]:
             axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
-        figure.supxlabel("sequence KL to the reference (nats)", fontsize=9)
+        figure.supxlabel(kl_label(panels[0]), fontsize=9)
         figure.supylabel(reward_label, fontsize=9)
     return figure

@@ -22,12 +22,19 @@ FIGURES = Catalogue()
     "Reward of each policy against its KL to the reference",
     "Reward against the sequence KL to the reference (the SFT policy), estimated on each policy's own generations by "
     "the full-vocabulary KL summed along them. Bars: 95% intervals, over prompts for the reward, 1.96 standard errors "
-    "for the KL. Lines join the settings of one method in the order of their KL; the dashed line is the reward of SFT.",
+    "for the KL. Lines join the settings of one method in the order of their KL, but not different losses under one "
+    "name; a black cross is the mean of several seeds, which the label names; the dashed line is the reward of SFT.",
     section="frontier",
 )
 def frontier(results: SuiteResults) -> Figure:
     draw = frontiers if results.has_many_methods else one_panel
     return draw(results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool)
+
+
+@FIGURES.add("The same with its legend below", "On a narrow screen the page shows it instead.", section="narrow")
+def frontier_narrow(results: SuiteResults) -> Figure | None:
+    parts = results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool
+    return None if results.has_many_methods else one_panel(*parts, narrow=True)
 
 
 @FIGURES.add(
@@ -89,33 +96,33 @@ def logratios(results: SuiteResults) -> Figure | None:
 
 @FIGURES.add(
     "Share of held-out pairs whose chosen response became less likely",
-    "Share of the same comparisons whose chosen response is less likely than it was under SFT, with 95% Wilson "
-    "intervals. Above the dashed line more of the chosen responses were pushed down than up, though every loss prefers "
-    "them.",
+    "Share of the same comparisons whose chosen response is less likely than under SFT, with 95% Wilson intervals over "
+    "prompts. Above the dashed line more chosen responses were pushed down than up, though every loss prefers them; "
+    "Preferred-FT too raises those of the training set, and takes from all other texts, held-out ones among them.",
     section="training",
 )
 def displacement(results: SuiteResults) -> Figure | None:
     if not results.curves:
         return None
-    held_out = results.inputs.comparisons.parent / "validation"
-    number = len(results.store("validation")) if held_out.is_dir() else 0
-    return curves.displacement(results.curves, results.runs, number)
+    held_out = (results.inputs.comparisons.parent / "validation").is_dir()
+    prompts = np.asarray(results.store("validation").prompts).tolist() if held_out else []
+    return curves.displacement(results.curves, results.runs, prompts)
 
 
 @FIGURES.add(
     "Loss, margin and accuracy over training",
-    "Loss, margin (chosen minus rejected) and accuracy (share of comparisons with a positive margin, ties half) on the "
-    "training batches. The margin is of summed log-ratios, or of average log-probabilities for a method that reads no "
-    "reference. Thin: every step; thick: a centred mean over a twentieth of the steps, with its 95% interval. Losses "
-    "of different methods, or of different settings of one, are not comparable.",
+    "Loss, margin (chosen minus rejected) and accuracy (share of comparisons with a positive margin, ties half) on "
+    "training batches. Margins are of summed log-ratios, or of average log-probabilities where no reference is read. "
+    "Thin: every step; thick: a centred mean over a twentieth of the steps, with its 95% interval. Losses and margins "
+    "of different rows are different quantities.",
     section="training",
 )
 def training(results: SuiteResults) -> Figure | None:
+    runs = results.runs
     if not results.curves:
         return None
-    runs = results.runs
     if results.has_many_methods:
-        runs = runs[runs["method"].isin(set(runs["method"][runs["run"].isin(results.shown)]))]
+        runs = runs[runs["method"].isin(runs["method"][runs["run"].isin(results.shown)])]
     shown = {name: curve for name, curve in results.curves.items() if name in set(runs["run"])}
     return curves.training(shown, runs)
 
