@@ -15,7 +15,7 @@ from prefdag.config.runs import expanded
 from prefdag.data.token_store import Comparison
 from prefdag.errors import Mistakes, UserError
 from prefdag.online.critic import load_critic
-from prefdag.online.report import missed_target
+from prefdag.online.report import doubts_of, missed_target
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.training.checkpoint import Checkpoint
 
@@ -129,6 +129,66 @@ def test_a_reward_that_fails_stops_with_a_sentence_and_resumes(values: Any, sent
     assert all(torch.equal(value, state_of(whole)[key]) for key, value in state_of(resumed).items())
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_reward_that_fails_loses_nothing(name: str, tmp_path: Path) -> None:
+    """Of every method: the state is saved where it fails, and the rest is as without the failure.
+
+    The call 2 scores round 2, or the table of round 1 after a greedy baseline; of this method 3 and 4 are round 2 and
+    its baseline, of PPO 3 is the table.
+    """
+    whole = online_training(ROWS[name], scorer=FailingAt(None))
+    expected, calls = list(whole.rounds()), whole.scorer.calls
+    for call in {"reinforce": (2, 3, 4), "ppo": (2, 3)}.get(name, (2,)):
+        folder = tmp_path / str(call)
+        failing = online_training(ROWS[name], Checkpoint(folder), scorer=FailingAt(call))
+        with pytest.raises(
+            UserError, match=r"as (nan|inf) \(1 of \d+ scores are not finite\); fix the reward and rerun"
+        ):
+            list(failing.rounds())
+        resumed = online_training(ROWS[name], Checkpoint(folder), scorer=FailingAt(None))
+        assert list(resumed.rounds()) == expected and resumed.answers == whole.answers
+        assert resumed.scorer.calls <= calls - call + 1  # with a greedy baseline the round is scored again
+        assert all(torch.equal(value, state_of(whole)[key]) for key, value in state_of(resumed).items())
+
+
+class FailingAt:
+    """A scorer whose call of this number gives a number that is not finite."""
+
+    def __init__(self, call: int | None) -> None:
+        self.call, self.calls = call, 0
+
+    def __call__(self, compared: Any) -> np.ndarray:
+        scores = counted_token(compared)
+        if self.calls == self.call:
+            scores[-1, 0] = (np.nan, np.inf)[self.calls % 2]
+        self.calls += 1
+        return scores
+
+
+@pytest.mark.parametrize("name", ["ppo shared", "rloo", "grpo", "online dpo"])
+def test_a_gradient_that_is_not_finite_loses_nothing(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """In the second round; the state before the update is saved."""
+    whole = online_training(ROWS[name])
+    expected = list(whole.rounds())
+    failing = online_training(ROWS[name], Checkpoint(tmp_path))
+    step = type(failing.optimizers).step
+    counts: list[int] = []
+
+    def spoiled(optimizers: Any, *arguments: Any) -> Any:
+        counts.append(1)
+        if len(counts) == failing.settings.epochs * failing.settings.minibatches + 1:
+            next(failing.models.policy.parameters()).grad[0] = torch.nan
+        return step(optimizers, *arguments)
+
+    monkeypatch.setattr(type(failing.optimizers), "step", spoiled)
+    with pytest.raises(UserError, match="round 2, update 1: policy_grad_norm is nan; lower learning_rate"):
+        list(failing.rounds())
+    monkeypatch.undo()
+    resumed = online_training(ROWS[name], Checkpoint(tmp_path))
+    assert list(resumed.rounds()) == expected
+    assert all(torch.equal(value, state_of(whole)[key]) for key, value in state_of(resumed).items())
+
+
 def test_answers_all_alike_train_nothing_and_are_counted() -> None:
     """Equal scores give no advantage to a group; without a KL the policy stays where it is."""
     training = online_training({**ROWS["rloo"], "kl": 0}, scorer=lambda compared: 0 * counted_token(compared) + 1)
@@ -182,6 +242,15 @@ def test_a_missed_target_is_said_of_the_last_rounds(last: float, target: float |
     rounds = [{"kl": value, "kl_coefficient": 0.2} for value in (1000, 1000, last, last, last)]
     missed = missed_target(rounds, KL.parse({"target": target}, "tests"))
     assert sentence in missed and bool(missed) == bool(sentence)
+
+
+def test_doubts_of_a_training_are_sentences() -> None:
+    settings = online_training(ROWS["rloo"]).settings
+    rounds = [{"kl": 0.1, "ended": 0.0, "groups_without_signal": 1.0}] * 4
+    never, alike = doubts_of(rounds, settings)
+    assert never.startswith("no answer of the last 3 rounds ended within max_new_tokens (6); raise it")
+    assert alike.startswith("all answers to a prompt had equal scores in the last 3 rounds, so the reward taught")
+    assert doubts_of([*rounds, {"kl": 0.1, "ended": 0.2, "groups_without_signal": 0.5}], settings) == []
 
 
 class Words:

@@ -171,6 +171,16 @@ def test_a_suite_without_runs_still_has_a_report(tmp_path):
     assert 'id="training"' not in (workspace.output / "index.html").read_text()
 
 
+def test_the_doubts_of_a_training_are_on_the_page(tmp_path):
+    inputs = write_results(tmp_path, RUNS[:2], num_prompts=6, num_steps=3)
+    inputs["preferences"][0].write_text(json.dumps({"facts": {"doubts": ["kl.target: the KL is < 1", "no answer"]}}))
+    page = (made(tmp_path / "report", inputs, RUNS[:2]).output / "index.html").read_text()
+    name = inputs["preferences"][0].parent.name
+    assert f"<dt><b>{name}</b></dt><dd>kl.target: the KL is &lt; 1.</dd><dd>no answer.</dd>" in page
+    without = write_results(tmp_path / "other", RUNS[:1], num_prompts=6, num_steps=3)
+    assert "doubtful" not in (made(tmp_path / "plain", without, RUNS[:1]).output / "index.html").read_text()
+
+
 def table_of(runs: list[dict], rewards: dict[str, float] | None = None) -> pd.DataFrame:
     entry = {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4}
     names = ["base", "sft", *(run["name"] for run in runs)]

@@ -38,6 +38,8 @@ def test_durations(seconds: float, text: str):
         ("classifier", {"accuracy": {"mean": 0.8765}}, "accuracy 0.876"),
         ("prepare", {"train": {"used": 3, "rows_in": 4}, "test": {"used": 1, "rows_in": 1}}, "4 of 5 rows used"),
         ("preference", {"validation_loss": 0.6, "validation_margin": 2.6}, "loss 0.600  margin 2.600"),
+        ("policy", {"score": 0.812, "kl": 2.5}, "score 0.81  KL 2.50"),
+        ("online", {"score": 1, "doubts": ["the KL is off"]}, "score 1.00; the KL is off"),
         ("score", {"reward": {"mean": 0.25}, "kl": {"mean": 2}}, "reward 0.25  KL 2.00"),
         ("best_of_n", {"prompts": 180, "samples": 16}, "180 prompts, N up to 16"),
         ("exact", {"settings": 12, "responses": 85}, "12 settings"),

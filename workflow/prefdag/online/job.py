@@ -21,7 +21,7 @@ from prefdag.models.loading import load_policy, save, set_up
 from prefdag.models.route import route_facts
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
-from prefdag.online.report import missed_target, write_answers
+from prefdag.online.report import doubts_of, missed_target, write_answers
 from prefdag.online.rewards import Sources, load_scorer
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.round import Models
@@ -89,10 +89,13 @@ def train_policy(
         name: last.metrics[name] for name in ("score", "kl", "length", "ended") if name in last.metrics
     }
     workspace.results({f"final_{name}": value for name, value in facts.items()})
-    if missed := missed_target([record["metrics"] for record in training.history], settings.kl):
+    rounds = [record["metrics"] for record in training.history]
+    if missed := missed_target(rounds, settings.kl):
         facts["missed_target"] = missed
+    if doubts := doubts_of(rounds, settings):
+        facts["doubts"] = doubts
         if is_first():
-            print(f"{title}: {missed}", flush=True)
+            print("\n".join(f"{title}: {doubt}" for doubt in doubts), flush=True)
     return {**facts, **route_facts(models.policy)}
 
 

@@ -34,7 +34,7 @@ from prefdag.models.ops.recompute import recompute_blocks
 from prefdag.online.report import answers_to, round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round
-from prefdag.online.round import Models, Optimizers, Round
+from prefdag.online.round import Models, Optimizers, PolicyChanged, Round
 from prefdag.online.sampler import OwnSampler, Sampler
 from prefdag.online.targets import Targets, targets_of
 from prefdag.training.checkpoint import Checkpoint, stop_requested
@@ -118,8 +118,14 @@ class OnlineTraining:
         yield from (Step(**record) for record in self.history)
         with stop_requested() as signals, recompute_blocks(self.models.policy, self.settings.activation_gb):
             for number in range(len(self.history), self.settings.max_steps):
-                for _ in self._phases(number):
-                    self._pause(signals)
+                try:
+                    for _ in self._phases(number):
+                        self._pause(signals)
+                except PolicyChanged:
+                    raise
+                except UserError:  # at a score or an update, which a rerun repeats
+                    self._save()
+                    raise
                 self._pause(signals)
                 yield Step(**self.history[-1])
 
@@ -188,6 +194,10 @@ class OnlineTraining:
         progress = self.progress
         rollouts = progress.rollouts
         assert rollouts is not None
+        answers = []
+        if number % max(1, self.settings.max_steps // TABLE_ROUNDS) == 0 or number + 1 == self.settings.max_steps:
+            fixed = self.prompts[: self.settings.sample_table]
+            answers = answers_to(fixed, self.own_sampler, self.scorer, self.settings, number)
         metrics = round_metrics(rollouts, targets, progress.updates, self.settings) | {
             "kl_coefficient": self.coefficient
         }
@@ -207,10 +217,8 @@ class OnlineTraining:
             number + 1, loss, rate, norm, rollouts.lengths.numel(), int(rollouts.lengths.sum()), metrics, state
         )
         self.history.append(asdict(record))
+        self.answers += answers
         self.progress = Progress()
-        if number % max(1, self.settings.max_steps // TABLE_ROUNDS) == 0 or number + 1 == self.settings.max_steps:
-            fixed = self.prompts[: self.settings.sample_table]
-            self.answers += answers_to(fixed, self.own_sampler, self.scorer, self.settings, number)
         if self.on_round is not None:
             self.on_round(record.number, rollouts, self.seconds)
         if self.save_weights is not None:
@@ -224,12 +232,15 @@ class OnlineTraining:
         checkpoint = self.checkpoint
         requests = all_gather_objects((signals[:1], checkpoint is not None and checkpoint.due()))
         if checkpoint is not None and any(names or due for names, due in requests):
-            if is_first():
-                checkpoint.save(self._state())
+            self._save()
             all_gather_objects("saved")  # a barrier: no process may end while the first one still writes
         for names, _ in requests:
             if names:
                 raise Stopped(names[0])
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and is_first():
+            self.checkpoint.save(self._state())
 
     def _state(self) -> dict[str, Any]:
         progress, critic = self.progress, self.models.critic

@@ -26,6 +26,7 @@ from prefdag.online.sampler import OwnSampler
 from prefdag.online.targets import Layout, Targets
 
 OFF_TARGET = 2.0  # factor by which a KL may differ from its target
+LEAST_ROUNDS = 3  # the metrics of one round are noisy
 
 
 def round_metrics(
@@ -91,13 +92,11 @@ def _standard_error(values: Tensor) -> float:
 def missed_target(rounds: Sequence[dict[str, float]], kl: KL) -> str:
     """Return a sentence if the KL of the last rounds is off its target by a factor of two; "" otherwise.
 
-    The last rounds are a tenth of all, and at least three: the KL of one round is noisy.
-
     Args:
         rounds: the metrics of every round.
         kl: the settings; without a target nothing can be missed.
     """
-    last = rounds[-max(3, len(rounds) // 10) :]
+    last = _last(rounds)
     if kl.target is None or not last:
         return ""
     reached = sum(each["kl"] for each in last) / len(last)
@@ -109,6 +108,27 @@ def missed_target(rounds: Sequence[dict[str, float]], kl: KL) -> str:
         f"kl.target: the KL of the last {len(last)} rounds is {reached:.3g} nats, the target {kl.target:g}; the "
         f"coefficient went from {first:.3g} to {final:.3g}; lower kl.horizon ({kl.horizon}), or {remedy}"
     )
+
+
+def doubts_of(rounds: Sequence[dict[str, float]], settings: Online) -> list[str]:
+    """Return a sentence for everything that makes a finished training doubtful, as its last rounds show it."""
+    last, doubts = _last(rounds), [missed_target(rounds, settings.kl)]
+    if last and not any(each["ended"] for each in last):
+        doubts.append(
+            f"no answer of the last {len(last)} rounds ended within max_new_tokens ({settings.max_new_tokens}); raise "
+            "it, or lower the score of such answers by missing_eos"
+        )
+    if last and all(each.get("groups_without_signal") == 1 for each in last):
+        doubts.append(
+            f"all answers to a prompt had equal scores in the last {len(last)} rounds, so the reward taught nothing; "
+            "look at the reward, or raise temperature or samples"
+        )
+    return [doubt for doubt in doubts if doubt]
+
+
+def _last(rounds: Sequence[dict[str, float]]) -> Sequence[dict[str, float]]:
+    """Return the last tenth of the rounds."""
+    return rounds[-max(LEAST_ROUNDS, len(rounds) // 10) :]
 
 
 def answers_to(

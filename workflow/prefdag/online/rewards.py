@@ -27,6 +27,9 @@ from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.user_function import user_function
 from prefdag.seeds import generator
 
+AFTER_A_RERUN = (
+    "the training continues at this round, or starts again if the reward's file or settings are others than before"
+)
 Scorer = Callable[[Sequence[Comparison]], NDArray[np.float64]]  # N prompts with G responses to scores [N, G]
 
 
@@ -89,7 +92,7 @@ def _text_scorer(function: Callable[[list[str], list[str]], Any], tokenizer: Pre
 
 
 def check_scores(scores: NDArray[np.float64], comparisons: Sequence[Comparison], reward: str, number: int) -> None:
-    """Raise `UserError` if a score is not a finite number, or their number is wrong."""
+    """Raise `UserError` if a score is not a finite number, or their number is wrong. number: the round, from 0."""
     expected = len(comparisons), len(comparisons[0].responses)
     if scores.shape != expected:
         raise UserError(
@@ -100,8 +103,7 @@ def check_scores(scores: NDArray[np.float64], comparisons: Sequence[Comparison],
         row, column = wrong[0].tolist()
         raise UserError(
             f"round {number + 1}: {reward} scored sample {column} of the round's prompt {row} as {scores[row, column]} "
-            f"({len(wrong)} of {scores.size} scores are not finite); fix the reward and rerun: the training continues "
-            "before this round"
+            f"({len(wrong)} of {scores.size} scores are not finite); fix the reward and rerun: {AFTER_A_RERUN}"
         )
 
 

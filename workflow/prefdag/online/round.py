@@ -39,6 +39,10 @@ Plan = list[tuple[list[int], list[list[int]]]]  # of one process: prompts of eac
 FLAT = ("old", "reference", "values", "entropy", "kl")
 
 
+class PolicyChanged(UserError):
+    """The policy is no longer the one that was measured, so its state is of no use."""
+
+
 @dataclass(frozen=True)
 class Models:
     """What a round runs. critic, reference: None where the method reads none."""
@@ -133,7 +137,7 @@ class Round:
             The measured round, its targets, and the update's metrics.
 
         Raises:
-            UserError: a loss or gradient is not finite, or the first ratio is not 1.
+            UserError: a loss or gradient is not finite, or, as `PolicyChanged`, the first ratio is not 1.
         """
         plan = self.plans(update)[rank()]
         with in_place_gradients():
@@ -211,10 +215,10 @@ class Round:
             if not np.isfinite(value):
                 raise UserError(
                     f"round {self.number + 1}, update {update + 1}: {name} is {value}; lower learning_rate, or look at "
-                    "the round's scores; the training continues before this update"
+                    "the round's scores; the state before this update is saved"
                 )
         if update == 0 and metrics.get("ratio_error", 0.0):
-            raise UserError(
+            raise PolicyChanged(
                 f"round {self.number + 1}: the first ratio to the sampling policy differs from 1 by "
                 f"{metrics['ratio_error']:.2g}; the policy changed between measuring and updating"
             )

@@ -110,6 +110,7 @@ def run(
     content = {**overview(results, job.expected), **answers_content(results), "optima": _optima(job.runs)}
     content["labelled_by"] = {row.name: row.labelled_by for row in job.runs}
     content |= {"summary": summary(results), "origin": origin(workspace.journal.path)}
+    content |= {"doubts": _doubts(preferences)}
     _write(workspace, "index.html", render_page(FIGURES, images, suite=job.suite, **content))
     return {"policies": len(results.runs), "figures": sorted(images)}
 
@@ -143,6 +144,12 @@ def _optima(runs: Sequence[Run]) -> dict[str, list[str]]:
         if run.optimum is not None:
             names.setdefault(run.optimum, []).append(run.name)
     return names
+
+
+def _doubts(trained: Sequence[Path]) -> dict[str, list[str]]:
+    """Return what each on-policy training says of itself that makes it doubtful, by its name."""
+    facts = {path.parent.name: read_manifest(path).content.get("facts") or {} for path in trained}
+    return {name: values["doubts"] for name, values in facts.items() if values.get("doubts")}
 
 
 def _check_lineage(
