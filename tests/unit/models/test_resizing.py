@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import ROOT
 from model_folder import write_model_folder
 from prefdag.cli.main import main
+from prefdag.data.tokenization import check_rows
+from prefdag.errors import UserError
 
 LOADERS = [path for path in (ROOT / "workflow/prefdag").rglob("*.py") if ".from_pretrained(" in path.read_text()]
 
@@ -68,6 +70,16 @@ def test_without_leave_it_is_refused_and_with_nothing_to_add_it_is_said(
     write_model_folder(tmp_path / "base")
     assert fetched(tmp_path, resize=True) == 0
     assert "every token has a row, so none was added" in capsys.readouterr().out
+
+
+def test_prepare_refuses_a_token_that_only_the_loaded_tokenizer_shows(tmp_path: Path) -> None:
+    """A folder of a sentencepiece model states its tokens in no file that is read as text."""
+    folder = write_with_new_token(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"base: its tokenizer has the token '<\|new\|>' of id"):
+        check_rows(tokenizer, folder)
+    (folder / "config.json").unlink()
+    check_rows(tokenizer, folder)
 
 
 @pytest.mark.parametrize("path", LOADERS, ids=lambda path: path.stem)

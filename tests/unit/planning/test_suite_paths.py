@@ -126,7 +126,7 @@ def test_all_wrong_paths_are_said_at_once_and_right_ones_pass(folder: Path):
             "model.source: model: its config adds a router loss (output_router_logits), which no loss here has; set",
         ),
         (
-            {"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}},
+            {"model_type": "llama", "rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "dynamic"}},
             "model.source: model: its dynamic rotary scaling depends on what shares a batch",
         ),
         (

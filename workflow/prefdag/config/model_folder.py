@@ -34,7 +34,7 @@ def mistake_of(files: Mapping[str, Path], kind: Kind, resize: bool = False) -> s
         architecture = config.get("model_type")
     except (ValueError, AttributeError, RecursionError):
         return ": its config.json is not valid; download it again"
-    mistake = _unsuitable(config, architecture, kind) or (None if resize else _without_row(files, config, kind))
+    mistake = _unsuitable(config, architecture, kind) or (None if resize else without_row(_tokens(files), config, kind))
     return mistake and f": {mistake}"
 
 
@@ -59,19 +59,17 @@ def refused_setting(config: Mapping[str, Any]) -> str | None:
         return f"its weights are quantised ({method}), which cannot be trained; name the model in 16 or 32 bits"
     if config.get("output_router_logits") or text.get("output_router_logits"):
         return "its config adds a router loss (output_router_logits), which no loss here has; set it to false"
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind_of_scaling = scaling.get("rope_type", scaling.get("type"))
     if kind_of_scaling in ("dynamic", "longrope", "su"):
         return f"its {kind_of_scaling} rotary scaling depends on what shares a batch; use a model without it"
     return None
 
 
-def _without_row(files: Mapping[str, Path], config: dict[str, Any], kind: Kind) -> str | None:
-    """Return which token has no row in the embeddings; None if each has one, or the files do not say."""
+def without_row(tokens: Mapping[str, int], config: Mapping[str, Any], kind: Kind = "causal") -> str | None:
+    """Return which token has no row in the embeddings; None if each has one, or the config does not say."""
     rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
-    if rows is None:
-        return None
-    beyond = {token: number for token, number in _tokens(files).items() if number >= rows}
+    beyond = {token: number for token, number in tokens.items() if rows is not None and number >= rows}
     if not beyond:
         return None
     token, number = min(beyond.items(), key=lambda item: item[1])

@@ -4,11 +4,13 @@ The loss counts the tokens of the response and one end-of-turn after it. What a 
 response (the header) belongs to the prompt; what it writes after the end-of-turn is removed.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from prefdag.config.model_folder import without_row
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import Prompt, Unusable
 from prefdag.data.prompt_templates import load_template
@@ -21,6 +23,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})") from None
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Raise `UserError` if a token has no row in the embeddings of the model in the folder, if there is one."""
+    config = folder / "config.json"
+    if config.is_file() and (mistake := without_row(tokenizer.get_vocab(), json.loads(config.read_text()))):
+        raise UserError(f"{folder}: {mistake}")
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], prepare: Prepare) -> list[list[int]]:

@@ -21,7 +21,7 @@ from prefdag.data.preprocess import UNDESIRABLE, ChunkEncoder, EncodedChunk, Enc
 from prefdag.data.settled import changes_of, settle
 from prefdag.data.splits import check_sizes, held_out_shares
 from prefdag.data.token_store import Store, StoreWriter
-from prefdag.data.tokenization import load_tokenizer
+from prefdag.data.tokenization import check_rows, load_tokenizer
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
@@ -106,7 +106,9 @@ def _load_tokenizer(tokenizer: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the fetched model, or a tokenizer that is fetched alone."""
     folders = [tokenizer.parent / name for name in ("model", "tokenizer")]
     model = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return load_tokenizer(model)
+    vocabulary = load_tokenizer(model)
+    check_rows(vocabulary, model)
+    return vocabulary
 
 
 def _row_files(job: Job, rows: Path) -> RowFiles:
