@@ -141,7 +141,7 @@ class ConsoleHandler(logging.Handler):
             return
         self._print(f"{sum(self.totals.values())} jobs would run:")
         for stage, number in self.totals.items():
-            self._print(f"  {stage:<12} {number:>4}   {_join(self.reasons.get(stage, {}))}")
+            self._print(f"  {stage:<13} {number:>4}   {_join(self.reasons.get(stage, {}))}")
         self._print("`prefdag why` explains each job; `snakemake -n -p` shows its inputs and its command.")
 
     def _table(self) -> Table:

@@ -189,11 +189,11 @@ def run(arguments: argparse.Namespace) -> int:
     tokens = f"{size.prompt_tokens} + 2 x {size.response_tokens} tokens ({counted})"
     print(f"{suite.name}: {size.parameters:.3g} parameters, {size.comparisons:,} comparisons of {tokens}")
     print(f"estimated, not measured, for {H100.name}")
-    print(f"{'stage':12} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
+    print(f"{'stage':13} {'jobs':>5} {'GPU hours':>10} {'GB':>6}")
     for one in costs:
-        print(f"{one.stage:12} {one.jobs:5} {one.hours:10.2f} {_gigabytes(one.gigabytes):>6}")
+        print(f"{one.stage:13} {one.jobs:5} {one.hours:10.2f} {_gigabytes(one.gigabytes):>6}")
     most = max(one.gigabytes for one in costs)
-    print(f"{'all':12} {'':5} {sum(one.hours for one in costs):10.2f} {_gigabytes(most):>6}")
+    print(f"{'all':13} {'':5} {sum(one.hours for one in costs):10.2f} {_gigabytes(most):>6}")
     return 0
 
 
