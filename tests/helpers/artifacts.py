@@ -23,7 +23,7 @@ def manifest_of(folder: Path, facts: object = None) -> Manifest:
 def cache_of(folder: Path, model: PreTrainedModel, store: Store) -> ReferenceCache:
     folder.mkdir()
     write_cache(model, store, folder / "train.npy", BUDGET)
-    return ReferenceCache(manifest_of(folder), "train", store)
+    return ReferenceCache(manifest_of(folder).file("train.npy"), store)
 
 
 def run_of(folder: Path, method: str, inputs: dict[str, str], **options: float) -> Path:

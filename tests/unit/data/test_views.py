@@ -45,7 +45,7 @@ def test_the_pairs_reference_cache_serves_it(store: Store, tmp_path: Path) -> No
     """Every response's cached log-probs are those of running it alone, to float32."""
     model, view = tiny(dtype=torch.float32), Unpaired(store)
     cache_of(tmp_path / "reference", model, store)
-    cache = ReferenceCache(read_manifest(tmp_path / "reference/manifest.json"), "train", view)
+    cache = ReferenceCache(read_manifest(tmp_path / "reference/manifest.json").file("train.npy"), view)
     assert cache.verify(model, view) < 1e-5
     for ids, segments in iter_packed(view, 60):
         assert (logprobs(model, segments).tokens - cache(ids, segments).tokens).abs().max() < 1e-5

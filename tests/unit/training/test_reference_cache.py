@@ -130,7 +130,7 @@ def test_verify_refuses_a_corrupted_cache(
     values = np.load(cache.path)
     values[-1] += wrong  # the last comparison is among those recomputed
     np.save(cache.path, values)
-    corrupted = ReferenceCache(read_manifest(cache.path.parent / "manifest.json"), "train", store)
+    corrupted = ReferenceCache(read_manifest(cache.path.parent / "manifest.json").file("train.npy"), store)
     with pytest.raises(UserError, match=r"train.npy: recomputed log-probs differ by .* rerun `reference`"):
         corrupted.verify(model, store)
 
@@ -145,10 +145,10 @@ def test_a_cache_of_another_size_is_refused(cache: ReferenceCache, tmp_path: Pat
     fewer = stored(tmp_path / "fewer", comparisons(19, 2))
     manifest = read_manifest(cache.path.parent / "manifest.json")
     with pytest.raises(UserError, match=r"train.npy: holds \d+ tokens, the comparisons \d+; .* rerun `reference`"):
-        ReferenceCache(manifest, "train", fewer)
+        ReferenceCache(manifest.file("train.npy"), fewer)
     cache.path.write_bytes(cache.path.read_bytes()[:-4])
     with pytest.raises(UserError, match="missing, or not the file that manifest.json lists"):
-        ReferenceCache(manifest, "train", fewer)
+        ReferenceCache(manifest.file("train.npy"), fewer)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from prefdag.config.exact import Exact
 from prefdag.config.objectives import OBJECTIVES
 from prefdag.config.online.methods import METHODS
 from prefdag.config.rounds import RoundPairs
+from prefdag.config.sections.adapter import Adapter
 from prefdag.config.sections.discriminator import Discriminator
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
@@ -30,6 +31,10 @@ A row with `pairs: {law: ..}`, and perhaps `rounds: N`, draws its pairs from its
 [pairs of a row](#pairs-of-a-row) and `docs/howto/on-policy.md`. `pairs: max_min` is short for `pairs: {law: max_min}`.
 `discriminator: {gold_pairs: 64}` in such a row trains a reward model again in every round, as D2PO does: see
 [discriminator of a row](#discriminator-of-a-row).
+
+`adapter: {rank: 16}` in `sft`, `reward`, `preference`, `online` or a row trains low-rank updates of frozen weights: see
+[adapter](#adapter) and `docs/howto/adapters.md`. A row's keys of it replace the section's, and `adapter: null` in a row
+trains every weight.
 
 `dataset: rankings` in a row trains it on all K responses to a prompt as one comparison; the default is pairs,
 `dataset: comparisons`. A loss of single responses splits comparisons: the best response is desirable, the others are
@@ -64,6 +69,7 @@ def table() -> str:
         *_sections("", Suite),
         *_sections("pairs of a row", RoundPairs),
         *_sections("discriminator of a row", Discriminator),
+        *_sections("adapter", Adapter),
         *_sections("exact", Exact),
         _losses(),
         _methods(),
@@ -77,6 +83,8 @@ def _sections(name: str, section: type[Section]) -> list[str]:
     title = f"\n## {name or 'The suite'}\n\n{(section.__doc__ or '').strip().splitlines()[0]}\n"
     parts = [title + "\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)] if rows else []
     for key, kind in inner.items():
+        if kind is Adapter:  # four sections have one; its table comes once
+            continue
         parts += _sections(f"{name}.{key}" if name else key, kind)
     return parts
 

@@ -20,6 +20,7 @@ from prefdag.config.online.methods import (
 from prefdag.config.online.settings import Online
 from prefdag.config.optimum import Optimum, preference_optimum
 from prefdag.config.rounds import Rounds
+from prefdag.config.sections.adapter import over_section
 from prefdag.config.sections.preference import Preference
 from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
@@ -87,9 +88,18 @@ def grid_of(grid: list[dict[str, Any]]) -> list[dict[str, Any]]:
         swept = [key for key, value in entry.items() if isinstance(value, list) and key != "seeds"]
         for choice in itertools.product(*(entry[key] for key in swept)):
             chosen = dict(zip(swept, choice, strict=True))
-            parts = [_title(entry), *(f"{key}{str(value).rpartition(':')[2]}" for key, value in chosen.items())]
+            parts = [_title(entry), *(f"{key}{_named(value)}" for key, value in chosen.items())]
             rows.append({**entry, **chosen, "name": "-".join(parts)})
     return rows
+
+
+def _named(value: Any) -> str:
+    """Return a grid's value as the names of runs state it; of a mapping its keys and values."""
+    if isinstance(value, dict):
+        return "".join(f"-{key}{_named(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return str(value).rpartition(":")[2]
 
 
 def _title(entry: dict[str, Any]) -> str:
@@ -181,13 +191,14 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     seeds = mistakes.attempt(_seeds_of, row, where, inside)
     options = entry_of(row.get("method"), where, inside).model_fields
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
+    training = over_section(preference, training)
     about: dict[str, Any] = {}
     if "dataset" in row and "dataset" not in options:
         about = {"dataset": mistakes.attempt(_dataset, row.pop("dataset"), where, inside)}
     rounds = {key: row.pop(key) for key in list(row) if key in Rounds.model_fields and key not in options}
     others = ("name", "seeds", "dataset", *Rounds.model_fields, *Preference.model_fields)
     loss = mistakes.attempt(objective, row, where, inside, others)
-    settings = mistakes.attempt(Preference.parse, {**preference, **training}, where, inside)
+    settings = mistakes.attempt(Preference.parse, training, where, inside)
     if rounds:
         about["rounds"] = mistakes.attempt(Rounds.parse, rounds, where, inside)
     mistakes.check()
@@ -197,7 +208,7 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
     for seed in seeds:
         suffix = "" if seed is None else f"-seed{seed}"
         if seed is not None:
-            settings = Preference.parse({**preference, **training, "seed": seed}, where, inside)
+            settings = Preference.parse({**training, "seed": seed}, where, inside)
         runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
     return runs
 
@@ -216,7 +227,7 @@ def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> lis
     method = policy_method(
         {key: row[key] for key in row if key in options or key not in Online.model_fields}, where, inside
     )
-    settings = {**online, **{key: value for key, value in row.items() if key not in options}}
+    settings = over_section(online, {key: value for key, value in row.items() if key not in options})
     runs = []
     for seed in seeds:
         chosen = {**settings, **({} if seed is None else {"seed": seed})}

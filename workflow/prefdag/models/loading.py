@@ -3,6 +3,9 @@
 import ctypes
 import logging
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,23 @@ from transformers.utils import logging as transformers_logging
 
 from prefdag.config.model import Architectural
 from prefdag.config.model_folder import refused_setting
+from prefdag.config.sections.adapter import Adapter
 from prefdag.distributed.collectives import join
 from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
+from prefdag.models.adapters import attach, base_of, is_adapter, is_attached, merge, save_adapter, set_base
 from prefdag.models.attention.interface import NAME
 from prefdag.models.ops.device import Precision, compute_dtype, use_precision
 from prefdag.models.ops.half_linear import use_half_linears
 from prefdag.models.proof import attention_of, check_weights, chosen_route, is_proved
-from prefdag.models.route import Route, set_route
+from prefdag.models.route import Route, route_of, set_route
 from prefdag.os_errors import out_of_memory
 from prefdag.seeds import named_seed
 
 logger = logging.getLogger(__name__)
 HEAD = "score.weight"
+OF_WEIGHTS = ("model", "adapter")  # how names of files of weights begin
 ALIGNMENT = 64  # bytes
 
 transformers_logging.set_verbosity_error()
@@ -81,6 +87,8 @@ def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None
     Raises:
         UserError: as `load_policy`, and for a reward model without heads.
     """
+    if new_heads is None and is_adapter(folder):
+        new_heads = AutoConfig.from_pretrained(folder, local_files_only=True).num_labels
     if new_heads is None:
         model = _load(AutoModelForSequenceClassification, folder, device)
     else:
@@ -111,6 +119,8 @@ def _read_config(folder: Path) -> PretrainedConfig:
 def _load(
     kind: Any, folder: Path, device: torch.device, may_lack: str | None = None, **options: Any
 ) -> PreTrainedModel:
+    if is_adapter(folder):
+        return merge(_load(kind, base_of(folder), device, may_lack, **options), folder)
     config = _read_config(folder)
     is_new = not is_proved(config)
     route = chosen_route(config, str(folder))
@@ -140,6 +150,32 @@ def _load(
 def _use_precision(model: nn.Module) -> None:
     if compute_dtype(torch.device("cpu")) == torch.bfloat16:
         use_half_linears(model)
+
+
+def add_adapter(model: PreTrainedModel, settings: Adapter | None, seed: int, folder: Path) -> PreTrainedModel:
+    """Freeze a loaded model and attach a new adapter to it, if there are settings for one.
+
+    Args:
+        model: a policy or a scorer.
+        settings: of the adapter; None: the model is left as it is.
+        seed: of the adapter's initial weights and its dropout.
+        folder: the policy that the model was loaded from, which a saved adapter names as its base.
+
+    Returns:
+        The model without an adapter, on the same weights: the model itself if there are no settings.
+
+    Raises:
+        UserError: the model has none of the named layers, or cannot be held as `settings.base` says.
+    """
+    if settings is None:
+        return model
+    base = attach(model, settings, seed)
+    set_base(model, folder)
+    route = chosen_route(model.config, str(folder), settings)
+    if route.kind != route_of(model).kind:
+        model.set_attn_implementation(attention_of(route))
+    set_route(model, route)
+    return base
 
 
 def _align(model: nn.Module) -> None:
@@ -214,10 +250,35 @@ def save(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
     state = full_tensor(model.state_dict())
     if not is_first():
         return
-    model.save_pretrained(folder, state_dict=state)
+    if is_attached(model):
+        save_adapter(model, state, folder)
+    else:
+        model.save_pretrained(folder, state_dict=state)
     for path in tokenizer.iterdir():
-        if path.name not in ("config.json", "generation_config.json") and not path.name.startswith("model"):
+        is_of_model = path.name in ("config.json", "generation_config.json") or path.name.startswith(OF_WEIGHTS)
+        if path.is_file() and not is_of_model:
             shutil.copy(path, folder / path.name)
+
+
+def save_merged(model: PreTrainedModel, tokenizer: Path, folder: Path) -> None:
+    """Write what `save` does for a model without an adapter: one that is attached is merged into a copy."""
+    if not is_attached(model):
+        save(model, tokenizer, folder)
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        save(model, tokenizer, Path(name) / "model")
+        save(load_policy(Path(name) / "model", torch.device("cpu")), tokenizer, folder)
+
+
+@contextmanager
+def merged_folder(folder: Path) -> Iterator[Path]:
+    """Yield a policy's folder, or if it holds an adapter a temporary one with the merged weights."""
+    if not is_adapter(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        save(load_policy(folder, torch.device("cpu")), folder, Path(name) / "model")
+        yield Path(name) / "model"
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from prefdag.models.attention.interface import NAME
 from prefdag.models.ops.device import at_least_float32
+from prefdag.models.ops.seeded_dropout import read_tokens
 from prefdag.models.ops.vocabulary import embed, target_logprobs
 from prefdag.models.packing import Segments, TokenPlan
 from prefdag.models.route import logit_scale, route_of, scaled_logits, soft_cap
@@ -84,6 +85,7 @@ def hidden_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
     works token by token in the last layer (its MLP and the final norm) runs at these positions alone.
     """
     route = route_of(model)
+    read_tokens(model, segments.tokens)
     if route.kind == "padded":
         return padded_states(model, segments, plan)
     if route.kind == "mask":

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from prefdag.config.sections.adapter import Adapter
 from prefdag.data.token_store import Comparison
 from prefdag.errors import UserError
+from prefdag.models.adapters import attach
 from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import logprobs
 from prefdag.models.packing import pack
@@ -34,20 +36,21 @@ LOGPROBS = "log-probs"
 Values = dict[str, Tensor]
 
 
-def chosen_route(config: PretrainedConfig, where: str) -> Route:
+def chosen_route(config: PretrainedConfig, where: str, adapter: Adapter | None = None) -> Route:
     """Return the fastest route that equals single rows on a shrunken copy of a model.
 
     Args:
         config: the model's configuration.
         where: the folder or file that an error names.
+        adapter: settings of the adapter that is attached to the model.
 
     Raises:
         UserError: if no route is equal, or the architecture is not a causal language model that can be built.
     """
-    path = proof_path(config, "logprobs")
+    path = proof_path(config, "logprobs", adapter)
     if path.is_file():
         return Route.parse_json(path.read_text(), str(path))
-    route = prove(config, where)
+    route = prove(config, where, adapter)
     write_proof(path, route.model_dump_json())
     return route
 
@@ -82,11 +85,13 @@ def proof_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prefdag" / "proofs"
 
 
-def proof_path(config: PretrainedConfig, kind: str) -> Path:
+def proof_path(config: PretrainedConfig, kind: str, adapter: Adapter | None = None) -> Path:
     """Return the file of a proof; its name states configuration, code, versions and attention."""
     values = {key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "dtype")}
     code = [path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     versions = [torch.__version__, version("transformers"), lowering(torch.device("cpu"), torch.float32)]
+    if adapter is not None:
+        versions += [version("peft"), adapter.canonical()]
     text = json.dumps([values, versions], sort_keys=True, default=str).encode()
     digest = hashlib.sha256(b"\0".join([text, *code])).hexdigest()
     return proof_folder() / f"{config.model_type}-{kind}-{digest[:16]}.json"
@@ -101,9 +106,11 @@ def write_proof(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
-def prove(config: PretrainedConfig, where: str) -> Route:
+def prove(config: PretrainedConfig, where: str, adapter: Adapter | None = None) -> Route:
     try:
         built = build_shrunken(config, where)
+        if adapter is not None:
+            _attach_lively(built, adapter)
     except UserError as error:  # the slowest route is then checked on the real weights alone
         return CANDIDATES[-1].model_copy(update={"reason": error.args[0]})
     pairs, failures = probes(VOCABULARY), list[str]()
@@ -136,6 +143,15 @@ def _is_causal(model: PreTrainedModel) -> bool:
     with torch.no_grad():
         short, long = (single_logprobs(model, Comparison(prompt, (part,))) for part in (response[:1], response))
     return relative_error(long[:1], short) <= TOLERANCE
+
+
+def _attach_lively(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Attach an adapter that changes every layer, over weights in float32."""
+    attach(model, adapter.model_copy(update={"base": "float32", "dropout": 0.0}), seed=0)
+    random = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
 
 
 def _measure(model: PreTrainedModel, compute: Any) -> Values:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from prefdag.config.online.methods import TokenMethod
 from prefdag.errors import UserError
 from prefdag.models.loading import load_scorer
+from prefdag.models.ops.device import at_least_float32
 from prefdag.models.packing import Segments
 from prefdag.models.policy_stats import states_of
 from prefdag.models.route import route_of
@@ -95,7 +96,8 @@ def load_critic(
         head = head_of_scorer(model)
     else:
         width = policy.get_output_embeddings().weight.shape[1]
-        head = nn.Linear(width, 1, bias=False, device=device, dtype=next(policy.parameters()).dtype)
+        dtype = at_least_float32(next(policy.parameters()).new_empty(0)).dtype
+        head = nn.Linear(width, 1, bias=False, device=device, dtype=dtype)
     head.weight.data.copy_(_new_head(head.weight, seed) if weight is None else weight)
     return Critic(model if method.value == "own" else head, behind)
 

@@ -17,7 +17,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.distributed.ranks import is_first
 from prefdag.losses.soft_labels import PairLoss
-from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.loading import add_adapter, load_policy, save, set_up
 from prefdag.models.route import route_facts
 from prefdag.online.critic import load_critic
 from prefdag.online.loop import OnlineTraining
@@ -107,7 +107,10 @@ def models_of(
     Returns:
         Policy, reference and value head; and the SFT policy, frozen, also where the objective has no reference.
     """
-    model, initial = load_policy(weights, device), load_policy(weights, device).requires_grad_(False)
+    model = load_policy(weights, device)
+    initial = add_adapter(model, settings.adapter, settings.seed, weights)
+    if initial is model:
+        initial = load_policy(weights, device).requires_grad_(False)
     critic = None
     if isinstance(method, TokenMethod) and reads_values(method):
         critic = load_critic(method, model, weights, sources.reward, settings.seed, device)

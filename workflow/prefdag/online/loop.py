@@ -30,6 +30,7 @@ from prefdag.distributed.ranks import is_first
 from prefdag.errors import Stopped, UserError
 from prefdag.losses.policy_gradient import adapted_coefficient
 from prefdag.losses.soft_labels import PairLoss
+from prefdag.models.adapters import load_trained_state, trained_state
 from prefdag.models.ops.recompute import recompute_blocks
 from prefdag.online.report import answers_to, round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
@@ -245,7 +246,7 @@ class OnlineTraining:
     def _state(self) -> dict[str, Any]:
         progress, critic = self.progress, self.models.critic
         return {
-            "model": self.models.policy.state_dict(),
+            "model": trained_state(self.models.policy),
             "value": None if critic is None else critic.module.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "history": self.history,
@@ -269,7 +270,7 @@ class OnlineTraining:
             )
         if saved is None:
             return
-        self.models.policy.load_state_dict(saved["model"])
+        load_trained_state(self.models.policy, saved["model"])
         if self.models.critic is not None:
             self.models.critic.module.load_state_dict(saved["value"])
         self.optimizers.load_state_dict(saved["optimizers"])

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from prefdag.config.online.settings import Online
 from prefdag.config.sections.sampling import Sampling
 from prefdag.models.generation import Sample, sample
-from prefdag.models.loading import save
+from prefdag.models.loading import save_merged
 from prefdag.models.vllm import Engine, import_vllm
 
 
@@ -74,7 +74,7 @@ class VllmSampler:
     def __call__(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[object], sampling: Sampling, title: str
     ) -> Iterator[Sample]:
-        save(self.policy, self.tokenizer, self.folder)
+        save_merged(self.policy, self.tokenizer, self.folder)
         if self.engine is None:
             self.engine = Engine(self.folder, self.settings.seed)
         yield from self.engine.sample(prompts, keys, sampling, self.eos, self.settings.top_k)

@@ -4,7 +4,7 @@ A round of on-policy training samples at the prompts of `train` and `validation`
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from prefdag.data.token_store import Comparison, Store
 from prefdag.data.tokenization import load_tokenizer, stop_token
 from prefdag.errors import UserError
 from prefdag.models.generation import Sample, sample
-from prefdag.models.loading import load_policy, set_up
+from prefdag.models.loading import load_policy, merged_folder, set_up
 from prefdag.models.vllm import sample_vllm
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
@@ -100,7 +100,8 @@ def _sampled(
     name = AnswerSet.parse(workspace.name or "policy").policy if job.round is None else policy.parent.name
     workspace.log_model_input("policy", name, str(weights.relative_to(policy.parent)))
     if settings.backend == "vllm":
-        samples = sample_vllm(weights, prompts, keys, settings, end)
+        with merged_folder(weights) as folder:
+            samples: Iterable[Sample] = [*sample_vllm(folder, prompts, keys, settings, end)]
     else:
         title = f"generate: {workspace.name or 'policy'}"
         samples = sample(load_policy(weights, device), prompts, keys, settings, end, title)

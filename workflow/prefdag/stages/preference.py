@@ -11,8 +11,9 @@ from prefdag.config.objectives import Objective, objective
 from prefdag.config.sections.preference import Preference
 from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired, objective_view
+from prefdag.distributed.ranks import rank
 from prefdag.errors import UserError
-from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.loading import add_adapter, load_policy, save, set_up
 from prefdag.models.route import route_facts, route_of
 from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
@@ -23,7 +24,7 @@ from prefdag.training.mismatched import MismatchedRatios
 from prefdag.training.preference_metrics import displacement
 from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.records import record_steps
-from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance
+from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance, write_cache
 
 
 class Job(Section):
@@ -77,10 +78,19 @@ def run(
         print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
         del views["validation"]
     model = load_policy(began.parent / "model", device)
-    caches = _caches(job, policy, comparisons, reference, model if start is None else None, views)
+    base = add_adapter(model, settings.adapter, settings.seed, began.parent / "model")
+    if start is None and _is_rounded(job) and "reference" in job.objective.reads:
+        caches = {
+            split: _rounded_cache(base, job, stores[split], view, workspace.resume / split)
+            for split, view in views.items()
+        }
+    else:
+        caches = _caches(job, policy, comparisons, reference, base if start is None else None, views)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, began.parent / "model")
     # `train` loads a resumed state into the model: measure everything that is relative to the start before that.
-    live = _frozen(policy, device) if "divergence" in job.objective.reads else None
+    live = None
+    if "divergence" in job.objective.reads:
+        live = base if base is not model and start is None else _frozen(policy, device)
     away = start and policy
     tasks = {split: _task(job, model, view, caches.get(split), live, away) for split, view in views.items()}
     held_out_pairs = stores["validation"] if stores["validation"].num_responses > 1 else ()
@@ -127,9 +137,30 @@ def _caches(
     model = model or load_policy(policy.parent / "model", set_up(job.preference.threads, job.preference.precision))
     device = next(model.parameters()).device
     check_key(manifest, cache_key(read_manifest(policy), read_manifest(comparisons), device, route_of(model)))
-    caches = {split: ReferenceCache(manifest, split, view) for split, view in views.items()}
+    caches = {split: ReferenceCache(manifest.file(f"{split}.npy"), view) for split, view in views.items()}
     caches["train"].verify(model, views["train"])
     return caches
+
+
+def _is_rounded(job: Job) -> bool:
+    """Whether the frozen weights below an adapter are in half precision or less."""
+    return job.preference.adapter is not None and job.preference.adapter.base != "float32"
+
+
+def _rounded_cache(
+    base: PreTrainedModel, job: Job, store: Store, view: Store | Unpaired, folder: Path
+) -> ReferenceCache:
+    """Return log-probs of the base as it is held here: the suite's cache is of float32 weights.
+
+    Every process computes its own, so that none waits for another.
+    """
+    path = folder / f"reference-{rank()}.npy"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        write_cache(base, store, partial, job.preference.tokens_per_batch)
+        partial.replace(path)
+    return ReferenceCache(path, view)
 
 
 def _frozen(policy: Path, device: torch.device) -> PreTrainedModel:
@@ -155,7 +186,7 @@ def _task(
         assert isinstance(view, Unpaired)
         reference = model if away is None else _frozen(away, device)
         mismatched = MismatchedRatios(model, view, job.preference.seed, job.preference.tokens_per_batch, reference)
-    start = tolerance(device) if away is None else None
+    start = tolerance(device, _is_rounded(job)) if away is None else None
     return PreferenceTask(
         job.objective, model, view, cache, live, mismatched, job.preference.seed, start, soft=job.labels == "soft"
     )

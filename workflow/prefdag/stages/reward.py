@@ -14,7 +14,7 @@ from prefdag.config.sections.reward import Reward
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
-from prefdag.models.loading import load_scorer, save, set_up
+from prefdag.models.loading import add_adapter, load_scorer, save, set_up
 from prefdag.models.packing import Segments
 from prefdag.models.route import route_facts, route_of
 from prefdag.provenance.links import link_or_copy
@@ -118,6 +118,9 @@ def train_reward_model(
     del untrained, first
     new = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings] if start is None else []
     members = _members_of(start.parent, settings, device) if start else new
+    for place, seed in enumerate(settings.trainings):
+        began = folder if start is None else member_folder(start.parent, place, settings.trainings)
+        add_adapter(members[place], settings.adapter, seed, began)
     steps = trainings(members, store, settings, scoring, workspace.resume)
     total = len(members) * total_steps(store, settings)
     record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", "reward")

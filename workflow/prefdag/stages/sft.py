@@ -6,7 +6,7 @@ from typing import Any
 from prefdag.config.sections.sft import SFT
 from prefdag.data.token_store import Store
 from prefdag.distributed.ranks import is_first
-from prefdag.models.loading import load_policy, save, set_up
+from prefdag.models.loading import add_adapter, load_policy, save, set_up
 from prefdag.models.route import route_facts
 from prefdag.provenance.links import link_weights
 from prefdag.runtime.stage import Workspace
@@ -41,6 +41,7 @@ def run(job: Job, workspace: Workspace, *, base: Path, demonstrations: Path) -> 
     held_out = Store.open(demonstrations.parent / "validation")
     model = load_policy(base.parent / "model", device)
     facts = {"nll_before": mean_nll(model, held_out, settings.tokens_per_batch)} if len(held_out) else {}
+    add_adapter(model, settings.adapter, settings.seed, base.parent / "model")
     num_steps = total_steps(store, settings)
     if num_steps:
         steps = train(model.train(), store, settings, supervised_task(model, store), Checkpoint(workspace.resume))

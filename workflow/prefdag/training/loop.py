@@ -36,9 +36,11 @@ from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, full_tensor, reduce_gradients, shard
 from prefdag.distributed.ranks import is_first, num_ranks, rank
 from prefdag.errors import Stopped, UserError
+from prefdag.models.adapters import load_trained_state, trained_state
 from prefdag.models.ops.device import autocast
 from prefdag.models.ops.half_linear import use_plain_linears
 from prefdag.models.ops.recompute import recompute_blocks
+from prefdag.models.ops.seeded_dropout import dropout_of_step
 from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import Segments, deal, micro_batches, num_steps, pack, step_members
 from prefdag.training.checkpoint import Checkpoint, stop_requested
@@ -151,7 +153,7 @@ def train(
     with stop_requested() as signals, recompute_blocks(model, settings.activation_gb):
         for number in range(len(history), steps):
             batch = _batch(model, store, lengths, settings, number)
-            with in_place_gradients():
+            with in_place_gradients(), dropout_of_step(model, number):
                 outcome = task.accumulate(batch, state)
             state = outcome.state
             rate = settings.learning_rate * schedule(number, steps, settings)
@@ -184,7 +186,7 @@ def _start_or_resume(
             "training: the nodes read different saved states; put the results on a disk that all nodes share"
         )
     if saved is not None:
-        model.load_state_dict(saved["model"])
+        load_trained_state(model, saved["model"])
     if settings.sharding == "sharded":
         assert isinstance(model, PreTrainedModel)
         use_plain_linears(model)
@@ -197,7 +199,7 @@ def _start_or_resume(
 
 def _save(model: nn.Module, optimizer: ShardedOptimizer, history: list[dict[str, Any]], checkpoint: Checkpoint) -> None:
     """Gather the unsharded state on every rank, and write it on the first."""
-    state = {"model": full_tensor(model.state_dict()), "optimizer": optimizer.state_dict(), "history": history}
+    state = {"model": full_tensor(trained_state(model)), "optimizer": optimizer.state_dict(), "history": history}
     if is_first():
         checkpoint.save(state)
     all_gather_objects("saved")  # a barrier: no rank may end while the first one still writes

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from prefdag.data.token_store import Comparisons
 from prefdag.errors import UserError
+from prefdag.models.adapters import CONFIG
 from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.ops.device import autocast, compute_dtype, to_device
@@ -24,6 +25,7 @@ from prefdag.models.route import FASTEST, Route
 from prefdag.provenance.manifest import Manifest
 
 VERIFIED_ROWS = 4
+OF_WEIGHTS = (".safetensors", CONFIG)  # an adapter's config states the digest of its base
 # Nats per token: packing reorders float32 sums; bf16 rounds each hidden state to 3 digits.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 
@@ -42,7 +44,7 @@ def cache_key(policy: Manifest, comparisons: Manifest, device: torch.device, rou
     way = lowering(device, dtype)
     attention = NAME if way == "masked" else f"{NAME} {way}"
     return {
-        "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(".safetensors")},
+        "weights": {name: e["sha256"] for name, e in policy.content["files"].items() if name.endswith(OF_WEIGHTS)},
         "tokens": {n: e["sha256"] for n, e in files.items() if n.endswith(("/tokens.npy", "/offsets.npy"))},
         "dtype": str(dtype).removeprefix("torch."),
         "attention": attention if route.kind == "segments" else str(route),
@@ -98,9 +100,8 @@ def _allocate(path: Path, num: int) -> NDArray[np.float32]:
 class ReferenceCache:
     """Memory-mapped log-probs of one split."""
 
-    def __init__(self, manifest: Manifest, split: str, store: Comparisons) -> None:
-        """Open the cache of `split`. Raises `UserError` if its size does not fit the store."""
-        path = manifest.file(f"{split}.npy")
+    def __init__(self, path: Path, store: Comparisons) -> None:
+        """Open a .npy file. Raises `UserError` if its size does not fit the store."""
         self.path = path
         self.starts = store.response_starts()
         self.values: NDArray[np.float32] = np.load(path, mmap_mode="r")
@@ -131,9 +132,12 @@ class ReferenceCache:
         return deviation
 
 
-def tolerance(device: torch.device) -> float:
-    """Return by how many nats per token recomputed log-probs may differ on a device."""
-    return TOLERANCE[str(compute_dtype(device)).removeprefix("torch.")]
+def tolerance(device: torch.device, is_rounded: bool = False) -> float:
+    """Return by how many nats per token recomputed log-probs may differ on a device.
+
+    is_rounded: whether the weights are in half precision or less on any device.
+    """
+    return TOLERANCE["bfloat16" if is_rounded else str(compute_dtype(device)).removeprefix("torch.")]
 
 
 def check_key(manifest: Manifest, expected: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import JUDGE, TRUNCATION_BIAS, Online
 from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
+from prefdag.config.sections.adapter import over_section
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import NonNegative, Positive, wording
 
@@ -217,7 +218,7 @@ def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, in
     unread = ("kl", "samples", "missing_eos", "normalise_rewards")
     below = {key: value for key, value in shared.items() if key not in unread}
     judged = str({**below, **values}.get("reward")).startswith(JUDGE)
-    chosen = {"labels": "hard" if judged else "bradley_terry", **below, **values, "samples": 2, "kl": 0}
+    chosen = {"labels": "hard" if judged else "bradley_terry", **over_section(below, values), "samples": 2, "kl": 0}
     settings = Online.parse(chosen, where, inside)
     if settings.judge and settings.labels != "hard":
         raise UserError(

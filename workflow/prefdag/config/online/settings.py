@@ -157,6 +157,12 @@ class Online(Preference):
             )
         return self
 
+    @model_validator(mode="after")
+    def _adapter_has_no_dropout(self) -> Self:
+        if self.adapter is not None and self.adapter.dropout:
+            raise ValueError("adapter.dropout: the sampling policy has none, so on-policy training takes 0; remove it")
+        return self
+
     def resolved(self, ground_truth: str) -> Self:
         """Return the settings with the suite's ground truth, `score.reward`, by its name."""
         return self.model_copy(update={"reward": ground_truth}) if self.reward == "ground_truth" else self

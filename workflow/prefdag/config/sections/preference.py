@@ -2,11 +2,11 @@
 
 from pydantic import Field, model_validator
 
-from prefdag.config.sections.training import Training
+from prefdag.config.sections.training import AdaptableTraining
 from prefdag.schema import Positive
 
 
-class Preference(Training):
+class Preference(AdaptableTraining):
     """Training of one aligned policy."""
 
     learning_rate: Positive = 1e-6

@@ -6,11 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.model import Origin
 from prefdag.config.reward_source import RewardSource
-from prefdag.config.sections.training import Training
+from prefdag.config.sections.training import AdaptableTraining
 from prefdag.schema import Count, NonNegative, Positive, Seed
 
 
-class Reward(Training):
+class Reward(AdaptableTraining):
     """Scalar heads on the SFT policy, trained on comparisons."""
 
     learning_rate: Positive = 1e-5

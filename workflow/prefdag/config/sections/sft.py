@@ -1,12 +1,14 @@
 """Supervised fine-tuning on demonstrations."""
 
-from pydantic import Field
+from typing import Self
 
-from prefdag.config.sections.training import Training
+from pydantic import Field, model_validator
+
+from prefdag.config.sections.training import AdaptableTraining
 from prefdag.schema import Positive
 
 
-class SFT(Training):
+class SFT(AdaptableTraining):
     """Next-token prediction on the counted tokens of the first response."""
 
     learning_rate: Positive = 2e-5
@@ -15,3 +17,9 @@ class SFT(Training):
         ge=0,
         description="optimizer steps, whatever `epochs` states; 0: the base model is the SFT policy as it is",
     )
+
+    @model_validator(mode="after")
+    def _adapter_is_trained(self) -> Self:
+        if self.adapter is not None and self.max_steps == 0:
+            raise ValueError("adapter: max_steps is 0, so nothing is trained; remove one of the two")
+        return self

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from prefdag.config.sections.adapter import Adapter
 from prefdag.schema import Compute, Count, Fraction, NonNegative, Positive
 
 
@@ -72,3 +73,13 @@ class Training(Compute):
         if self.sharding == "sharded" and self.processes == 1:
             raise ValueError("sharding: one process has nothing to shard over; state processes: 2 or more")
         return self
+
+
+class AdaptableTraining(Training):
+    """A training of weights that exist: of all of them, or of low-rank updates."""
+
+    adapter: Adapter | None = Field(
+        None,
+        exclude_if=lambda adapter: adapter is None,  # the config of a job without one does not state it
+        description="train low-rank updates in place of every weight; see [adapter](#adapter)",
+    )

@@ -162,8 +162,9 @@ class _TargetLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, target, sums = ctx.saved_tensors
         grad_states = torch.empty_like(states)
-        grad_weight, returned = gradient_buffer(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
+        # A frozen head, of a model with an adapter, needs no gradient of its own.
+        grad_weight, returned = gradient_buffer(weight) if ctx.needs_input_grad[1] else (None, None)
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         parts, table = _chunks(len(target), ctx.rows), _table(weight, ctx.dtype)
         for number, part in reversed(list(enumerate(parts))):  # the last chunk first, while it is still in the buffer
             if number == len(parts) - 1 and BUFFER.ticket == ctx.ticket:
@@ -176,6 +177,8 @@ class _TargetLogProbs(torch.autograd.Function):
                 grad_bias += torch.mv(exps.T, factor.to(exps.dtype))
             exps = exps.to(ctx.dtype)
             _matmul(exps, table, out=grad_states[part]).mul_(factor[:, None])
+            if grad_weight is None:
+                continue
             scaled = (states[part] * factor[:, None]).to(ctx.dtype)
             if ctx.dtype == grad_weight.dtype:
                 grad_weight.addmm_(exps.T, scaled)
