@@ -170,6 +170,7 @@ def add_adapter(model: PreTrainedModel, settings: Adapter | None, seed: int, fol
     if settings is None:
         return model
     base = attach(model, settings, seed)
+    _use_precision(model)
     set_base(model, folder)
     route = chosen_route(model.config, str(folder), settings)
     if route.kind != route_of(model).kind:
