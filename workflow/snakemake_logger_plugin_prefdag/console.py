@@ -132,6 +132,13 @@ class ConsoleHandler(logging.Handler):
             self._print("again: it keeps what is done, and continues trainings from their last saved state.")
         elif vars(record).get("exception") == "FileNotFoundError":  # of --configfile or --profile
             self._print(text.strip().splitlines()[-1], style="red")
+        elif vars(record).get("exception") == "LockException":
+            unlock = shlex.join(["snakemake", "--unlock", *sys.argv[1:]])
+            self._print(
+                f"prefdag: {Path.cwd()} is locked: another Snakemake runs here, or one was killed. If none runs, use\n"
+                f"  {unlock}\nand run the suite again: what is done is kept.",
+                style="red",
+            )
         elif vars(record).get("exception") not in JOB_FAILURES:
             self._print(text, style="red")
 

@@ -63,9 +63,9 @@ def test_what_it_shows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "mine: rows read: train 60 of 60" in output
     assert "splits: train 51, validation 3, test 6 rows" in output
     assert "comparisons: train: 51 of 51 rows used" in output
-    start = "<|im_start|>|u|s|e|r|\u21b5|W|h|a|t|"
-    assert output.count(start) == 2 and "|<|im_end|>|\u21b5|<|im_start|>|a|s|s|i|s|t|a|n|t|\u21b5\n" in output
-    assert "9 tokens  I|t| |i|s| |" in output and "N|o| |i|d|e|a|.|<|im_end|>" in output
+    start = "<|im_start|>·u·s·e·r·\u21b5·W·h·a·t·"
+    assert output.count(start) == 2 and "·<|im_end|>·\u21b5·<|im_start|>·a·s·s·i·s·t·a·n·t·\u21b5\n" in output
+    assert "9 tokens  I·t· ·i·s· ·" in output and "N·o· ·i·d·e·a·.·<|im_end|>" in output
     assert "51 comparisons; about" in output and "memory up to" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "rows.jsonl"]
 
@@ -136,7 +136,7 @@ def test_a_world_of_sampled_comparisons(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["check", str(tmp_path / "mini.yaml")]) == 0
     output = capsys.readouterr().out
     assert "comparisons: sampled from the SFT policy" in output
-    assert "demonstrations: train: 200 of 200 rows used" in output and "<|bos|>|" in output
+    assert "demonstrations: train: 200 of 200 rows used" in output and "<|bos|>·" in output
 
 
 def test_rows_of_sft_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

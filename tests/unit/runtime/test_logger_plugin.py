@@ -165,6 +165,18 @@ def test_a_run_in_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ]
 
 
+def test_a_locked_folder_is_a_sentence_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Snakemake's own words name neither the command nor that nothing is lost."""
+    monkeypatch.chdir(tmp_path)
+    words = "LockException:\nError: Directory cannot be locked. Please make sure that ... --unlock argument."
+    locked = record(words, logging.ERROR, event=LogEvent.ERROR, exception="LockException")
+    assert show(monkeypatch, locked).splitlines() == [
+        f"prefdag: {tmp_path} is locked: another Snakemake runs here, or one was killed. If none runs, use",
+        "  snakemake --unlock --configfile 'a b.yaml'",
+        "and run the suite again: what is done is kept.",
+    ]
+
+
 def test_quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     progress = show(monkeypatch, *run(tmp_path), quiet=(Quietness.PROGRESS,))
     assert progress.startswith("preference dpo ") and "sft" not in progress

@@ -188,7 +188,7 @@ def _shown(suite: Suite, seen: Preview) -> Iterator[str]:
     for dataset in _described(suite, seen):
         store = Store.open(seen.folder / f"prepare/{dataset}/train")
         names = ["chosen", "rejected"] if store.num_responses == 2 else ["response"] * store.num_responses
-        yield f"\n{dataset} as the model sees them, `|` between tokens; the loss counts the tokens of responses:"
+        yield f"\n{dataset} as the model sees them, `\u00b7` between tokens; the loss counts the tokens of responses:"
         for index in range(min(SHOWN, len(store))):
             one = store[index]
             yield f"  row {store.rows[index]}"
@@ -205,7 +205,7 @@ def _tokens(tokenizer: Any, ids: list[int]) -> str:
     ]
     if left_out > 0:
         texts = [*texts[:HEAD], f" ... {left_out} tokens ... ", *texts[-TAIL:]]
-    return "|".join(texts)
+    return "\u00b7".join(texts)
 
 
 def _costs(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
