@@ -12,7 +12,7 @@ from prefdag.provenance.sources import PACKAGE, sources
 CEILINGS = {
     "best_of_n": 15, "classifier": 17, "discriminator": 58, "exact": 47, "fetch": 34, "generate": 49,
     "gold": 48, "judge": 27, "online": 115,
-    "pairing": 17, "pairs": 55, "policy": 91, "preference": 59, "prepare": 36, "pretrain": 49, "rating": 26,
+    "pairing": 17, "pairs": 66, "policy": 91, "preference": 59, "prepare": 36, "pretrain": 49, "rating": 26,
     "reference": 31, "report": 66,
     "reward": 56, "score": 59, "sft": 37,
 }  # fmt: skip

@@ -235,3 +235,32 @@ def test_what_cannot_score_is_refused_in_a_sentence(
     assert "another vocabulary" in refused({"source": "three", "label": "LABEL_1", "template": "policy"})
     write_reward_model(Path("short"), chat(LLAMA3, LLAMA), max_position_embeddings=24)
     assert "short reads 24 tokens, and a prompt with its response comes to" in refused({"source": "short"})
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_it_labels_sampled_pairs(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage `pairs` orders the policy's samples by it: each row's scores are those of transformers."""
+    monkeypatch.chdir(tmp_path)
+    is_chat = template == "chat"
+    section = {"template": template, "end_of_turn": "<|im_end|>" if is_chat else "eos"}
+    prompts = PROMPTS if is_chat else ["Once upon", "A story of", "The end"]
+    tokenizer = chat(CHATML, CHAT) if is_chat else byte_tokenizer()
+    sft, _ = policy_and_comparisons(prompts, tokenizer, **section)
+    write_reward_model(Path("rm"), chat(LLAMA3, LLAMA), max_position_embeddings=1024)
+    fetched = command("fetch", "reward", {"reward": {"source": "rm", "template": "chat"}})
+    # An end of turn in one of a few tokens, so that samples end.
+    monkeypatch.setattr("prefdag.stages.pairs.stop_token", lambda tokenizer, prepare: 70)
+    pairs = {"reward": "trained", "num_samples": 8, "max_new_tokens": 200, "temperature": 9.0}
+    config = {"pairs": pairs, "prepare": {**PREPARE, **section}}
+    rows = Path("results/toy/fetch/data", MANIFEST)
+    made = command("pairs", "", config, "--policy", sft, "--rows", rows, "--reward", fetched).parent
+    lines = [json.loads(line) for line in (made / "train.jsonl").read_text().split("\n") if line]
+    assert len(lines) > 3
+    tokenizer, model = AutoTokenizer.from_pretrained("rm"), AutoModelForSequenceClassification.from_pretrained("rm")
+    for row in lines[:4]:
+        values = []
+        for text in row["responses"]:
+            answer = text if is_chat else text.removeprefix(" ")
+            ids = as_chat(tokenizer, row["prompt"], answer)["input_ids"]
+            values.append(model(input_ids=torch.tensor([ids])).logits.item())
+        assert row["scores"] == pytest.approx(values, abs=2e-5) and values[0] > values[1]

@@ -76,7 +76,7 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
         yield _training("sft", [suite.sft], size, machine, rows, length)
     if suite.pairs:
         yield JobCost("pairs", 1, _sampling(suite.pairs, size, machine, prompts), weights)
-    if suite.reward:
+    if suite.reward and not suite.reward.source:
         yield _training("reward", _reward_models(suite), size, machine, pairs, prompt + 2 * response)
     if discriminators := _discriminators(suite):
         yield _training("discriminator", discriminators, size, machine, pairs, prompt + 2 * response)
@@ -101,7 +101,7 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
 
 def _reward_models(suite: Suite) -> list[Reward]:
     """Return the settings of each training of the suite's reward model."""
-    return [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+    return [suite.reward] * len(suite.reward.trainings) if suite.reward and not suite.reward.source else []
 
 
 def _discriminators(suite: Suite) -> list[Reward]:

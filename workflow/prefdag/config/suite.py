@@ -81,6 +81,8 @@ class Suite(Section):
                 self._check_rounds(run)
             except ValueError as error:
                 raise ValueError(f"runs.{run.name}.{error}") from None
+        if self.pairs and self.pairs.reward == "trained" and not (self.reward and self.reward.source):
+            raise ValueError("pairs.reward: a reward model trained here needs pairs first; state reward.source")
         self._check_classifier()
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")

@@ -242,6 +242,7 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
         "classifier": _one(
             jobs.classifier_folder(suite) if suite.pairs and suite.pairs.reward == "classifier" else None
         ),
+        "reward": ["fetch/reward"] if suite.pairs and suite.pairs.reward == "trained" else [],
     },
     "reward": lambda suite, name: {
         "policy": ["sft"],

@@ -1,18 +1,21 @@
 """Load a fetched reward model, decide how it reads dialogues, and prove how it is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from prefdag.config.prepare import Prepare
 from prefdag.config.reward_source import RewardSource, check_labels
+from prefdag.data.adapters.records import Prompt
 from prefdag.data.settled import settle
 from prefdag.data.token_store import Comparison
-from prefdag.data.tokenization import load_tokenizer
+from prefdag.data.tokenization import encode_prompts, encode_texts, load_tokenizer
 from prefdag.errors import UserError
 from prefdag.models.loading import load_scorer
 from prefdag.models.packing import pack
@@ -20,11 +23,13 @@ from prefdag.models.proof import TOLERANCE, attention_of, relative_error
 from prefdag.models.route import Route, set_route
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.dialogue_reader import DialogueReader
+from prefdag.rewards.evaluation import score_all
 from prefdag.rewards.fetched import FetchedReward, has_linear_head
 from prefdag.rewards.model import RewardModel, load_reward_model
 from prefdag.schema import Section
 
 SOURCE, POLICY = "source.json", "policy"
+BUDGET = 4096  # padded tokens of one forward
 PADDED = Route(kind="padded", last_layer=False)
 STATED = 1 << 20  # a tokenizer that reads more tokens states no limit
 
@@ -91,6 +96,39 @@ def prepare_of(comparisons: Path, policy: Path) -> Prepare:
     """
     values = read_manifest(comparisons).content["config"]["prepare"]
     return settle(Prepare.parse(values, str(comparisons), "config.prepare"), load_tokenizer(policy))
+
+
+def load_labeller(
+    fetched: Path, policy: Path, prepare: Prepare, device: torch.device
+) -> Callable[[Prompt, Sequence[str]], NDArray[np.float64]]:
+    """Return a function that scores N responses to a prompt by a fetched reward model: [N].
+
+    Args:
+        fetched: manifest of `fetch`.
+        policy: folder of the policy, for its tokenizer.
+        prepare: how the policy's prompts are written, settled.
+        device: where to put it.
+    """
+    values = read_manifest(fetched).content["config"]["reward"]
+    source = RewardSource.parse(values, str(fetched), "config.reward")
+    reward, _ = adopt(fetched.parent / "model", source, policy, prepare, _examples(policy, prepare), device)
+
+    def label(prompt: Prompt, responses: Sequence[str]) -> NDArray[np.float64]:
+        if not responses:
+            return np.zeros(0)
+        rows = reward.of_texts([prompt] * len(responses), responses)
+        return score_all(reward.__call__, rows, BUDGET, device)[:, 0].astype(np.float64)
+
+    return label
+
+
+def _examples(policy: Path, prepare: Prepare) -> list[Comparison]:
+    """Return comparisons in the policy's tokens, to prove a route before any response is sampled."""
+    tokenizer = load_tokenizer(policy)
+    prompts = encode_prompts(tokenizer, ["Why?", "What is the longest river, and where does it end?"], prepare)
+    responses = encode_texts(tokenizer, [" No", " Yes, that is what it is."])
+    arrays = [np.array(ids, dtype=np.int32) for ids in responses]
+    return [Comparison(np.array(ids, dtype=np.int32), tuple(arrays)) for ids in prompts]
 
 
 def load_any_reward(folder: Path, device: torch.device) -> RewardModel | FetchedReward:

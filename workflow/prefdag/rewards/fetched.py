@@ -74,7 +74,13 @@ class FetchedReward:
         return [self._checked(self._parts(comparisons[index])) for index in range(len(comparisons))]
 
     def of_texts(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Comparison]:
-        """Return prompts with one response each in this model's tokens."""
+        """Return prompts with one response each, as rows and the policy state them, in this model's tokens.
+
+        Raises:
+            UserError: if the model reads the policy's tokens and not texts.
+        """
+        if self.template == "policy":
+            raise UserError("reward.template: the section `pairs` labels texts, not tokens; say `chat` or `plain`")
         return [self._checked(self.write(one, [text])) for one, text in zip(prompts, responses, strict=True)]
 
     def _parts(self, one: Comparison) -> Parts:
@@ -137,7 +143,7 @@ class FetchedReward:
         if self.longest is not None and longest > self.longest:
             raise UserError(
                 f"reward.source: {self.name} reads {self.longest} tokens, and a prompt with its response comes to "
-                f"{longest}; lower prepare.max_prompt_tokens, max_response_tokens or generate.max_new_tokens"
+                f"{longest}; lower prepare.max_prompt_tokens, max_response_tokens or the max_new_tokens of sampling"
             )
         arrays = [np.array(ids, dtype=np.int32) for ids in (prompt, *responses)]
         return Comparison(arrays[0], tuple(arrays[1:]))

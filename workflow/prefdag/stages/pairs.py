@@ -5,11 +5,13 @@ The same samples are also written as rankings, one row per prompt, for losses of
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
@@ -22,6 +24,7 @@ from prefdag.data.settled import settle
 from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
+from prefdag.rewards.adoption import load_labeller
 from prefdag.rewards.ground_truth import GroundTruth, load_ground_truth
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
@@ -29,6 +32,7 @@ from prefdag.seeds import named_seed
 
 SPLITS = ("train", "validation", "test")
 Scored = tuple[float, str]  # reward, response
+Label = Callable[[Prompt, Sequence[str]], NDArray[np.float64]]  # a prompt and N responses -> [N]
 
 
 class Job(Section):
@@ -36,7 +40,15 @@ class Job(Section):
     prepare: Prepare
 
 
-def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier: Path | None = None) -> dict[str, Any]:
+def run(
+    job: Job,
+    workspace: Workspace,
+    *,
+    policy: Path,
+    rows: Path,
+    classifier: Path | None = None,
+    reward: Path | None = None,
+) -> dict[str, Any]:
     """Sample responses to every prompt; write all pairs of different reward, the better first, and the rankings.
 
     Args:
@@ -45,18 +57,23 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
         policy: manifest of SFT.
         rows: manifest of `fetch`, whose rows hold the prompts.
         classifier: manifest of the classifier, if it is the ground truth.
+        reward: manifest of the fetched reward model, if it labels.
 
     Returns:
         Counts of prompts, pairs and rankings, by split.
     """
     device = set_up(job.pairs.threads)
-    truth = load_ground_truth(job.pairs.reward, classifier, device)
     workspace.log_model_input("policy", "sft")
     if classifier is not None:
         workspace.log_model_input("classifier", "classifier")
     model = load_policy(policy.parent / "model", device)
     tokenizer = load_tokenizer(policy.parent / "model")
     job = job.model_copy(update={"prepare": settle(job.prepare, tokenizer)})
+    if reward is not None:
+        workspace.log_model_input("reward", "fetched reward")
+        label: Label = load_labeller(reward, policy.parent / "model", job.prepare, device)
+    else:
+        label = _by_text(load_ground_truth(job.pairs.reward, classifier, device))
     facts = {}
     (workspace.output / "rankings").mkdir()
     # `prepare` holds a split without a prompts file out of train.
@@ -64,7 +81,7 @@ def run(job: Job, workspace: Workspace, *, policy: Path, rows: Path, classifier:
         texts = list(itertools.islice(iter_prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
-        scored = [_scored(truth, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
+        scored = [_scored(label, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
         facts[split] |= write_pairs(workspace.output / f"{split}.jsonl", texts, scored)
         facts[split] |= write_rankings(
             workspace.output / f"rankings/{split}.jsonl", texts, scored, job.pairs.num_samples
@@ -96,8 +113,12 @@ def _answers(
     return [[by_sample[number] for number in sorted(by_sample)] for by_sample in answers], unfinished
 
 
-def _scored(truth: GroundTruth, prompt: Prompt, responses: list[str]) -> list[Scored]:
-    values = truth([as_text(prompt) + response for response in responses])
+def _by_text(truth: GroundTruth) -> Label:
+    return lambda prompt, responses: truth([as_text(prompt) + response for response in responses])
+
+
+def _scored(label: Label, prompt: Prompt, responses: list[str]) -> list[Scored]:
+    values = label(prompt, responses)
     return list(zip(values.tolist(), responses, strict=True))
 
 

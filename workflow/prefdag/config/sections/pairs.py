@@ -14,6 +14,7 @@ class Pairs(Sampling):
 
     num_samples: int = Field(4, ge=2)
     max_prompts: Count | None = Field(None, description="only the first distinct prompts of each split")
-    reward: Literal[GROUND_TRUTHS] = Field(  # type: ignore[valid-type]
-        "vader", description="the ground truth that labels: `vader`, or P(positive) of the `classifier`"
+    reward: Literal[(*GROUND_TRUTHS, "trained")] = Field(  # type: ignore[valid-type]
+        "vader",
+        description="what labels: `vader`, P(positive) of the `classifier`, or `trained`, the model of `reward.source`",
     )
