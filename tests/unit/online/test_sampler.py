@@ -240,3 +240,18 @@ def test_top_k_comes_before_top_p(top_p: float, top_k: int | None, allowed: list
     ids, mass = sample_truncated(logits, uniform, 1.0, top_p, top_k)
     assert set(ids.tolist()) == {[0.3, 0.5, 0.2].index(one) for one in allowed}
     assert mass.exp() == pytest.approx(np.full(50, sum(allowed)), abs=1e-6)
+
+
+def test_estimators_of_the_kl_have_errors_and_every_epoch_its_change() -> None:
+    """k2 of the first round is half the squared log-ratios; the first epoch's change is that of its updates."""
+    seen: list[Rollouts] = []
+    row = {**ROWS["ppo"], "epochs": 3, "max_steps": 2}
+    records = list(online_training(row, on_round=lambda number, rollouts, seconds: seen.append(rollouts)).rounds())
+    metrics, rollouts = records[1].metrics, seen[1]
+    ratio = (rollouts.old - rollouts.reference).double()
+    totals = torch.stack([(part**2 / 2).sum() for part in ratio.split(rollouts.lengths.flatten().tolist())])
+    assert metrics["k2"] == pytest.approx(totals.mean().item(), rel=1e-6)
+    assert metrics["k2_se"] == pytest.approx((totals.std() / len(totals) ** 0.5).item(), rel=1e-6)
+    assert metrics["k1_se"] > 0 and metrics["k3_se"] > 0
+    assert metrics["approx_kl_epoch1"] == metrics["approx_kl_first_epoch"]
+    assert metrics["approx_kl_epoch3"] == metrics["approx_kl_last_epoch"] != metrics["approx_kl_epoch2"]

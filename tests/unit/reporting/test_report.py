@@ -171,11 +171,16 @@ def test_a_suite_without_runs_still_has_a_report(tmp_path):
     assert 'id="training"' not in (workspace.output / "index.html").read_text()
 
 
-def test_the_doubts_of_a_training_are_on_the_page(tmp_path):
+def test_an_on_policy_run_has_its_links_and_doubts_on_the_page(tmp_path):
     inputs = write_results(tmp_path, RUNS[:2], num_prompts=6, num_steps=3)
+    name = inputs["preferences"][0].parent.name
+    (tmp_path / "policy").mkdir()
+    inputs["preferences"][0].parent.rename(tmp_path / "policy" / name)
+    inputs["preferences"][0] = tmp_path / "policy" / name / "manifest.json"
     inputs["preferences"][0].write_text(json.dumps({"facts": {"doubts": ["kl.target: the KL is < 1", "no answer"]}}))
     page = (made(tmp_path / "report", inputs, RUNS[:2]).output / "index.html").read_text()
-    name = inputs["preferences"][0].parent.name
+    assert f'href="../policy/{name}/manifest.json"' in page and f'href="../policy/{name}/samples.csv"' in page
+    assert f'href="../preference/{RUNS[1]["name"]}/manifest.json"' in page and page.count("/samples.csv") == 1
     assert f"<dt><b>{name}</b></dt><dd>kl.target: the KL is &lt; 1.</dd><dd>no answer.</dd>" in page
     without = write_results(tmp_path / "other", RUNS[:1], num_prompts=6, num_steps=3)
     assert "doubtful" not in (made(tmp_path / "plain", without, RUNS[:1]).output / "index.html").read_text()

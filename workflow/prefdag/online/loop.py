@@ -32,7 +32,7 @@ from prefdag.losses.policy_gradient import adapted_coefficient
 from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.adapters import load_trained_state, trained_state
 from prefdag.models.ops.recompute import recompute_blocks
-from prefdag.online.report import answers_to, round_metrics
+from prefdag.online.report import answers_to, further_metrics, round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round
 from prefdag.online.round import Models, Optimizers, PolicyChanged, Round
@@ -200,7 +200,8 @@ class OnlineTraining:
             fixed = self.prompts[: self.settings.sample_table]
             answers = answers_to(fixed, self.own_sampler, self.scorer, self.settings, number)
         metrics = round_metrics(rollouts, targets, progress.updates, self.settings) | {
-            "kl_coefficient": self.coefficient
+            "kl_coefficient": self.coefficient,
+            **further_metrics(rollouts, progress.updates, self.settings),
         }
         state = {"kl_coefficient": self.coefficient}
         if self.settings.kl.target is not None:

@@ -62,6 +62,21 @@ def round_metrics(
     return metrics
 
 
+def further_metrics(rollouts: Rollouts, updates: Sequence[dict[str, float]], settings: Online) -> dict[str, float]:
+    """Return the KL's other estimators and errors, and the approximate KL to the sampling policy of every epoch."""
+    metrics = {}
+    if rollouts.reference is not None and rollouts.kl is not None:
+        _, k1, k2, k3 = _sequence_kl(rollouts)
+        metrics = {"k2": k2.mean().item()}
+        for name, each in (("k1", k1), ("k2", k2), ("k3", k3)):
+            metrics[f"{name}_se"] = _standard_error(each.view(rollouts.lengths.shape))
+    if settings.epochs > 1:
+        size = settings.minibatches
+        for epoch in range(settings.epochs):
+            metrics[f"approx_kl_epoch{epoch + 1}"] = _mean(updates[epoch * size : (epoch + 1) * size], "approx_kl")
+    return metrics
+
+
 def _mean(updates: Sequence[dict[str, float]], name: str) -> float:
     values = [each[name] for each in updates]
     return max(values) if name.endswith(("_max", "_error")) else sum(values) / len(values)
@@ -71,16 +86,22 @@ def _divergence(rollouts: Rollouts) -> dict[str, float]:
     """Return the sequence KL to the reference: k1, k3, and `kl`, the sum over the vocabulary, with its error."""
     if rollouts.reference is None or rollouts.kl is None:
         return {}
-    assert rollouts.old is not None
-    layout = Layout.of(rollouts.lengths.flatten())
-    ratio = rollouts.old.double() - rollouts.reference.double()
-    kl, k1, k3 = (layout.pad(tokens).sum(1) for tokens in (rollouts.kl.double(), ratio, torch.expm1(-ratio) + ratio))
+    kl, k1, _, k3 = _sequence_kl(rollouts)
     return {
         "kl": kl.mean().item(),
         "kl_se": _standard_error(kl.view(rollouts.lengths.shape)),
         "k1": k1.mean().item(),
         "k3": k3.mean().item(),
     }
+
+
+def _sequence_kl(rollouts: Rollouts) -> tuple[Tensor, ...]:
+    """Return the KL of each response over the vocabulary, and its estimates k1, k2 and k3: each [N * G]."""
+    assert rollouts.old is not None and rollouts.reference is not None and rollouts.kl is not None
+    layout = Layout.of(rollouts.lengths.flatten())
+    ratio = rollouts.old.double() - rollouts.reference.double()
+    tokens = rollouts.kl.double(), ratio, ratio**2 / 2, torch.expm1(-ratio) + ratio
+    return tuple(layout.pad(each).sum(1) for each in tokens)
 
 
 def _standard_error(values: Tensor) -> float:

@@ -71,6 +71,11 @@ def configs_of(manifests: Sequence[Path]) -> dict[str, str]:
     return {name: json.dumps(content.get("config", {}), indent=1, sort_keys=True) for name, content in contents.items()}
 
 
+def stages_of(manifests: Sequence[Path]) -> dict[str, str]:
+    """Return the stage that trained each run: `preference`, `policy` or `online`."""
+    return {AnswerSet.parse(path.parent.name).policy: path.parent.parent.name for path in manifests}
+
+
 def rounds_of(manifests: Sequence[Path]) -> dict[str, list[int]]:
     """Return the numbers of the rounds of each run that has some."""
     rounds: dict[str, list[int]] = {}

@@ -21,6 +21,7 @@ from prefdag.reporting.rows import (
     percent,
     rounds_of,
     run_row,
+    stages_of,
 )
 from prefdag.reporting.sections.judges import agreements, rates
 from prefdag.reporting.seeds import published_rows, seeds_table
@@ -37,9 +38,10 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
         "further_metrics": further,
         "configs": configs_of(results.inputs.preferences),
         "rounds": rounds_of(results.inputs.preferences),
+        "trained_by": stages_of(results.inputs.preferences),
         "seeds": [{**row, "win_rate": percent(row["win_rate"])} for row in seeds_table(runs, results.means)],
         "published": published_rows(expected, runs, results.means, results.accuracies),
-        "curves": bool(results.curves),
+        "curves": bool(results.curves or results.online),
         "league": league_rows(results.league, results.settings.matched_kl),
         "matched_kl": results.settings.matched_kl,
         "evaluation": evaluation_rows(results.accuracies),
