@@ -212,6 +212,8 @@ def test_a_discriminator_needs_settings_and_scores_that_go_together():
     without = {key: value for key, value in values.items() if key != "reward"}
     with pytest.raises(UserError, match="runs.it.discriminator: its settings are those of the section `reward`, which"):
         resolve(without, "mini.yaml")
+    with pytest.raises(UserError, match="runs.it.discriminator: `reward.source` names a model that nothing trains"):
+        suite_of(row(discriminator={"gold_pairs": 8}), reward={"source": "hf://owner/model"})
     judge = {"judges": ["reward", {"model": "m", "prompt": "summarisation-simple"}]}
     by_judge = row(discriminator={"gold_pairs": 8, "gold": "judge:m"})
     with pytest.raises(UserError, match="discriminator.gold: a judge gives no scores, which `reward.margin: scores`"):

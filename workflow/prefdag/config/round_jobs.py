@@ -147,5 +147,5 @@ PARTS = {  # the configs of the stages that rounds alone have
     "pairing": pairing_of,
     "gold": gold_of,
     "rating": rating_of,
-    "discriminator": lambda suite, name: {"reward": suite.reward},
+    "discriminator": lambda suite, name: {"reward": suite.reward and suite.reward.as_job()},
 }

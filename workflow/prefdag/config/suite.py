@@ -174,6 +174,8 @@ class Suite(Section):
         if (reward := self.reward_of_rounds(run.name)) == "trained" and self.reward is None:
             trained = "discriminator: its settings are those of" if gold else "pairs.reward is `trained`, so"
             raise ValueError(f"{trained} the section `reward`{', which' if gold else ''} must be there to train it")
+        if gold and self.reward and self.reward.source:
+            raise ValueError("discriminator: `reward.source` names a model that nothing trains; remove one of the two")
         for key, scorer in {"pairs.reward": reward, "discriminator.gold": gold or ""}.items():
             if scorer.startswith(JUDGE):
                 self.judge.model_named(scorer.removeprefix(JUDGE), key)
