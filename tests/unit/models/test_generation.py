@@ -12,6 +12,7 @@ from conftest import ROOT
 from prefdag.config.sections.sampling import Sampling
 from prefdag.data.token_store import Comparison
 from prefdag.data.tokenization import load_tokenizer
+from prefdag.models import generation, kv_cache
 from prefdag.models.attention.interface import NAME
 from prefdag.models.generation import Sample, sample, sample_tokens
 from prefdag.models.kv_cache import ROOM, KVCache
@@ -132,6 +133,8 @@ def test_a_cache_that_mixes_rows_is_caught(lost: str, monkeypatch: pytest.Monkey
     """The broken twins: padding that is attended to, and rows taken in another order than asked for."""
     whole = draw_samples(policy())
     if lost == "mask":
+        prompts_of = kv_cache.Prompts.of
+        monkeypatch.setattr(kv_cache.Prompts, "of", lambda owner, layers, real: prompts_of(owner, layers, None))
         monkeypatch.setattr(KVCache, "mask", lambda self, window: self._mask if self.columns == 0 else None)
     else:
         select = KVCache.select
@@ -241,6 +244,43 @@ def test_choose_inverts_the_cumulative_distribution() -> None:
     """Probabilities 1/8, 1/2, 1/8, 1/4: token 0 below 0.125, 1 below 0.625, 2 below 0.75, then 3."""
     samples = sample_tokens(logits(0.125, 0.5, 0.125, 0.25, rows=8), UNIFORM, 1.0, 1.0)
     assert samples.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("width", [3, 64, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_blocks_choose_what_a_cumulative_sum_chooses(
+    width: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tokens have no probability at all, among them the first and the last."""
+    monkeypatch.setattr(generation, "CACHE", 8 * 5 * 64)
+    draw = np.random.default_rng(1)
+    rows = torch.from_numpy(4 * draw.standard_normal((200, width))).float()
+    rows[:, ::2] = -1e4
+    uniform = torch.from_numpy(draw.random(200))
+    uniform[:2] = torch.tensor([0.0, 1 - 2**-53])
+    units = generation._to_units((rows.double() / temperature).softmax(-1))
+    chosen = sample_tokens(rows, uniform, temperature, 1.0)
+    assert torch.equal(chosen, generation._invert_cdf(units, uniform)) and (chosen % 2 == 1).all()
+
+
+def test_samples_share_their_prompts_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended rows leave, so that prompts have unequal numbers of samples left, and some have none."""
+    model, shared = policy(), []
+    attend = kv_cache.attend_shared
+
+    def counted(query: torch.Tensor, *rest: object) -> torch.Tensor:
+        shared.append(len(query))
+        return attend(query, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kv_cache, "attend_shared", counted)
+    together = draw_samples(model, **ENDING)
+    assert max(shared) == 12 and min(shared) < 7
+    monkeypatch.setattr(kv_cache.Prompts, "of", None)
+    monkeypatch.setattr(KVCache, "shares", property(lambda cache: False, lambda cache, value: None), raising=False)
+    alone = draw_samples(model, **ENDING)
+    assert {key: one.ids for key, one in together.items()} == {key: one.ids for key, one in alone.items()}
+    for key, one in together.items():
+        assert np.allclose(one.logprobs, alone[key].logprobs, atol=1e-5)
 
 
 def test_choose_keeps_the_smallest_set_that_reaches_top_p() -> None:

@@ -28,7 +28,7 @@ from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.ops.device import autocast
 from prefdag.models.ops.vocabulary import in_place_gradients
 from prefdag.models.packing import Segments, deal, micro_batches, num_tokens, pack
-from prefdag.models.policy_stats import distribution, states_of, tempered_logprobs
+from prefdag.models.policy_stats import Measured, distribution, measured, states_of, tempered_logprobs
 from prefdag.online.critic import Critic
 from prefdag.online.objective import Inputs, Normaliser, micro_batch_loss
 from prefdag.online.rollouts import Rollouts
@@ -58,13 +58,17 @@ class Models:
 
 @dataclass(frozen=True)
 class Forward:
-    """One micro-batch after its forward pass. rows: its prompts in the round; values [t], or [t + rows * G]."""
+    """One micro-batch after its forward pass.
+
+    rows: its prompts in the round; values [t], or [t + rows * G]; measured: statistics of the same pass, if asked for.
+    """
 
     rows: list[int]
     segments: Segments
     states: Tensor
     logprobs: Tensor
     values: Tensor | None
+    measured: Measured | None = None
 
 
 class Round:
@@ -111,7 +115,7 @@ class Round:
         for update in range(self.settings.minibatches):
             for members, rows in self.plans(update)[rank()]:
                 with torch.no_grad(), autocast(self.models.device):
-                    parts.append(self._measure(self._forward(members, rows)))
+                    parts.append(_statistics(self._forward(members, rows, measuring=True)))
         return _filled(rollouts, parts)
 
     def update(
@@ -141,12 +145,11 @@ class Round:
         """
         plan = self.plans(update)[rank()]
         with in_place_gradients():
-            forwards: Iterable[Forward] = self._forwards(plan)
+            forwards: Iterable[Forward] = self._forwards(plan, measuring=rollouts.old is None)
             if rollouts.old is None:
                 assert update == 0 and len(plan) <= 1
                 forwards = list(forwards)
-                with torch.no_grad(), autocast(self.models.device):
-                    rollouts = _filled(rollouts, [self._measure(one) for one in forwards])
+                rollouts = _filled(rollouts, [_statistics(one) for one in forwards])
             aims = targets(rollouts)
             normaliser = Normaliser.of(self.method, self.settings, aims, rollouts, self.members(update))
             sums: list[dict[str, float]] = []
@@ -158,38 +161,26 @@ class Round:
         self._check(update, norms)
         return rollouts, aims, {**metrics, **norms}
 
-    def _forwards(self, plan: Plan) -> Iterator[Forward]:
+    def _forwards(self, plan: Plan, measuring: bool) -> Iterator[Forward]:
         for members, rows in plan:
             with autocast(self.models.device):
-                yield self._forward(members, rows)
+                yield self._forward(members, rows, measuring)
 
-    def _forward(self, members: list[int], rows: list[list[int]]) -> Forward:
+    def _forward(self, members: list[int], rows: list[list[int]], measuring: bool) -> Forward:
         segments = pack([self.comparisons[row] for row in members], rows).to(self.models.device)
-        critic = self.models.critic
-        states = states_of(self.models.policy, segments, critic is not None and critic.is_shared and critic.behind)
+        policy, critic, temperature, other = self.models.policy, self.models.critic, self.settings.temperature, None
+        if measuring and self.models.reference is not None:
+            with torch.no_grad():
+                other = self.models.reference, states_of(self.models.reference, segments)
+        states = states_of(policy, segments, critic is not None and critic.is_shared and critic.behind)
         tokens = states[: len(segments.target)]
-        logprobs = tempered_logprobs(self.models.policy, tokens, segments.target, self.settings.temperature)
         values = None if critic is None else critic(segments, states)
-        return Forward(members, segments, tokens, logprobs, values)
-
-    def _measure(self, one: Forward) -> tuple[list[int], dict[str, Tensor]]:
-        """Return a micro-batch's statistics, on the CPU."""
-        num, temperature, reference = len(one.segments.target), self.settings.temperature, self.models.reference
-        result = {"old": one.logprobs.detach()}
-        other = None
-        if reference is not None:
-            states = states_of(reference, one.segments)
-            result["reference"] = tempered_logprobs(reference, states, one.segments.target, temperature)
-            other = reference, states
-        sums = distribution(self.models.policy, one.states.detach(), temperature, other)
-        result["entropy"] = sums.entropy
-        if sums.kl is not None:
-            result["kl"] = sums.kl
-        if one.values is not None:
-            result["values"] = one.values.detach()[:num]
-            if len(one.values) > num:
-                result["last_values"] = one.values.detach()[num:].view(one.segments.shape)
-        return one.rows, {name: value.cpu() for name, value in result.items()}
+        # The head comes last: a pass in between would take its buffer of logits, which the backward pass reads.
+        if not measuring:
+            logprobs = tempered_logprobs(policy, tokens, segments.target, temperature)
+            return Forward(members, segments, tokens, logprobs, values)
+        stats = measured(policy, tokens, segments.target, temperature, other)
+        return Forward(members, segments, tokens, stats.logprobs, values, stats)
 
     def _backward(
         self, one: Forward, rollouts: Rollouts, targets: Targets, normaliser: Normaliser, coefficient: float
@@ -222,6 +213,23 @@ class Round:
                 f"round {self.number + 1}: the first ratio to the sampling policy differs from 1 by "
                 f"{metrics['ratio_error']:.2g}; the policy changed between measuring and updating"
             )
+
+
+def _statistics(one: Forward) -> tuple[list[int], dict[str, Tensor]]:
+    """Return a micro-batch's statistics, on the CPU."""
+    assert one.measured is not None
+    values: dict[str, Tensor | None] = {
+        "old": one.logprobs,
+        "reference": one.measured.reference,
+        "entropy": one.measured.entropy,
+        "kl": one.measured.kl,
+    }
+    if one.values is not None:
+        num = len(one.segments.target)
+        values["values"] = one.values[:num]
+        if len(one.values) > num:
+            values["last_values"] = one.values[num:].view(one.segments.shape)
+    return one.rows, {name: value.detach().cpu() for name, value in values.items() if value is not None}
 
 
 def _filled(rollouts: Rollouts, parts: list[tuple[list[int], dict[str, Tensor]]]) -> Rollouts:

@@ -18,7 +18,7 @@ adds it to `.grad`: with 151,936 entries that was a quarter of a training step. 
 pass adds only its rows to `.grad`. `backward()` sees such gradients; `torch.autograd.grad` does not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,9 @@ from prefdag.models.ops.device import precision
 
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}  # logits in memory at a time
 BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 1 << 30}  # rows whose logits stay in a core's cache during the exponentials
+
+# Called with a block of positions, their logits minus the row's maximum [b, V], the exponentials and the row sums.
+Observer = Callable[[slice, Tensor, Tensor, Tensor], None]
 
 _state = {"in_place": False}
 
@@ -120,7 +123,12 @@ BUFFER = Buffer()
 
 
 def target_logprobs(
-    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_bytes: int | None = None
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    chunk_bytes: int | None = None,
+    observe: Observer | None = None,
 ) -> Tensor:
     """Return log softmax(states weight^T + bias)[target].
 
@@ -132,6 +140,7 @@ def target_logprobs(
         bias: [V].
         target: token ids, [T].
         chunk_bytes: memory for logits, independent of T; by default CHUNK_BYTES of the device.
+        observe: is shown every block of logits once, in order, without gradient.
 
     Returns:
         Log-probs in nats, [T], float32 or wider.
@@ -140,19 +149,27 @@ def target_logprobs(
     dtype = precision(states)
     size = dtype.itemsize if weight.device.type == "cpu" else weight.element_size()
     rows = max(1, chunk_bytes // (size * len(weight)))
-    return _TargetLogProbs.apply(states, weight, bias, target, rows, dtype)
+    return _TargetLogProbs.apply(states, weight, bias, target, rows, dtype, observe)
 
 
 class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: int, dtype: torch.dtype
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+        observe: Observer | None,
     ) -> Tensor:
         wide = torch.promote_types(weight.dtype, torch.float32)
         values, sums = (torch.empty(len(target), dtype=wide, device=weight.device) for _ in range(2))
-        table = _table(weight, dtype)
+        table = table_of(weight, dtype)
         for part in _chunks(len(target), rows):
-            exps, values[part], sums[part] = _exponentials(states[part].to(dtype), table, bias, target[part])
+            of_part = None if observe is None else _shifted(observe, part.start)
+            exps, values[part], sums[part] = _exponentials(states[part].to(dtype), table, bias, target[part], of_part)
         ctx.save_for_backward(states, weight, bias, target, sums)
         ctx.rows, ctx.dtype, ctx.ticket = rows, dtype, BUFFER.ticket
         ctx.exps = exps if len(target) else None  # a view of the buffer, valid while BUFFER.ticket is ctx.ticket
@@ -165,7 +182,7 @@ class _TargetLogProbs(torch.autograd.Function):
         # A frozen head, of a model with an adapter, needs no gradient of its own.
         grad_weight, returned = gradient_buffer(weight) if ctx.needs_input_grad[1] else (None, None)
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        parts, table = _chunks(len(target), ctx.rows), _table(weight, ctx.dtype)
+        parts, table = _chunks(len(target), ctx.rows), table_of(weight, ctx.dtype)
         for number, part in reversed(list(enumerate(parts))):  # the last chunk first, while it is still in the buffer
             if number == len(parts) - 1 and BUFFER.ticket == ctx.ticket:
                 exps = ctx.exps
@@ -176,18 +193,18 @@ class _TargetLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += torch.mv(exps.T, factor.to(exps.dtype))
             exps = exps.to(ctx.dtype)
-            _matmul(exps, table, out=grad_states[part]).mul_(factor[:, None])
+            matmul(exps, table, out=grad_states[part]).mul_(factor[:, None])
             if grad_weight is None:
                 continue
             scaled = (states[part] * factor[:, None]).to(ctx.dtype)
             if ctx.dtype == grad_weight.dtype:
                 grad_weight.addmm_(exps.T, scaled)
             else:
-                grad_weight += _matmul(exps.T, scaled, out=torch.empty_like(grad_weight))  # very large tensor: V x D
-        return grad_states, returned, grad_bias, None, None, None
+                grad_weight += matmul(exps.T, scaled, out=torch.empty_like(grad_weight))  # very large tensor: V x D
+        return grad_states, returned, grad_bias, None, None, None, None
 
 
-def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+def matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """Write left @ right to `out`, accumulated in the dtype of `out`, which may be wider than the factors'."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
@@ -196,7 +213,7 @@ def _matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.mm(left, right))
 
 
-def _table(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def table_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the head's weight in the type of the products: on a CPU from one step to the next the same copy."""
     return half_copy(weight, dtype) if weight.device.type == "cpu" and weight.dtype != dtype else weight.to(dtype)
 
@@ -205,26 +222,58 @@ def _chunks(num: int, rows: int) -> list[slice]:
     return [slice(begin, min(begin + rows, num)) for begin in range(0, num, rows)]
 
 
-def _exponentials(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _shifted(observe: Observer, begin: int) -> Observer:
+    return lambda rows, *values: observe(slice(begin + rows.start, begin + rows.stop), *values)
+
+
+def products(states: Tensor, weight: Tensor, buffer: Buffer) -> Tensor:
+    """Return states [T, D] times weight^T in the buffer, [T, V]: in half precision on a CPU, else float32 or wider."""
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    kind = states.dtype if states.device.type == "cpu" else dtype
+    return matmul(states, weight.T, out=buffer.take(len(states), len(weight), kind, states.device))
+
+
+def block_of_logits(
+    block: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return logits [b, V] in float32 or wider, in place where the products have that type, and the targets' [b].
+
+    Args:
+        block: rows of `products`, [b, V].
+        states: [b, D].
+        weight: [V, D].
+        bias: [V].
+        target: token ids, [b].
+    """
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    rows, index = block.to(dtype), target[:, None]
+    if block.dtype != dtype:  # the targets' products are computed without rounding
+        rows.scatter_(1, index, (states.to(dtype) * weight[target].to(dtype)).sum(1, keepdim=True))
+    if bias is not None:
+        rows.add_(bias)
+    return rows, rows.gather(1, index).squeeze(1)
+
+
+def _exponentials(
+    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, observe: Observer | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return M [T, V] in the buffer, log-probs of the targets [T], and the row sums [T]."""
     dtype = torch.promote_types(states.dtype, torch.float32)
-    is_rounded = states.device.type == "cpu" and dtype != states.dtype
-    buffer = BUFFER.take(len(states), len(weight), states.dtype if is_rounded else dtype, states.device)
-    logits = _matmul(states, weight.T, out=buffer)
+    logits = products(states, weight, BUFFER)
     values, sums = (torch.empty(len(states), dtype=dtype, device=states.device) for _ in range(2))
     block = max(1, BLOCK_BYTES[logits.device.type] // (dtype.itemsize * logits.shape[1]))
     for part in _chunks(len(states), block):
-        rows, index = logits[part].to(dtype), target[part][:, None]
-        if is_rounded:
-            rows.scatter_(1, index, (states[part].to(dtype) * weight[target[part]].to(dtype)).sum(1, keepdim=True))
-        if bias is not None:
-            rows.add_(bias)
-        targets = rows.gather(1, index).squeeze(1)
+        index = target[part][:, None]
+        rows, targets = block_of_logits(logits[part], states[part], weight, bias, target[part])
         top = rows.amax(1)
-        rows.sub_(top[:, None]).exp_()
+        rows.sub_(top[:, None])
+        scores = None if observe is None else rows.clone()
+        rows.exp_()
         sums[part] = rows.sum(1)
         values[part] = targets - top - sums[part].log()
+        if observe is not None and scores is not None:
+            observe(part, scores, rows, sums[part])
         rows.scatter_(1, index, rows.gather(1, index) - sums[part][:, None])
-        if is_rounded:
+        if logits.dtype != dtype:
             logits[part] = rows
     return logits, values, sums
