@@ -21,13 +21,14 @@ LONGEST = 1800.0  # seconds
 
 @dataclass(frozen=True)
 class Cell:
-    """One model shape and one length profile, written to a folder."""
+    """One model shape and one length profile, written to a folder; options: of every arm's command."""
 
     shape: str
     profile: str
     task: str
     model: Path
     ids: Path
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -50,7 +51,15 @@ class Arm:
 
     def command(self, cell: Cell, pairs_per_step: int, steps: int, threads: int) -> list[str]:
         shared = ["--task", cell.task, "--model", str(cell.model), "--ids", str(cell.ids)]
-        shared += ["--pairs-per-step", str(pairs_per_step), "--steps", str(steps), "--threads", str(threads)]
+        shared += [
+            "--pairs-per-step",
+            str(pairs_per_step),
+            "--steps",
+            str(steps),
+            "--threads",
+            str(threads),
+            *cell.options,
+        ]
         if self.name.startswith("trl"):
             kind = self.name.removeprefix("trl-")
             return [

@@ -9,8 +9,8 @@ import pandas as pd
 
 from benchmarks.arms import Arm, Cell, run
 
-# Steps may differ by this much: losses at most, and on average with sign; gradient norms as a share. On CUDA both sides
-# compute in bf16, whose rounding of log-ratios alone moves a mean of some pairs in the third digit.
+# Steps may differ by this much: losses at most, and on average with sign; gradient norms as a share. The second is of
+# bf16, whose rounding of log-ratios alone moves a mean of some pairs in the third digit.
 ALLOWED = {"cpu": (1e-4, 1e-6, 1e-3), "cuda": (2e-2, 2e-3, 5e-2)}
 OURS = "prefdag"
 
@@ -40,6 +40,7 @@ def interleaved(cell: Cell, arms: Sequence[Arm], length: Length) -> Iterator[dic
                 "keeping": arm.keeping,
                 "pairs_per_s": result["pairs_per_s"],
                 "device": result["device"].partition(":")[0],
+                "precision": result.get("precision", "float32"),
                 "memory_added_mb": result["peak_cuda_mb"] or result["peak_rss_mb"] - result["start_rss_mb"],
                 "gemm_gflops": result["gemm_gflops"],
                 "stolen": result["stolen"],
@@ -81,7 +82,8 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (shape, profile, task), cell in runs.groupby(["shape", "profile", "task"], sort=False):
         off = disagreement(cell)
-        largest, signed, norm = ALLOWED[cell["device"].iloc[0]]
+        in_half = "precision" in cell and cell["precision"].eq("bfloat16").all()
+        largest, signed, norm = ALLOWED["cuda" if in_half else cell["device"].iloc[0]]
         speed = cell.pivot(index="round", columns="arm", values="pairs_per_s")
         memory = cell.groupby("arm")["memory_added_mb"].median()
         for arm in [name for name in cell["arm"].unique() if name != OURS]:

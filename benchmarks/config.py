@@ -1,13 +1,13 @@
 """The benchmark: which cells, which arms, how long."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefdag.schema import Compute, Count
 
-Shape = Literal["small", "pythia-14m", "pythia-70m", "qwen2-style", "qwen2.5-0.5b", "pythia-2.8b"]
-Profile = Literal["hh", "ultrafeedback", "tldr", "1024"]
+Shape = Literal["small", "pythia-14m", "pythia-70m", "qwen2-style", "smollm2-135m", "qwen2.5-0.5b", "pythia-2.8b"]
+Profile = Literal["hh", "ultrafeedback", "tldr", "saferlhf", "1024"]
 Kind = Literal["dpo", "reward", "reference", "sft"]
 
 
@@ -30,6 +30,16 @@ class Benchmark(Compute):
     tokens_per_batch: Count | None = Field(
         None, description="padded tokens of prefdag's forward; null: the device's own"
     )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of every arm; null: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is TRL's default"
+    )
+    clock: Literal["wall", "cpu"] = Field("wall", description="cpu: seconds of the process, for a core that is shared")
     pairs_per_step: Count = 16
     steps: Count = Field(6, description="optimizer steps of one run; two warm up")
     rounds: Count = Field(2, description="runs of every arm, interleaved")
+
+    @model_validator(mode="after")
+    def _rungs_are_float32(self) -> Self:
+        if self.ladder and self.precision == "bfloat16":
+            raise ValueError("ladder: its rungs compute in float32; set it to false, or leave `precision` out")
+        return self

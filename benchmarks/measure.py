@@ -82,7 +82,8 @@ def _cells(settings: Benchmark, folder: Path, done: Collection[str]) -> Iterator
     num = settings.steps * settings.pairs_per_step
     for shape in settings.shapes:
         of_shape = itertools.product((shape,), settings.profiles, settings.tasks)
-        cells = [Cell(*names, folder / shape, folder / f"{shape}-{names[1]}.jsonl") for names in of_shape]
+        options = ("--clock", settings.clock, *(("--precision", settings.precision) if settings.precision else ()))
+        cells = [Cell(*names, folder / shape, folder / f"{shape}-{names[1]}.jsonl", options) for names in of_shape]
         if waiting := [cell for cell in cells if cell.name not in done]:
             write_model(shape, folder / shape)
         for cell in waiting:

@@ -29,7 +29,7 @@ from prefdag.losses.registry import loss_of
 from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.loading import load_policy, load_scorer, set_up
 from prefdag.models.logprobs import LogProbs, logprobs
-from prefdag.models.ops.device import Precision, autocast, to_device
+from prefdag.models.ops.device import Precision, autocast, compute_dtype, to_device
 from prefdag.models.packing import Segments, iter_packed, pack, step_members
 from prefdag.rewards.model import RewardModel, initial_heads
 from prefdag.training.loop import Losses, Task, Trainable, train
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"bench --{name.replace('_', '-')}: expected at least 1, got {getattr(arguments, name)}")
     if arguments.rung and arguments.task != "dpo":
         raise UserError(f"bench --rung: the rungs are of --task dpo, got {arguments.task}")
+    if arguments.rung and arguments.precision == "bfloat16":
+        raise UserError("bench --rung: the rungs compute in float32; leave --precision out")
     if arguments.rung and torch.cuda.is_available():
         raise UserError("bench --rung: the rungs run on a CPU; set CUDA_VISIBLE_DEVICES= to leave the GPU alone")
     with tempfile.TemporaryDirectory() as folder:
@@ -99,6 +101,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "losses": [loss for loss, _ in steps],
         "grad_norms": [norm for _, norm in steps],
         "device": str(device),
+        "precision": str(compute_dtype(device)).removeprefix("torch."),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
     }
 

@@ -33,9 +33,11 @@ def as_markdown(ratio_table: pd.DataFrame, runs: pd.DataFrame, settings: Benchma
     """
     versions_text = ", ".join(f"{name} {version}" for name, version in versions.items())
     device = runs["device"].iloc[0]
+    in_half = device == "cpu" and settings.precision == "bfloat16"
+    precision = "bf16 autocast over float32 weights on CPU" if in_half else PRECISION[device]
     lines = [
         f"{settings.rounds} rounds of {settings.steps} steps of {settings.pairs_per_step} pairs, "
-        f"{settings.threads} threads, {PRECISION[device]}; {versions_text}; {PRODUCT[device]} at "
+        f"{settings.threads} threads, {precision}; {versions_text}; {PRODUCT[device]} at "
         f"{_range(runs['gemm_gflops'], 0)} GFLOP/s, {_range(100 * runs['stolen'], 0)} % of processor time stolen.",
         "",
         "| shape | lengths | task | against | speed-up (rounds) | memory | losses apart: most, mean | norms apart |",

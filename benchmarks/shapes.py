@@ -58,6 +58,18 @@ SHAPES: dict[str, tuple[str, dict[str, int | bool]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "smollm2-135m": (
+        "llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen2.5-0.5b": (
         "qwen2",
         {
@@ -116,6 +128,11 @@ def ultrafeedback(num: int) -> NDArray[np.int64]:
     return _log_normal("ultrafeedback", num, (100, 0.8), (270, 0.55))
 
 
+def saferlhf(num: int) -> NDArray[np.int64]:
+    """PKU-SafeRLHF under SmolLM2's tokenizer and chat template, a system prompt included; log-normal."""
+    return _log_normal("saferlhf", num, (55.6, 0.24), (75, 0.65))
+
+
 def even(num: int) -> NDArray[np.int64]:
     """Prompt and response of 1,024 tokens together, half and half: what memory is compared on."""
     return np.full((num, 3), 512)
@@ -125,6 +142,7 @@ PROFILES: dict[str, Callable[[int], NDArray[np.int64]]] = {
     "hh": hh,
     "ultrafeedback": ultrafeedback,
     "tldr": tldr,
+    "saferlhf": saferlhf,
     "1024": even,
 }
 

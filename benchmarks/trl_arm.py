@@ -4,9 +4,10 @@ python -m benchmarks.trl_arm --arm defaults|tuned|patched|liger --task dpo|rewar
 
 `defaults` keeps gradient checkpointing and a live reference; `tuned` turns the first off and computes reference
 log-probs before; `patched` also scores response positions only on CPU, which TRL 1.16 does on CUDA alone; `liger` is
-tuned with Liger's kernels, on CUDA. All are float32 on CPU and bf16 over float32 weights on CUDA, without dropout, and
-take the pairs in the order of the file. DPO's sums of log-probs are taken in float64 (TRL's own are float32, whose
-numbers near -4,000 are 2.4e-4 apart: `--sums float32`). Prints one JSON line like `benchmarks.micro`.
+tuned with Liger's kernels, on CUDA. All are without dropout, in `--precision`, by default float32 on CPU and bf16 over
+float32 weights on CUDA (TRL's own default is bf16 on both), and take the pairs in the order of the file. DPO's sums of
+log-probs are taken in float64 (TRL's own are float32, whose numbers near -4,000 are 2.4e-4 apart: `--sums float32`).
+Prints one JSON line like `benchmarks.micro`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from benchmarks.memory import Phase
 from prefdag.rewards.model import initial_heads
 
 WARM_UP = 2
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 TRAINERS = {
     "dpo": (trl.DPOTrainer, trl.DPOConfig, AutoModelForCausalLM),
     "reference": (trl.DPOTrainer, trl.DPOConfig, AutoModelForCausalLM),
@@ -46,7 +48,8 @@ TRAINERS = {
 class Clock(TrainerCallback):
     """Seconds of each optimizer step, and the memory of them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: str) -> None:
+        self.clock = CLOCKS[clock]
         self.seconds: list[float] = []
         self.phase = Phase()
 
@@ -56,17 +59,17 @@ class Clock(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.began = now()
+        self.began = now(self.clock)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(now() - self.began)
+        self.seconds.append(now(self.clock) - self.began)
 
 
-def now() -> float:
+def now(clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds, once a GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return clock()
 
 
 def in_order(kind: type) -> type:
@@ -123,6 +126,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--beta", type=float, default=0.1)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--sums", choices=("float64", "float32"), default="float64")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -152,7 +157,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         max_length=None,
         gradient_checkpointing=not fast,
         use_liger_kernel=arguments.arm == "liger",
-        bf16=cuda,
+        bf16=arguments.precision == "bfloat16" if arguments.precision else cuda,
         use_cpu=not cuda,
         logging_steps=1,
         save_strategy="no",
@@ -161,7 +166,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         remove_unused_columns=False,
         **dpo_options,
     )
-    clock = Clock()
+    clock = Clock(arguments.clock)
     head = {"num_labels": 1} if arguments.task == "reward" else {}
     model = auto.from_pretrained(arguments.model, dtype=torch.float32, **head)
     if arguments.task == "reward":
@@ -191,6 +196,7 @@ def measured(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
         "start_rss_mb": start_mb,
         "peak_cuda_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
         "device": "cuda" if cuda else "cpu",
+        "precision": "bfloat16" if settings.bf16 else "float32",
         "losses": logged(trainer, "loss"),
         "grad_norms": logged(trainer, "grad_norm"),
         "versions": {"torch": torch.__version__, "trl": trl.__version__},

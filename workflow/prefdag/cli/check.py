@@ -6,6 +6,7 @@ refuse is refused here, with exit code 2, before anything runs.
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from prefdag.data.tokenization import load_tokenizer
 from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.planning.graph import jobs_of
+from prefdag.planning.machine import bf16_warning
 from prefdag.planning.suite_paths import check_paths
 
 SHOWN = 2  # rows
@@ -53,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def report_of(suite: Suite) -> Iterator[str]:
     """Yield the lines to print. Raises `UserError` for what a stage would refuse."""
+    if warning := bf16_warning(suite, os.environ):
+        yield f"precision: {warning}"
     with tempfile.TemporaryDirectory() as folder:
         seen = preview(suite, Path(folder))
         total = seen.rows if seen.is_whole else _totals(suite.data, seen.folder / "fetch/data", seen.rows)

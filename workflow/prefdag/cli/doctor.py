@@ -23,7 +23,7 @@ from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.distributed.gpu_lease import VARIABLE, devices
 from prefdag.errors import UserError
-from prefdag.planning.machine import absent_gpus
+from prefdag.planning.machine import absent_gpus, bf16_warning, slow_bf16
 from prefdag.planning.suite_files import check_suite_files
 from prefdag.planning.suite_paths import check_paths
 from prefdag.provenance.sources import PACKAGE
@@ -46,6 +46,7 @@ def findings(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     yield from hub_cache(suite)
     yield from route(suite, results)
     yield from gpus(os.environ)
+    yield bf16(suite, os.environ)
     yield from slurm(os.environ)
 
 
@@ -177,6 +178,13 @@ def gpus(environment: Mapping[str, str]) -> Iterator[Finding]:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs only"
         remedy = "install the build that fits the driver, see pytorch.org"
         yield Finding("error", "gpu", f"the system has {', '.join(present)}, torch sees none: it {built}", remedy)
+
+
+def bf16(suite: Suite | ExactSuite, environment: Mapping[str, str]) -> Finding:
+    """Say whether the processor multiplies fast in bf16; a warning if the suite asks for it and it does not."""
+    if isinstance(suite, Suite) and (problem := bf16_warning(suite, environment)):
+        return Finding("warning", "bf16", problem, "leave out `precision: bfloat16`, or take another machine")
+    return Finding("ok", "bf16", slow_bf16() or "this processor is fast at it; `precision: bfloat16` trains in it")
 
 
 def slurm(environment: Mapping[str, str]) -> Iterator[Finding]:

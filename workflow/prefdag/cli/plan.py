@@ -8,6 +8,7 @@ gradients and optimizer state, and 34 bytes of bf16 activations per token, layer
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from prefdag.config.sections.training import Training
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
 from prefdag.evaluation.scores import Scores, match_rows, read_answers
+from prefdag.planning.machine import bf16_warning
 
 HOUR = 3600.0
 
@@ -182,6 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
     Tokens are those that the audit counted, if the suite's data is prepared, and the model's size that of its files.
     """
     suite = read_ordinary_suite(arguments.suite)
+    if warning := bf16_warning(suite, os.environ):
+        print(f"precision: {warning}")
     for judge in suite.judge.models:
         print(requests(suite, judge, Path("results") / suite.name))
     size, counted = sized(suite, Path("results") / suite.name)

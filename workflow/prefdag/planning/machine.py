@@ -8,9 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from prefdag.config.suite import Suite
 from prefdag.distributed.gpu_lease import VARIABLE, devices, listed_devices
 from prefdag.errors import UserError
 
+CPUINFO = Path("/proc/cpuinfo")
+FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's name
 DRY_RUN = re.compile(r"--dry-?run|-[A-Za-z]*n[A-Za-z]*")  # Snakemake itself knows it only after the rules are read
 
 
@@ -56,6 +59,32 @@ def absent_gpus(environment: Mapping[str, str]) -> str | None:
     return (
         f"{VARIABLE} names {environment[VARIABLE]}, but nvidia-smi lists no GPU on this machine: models run on its CPUs"
     )
+
+
+def slow_bf16(cpuinfo: Path = CPUINFO) -> str | None:
+    """Return a sentence if this machine's processor lists no instructions for products of bf16; None if it does.
+
+    cpuinfo: Linux's description of the processors; nothing is said where there is none.
+    """
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return None
+    flags = set(" ".join(re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.M)).split())
+    if not flags or flags & FAST_BF16:
+        return None
+    return "this processor has neither AVX512-BF16 nor AMX: bf16 is slower than float32 on it"
+
+
+def asks_for_bf16(suite: Suite) -> bool:
+    """Return whether a training of a suite states `precision: bfloat16`."""
+    trainings = (suite.pretrain, suite.sft, suite.reward, *(run.preference for run in suite.runs))
+    return any(one is not None and one.precision == "bfloat16" for one in trainings)
+
+
+def bf16_warning(suite: Suite, environment: Mapping[str, str]) -> str | None:
+    """Return a sentence if a suite asks for bf16 and its models would run on a processor that is slow at it."""
+    return slow_bf16() if asks_for_bf16(suite) and not devices(environment) else None
 
 
 def asks_for_slurm(words: Sequence[str], environment: Mapping[str, str]) -> bool:
