@@ -72,10 +72,41 @@ def test_it_loads_without_an_error_and_without_a_request(chromium, page, report:
 
 
 def test_every_figure_is_seen(page, report: Path):
+    page.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
     sizes = page.execute_script("return [...document.images].map(i => [i.naturalWidth, i.clientWidth, i.alt])")
-    assert len(sizes) == len(list((report / "figures").glob("*.png"))) == len(list((report / "figures").glob("*.svg")))
+    files = {kind: {path.stem for path in (report / "figures").glob(f"*.{kind}")} for kind in ("png", "svg")}
+    assert files["png"] == files["svg"] and len(sizes) == len(files["png"] - {"frontier_narrow"})
     assert len(sizes) == 19, "with those of checkpoints and temperatures"
     assert all(natural > 400 and shown > 250 and alt for natural, shown, alt in sizes), sizes
+
+
+def test_the_runs_fit_and_the_switch_shows_the_rest(page):
+    """Nothing scrolls at 1280 pixels; with all columns the first one stays under its own heading."""
+    wide = """const box = document.querySelector("#runs .wide"); return [box.scrollWidth, box.clientWidth]"""
+    scroll, client = page.execute_script(wide)
+    assert scroll <= client
+    shown = """return [...document.querySelectorAll("#runs thead th")].filter(one => one.offsetWidth).length"""
+    before = page.execute_script(shown)
+    page.find_element("id", "all-columns").click()
+    assert page.execute_script(shown) > before
+    lefts = page.execute_script(
+        """const box = document.querySelector("#runs .wide"); box.style.width = "400px"; box.scrollLeft = 200;
+        return ["thead th", "tbody th"].map(one => box.querySelector(one).getBoundingClientRect().left)"""
+    )
+    assert (
+        lefts[0]
+        == lefts[1]
+        == page.execute_script("""return document.querySelector("#runs .wide").getBoundingClientRect().left + 1""")
+    ), "its border is one pixel wide"
+
+
+def test_a_phone_gets_the_frontier_with_its_legend_below(page, report: Path):
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "width": 390})
+    page.refresh()
+    ratio = """const one = document.querySelector("#frontier img"); return one.naturalHeight / one.naturalWidth"""
+    assert page.execute_script(ratio) > 1
+    fits = """const box = document.querySelector("#frontier .sheet"); return box.scrollWidth <= box.clientWidth"""
+    assert page.execute_script(fits)
 
 
 def test_a_click_on_a_heading_sorts(page):
