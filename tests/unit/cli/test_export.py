@@ -92,6 +92,18 @@ def test_the_card_is_made_of_the_manifests(suite: Path, tmp_path: Path) -> None:
     assert all(f"`{one.sha256}`" in text for one in lineage(manifest, suite))
 
 
+def test_one_quantity_has_one_interval(suite: Path, tmp_path: Path) -> None:
+    """The headline `reward` may be the reward model's, whose column `trained` has an interval of another seed."""
+    path = suite / "score/dpo/summary.json"
+    reward = json.loads(path.read_text())["reward"]
+    path.write_text(json.dumps({"reward": reward, "trained": {**reward, "low": 0.2}, "kl": reward}))
+    text = (export(manifest_of("dpo", None), "dpo", tmp_path / "out") / "README.md").read_text()
+    assert "| trained |" not in text and "| kl |" in text
+    path.write_text(json.dumps({"reward": reward, "trained": {**reward, "mean": 0.6}}))
+    text = (export(manifest_of("dpo", None), "dpo", tmp_path / "other") / "README.md").read_text()
+    assert "| reward | 0.5 |" in text and "| trained | 0.6 |" in text
+
+
 def test_no_token_leaves_by_an_export(suite: Path, tmp_path: Path) -> None:
     folder = export(manifest_of("dpo", None), "dpo", tmp_path / "out")
     assert CANARY in (suite / "preference/dpo" / MANIFEST).read_text(), "the canary lives"
