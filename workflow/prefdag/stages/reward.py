@@ -116,11 +116,7 @@ def train_reward_model(
     first = RewardModel((untrained,), scoring) if start is None else load_reward_model(start.parent, device)
     before = score_all(first, held_out, budget, device)
     del untrained, first
-    new = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings] if start is None else []
-    members = _members_of(start.parent, settings, device) if start else new
-    for place, seed in enumerate(settings.trainings):
-        began = folder if start is None else member_folder(start.parent, place, settings.trainings)
-        add_adapter(members[place], settings.adapter, seed, began)
+    members = _members(folder, start, settings, device)
     steps = trainings(members, store, settings, scoring, workspace.resume)
     total = len(members) * total_steps(store, settings)
     record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", "reward")
@@ -143,6 +139,18 @@ def train_reward_model(
     workspace.results({f"{name}_{when}": facts[when][name] for when in ("before", "after") for name in facts[when]})
     workspace.journal.artifact(workspace.output / "evaluation.json", "evaluation.json")
     return {**facts, **route_facts(members[0])}
+
+
+def _members(folder: Path, start: Path | None, settings: Reward, device: torch.device) -> list[PreTrainedModel]:
+    """Return the models to train, one for each seed: SFT with new heads, or those of the reward model at `start`."""
+    if start is None:
+        members = [_with_heads(folder, settings, (seed,), device) for seed in settings.trainings]
+    else:
+        members = _members_of(start.parent, settings, device)
+    for place, seed in enumerate(settings.trainings):
+        began = folder if start is None else member_folder(start.parent, place, settings.trainings)
+        add_adapter(members[place], settings.adapter, seed, began)
+    return members
 
 
 def _members_of(folder: Path, settings: Reward, device: torch.device) -> list[PreTrainedModel]:
