@@ -145,13 +145,13 @@ def load_any_reward(folder: Path, device: torch.device) -> RewardModel | Fetched
 
 def _load(folder: Path, policy: Path, adopted: Adopted, device: torch.device) -> FetchedReward:
     model, tokenizer = _load_model(folder, adopted.source, device), load_tokenizer(policy)
-    own = tokenizer if adopted.template == "policy" else load_tokenizer(folder)
+    of_scorer = tokenizer if adopted.template == "policy" else load_tokenizer(folder)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if own.model_max_length < STATED and adopted.template != "policy":
-        longest = min(longest or own.model_max_length, own.model_max_length)
+    if of_scorer.model_max_length < STATED and adopted.template != "policy":
+        longest = min(longest or of_scorer.model_max_length, of_scorer.model_max_length)
     reader = DialogueReader(tokenizer, adopted.prepare)
     label = check_labels({"id2label": model.config.id2label}, adopted.source)
-    return FetchedReward(model, own, tokenizer, reader, adopted.template, label, longest, adopted.source.source)
+    return FetchedReward(model, of_scorer, tokenizer, reader, adopted.template, label, longest, adopted.source.source)
 
 
 def _load_model(folder: Path, source: RewardSource, device: torch.device) -> PreTrainedModel:
@@ -181,15 +181,15 @@ def _template(
     source: RewardSource, folder: Path, policy: Path, prepare: Prepare
 ) -> Literal["policy", "chat", "plain", "pair"]:
     """Return how the reward model reads a dialogue. Raises `UserError` for a template that it cannot read."""
-    own, theirs = load_tokenizer(folder), load_tokenizer(policy)
-    is_same = own.get_vocab() == theirs.get_vocab()
+    of_scorer, theirs = load_tokenizer(folder), load_tokenizer(policy)
+    is_same = of_scorer.get_vocab() == theirs.get_vocab()
     if source.template == "policy" and not is_same:
         raise UserError(f"reward.template: {source.source} has another vocabulary than the policy; say `chat`")
-    if source.template == "chat" and not own.chat_template:
+    if source.template == "chat" and not of_scorer.chat_template:
         raise UserError(f"reward.template: {source.source} has no chat template; say `plain` or `pair`")
     if source.template != "auto":
         return source.template
-    is_chat = bool(own.chat_template)
-    if is_same and own.chat_template == theirs.chat_template and is_chat == (prepare.template == "chat"):
+    is_chat = bool(of_scorer.chat_template)
+    if is_same and of_scorer.chat_template == theirs.chat_template and is_chat == (prepare.template == "chat"):
         return "policy"
     return "chat" if is_chat else "plain"

@@ -62,7 +62,7 @@ class FetchedReward:
 
     @property
     def _has_types(self) -> bool:
-        """Whether the model tells the second of two texts by the types of its tokens."""
+        """Whether the types of tokens mark the second of two texts."""
         return self.template == "pair" and (getattr(self.model.config, "type_vocab_size", 1) or 1) > 1
 
     def translated(self, comparisons: Indexed) -> list[Comparison]:
