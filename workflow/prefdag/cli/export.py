@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from prefdag.cli.commands import options
+from prefdag.cli.exporting.adapter import is_adapter, name_base, write_merged
 from prefdag.cli.exporting.exported_files import SIZE, write_configs, write_weights
 from prefdag.cli.exporting.model_card import Export, card, generation_of, lineage, suite_folder
 from prefdag.cli.exporting.prompt_format import PromptFormat, write_tokenizer
@@ -48,7 +49,14 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {policies}")
 
 
-def export(manifest: Manifest, run: str, target: Path, dtype: str | None = None, max_shard_size: str = SHARD) -> Path:
+def export(
+    manifest: Manifest,
+    run: str,
+    target: Path,
+    dtype: str | None = None,
+    max_shard_size: str = SHARD,
+    merged: bool = False,
+) -> Path:
     """Copy a model to the new folder `target`, so that it reads and ends texts as it was evaluated, with a model card.
 
     The folder appears complete or not at all. The files are checked against the manifest.
@@ -59,9 +67,10 @@ def export(manifest: Manifest, run: str, target: Path, dtype: str | None = None,
         target: a new folder.
         dtype: rounds the weights; default: as trained, in float32.
         max_shard_size: of a file of weights, such as 5GB.
+        merged: write the whole model where an adapter was trained.
 
     Raises:
-        UserError: if the folder exists, or a file is not the manifest's.
+        UserError: if the folder exists, a file is not the manifest's, or an adapter has no base that can be named.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists already; name a new folder")
@@ -78,8 +87,17 @@ def export(manifest: Manifest, run: str, target: Path, dtype: str | None = None,
     notes: list[str] = []
     members = [path for path in (made, *sorted(made.glob("seeds/*"))) if (path / "config.json").is_file()]
     for folder in members:
+        source = manifest.folder / (inside if folder == made else folder.relative_to(made))
+        if merged and is_adapter(folder):
+            write_merged(source, folder, is_reward)
         if form is not None:
             notes = write_tokenizer(form, folder, is_reward)
+        if is_adapter(folder):
+            if dtype is not None:
+                raise UserError("--dtype: an adapter's weights are float32; add --merged, or leave the option out")
+            name_base(source, folder)
+            continue
+        if form is not None:
             write_configs(form, folder, None if is_reward else longest)
         write_weights(folder, dtype, max_shard_size)
     about = Export(inside, dtype or "float32", form, longest, tuple(notes))
@@ -144,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder (default: exports/<suite>/<run>)")
     parser.add_argument("--dtype", choices=DTYPES, help="round the weights (default: float32, as trained)")
     parser.add_argument("--max-shard-size", default=SHARD, metavar="SIZE", help="of a file of weights (default: 5GB)")
+    parser.add_argument("--merged", action="store_true", help="write the whole model where an adapter was trained")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
 
@@ -157,7 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = manifest_of(arguments.run, arguments.results)
     suite = suite_folder(manifest).resolve().name
     folder = arguments.to or Path("exports") / suite / arguments.run
-    target = export(manifest, arguments.run, folder, arguments.dtype, arguments.max_shard_size)
+    target = export(manifest, arguments.run, folder, arguments.dtype, arguments.max_shard_size, arguments.merged)
     kind = "SequenceClassification" if manifest.content["stage"] == REWARD else "CausalLM"
     print(f"{target}: load it with AutoModelFor{kind}.from_pretrained({str(target)!r})")
     if arguments.push:
