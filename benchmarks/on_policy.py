@@ -64,14 +64,17 @@ def reward_of(ids: list[int]) -> float:
 
 def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
     """Return CPU seconds of each round of `OnlineTraining`."""
+    from prefdag.config.objectives import objective
     from prefdag.config.online.methods import policy_method
     from prefdag.config.online.settings import Online
+    from prefdag.losses.registry import loss_of
     from prefdag.models.loading import load_policy
     from prefdag.online.loop import OnlineTraining
     from prefdag.online.round import Models
 
     device = set_up(1)
     num, samples = groups_of(arguments.method)
+    of_pairs = arguments.method == "online_dpo"
     kl = {"coefficient": KL, "where": "loss", "estimator": "k3"} if arguments.method == "grpo" else KL
     settings = Online.parse(
         {
@@ -80,13 +83,17 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
             "max_steps": arguments.steps,
             "learning_rate": 1e-6,
             "max_new_tokens": arguments.response,
-            "kl": kl,
+            **({"labels": "hard"} if of_pairs else {"kl": kl}),
             "tokens_per_batch": 65536,
             "sample_table": 0,
         },
         "benchmark",
         "online",
     )
+    values = {"method": "dpo", "beta": KL} if of_pairs else {"method": arguments.method}
+    method = (objective if of_pairs else policy_method)(values, "benchmark", "method")
+    loss = loss_of(method) if of_pairs else None
+    pair_loss = None if loss is None else lambda policy, reference: loss(policy, reference=reference)
     model, reference = load_policy(folder, device), load_policy(folder, device).requires_grad_(False)
 
     def scores(comparisons: Any) -> np.ndarray:
@@ -96,11 +103,12 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
     prompts = [np.array(ids, np.int32) for ids in rows]
     training = OnlineTraining(
         Models(model.train(), reference, None),
-        policy_method({"method": arguments.method}, "benchmark", "method"),
+        method,
         settings,
         prompts,
         scores,
         -1,
+        pair_loss=pair_loss,
     )
     seconds, before = [], time.process_time()
     for _ in training.rounds():
