@@ -152,8 +152,8 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             shown = {"loss": "validation_loss", "margin": "validation_margin", "accuracy": "validation_accuracy"}
             return "  ".join(f"{name} {facts[key]:.3f}" for name, key in shown.items() if facts.get(key) is not None)
         case "policy" | "online":
-            shown = {"score": facts.get("score"), "KL": facts.get("kl")}
-            values = "  ".join(f"{name} {value:.2f}" for name, value in shown.items() if value is not None)
+            last = {"score": facts.get("score"), "KL": facts.get("kl")}
+            values = "  ".join(f"{name} {value:.2f}" for name, value in last.items() if value is not None)
             return "; ".join([values, *facts.get("doubts", [])])
         case "generate":
             cut = f", {1 - facts['ended']:.0%} cut at the token limit" if facts.get("ended", 1) < 1 else ""

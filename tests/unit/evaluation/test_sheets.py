@@ -9,10 +9,10 @@ from test_judge_llm import results, summary
 
 from prefdag.cli.main import main
 from prefdag.config.sections.judge import Judge, with_relative_paths
-from prefdag.data.spreadsheets import cell_of, text_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
 from prefdag.evaluation.judge.sheets import read_sheet, write_sheet
+from prefdag.evaluation.spreadsheets import cell_of, text_of
 
 PAIRS = [Pair("Post 0", "ours", "theirs"), Pair("Post 1", "mine\r\nof two lines", "yours")]
 

@@ -18,7 +18,7 @@ FLAGS = {"avx512f avx512_bf16": True, "avx512f amx_bf16": True, "fpu avx2": Fals
 
 
 def suite_with(**sections: Any) -> Suite:
-    """The quickstart with keys of sections changed, and one row of DPO besides."""
+    """The quickstart with keys of sections changed, and one more row of DPO."""
     import yaml
 
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())

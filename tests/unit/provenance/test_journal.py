@@ -13,8 +13,9 @@ import pytest
 import prefdag
 from prefdag.cli.main import main
 from prefdag.errors import UserError
-from prefdag.provenance.journal import open_journal, read_journal, redact
+from prefdag.provenance.journal import open_journal, read_journal
 from prefdag.provenance.manifest import describe
+from prefdag.provenance.redaction import redact
 from prefdag.tracking.records import Record, StoredModel, newest, successors
 
 PACKAGE = Path(prefdag.__file__).parent

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from prefdag.provenance.journal import redact
+from prefdag.provenance.redaction import redact
 
 
 class _Diagnostics(logging.Handler):

@@ -17,8 +17,8 @@ from prefdag.cli.exporting.prompt_format import PromptFormat, write_tokenizer
 from prefdag.config.answer_sets import weights_of
 from prefdag.errors import UserError
 from prefdag.evaluation.trained import training_of
-from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of
+from prefdag.provenance.redaction import redact
 
 DTYPES = ("float32", "bfloat16", "float16")
 REWARD, SCORING = "reward", "scoring.json"

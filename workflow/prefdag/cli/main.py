@@ -20,7 +20,7 @@ from prefdag.distributed.launch import launch
 from prefdag.distributed.ranks import is_rank, silence_other_ranks
 from prefdag.errors import Stopped, UserError
 from prefdag.os_errors import as_sentences
-from prefdag.provenance.journal import redact
+from prefdag.provenance.redaction import redact
 from prefdag.runtime.warm_start import run_warm
 
 

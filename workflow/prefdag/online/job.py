@@ -1,5 +1,6 @@
 """The body of the stages `policy` and `online`: from manifests to a trained policy."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +86,26 @@ def train_policy(
     for step in checkpoints.publish(workspace.output / "checkpoints"):
         workspace.log_model_output(f"{title}@step{step}", parents=["policy"], folder=f"checkpoints/{step}")
     workspace.log_model_output(title, parents=["policy"])
-    facts: dict[str, Any] = {
-        name: last.metrics[name] for name in ("score", "kl", "length", "ended") if name in last.metrics
-    }
-    workspace.results({f"final_{name}": value for name, value in facts.items()})
     rounds = [record["metrics"] for record in training.history]
+    workspace.results({f"final_{name}": value for name, value in _results(last.metrics).items()})
+    return {**_results(last.metrics), **_warnings(title, rounds, settings), **route_facts(models.policy)}
+
+
+def _results(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of the last round that a manifest states."""
+    return {name: metrics[name] for name in ("score", "kl", "length", "ended") if name in metrics}
+
+
+def _warnings(title: str, rounds: list[dict[str, float]], settings: Online) -> dict[str, Any]:
+    """Return, and print, what a manifest states of a target that was missed and of other doubts."""
+    facts: dict[str, Any] = {}
     if missed := missed_target(rounds, settings.kl):
         facts["missed_target"] = missed
     if doubts := doubts_of(rounds, settings):
         facts["doubts"] = doubts
         if is_first():
             print("\n".join(f"{title}: {doubt}" for doubt in doubts), flush=True)
-    return {**facts, **route_facts(models.policy)}
+    return facts
 
 
 def models_of(

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prefdag.config.online.settings import KL, Online
 from prefdag.config.sections.sampling import Sampling
 from prefdag.data.detokenize import decode_response
-from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import Comparison
+from prefdag.evaluation.spreadsheets import cell_of
 from prefdag.online.rewards import Scorer, check_scores
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.sampler import OwnSampler

@@ -19,8 +19,8 @@ from prefdag.errors import UserError
 from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.planning.local_files import files_of
 from prefdag.provenance.digests import Digests
-from prefdag.provenance.journal import redact_addresses
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest
+from prefdag.provenance.redaction import redact_addresses
 from prefdag.provenance.sources import code_digests
 
 NEVER_RUN = "never run"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.errors import UserError
-from prefdag.provenance.journal import redact_addresses
+from prefdag.provenance.redaction import redact_addresses
 
 MANIFEST = "manifest.json"
 WEIGHTS = ".safetensors"

@@ -16,9 +16,9 @@ import torch
 
 from prefdag.config.sections.pairing import Pairing
 from prefdag.data.pair_laws import Pair, best_of_n, bradley_terry, disjoint_pairs, rejection_sampled
-from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import StoreWriter
 from prefdag.errors import UserError
+from prefdag.evaluation.spreadsheets import cell_of
 from prefdag.losses.pair_choice import choose_pair, margin_pairs
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section, Seed

@@ -14,10 +14,10 @@ from prefdag.config.answer_sets import AnswerSet, weights_of
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.score import Score
 from prefdag.config.user_paths import split_path
-from prefdag.data.spreadsheets import cell_of
 from prefdag.data.token_store import Comparison, Store
 from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import summarise
+from prefdag.evaluation.spreadsheets import cell_of
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import divergence
 from prefdag.models.ops.device import autocast

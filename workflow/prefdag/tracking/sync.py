@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from prefdag.errors import UserError
-from prefdag.provenance.journal import process_is_gone, redact
+from prefdag.provenance.journal import process_is_gone
 from prefdag.provenance.manifest import Manifest
+from prefdag.provenance.redaction import redact
 from prefdag.tracking.environment import MLFLOW_VARIABLES, problem_with, tracking_uri
 from prefdag.tracking.links import write_page
 from prefdag.tracking.records import Record, successors

@@ -11,8 +11,8 @@ import yaml
 
 from prefdag.cli.exporting.prompt_format import TALK, PromptFormat, padding_token
 from prefdag.config.online.methods import row_objective
-from prefdag.provenance.journal import redact
 from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, weights_digest
+from prefdag.provenance.redaction import redact
 
 ALIGNING = ("preference", "policy", "online")  # stages with a folder for each run
 MEASURES = ("reward", "trained", "kl", "length", "distinct2", "repetition")

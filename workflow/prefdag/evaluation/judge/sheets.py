@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefdag.data.spreadsheets import cell_of, text_of
 from prefdag.errors import UserError
 from prefdag.evaluation.judge.run import Pair
+from prefdag.evaluation.spreadsheets import cell_of, text_of
 
 COLUMNS = ("prompt", "response_a", "response_b", "preferred")
 VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5, "": math.nan}

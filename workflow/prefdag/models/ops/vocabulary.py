@@ -205,7 +205,12 @@ class _TargetLogProbs(torch.autograd.Function):
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Write left @ right to `out`, accumulated in the dtype of `out`, which may be wider than the factors'."""
+    """Write left @ right to `out`, accumulated in the dtype of `out`, which may be wider than the factors'.
+
+    Args:
+        left, right: [T, K] and [K, V], of one dtype.
+        out: [T, V].
+    """
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if left.is_cuda:
@@ -214,7 +219,12 @@ def matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
 
 
 def table_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the head's weight in the type of the products: on a CPU from one step to the next the same copy."""
+    """Return the head's weight in the type of the products: on a CPU from one step to the next the same copy.
+
+    Args:
+        weight: [V, D].
+        dtype: of the products.
+    """
     return half_copy(weight, dtype) if weight.device.type == "cpu" and weight.dtype != dtype else weight.to(dtype)
 
 
