@@ -17,11 +17,7 @@ CEILINGS = {
 # Imported inside a function: only a suite whose reward is a classifier runs them.
 SCORING = ("gold", "online", "pairs", "policy", "score")
 LAZY = {stage: {"prefdag.rewards.classifier", "prefdag.config.classifier"} for stage in SCORING}
-LAZY["fetch"] = {
-    "prefdag.models.resizing",
-    "prefdag.models.gguf_file",
-    "prefdag.os_errors",
-}  # only for a model that changes
+LAZY["fetch"] = {"prefdag.models.resizing", "prefdag.models.gguf_file"}  # only for a model that changes
 # Forked for each stage after the slow imports of other packages, so that fifteen stages take the time of one.
 IMPORT_EACH = """
 import os, sys

@@ -1,5 +1,6 @@
 """Preference training: align the SFT policy with one preference loss."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,10 +74,7 @@ def run(
             workspace.log_model_input(argument, path.parent.name)
     workspace.log_dataset("comparisons", "train", "training")
     stores = {split: Store.open(comparisons.parent / split) for split in ("train", "validation")}
-    views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
-    if not _can_be_evaluated(job, views.get("validation")):
-        print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
-        del views["validation"]
+    views = _views(job, stores)
     model = load_policy(began.parent / "model", device)
     base = add_adapter(model, settings.adapter, settings.seed, began.parent / "model")
     if start is None and _is_rounded(job) and "reference" in job.objective.reads:
@@ -101,14 +99,27 @@ def run(
     total = total_steps(views["train"], settings)
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
     save(model, began.parent / "model", workspace.output / "model")
-    parents = ["start" if start else "policy"]
-    for step in checkpoints.publish(workspace.output / "checkpoints"):
-        workspace.log_model_output(f"{title}@step{step}", parents=parents, folder=f"checkpoints/{step}")
-    workspace.log_model_output(title, parents=parents)
+    _log_models(workspace, title, checkpoints.publish(workspace.output / "checkpoints"), "start" if start else "policy")
     model.eval()
     held_out = tasks["validation"].evaluate(settings.tokens_per_batch, last.state) if "validation" in tasks else {}
     workspace.results(facts := {f"validation_{name}": value for name, value in held_out.items()})
     return {**facts, **route_facts(model)}
+
+
+def _views(job: Job, stores: dict[str, Store]) -> dict[str, Store | Unpaired]:
+    """Return each split as the loss reads it; without a validation split on which the loss has no value."""
+    views = {split: objective_view(store, job.objective) for split, store in stores.items() if len(store)}
+    if not _can_be_evaluated(job, views.get("validation")):
+        print(f"preference: validation: too few prompts for {job.objective.method}, not evaluated", flush=True)
+        del views["validation"]
+    return views
+
+
+def _log_models(workspace: Workspace, title: str, steps: Iterable[int], parent: str) -> None:
+    """Journal the weights of the checkpoints and of the last step, and the input that they start from."""
+    for step in steps:
+        workspace.log_model_output(f"{title}@step{step}", parents=[parent], folder=f"checkpoints/{step}")
+    workspace.log_model_output(title, parents=[parent])
 
 
 def _can_be_evaluated(job: Job, view: Store | Unpaired | None) -> bool:
