@@ -78,10 +78,7 @@ def run(
     model = load_policy(began.parent / "model", device)
     base = add_adapter(model, settings.adapter, settings.seed, began.parent / "model")
     if start is None and _is_rounded(job) and "reference" in job.objective.reads:
-        caches = {
-            split: _rounded_cache(base, job, stores[split], view, workspace.resume / split)
-            for split, view in views.items()
-        }
+        caches = {name: _rounded_cache(base, job, stores[name], views[name], workspace.resume / name) for name in views}
     else:
         caches = _caches(job, policy, comparisons, reference, base if start is None else None, views)
     checkpoints = WeightsKeeper(workspace.resume / "checkpoints", settings.kept_steps, model, began.parent / "model")
@@ -89,8 +86,7 @@ def run(
     live = None
     if "divergence" in job.objective.reads:
         live = base if base is not model and start is None else _frozen(policy, device)
-    away = start and policy
-    tasks = {split: _task(job, model, view, caches.get(split), live, away) for split, view in views.items()}
+    tasks = {split: _task(job, model, view, caches.get(split), live, start and policy) for split, view in views.items()}
     held_out_pairs = stores["validation"] if stores["validation"].num_responses > 1 else ()
     probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
     task, saved = tasks["train"], Checkpoint(workspace.resume)
