@@ -15,9 +15,10 @@ from prefdag.config.sections.adapter import Adapter
 from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
-from prefdag.models.adapters import attach, base_of, merge, set_base, trained_state
+from prefdag.models.adapters import attach, set_base, trained_state
 from prefdag.models.loading import add_adapter, load_policy, load_scorer, save
 from prefdag.models.logprobs import logprobs
+from prefdag.models.merging import base_of, merge
 from prefdag.models.naive import float64_norms
 from prefdag.models.ops.recompute import recompute_blocks
 from prefdag.models.ops.vocabulary import in_place_gradients

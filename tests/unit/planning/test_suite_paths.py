@@ -167,7 +167,7 @@ def test_adapters_and_models_are_not_mixed_up(folder: Path):
     )
     (folder / "model/config.json").unlink()
     (line,) = mistakes()
-    assert line.startswith("model.source: model is an adapter without its base model; merge them (peft's merge_and_un")
+    assert line.startswith("model.source: model is an adapter, and its base is not here; state it as `model.base`: a")
 
 
 @pytest.mark.parametrize(

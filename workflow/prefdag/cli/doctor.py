@@ -19,6 +19,7 @@ from typing import Literal
 from prefdag.cli.commands import COMMON
 from prefdag.cli.hub_files import Finding, hub_cache
 from prefdag.cli.plan import disk
+from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.site import PREFIX, Site, read_site
 from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.distributed.gpu_lease import VARIABLE, devices
@@ -151,7 +152,8 @@ def route(suite: Suite | ExactSuite, results: Path) -> Iterator[Finding]:
     """State how the suite's model is computed, if its config.json is on this machine."""
     if isinstance(suite, ExactSuite):
         return
-    folder = next((path for path in (results / "fetch/model", Path(suite.model.source)) if path.is_dir()), None)
+    whole = Path(base_of_model(suite.model) or suite.model.source)
+    folder = next((path for path in (results / "fetch/model", whole) if path.is_dir()), None)
     if folder is None or not (folder / "config.json").is_file():
         return
     from prefdag.models.loading import route_of_folder

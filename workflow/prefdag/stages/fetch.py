@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import Field
 
+from prefdag.config.adapter_folder import adapter_mistake, base_mistake, with_adapters_tokenizer
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import SPLITS, Data, World
 from prefdag.config.gguf_header import read_header
@@ -36,6 +38,7 @@ class Job(Section):
     data: Data | None = None
     sft_data: Data | None = None
     model: Origin | None = None
+    base: str | None = None  # of the model, where its source is an adapter
     tokenizer: Origin | None = None
     classifier: Classifier | None = None
     reward: RewardSource | None = None
@@ -62,6 +65,8 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
             raise UserError(re.sub(r"^data\b", "sft.data", str(mistake))) from None
     if job.model is not None and is_gguf(job.model.source):
         return _gguf(job.model, job.lock, workspace)
+    if job.model is not None and job.base is not None:
+        return _adapted(job.model, job.base, job.lock, workspace)
     if job.model is not None:
         source = _model_source(job.model, "model", job.lock, "causal")
         folder = workspace.output / "model"
@@ -164,6 +169,37 @@ def _gguf(origin: Origin, lock: str | None, workspace: Workspace) -> dict[str, A
     convert(file, folder, progress)
     facts = {"gguf": {"file": file.name, "sha256": sha256_of(file)}}
     shutil.rmtree(scratch, ignore_errors=True)
+    return {**facts, **(_resize(folder) if origin.resize else {})}
+
+
+def _adapted(origin: Origin, base_source: str, lock: str | None, workspace: Workspace) -> dict[str, Any]:
+    """Write a base model with an adapter merged into it; return where both come from and their sha256."""
+    from prefdag.models.merging import merge_folders
+
+    parts = {"model.source": origin, "model.base": Origin(source=base_source)}
+    adapter, base = (model_files(one, "model", lock, TOKENIZER_FILES).files for one in parts.values())
+    if mistake := adapter_mistake(adapter):
+        raise UserError(f"model.source: {origin.source}{mistake}")
+    if mistake := base_mistake(base, adapter, origin.resize):
+        raise UserError(f"model.base: {base_source}{mistake}")
+    facts: dict[str, Any] = {}
+    folder = workspace.output / "model"
+    with TemporaryDirectory(dir=workspace.output) as scratch:
+        for (key, one), name in zip(parts.items(), ("adapter", "base"), strict=True):
+            source = model_files(one, "model", lock, MODEL_FILES)
+            if not any(path.endswith(WEIGHTS) for path in source.files):
+                raise UserError(f"{key}: {one.source} holds no weights (*.safetensors); convert or download them")
+            for path in source.files.values():
+                refuse_lfs_pointer(path)
+            _copy(source.files, Path(scratch) / name)
+            digests = {path: sha256_of(file) for path, file in source.files.items() if path.endswith(WEIGHTS)}
+            facts[name] = {"source": one.source, **_commit(source), "sha256": digests}
+        print(f"fetch: model: merging the adapter {origin.source} into {base_source}", flush=True)
+        merge_folders(Path(scratch) / "base", Path(scratch) / "adapter", folder, (base_source, origin.source))
+    small = with_adapters_tokenizer(base, adapter)
+    for name in small.keys() - {"config.json"}:
+        if not name.endswith(".index.json"):
+            shutil.copy(small[name], folder / name)
     return {**facts, **(_resize(folder) if origin.resize else {})}
 
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from prefdag.data.token_store import Comparisons
 from prefdag.errors import UserError
-from prefdag.models.adapters import CONFIG
 from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import LogProbs, logprobs
+from prefdag.models.merging import CONFIG
 from prefdag.models.ops.device import autocast, compute_dtype, to_device
 from prefdag.models.packing import Segments, iter_packed, pack
 from prefdag.models.route import FASTEST, Route

@@ -42,7 +42,7 @@ def name_base(source: Path, folder: Path) -> None:
     Raises:
         UserError: the base is itself a model with an adapter, which only a merged model holds.
     """
-    from prefdag.models.adapters import base_of
+    from prefdag.models.merging import base_of
 
     base = base_of(source)
     if is_adapter(base):
