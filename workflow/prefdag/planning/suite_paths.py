@@ -17,6 +17,7 @@ from prefdag.config.round_jobs import user_reward_of
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.config.user_paths import split_path
 from prefdag.errors import UserError
+from prefdag.planning.adapter_layers import adapter_mistakes
 from prefdag.planning.local_files import is_local
 
 WEIGHTS = "adapter_model.safetensors"
@@ -59,6 +60,7 @@ def _mistakes(suite: Suite) -> Iterator[str]:
             yield from _function(f"runs.{run.name}.reward", *reward)
         if run.rounds and (named := user_reward_of(suite, run.name)):
             yield from _function(f"runs.{run.name}.pairs.reward", *split_path(named))
+    yield from adapter_mistakes(suite)
     yield from _user_files("prepare", suite.prepare.adapter, suite.prepare.template)
     if suite.sft.data:
         yield from _user_files("sft.data", suite.sft.data.adapter, suite.sft.data.template)
