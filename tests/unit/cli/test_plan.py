@@ -51,6 +51,22 @@ def test_by_hand() -> None:
     assert (costs["preference"].jobs, costs["generate"].jobs) == (3, 5)
 
 
+def test_adapters_by_hand() -> None:
+    """Rank 4, 10 layers of 100: about 4 x 20 x 1000 trained weights of 16 bytes; the base as it is held, or loaded."""
+    trained, activations = 4 * 20 * 1000, 34 * 1000 * 10**5
+    for base, held in {"float32": 4e9, "bfloat16": 2e9, "nf4": 0.55e9}.items():
+        preference = {"adapter": {"rank": 4, "base": base}, "tokens_per_batch": 10**5}
+        costs = {one.stage: one for one in job_costs(suite(preference=preference), Size.model_validate(SIZE))}
+        assert costs["preference"].gigabytes * 1e9 == pytest.approx(max(4e9, held + 16 * trained + activations))
+        assert costs["preference"].hours * 3600 == pytest.approx(3 * 4e9 * 10 * 50 / FLOPS)
+        assert costs["sft"].gigabytes > 16
+    two = suite(preference={"adapter": {"rank": 4, "target": ["q_proj", "v_proj"]}, "tokens_per_batch": 10**5})
+    costs = {one.stage: one for one in job_costs(two, Size.model_validate(SIZE))}
+    assert costs["preference"].gigabytes * 1e9 == pytest.approx(4e9 + 16 * 4 * 6 * 1000 + activations)
+    saved = disk(suite(), Size.model_validate(SIZE)) - disk(two, Size.model_validate(SIZE))
+    assert saved == pytest.approx(3 * 4, rel=1e-2), "of three runs"
+
+
 def test_on_policy_rows_by_hand() -> None:
     """PPO: 5 rounds of 4 answers of 30 tokens. A round samples 20 steps of 2 bytes a weight and 4 prompts of 10 tokens,
     measures policy, value head and reference, 2 FLOPs a weight and token each, and trains two models twice.

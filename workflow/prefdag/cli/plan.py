@@ -3,7 +3,8 @@
 A token costs 2 N FLOPs forward and 6 N forward and backward, with N parameters (Kaplan et al. 2020, arXiv 2001.08361,
 section 2.1). Sampling reads every weight once a step, for all responses of a batch. Training takes float32 weights,
 gradients and optimizer state, and 34 bytes of bf16 activations per token, layer and hidden unit (Korthikanti et al.
-2022, arXiv 2205.05198, equation 1, without attention scores).
+2022, arXiv 2205.05198, equation 1, without attention scores). With an adapter, gradients and optimizer state are those
+of its own weights alone, and a base is loaded as float32 before it is held in fewer bits.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from prefdag.config.jobs import against, policies
 from prefdag.config.online.methods import TokenMethod, reads_values
 from prefdag.config.round_jobs import generation_of_samples
 from prefdag.config.rounds import JUDGE
+from prefdag.config.sections.adapter import Adapter
 from prefdag.config.sections.judge import LLM, name_of
 from prefdag.config.sections.preference import Preference
 from prefdag.config.sections.reward import Reward
@@ -33,6 +35,7 @@ from prefdag.evaluation.scores import Scores, match_rows, read_answers
 from prefdag.planning.machine import bf16_warning
 
 HOUR = 3600.0
+BASE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.55}  # of a frozen weight; nf4 with the constants of its blocks
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,46 @@ def disk(suite: Suite, size: Size) -> float:
     trained = [suite.sft] if suite.sft.max_steps != 0 else []  # otherwise it is the base model's file
     trainings = [*trained, *rewards, *_trainings(suite)]
     checkpoints = sum(len(one.kept_steps) for one in _trainings(suite))
-    state = 4 + max(_moments(one) for one in trainings)
-    return size.parameters * (4 * (1 + len(trainings) + checkpoints) + state) / 1e9
+    if not any(_adapter(one) for one in trainings):
+        state = 4 + max(_moments(one) for one in trainings)
+        return size.parameters * (4 * (1 + len(trainings) + checkpoints) + state) / 1e9
+    saved = sum(4 * _trained(one, size) for one in trainings)
+    saved += sum(4 * _trained(one, size) * len(one.kept_steps) for one in _trainings(suite))
+    return (4 * size.parameters + saved + max((4 + _moments(one)) * _trained(one, size) for one in trainings)) / 1e9
 
 
 def _moments(training: Training) -> int:
     """Return the bytes of optimizer state per parameter."""
     return {"adamw": 8, "rmsprop": 4}[training.optimizer]
+
+
+def _adapter(training: Training) -> Adapter | None:
+    """Return the adapter that is trained in place of every weight, if there is one."""
+    adapter: Adapter | None = getattr(training, "adapter", None)
+    return adapter
+
+
+def _trained(training: Training, size: Size) -> float:
+    """Return the number of trained weights: all, or about `rank` times the sides of each layer of an adapter.
+
+    The sides of a block's linear layers, input and output, add up to about 20 hidden sizes in a Llama.
+    """
+    if (adapter := _adapter(training)) is None:
+        return size.parameters
+    sides = 20 if adapter.target == "all-linear" else min(20, 3 * len(adapter.target))
+    return min(float(size.parameters), adapter.rank * sides * size.layers * size.hidden_size)
+
+
+def _held(training: Training, size: Size) -> float:
+    """Return the bytes of weights, gradients and optimizer state; those of a frozen base in its own type."""
+    trained = (8 + _moments(training)) * _trained(training, size)
+    adapter = _adapter(training)
+    return trained + (BASE_BYTES[adapter.base] * size.parameters if adapter else 0)
+
+
+def _flops(training: Training) -> int:
+    """Return the FLOPs of a token and weight, forward and backward: frozen weights get no gradient of their own."""
+    return 6 if _adapter(training) is None else 4
 
 
 def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[JobCost]:
@@ -136,7 +172,7 @@ def _on_policy(suite: Suite, size: Size, machine: Machine) -> Iterator[JobCost]:
             tokens = settings.batch_size * (size.prompt_tokens + settings.samples * response)
             first = int(settings.epochs * settings.minibatches > 1)  # old log-probs; otherwise the update's are taken
             passes = 2 * (settings.reads_reference + scorers + first * (1 + critics))
-            passes += 6 * settings.epochs * (1 + critics)
+            passes += settings.epochs * (_flops(settings) + 6 * critics)
             sampling = Sampling(
                 num_samples=settings.samples,
                 max_new_tokens=settings.max_new_tokens,
@@ -145,10 +181,11 @@ def _on_policy(suite: Suite, size: Size, machine: Machine) -> Iterator[JobCost]:
             rounds = settings.max_steps
             hours += rounds * _sampling(sampling, size, machine, settings.batch_size)
             hours += rounds * passes * size.parameters * tokens / machine.flops / HOUR
-            trained = (8 + _moments(settings)) * (1 + critics) + 4 * (settings.reads_reference + scorers)
+            copies = settings.reads_reference * (_adapter(settings) is None) + scorers
+            held = _held(settings, size) + ((8 + _moments(settings)) * critics + 4 * copies) * size.parameters
             least = size.prompt_tokens + settings.samples * response
             activations = 34 * size.layers * size.hidden_size * max(settings.tokens_per_batch, least)
-            most = max(most, (trained * size.parameters + activations) / 1e9)
+            most = max(most, 4 * size.parameters / 1e9, (held + activations) / 1e9)
         if runs:
             yield JobCost(stage, len(runs), hours, most)
 
@@ -159,9 +196,9 @@ def _training(
     hours = most = 0.0
     for one in trainings:
         seen = (one.max_steps or math.ceil(one.epochs * comparisons / one.batch_size)) * one.batch_size
-        hours += 6 * size.parameters * seen * tokens / machine.flops / HOUR
+        hours += _flops(one) * size.parameters * seen * tokens / machine.flops / HOUR
         activations = 34 * size.layers * size.hidden_size * max(one.tokens_per_batch, tokens)
-        most = max(most, ((8 + _moments(one)) * size.parameters + activations) / 1e9)
+        most = max(most, 4 * size.parameters / 1e9, (_held(one, size) + activations) / 1e9)  # loaded as float32
     return JobCost(stage, len(trainings), hours, most)
 
 
