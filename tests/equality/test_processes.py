@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from comparisons import tiny, tiny_scorer
 from prefdag.models.packing import deal
 from ranks import TRAININGS, Trial, crew
 
 SIZES = [1, 2, 3]
 NAMED = {
     **{name: Trial(name) for name in TRAININGS},  # five comparisons a step: two processes have three and two
-    **{f"{name} sharded": Trial(name, sharded=True) for name in ("sft", "reward", "dpo", "aot", "kto")},
+    **{f"{name} sharded": Trial(name, sharded=True) for name in ("sft", "reward", "dpo", "aot", "kto", "dpo adapter")},
     "dpo float32": Trial("dpo", dtype=torch.float32),
     "sft float32": Trial("sft", dtype=torch.float32),
     "dpo rmsprop": Trial("dpo", optimizer="rmsprop"),
@@ -82,6 +83,20 @@ def test_all_ranks_hold_the_same_bits(name: str, size: int, crews: dict[int, dic
     for other in others:
         assert all(torch.equal(value, other["weights"][key]) for key, value in first["weights"].items())
         assert (first["losses"], first["norms"]) == (other["losses"], other["norms"])
+
+
+@pytest.mark.parametrize("name", ["dpo adapter", "dpo adapter sharded", "reward adapter"])
+def test_an_adapter_is_trained_alone(name: str, crews: dict[int, dict[str, Seen]]) -> None:
+    """Of the weights, only those of the adapter and of a head have a gradient; weight decay leaves the others alone."""
+    before = (tiny_scorer() if name.startswith("reward") else tiny()).state_dict()
+    (plain,) = crews[1][name.split()[0]]
+    for result in crews[2][name]:
+        names = [key for key in result["weights"] if "lora_" in key or key.startswith("score")]
+        assert len(result["gradients"][0]) == sum(result["weights"][key].numel() for key in names) > 0
+        assert len(plain["gradients"][0]) > len(result["gradients"][0])
+        frozen = {key.replace(".base_layer", ""): value for key, value in result["weights"].items() if key not in names}
+        assert frozen.keys() | set(names) >= before.keys()
+        assert all(torch.equal(value, before[key]) for key, value in frozen.items())
 
 
 def test_a_mean_over_processes_is_caught(crews: dict[int, dict[str, Seen]]) -> None:

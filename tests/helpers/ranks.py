@@ -21,12 +21,14 @@ from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny, tiny_scorer
 from loss_family import aligned
+from prefdag.config.sections.adapter import Adapter
 from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Comparisons
 from prefdag.distributed import fsdp, ranks
 from prefdag.distributed.collectives import join
 from prefdag.errors import Stopped
+from prefdag.models.adapters import attach
 from prefdag.models.naive import float64_norms
 from prefdag.models.ops.device import Precision, use_precision
 from prefdag.models.ops.half_linear import use_half_linears
@@ -38,6 +40,7 @@ from prefdag.training.loop import Batch, Outcome, Trainable, train
 from prefdag.training.supervised_task import supervised_task
 
 PRELOADED = [
+    "peft",
     "prefdag.training.preference_task",
     "prefdag.stages.reward",
     "torch.distributed.fsdp",
@@ -66,10 +69,23 @@ def bradley_terry(folder: Path, dtype: torch.dtype = torch.float64) -> Made:
     return model, store, loop.Task(functools.partial(reward.losses, model, store, settings, Scoring()), len)
 
 
+def adapted(make: Callable[..., Made], folder: Path, dtype: torch.dtype = torch.float64) -> Made:
+    """A training of an adapter that has changed its model already: both of its factors have a gradient."""
+    model, store, task = make(folder, dtype)
+    attach(model, Adapter(rank=3, alpha=6), seed=0)
+    random = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=random).to(parameter.dtype)
+    return model, store, task
+
+
 TRAININGS: dict[str, Callable[..., Made]] = {
     "sft": sft,
     "reward": bradley_terry,
     **{name: functools.partial(alignment, name) for name in ("dpo", "aot", "kto", "bco", "tdpo2")},
+    "dpo adapter": functools.partial(adapted, functools.partial(alignment, "dpo")),
+    "reward adapter": functools.partial(adapted, bradley_terry),
 }
 
 
