@@ -1,6 +1,7 @@
 """`prefdag export` of a policy with an adapter: the adapter on a base that loads, or the merged model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_an_adapter_on_an_adapter_is_exported_merged_alone(suite: Path, capfd: p
     assert "its adapter is on the merged model of" in capfd.readouterr().err
     assert main(["export", "dpo", "--merged"]) == 0
     assert (logits(Path("exports/toy/dpo")) - evaluated(suite / "preference/dpo/model")).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("changed", [{}, {"base": "hub:whole/model"}, {"resize": True}])
+def test_a_repository_is_named_only_if_its_weights_are_the_base(changed: dict, suite: Path) -> None:
+    fetched = {"source": "hub:owner/name", "revision": "v1", **{k: v for k, v in changed.items() if k == "resize"}}
+    config = {"model": fetched, "base": changed.get("base")}
+    files = files_of(suite / "fetch/model/model")
+    shutil.rmtree(suite / "fetch/model")
+    published(suite / "fetch/model", "fetch", config, {}, files)
+    assert main(["export", "sft"]) == 0
+    stated = json.loads(Path("exports/toy/sft/adapter_config.json").read_text())
+    here = str(suite / "fetch/model/model")
+    expected = (here, None) if changed else ("owner/name", "v1")
+    assert (stated["base_model_name_or_path"], stated["revision"]) == expected
 
 
 def test_an_adapter_is_not_rounded(suite: Path, capfd: pytest.CaptureFixture) -> None:

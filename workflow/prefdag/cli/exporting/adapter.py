@@ -52,8 +52,10 @@ def name_base(source: Path, folder: Path) -> None:
     values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     values |= {"base_model_name_or_path": str(base.resolve()), "revision": None}
     manifest = base.parent / MANIFEST
-    model = read_manifest(manifest).content["config"].get("model") if manifest.is_file() else None
-    if model and model["source"].startswith(HUB):
+    fetched = read_manifest(manifest).content["config"] if manifest.is_file() else {}
+    model = fetched.get("model")
+    is_changed = fetched.get("base") or (model and model.get("resize"))  # `fetch` wrote other weights than those there
+    if model and not is_changed and model["source"].startswith(HUB):
         values |= {"base_model_name_or_path": model["source"].removeprefix(HUB), "revision": model["revision"]}
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "config.json").unlink()  # with it, a folder would look like a whole model
