@@ -87,8 +87,8 @@ def test_a_repository_is_named_only_if_its_weights_are_the_base(changed: dict, s
     published(suite / "fetch/model", "fetch", config, {}, files)
     assert main(["export", "sft"]) == 0
     stated = json.loads(Path("exports/toy/sft/adapter_config.json").read_text())
-    here = str(suite / "fetch/model/model")
-    expected = (here, None) if changed else ("owner/name", "v1")
+    local = str(suite / "fetch/model/model")
+    expected = (local, None) if changed else ("owner/name", "v1")
     assert (stated["base_model_name_or_path"], stated["revision"]) == expected
 
 
