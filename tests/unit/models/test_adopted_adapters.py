@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hub_server import COMMIT, Repository, lock, serving, use_hub
 from model_folder import write_model_folder
 from prefdag.cli.main import main
 from prefdag.config import jobs
@@ -138,3 +139,21 @@ def test_what_is_no_adapter_of_the_base_is_refused(folder: Path, capfd: pytest.C
     assert "adapter holds no adapter_model.safetensors" in mistake(base="base")
     Path("adapter/adapter_config.json").write_text("[]")
     assert "its adapter_config.json is not valid" in mistake(base="base")
+
+
+def test_both_are_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {
+        ("model", f"some/{name}"): Repository({path.name: path.read_bytes() for path in Path(name).iterdir()})
+        for name in ("base", "adapter")
+    }
+    model = {"source": "hub:some/adapter", "base": "hub:some/base"}
+    with serving(held | {("dataset", "some/pairs"): Repository({})}) as server:
+        use_hub(monkeypatch, server.address, folder)
+        assert lock(folder, model={**model, "scratch": None}) == 0
+        config = {"model": {"source": model["source"]}, "base": model["base"], "lock": "configs/mini.lock.json"}
+        assert main(["fetch", "--config", json.dumps(config), "--output", "out/fetch/model/manifest.json"]) == 0
+    facts = json.loads(Path("out/fetch/model/manifest.json").read_text())["facts"]
+    assert [facts[name]["commit"] for name in ("adapter", "base")] == [COMMIT, COMMIT]
+    base = AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, "adapter").merge_and_unload()
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained("out/fetch/model/model")), logits(expected))
