@@ -87,6 +87,7 @@ def test_no_code_of_a_model_is_ever_run(path: Path) -> None:
     """Without the argument transformers asks on the terminal."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     loads = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "from_pretrained"]
+    loads = [call for call in loads if not ast.unparse(call.func).startswith("Peft")]  # which has no code of models
     for call in loads:
         stated = {one.arg: one.value for one in call.keywords}
         value = stated.get("trust_remote_code")

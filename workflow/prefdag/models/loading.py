@@ -89,7 +89,7 @@ def load_scorer(folder: Path, device: torch.device, new_heads: int | None = None
         UserError: as `load_policy`, and for a reward model without heads.
     """
     if new_heads is None and is_adapter(folder):
-        new_heads = AutoConfig.from_pretrained(folder, local_files_only=True).num_labels
+        new_heads = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).num_labels
     if new_heads is None:
         model = _load(AutoModelForSequenceClassification, folder, device)
     else:

@@ -156,10 +156,10 @@ def _load(folder: Path, policy: Path, adopted: Adopted, device: torch.device) ->
 
 def _load_model(folder: Path, source: RewardSource, device: torch.device) -> PreTrainedModel:
     """Load the classifier with its head. Raises `UserError` if the folder has no head's weights."""
-    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+    options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             is_decoder = has_linear_head(AutoModelForSequenceClassification.from_config(config))
         if is_decoder:
             return load_scorer(folder, device)
