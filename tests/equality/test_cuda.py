@@ -23,7 +23,7 @@ from loss_family import ROWS, aligned, batch_of
 from prefdag.config.sections.reward import Reward
 from prefdag.losses.registry import LOSSES
 from prefdag.models.attention import interface
-from prefdag.models.generation import sample_tokens
+from prefdag.models.generation import invert_exactly, sample_tokens
 from prefdag.models.logprobs import LogProbs, logprobs, token_logprobs
 from prefdag.models.ops import varlen, vocabulary
 from prefdag.models.ops.varlen import Gather, VarlenLayout, attend_flash
@@ -109,7 +109,7 @@ def test_products_of_half_precision_are_summed_in_float32_on_cuda() -> None:
     """Called on tensors without data, so that no GPU is needed."""
     with (mode := FakeTensorMode()), torch.no_grad():
         left, right = (on_cuda(mode, torch.empty(size, dtype=HALF)) for size in ((5, 8), (8, 7)))
-        product = vocabulary._matmul(left, right, out=on_cuda(mode, torch.empty(5, 7)))
+        product = vocabulary.matmul(left, right, out=on_cuda(mode, torch.empty(5, 7)))
     assert product.dtype == torch.float32 and product.shape == (5, 7)
 
 
@@ -274,7 +274,10 @@ def test_no_training_uses_what_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_no_sampling_uses_what_is_refused(top_p: float) -> None:
     with Asked() as operations:
-        sample_tokens(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
+        if top_p < 1:
+            sample_tokens(torch.randn(3, 9), torch.rand(3), 0.7, top_p)
+        else:  # as on a GPU
+            invert_exactly(torch.randn(3, 9), torch.rand(3), 0.7)
     assert operations.names and not operations.refused()
 
 

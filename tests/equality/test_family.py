@@ -151,7 +151,7 @@ def test_figures_and_league_take_runs_of_every_kind(curves: dict[str, pd.DataFra
     """Labelled responses have no margin and no chosen log-prob; their displacement is watched on the pairs too."""
     names = ["kto", "bco", "nca_k", "cpl"]
     shown = {name: curves[name] for name in names}
-    runs = pd.DataFrame({"run": names, "method": names, "group": names, "label": ""})
+    runs = pd.DataFrame({"run": names, "method": names, "group": names, "label": "", "form": ""})
     assert "margin" not in shown["kto"] and "accuracy" in shown["kto"]
     axes = training(shown, runs).axes
     panels_in_use = [[panel.get_visible() and bool(panel.lines) for panel in axes[3 * k : 3 * k + 3]] for k in range(4)]

@@ -160,8 +160,21 @@ def sample_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: fl
         return logits.argmax(-1)
     if top_p < 1:
         return sample_truncated(logits, uniform, temperature, top_p)[0]
-    if logits.device.type == "cpu":
-        return _invert_in_blocks(logits, uniform, temperature)
+    invert = _invert_in_blocks if logits.device.type == "cpu" else invert_exactly
+    return invert(logits, uniform, temperature)
+
+
+def invert_exactly(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """Sample one token per row in whole numbers, whose sums are the same in any order: for devices without one.
+
+    Args:
+        logits: [N, V].
+        uniform: [N], in [0, 1).
+        temperature: above 0, divides the logits.
+
+    Returns:
+        Token ids, [N].
+    """
     return _invert_cdf(_to_units((logits.double() / temperature).softmax(-1)), uniform)
 
 
