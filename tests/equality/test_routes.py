@@ -144,9 +144,9 @@ def test_a_proof_is_stored_and_read(proofs: Path, monkeypatch: pytest.MonkeyPatc
     first = proof.chosen_route(config, "folder")
     (path,) = proofs.glob("*.json")
     assert json.loads(path.read_text())["kind"] == "padded"
-    monkeypatch.setattr(proof, "prove", lambda config, where: pytest.fail("proved again"))
+    monkeypatch.setattr(proof, "prove", lambda config, where, adapter: pytest.fail("proved again"))
     assert proof.chosen_route(config, "folder") == first
-    monkeypatch.setattr(proof, "prove", lambda config, where: first)
+    monkeypatch.setattr(proof, "prove", lambda config, where, adapter: first)
     proof.chosen_route(AutoConfig.for_model("gpt_neo", num_layers=6, attention_types=[[["global"], 6]]), "folder")
     assert len(list(proofs.glob("*.json"))) == 2
 

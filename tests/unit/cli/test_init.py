@@ -98,7 +98,7 @@ def test_a_model_without_a_chat_template(models: Path, tmp_path: Path, capsys: p
     suite = init(tmp_path, models / "base", write(tmp_path / "x.jsonl", ROWS))
     assert suite.prepare.template.endswith("suite.jinja") and suite.sft.max_steps is None
     assert main(["check", str(tmp_path / "suite.yaml")]) == 0
-    assert "|H|u|m|a|n|:| |W|h|a|t| |i|s| |1|?|" in capsys.readouterr().out
+    assert "·H·u·m·a·n·:· ·W·h·a·t· ·i·s· ·1·?·" in capsys.readouterr().out
     assert init(tmp_path, models / "base", write(tmp_path / "hh.jsonl", HH), "--force").prepare.template == "plain"
 
 
