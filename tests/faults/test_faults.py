@@ -111,7 +111,7 @@ def test_snakemake_twice_killed_and_started_again(copy: Project) -> None:
         time.sleep(0.005)
     assert first.poll() is None
     second = copy.snakemake(*targets)
-    assert second.returncode != 0 and "other Snakemake process" in second.stdout + second.stderr
+    assert second.returncode != 0 and "another Snakemake runs here" in second.stdout + second.stderr
     assert "Traceback" not in second.stdout + second.stderr
     os.kill(first.pid, signal.SIGKILL)
     first.wait()

@@ -37,6 +37,6 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     precious.write_text("data")
     (tmp_path / ".running").mkdir()
     (tmp_path / ".running/sft").symlink_to(precious)
-    with pytest.raises(UserError, match="cannot be locked"), hold_job_lock(tmp_path, "sft"):
+    with pytest.raises(UserError, match="a symbolic link where a lock belongs"), hold_job_lock(tmp_path, "sft"):
         pass
     assert precious.read_text() == "data"

@@ -5,6 +5,7 @@ waits for the first. The lock is a POSIX record lock (`fcntl`), not the `flock` 
 NFS, ends with its process however that ends, and child processes do not inherit it.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -32,7 +33,9 @@ def hold_job_lock(root: Path, job: str) -> Iterator[bool]:
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        raise UserError(f"{path}: cannot be locked ({error.strerror}); delete it") from None
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: a symbolic link where a lock belongs; delete it") from None
+        raise
     try:
         yield _lock(file, path)
     finally:
