@@ -25,6 +25,7 @@ REAL += (
     "cli/console",
     "cli/main",
     "provenance/journal",
+    "provenance/redaction",
     "provenance/sources",
     "distributed/__init__",
     "distributed/gpu_lease",
