@@ -5,8 +5,10 @@ the cluster at the same time, each on a node of its own, and must come to the ve
 """
 
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,3 +233,28 @@ def test_a_cluster_leaves_nothing_behind():
         fails()
     assert not met[0].folder.exists()
     assert met[0].processes() == []
+
+
+def test_a_stopped_cluster_ends_its_jobs(tmp_path: Path):
+    """SIGTERM, as from a CI that is cancelled, leaves no daemon and no job behind."""
+    job = f"echo $$ > {tmp_path}/job; exec sleep 600"
+    script = f"sbatch --output={tmp_path}/out --wrap='{job}' && exec sleep 600"
+    command = [sys.executable, str(ROOT / "tests/helpers/slurm_cluster.py"), "sh", "-c", script]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while not ((tmp_path / "job").exists() and (tmp_path / "job").read_text().strip()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    job_process = int((tmp_path / "job").read_text())
+    assert _command(job_process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not _command(job_process)
+
+
+def _command(process: int) -> bytes:
+    """Return a process's command line, empty for one that has ended, whether or not its parent has noticed."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -15,7 +15,7 @@ from prefdag.reporting.figures.curves import implicit_rewards, logratios, smooth
 from prefdag.reporting.figures.frontier import frontier
 from prefdag.reporting.figures.reliability import differences_figure
 from prefdag.reporting.figures.style import method_styles
-from prefdag.reporting.sections.summary import origin
+from prefdag.reporting.sections.summary import _lost, origin
 from prefdag.reporting.tables import FIRST_COLUMNS, compared, group, runs_table, title
 from prefdag.stages.report import Run, _check_lineage, _check_runs
 from synthetic_results import ATTACK, METRICS, RUNS, SOME, made, spec, write_results
@@ -260,6 +260,12 @@ def test_the_page_opens_with_what_was_measured_and_what_made_it(results):
     assert f"{best.max():.2f}" in lines[2] and lines[2].endswith("It was picked among the settings by this number.")
     assert "0.76 [0.72, 0.81] of held-out pairs right, 0.51 before" in lines[3]
     assert lines[4] == "Made, outside a git repository, so no commit is known."
+
+
+def test_the_first_sentence_says_that_many_rows_were_lost():
+    runs = pd.DataFrame({"run": ["sft", "dpo"], "rows_used": [None, 44], "rows_dropped": [None, 56]})
+    assert _lost(runs) == " 56% of the training rows were dropped before it, for the reasons below."
+    assert _lost(runs.assign(rows_dropped=[None, 4])) == "" and _lost(runs[["run"]]) == "" and _lost(runs[:1]) == ""
 
 
 def test_the_origin_is_command_and_commit(tmp_path: Path):

@@ -11,6 +11,7 @@ import pandas as pd
 from prefdag.reporting.load import SuiteResults
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
+MANY = 0.2  # share of rows lost from which the first sentence says so
 ONE_SEED = "one seed: the variance of training is not in it"
 
 
@@ -21,7 +22,7 @@ def summary(results: SuiteResults) -> list[str]:
     methods = trained["method"].nunique()
     sentences = [
         f"{len(trained)} runs of {methods} {'method' if methods == 1 else 'methods'} from one SFT policy, compared by "
-        f"the {results.settings.reward_label} of their answers and by how far they moved from SFT."
+        f"the {results.settings.reward_label} of their answers and by how far they moved from SFT.{_lost(runs)}"
     ]
     start = runs[runs["run"] == "sft"].to_dict("records")
     if start:
@@ -35,6 +36,16 @@ def summary(results: SuiteResults) -> list[str]:
             f"{before['accuracy']:.2f} before its training."
         )
     return sentences
+
+
+def _lost(runs: pd.DataFrame) -> str:
+    """Say how many rows were dropped before training, if these are many."""
+    known = runs.dropna(subset=["rows_used", "rows_dropped"]) if "rows_used" in runs else runs.iloc[:0]
+    if known.empty:
+        return ""
+    used, dropped = (int(known[name].iloc[0]) for name in ("rows_used", "rows_dropped"))
+    share = dropped / max(used + dropped, 1)
+    return f" {share:.0%} of the training rows were dropped before it, for the reasons below." if share >= MANY else ""
 
 
 def _best(trained: pd.DataFrame) -> str:
