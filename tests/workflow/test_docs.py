@@ -99,7 +99,8 @@ def messages() -> list[str]:
 
 def test_quoted_messages_are_in_the_code():
     """The longest part between names, numbers and colons is text of the package."""
-    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "snakemake_logger_plugin_prefdag").rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in paths]
     strings = [_text(node) for node in chain.from_iterable(map(ast.walk, trees))]
     code = "\n".join(filter(None, strings))
     assert len(messages()) >= 15
