@@ -161,13 +161,23 @@ def ask(path: str, arguments: Sequence[str]) -> int | None:
         body = json.dumps(request).encode()
         socket.send_fds(server, [len(body).to_bytes(8, "big")], [0, 1, 2])
         server.sendall(body)
-        answer = server.recv(16)
+        answer = _wait(server)
     code = int(answer) if answer else -signal.SIGKILL
     if -code in ENDED:  # libraries in Rust and C++ abort where Python raises MemoryError
         name = signal.Signals(-code).name
         reason = f"the process that ran this job was ended by {name}, perhaps for its memory; rerun with more memory"
         logger.error("%s: %s", arguments[0], reason)
     return code if code >= 0 else 128 - code
+
+
+def _wait(server: socket.socket) -> bytes:
+    """Wait for the exit code, waking now and then: a signal just before a blocking read would not interrupt it."""
+    server.settimeout(PATIENCE)
+    while True:
+        try:
+            return server.recv(16)
+        except TimeoutError:
+            continue
 
 
 def peer(connection: socket.socket) -> int:
