@@ -126,3 +126,9 @@ def test_packages_import_nothing() -> None:
     """A stage's code counts every package's `__init__`, so they are empty."""
     for path in PACKAGE.rglob("__init__.py"):
         assert not path.read_text(), path
+
+
+def test_names_of_test_modules_differ() -> None:
+    """pytest imports them by name alone, and collects only the first of two."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [one for one, other in zip(names, names[1:]) if one == other] == []
