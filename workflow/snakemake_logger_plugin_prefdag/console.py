@@ -136,7 +136,7 @@ class ConsoleHandler(logging.Handler):
             unlock = shlex.join(["snakemake", "--unlock", *sys.argv[1:]])
             self._print(
                 f"prefdag: {Path.cwd()} is locked: another Snakemake runs here, or one was killed. If none runs, use\n"
-                f"  {unlock}\nand run the suite again: what is done is kept.",
+                f"  {unlock}\nand run the suite again: finished jobs do not run again.",
                 style="red",
             )
         elif vars(record).get("exception") not in JOB_FAILURES:

@@ -60,7 +60,7 @@ def command(stage: str, name: str, config: dict[str, Any], *options: object) -> 
 
 
 def policy_and_comparisons(prompts: list[Any], tokenizer: Any, **prepare: Any) -> tuple[Path, Path]:
-    """Fetch and prepare rows; an untrained policy stands for SFT's."""
+    """Fetch and prepare rows; an untrained policy takes the place of SFT's."""
     shape = Architectural(architecture="llama", hidden_size=16, layers=1, heads=2)
     build(shape, len(tokenizer), 0, 1, seed=0).save_pretrained("base")
     tokenizer.save_pretrained("base")

@@ -173,7 +173,7 @@ def test_a_locked_folder_is_a_sentence_with_its_remedy(monkeypatch: pytest.Monke
     assert show(monkeypatch, locked).splitlines() == [
         f"prefdag: {tmp_path} is locked: another Snakemake runs here, or one was killed. If none runs, use",
         "  snakemake --unlock --configfile 'a b.yaml'",
-        "and run the suite again: what is done is kept.",
+        "and run the suite again: finished jobs do not run again.",
     ]
 
 

@@ -140,7 +140,7 @@ def expanded(
         mistakes: receives those of the rows.
     """
     runs: list[Run] = []
-    names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is said with it
+    names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is reported too
     for row in rows:
         is_online = row.get("method") in METHODS or "preset" in row or "online" in row
         make = (_online_pairs if "online" in row else _online_runs) if is_online else _runs_of_row

@@ -64,7 +64,7 @@ def absent_gpus(environment: Mapping[str, str]) -> str | None:
 def slow_bf16(cpuinfo: Path = CPUINFO) -> str | None:
     """Return a sentence if this machine's processor lists no instructions for products of bf16; None if it does.
 
-    cpuinfo: Linux's description of the processors; nothing is said where there is none.
+    cpuinfo: Linux's description of the processors; no warning where there is none.
     """
     try:
         text = cpuinfo.read_text()
