@@ -264,7 +264,7 @@ def test_the_page_opens_with_what_was_measured_and_what_made_it(results):
 
 def test_the_first_sentence_says_that_many_rows_were_lost():
     runs = pd.DataFrame({"run": ["sft", "dpo"], "rows_used": [None, 44], "rows_dropped": [None, 56]})
-    assert _lost(runs) == " 56% of the training rows were dropped before it, for the reasons below."
+    assert _lost(runs) == " 56% of the rows for training were dropped, for the reasons below."
     assert _lost(runs.assign(rows_dropped=[None, 4])) == "" and _lost(runs[["run"]]) == "" and _lost(runs[:1]) == ""
 
 

@@ -45,7 +45,7 @@ def _lost(runs: pd.DataFrame) -> str:
         return ""
     used, dropped = (int(known[name].iloc[0]) for name in ("rows_used", "rows_dropped"))
     share = dropped / max(used + dropped, 1)
-    return f" {share:.0%} of the training rows were dropped before it, for the reasons below." if share >= MANY else ""
+    return f" {share:.0%} of the rows for training were dropped, for the reasons below." if share >= MANY else ""
 
 
 def _best(trained: pd.DataFrame) -> str:
