@@ -82,8 +82,8 @@ def merge(model: PreTrainedModel, folder: Path, name: str = "") -> PreTrainedMod
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{name or folder}: its adapter does not fit {model.config.name_or_path or 'model.base'} ({reason}); "
-            "take the adapter's own base model"
+            f"{name or folder}: its adapter does not fit the model {model.config.name_or_path or 'of model.base'} "
+            f"({reason}); take the adapter's own base model"
         ) from None
     merged.requires_grad_(True)
     return merged.eval()
