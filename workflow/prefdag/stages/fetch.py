@@ -19,11 +19,12 @@ from prefdag.config.gguf_header import read_header
 from prefdag.config.model import MODEL_FILES, TOKENIZER_FILES, Origin, is_gguf
 from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.reward_source import RewardSource, check_labels
+from prefdag.data.beginnings import Beginnings
 from prefdag.data.mixture import iter_mixed_rows, iter_source_rows
 from prefdag.data.parallel import with_progress
-from prefdag.data.rows import Row, refuse_lfs_pointer, write_rows
+from prefdag.data.rows import refuse_lfs_pointer, write_rows
 from prefdag.data.sources.resolve import SourceFiles, gguf_file, model_files, row_files
-from prefdag.data.synthetic.reviews import Review, prompts, reviews
+from prefdag.data.synthetic.reviews import prompts, reviews
 from prefdag.errors import UserError
 from prefdag.provenance.links import link_or_copy
 from prefdag.provenance.manifest import WEIGHTS, sha256_of
@@ -100,22 +101,23 @@ def _data(data: Data, workspace: Workspace, lock: str | None) -> dict[str, Any]:
 
 
 def _world(world: World, folder: Path) -> dict[str, Any]:
-    """Write reviews to learn from, and prompts to sample responses to; no two splits share a prompt."""
+    """Write reviews to learn from, and prompts to sample responses to.
+
+    No prompt begins a review or a prompt of an earlier split, so no model has read how a held-out one goes on.
+    """
     stream = reviews(world.seed, world.reviews + CANDIDATES_PER_HELD_OUT * world.validation_reviews)
-    taken: set[str] = set()
-
-    def rows(part: Iterator[Review]) -> Iterator[Row]:
-        for review in part:
-            taken.add(review.prompt)
-            yield {"prompt": review.prompt, "continuation": review.continuation}
-
-    facts = {"train": write_rows(folder / "train.jsonl", rows(islice(stream, world.reviews)))}
-    seen = frozenset(taken)
-    held_out = islice((review for review in stream if review.prompt not in seen), world.validation_reviews)
-    facts["validation"] = write_rows(folder / "validation.jsonl", rows(held_out))
+    train = list(islice(stream, world.reviews))
+    seen = {review.prompt for review in train}
+    candidates = (review for review in stream if review.prompt not in seen)
+    validation = list(islice(candidates, world.validation_reviews))
+    facts = {}
+    for split, part in (("train", train), ("validation", validation)):
+        rows = ({"prompt": review.prompt, "continuation": review.continuation} for review in part)
+        facts[split] = write_rows(folder / f"{split}.jsonl", rows)
+    begun = Beginnings(review.text for review in (*train, *validation))
     for split in SPLITS[:3]:
-        new = prompts(named_seed(world.seed, "prompts", split), getattr(world, f"{split}_prompts"), taken)
-        taken.update(new)
+        new = prompts(named_seed(world.seed, "prompts", split), getattr(world, f"{split}_prompts"), begun)
+        begun.add(new)
         facts[f"prompts-{split}"] = write_rows(folder / f"prompts-{split}.jsonl", ({"prompt": text} for text in new))
     return facts
 

@@ -6,8 +6,7 @@ to a genre, so a policy that trades content for reward shows it.
 """
 
 import itertools
-from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from prefdag.data.synthetic.grammar import Draw, write
@@ -42,7 +41,7 @@ def reviews(seed: int, num: int) -> Iterator[Review]:
     return (_review(seed, index) for index in range(num))
 
 
-def prompts(seed: int, num: int, exclude: AbstractSet[str]) -> list[str]:
+def prompts(seed: int, num: int, exclude: Container[str]) -> list[str]:
     """Return the first `num` distinct prompts of this seed's reviews that are not in `exclude`.
 
     Raises `UserError` if `PATIENCE` reviews in a row have no new one.
