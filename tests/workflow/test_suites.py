@@ -23,9 +23,12 @@ from prefdag.cli.main import main
 from prefdag.config import jobs
 from prefdag.config.model import Architectural
 from prefdag.config.suite import Suite, read_suite
+from prefdag.data.adapters.registry import ADAPTERS
 from prefdag.data.rows import read_rows
+from prefdag.data.splits import split_of
 from prefdag.models.loading import build, save
 from prefdag.planning.graph import inputs_of, stages_of
+from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.ground_truth import load_ground_truth
 from preparing import byte_tokenizer
 from sequence_classifier import tiny_roberta
@@ -81,8 +84,10 @@ def zephyr() -> PreTrainedTokenizerFast:
 
 
 def review(split: str, number: int) -> Row:
-    words = [WORDS[(number + place * (1 + number % 3)) % len(WORDS)] for place in range(12)]
-    return {"text": " ".join(words), "label": number % 2}
+    """Every two of a split differ at their end alone; those of two splits begin differently."""
+    film, stride = number // 2, 4 if split == "test" else 1 + number // 2 % 3
+    words = [WORDS[(film + place * stride) % len(WORDS)] for place in range(10)]
+    return {"text": " ".join([*words, WORDS[number % 2]]), "label": number % 2}
 
 
 def post(split: str, number: int) -> Row:
@@ -135,7 +140,7 @@ def tiny(name: str, folder: Path) -> Suite:
     """The shipped suite with source, model and sizes replaced by a second config file; nothing else."""
     architecture, tokenizer, row, files = TINY[name]
     for split, file in zip(("train", "test"), files, strict=True):
-        rows = [row(split, number) for number in range(24 if split == "train" else 6)]
+        rows = [row(split, number) for number in range(32 if split == "train" else 10)]
         path = folder / "rows" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".parquet":
@@ -276,10 +281,36 @@ def test_it_runs_to_its_report(name: str, tmp_path: Path) -> None:
     assert table["reward"].notna().all()
     if suite.classifier:
         _check_classified(suite, tmp_path / "results", policies)
+    if suite.prepare.leakage == "unseen":
+        _check_unseen(suite, tmp_path / "results")
+    figures = {path.stem for path in (tmp_path / "results/report/figures").glob("*.png")}
+    assert (suite.reward is not None) == ({"reward_histograms", "reward_boxes"} <= figures)
     page = (tmp_path / "results/report/index.html").read_text()
     assert ("Published results" in page) == bool(suite.expected)
     for entry in suite.expected:
         assert entry.measure in page and f"{entry.value:g}" in page
+
+
+def _check_unseen(suite: Suite, results: Path) -> None:
+    """No test prompt begins a text of pre-training or SFT, and there is one nonetheless."""
+    shares = {"validation": suite.prepare.validation_fraction or 0, "test": suite.prepare.test_fraction or 0}
+    if suite.data.test:
+        shares["test"] = 0
+    prompts = {
+        row["prompt"]
+        for split in ("train", "test")
+        for row in (read_rows(results / f"pairs/{split}.jsonl") if (results / f"pairs/{split}.jsonl").is_file() else ())
+        if split == "test" or split_of(row["prompt"], 0, shares) == "test"
+    }
+    comparisons = ADAPTERS[suite.prepare.adapter]
+    rows = [comparisons(row) for row in read_rows(results / "fetch/data/train.jsonl")]
+    texts = [row.prompt + row.responses[0] for row in rows if split_of(str(row.prompt), 0, shares) == "train"]
+    assert prompts and len(texts) < len(rows)
+    assert not [prompt for prompt in prompts if any(text.startswith(prompt) for text in texts)]
+    facts = read_manifest(results / "prepare/demonstrations/manifest.json").content["facts"]
+    assert 0 < facts["train"]["used"] <= len(texts)
+    if suite.model.from_scratch:
+        assert read_manifest(results / "pretrain/manifest.json").content["facts"]["documents"] == len(texts)
 
 
 def _check_classified(suite: Suite, results: Path, policies: list[str]) -> None:

@@ -355,3 +355,29 @@ def test_a_run_of_other_settings_or_of_another_policy_is_refused(tmp_path):
     other = manifest("score/sft", {}, policy="0" * 64, reference=sha)
     with pytest.raises(UserError, match=r"score/sft/manifest.json: its policy was not .*/sft/manifest.json"):
         _check_lineage([score, other], [], [dpo], sft)
+
+
+def test_the_reward_models_scores_are_those_of_held_out_and_of_generated_responses(results):
+    """Every held-out response by its rank before and after training, in histograms and in boxes."""
+    inputs, workspace = results
+    table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
+    drawn = (workspace.output / "figures/reward_histograms.svg").read_text()
+    for side in ("chosen", "rejected"):
+        for when in ("before", "after"):
+            assert f"held-out {side}, {when} training" in drawn
+            assert f"mean {table[f'{when}_{side}'].mean():.2f} [" in drawn
+    boxes = (workspace.output / "figures/reward_boxes.svg").read_text()
+    assert all(name in boxes for name in ("held-out chosen", "held-out rejected", "SFT", "before training"))
+
+
+def test_a_fetched_reward_model_has_scores_without_training(tmp_path):
+    """One row of histograms, of the columns that a model without training has."""
+    inputs = write_results(tmp_path, SOME, num_prompts=20, num_steps=3)
+    folder = inputs["reward"].parent
+    table = pd.read_csv(folder / "held_out.csv")
+    table.drop(columns=["before_chosen", "before_rejected"]).to_csv(folder / "held_out.csv", index=False)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({"after": evaluation["after"]}))
+    (folder / "source.json").write_text("{}")
+    drawn = (made(tmp_path / "report", inputs, SOME).output / "figures/reward_histograms.svg").read_text()
+    assert "held-out chosen, as fetched" in drawn and "before training" not in drawn

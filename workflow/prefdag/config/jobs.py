@@ -119,6 +119,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
         "adapter": suite.prepare.adapter,
         "scratch": suite.model.scratch,
         "pretrain": suite.pretrain,
+        **({"held_out": suite.prepare.unseen} if suite.prepare.unseen else {}),
     },
     "reward": lambda suite, name: {"reward": suite.reward and suite.reward.as_job()},
     "reference": cache_config,

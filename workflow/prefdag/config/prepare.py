@@ -31,6 +31,14 @@ def known_template(name: str) -> str:
     return name
 
 
+class HeldOut(Section):
+    """The shares of prompts held out of train where a split has no file."""
+
+    seed: Seed = 0
+    validation: Fraction = 0
+    test: Fraction = 0
+
+
 class Prepare(Section):
     """How rows become comparisons, and comparisons tokens."""
 
@@ -75,11 +83,20 @@ class Prepare(Section):
         None,
         description="share of prompts held out of train for test, if there is no file; default: a tenth, 2 to 1000",
     )
-    leakage: Literal["error", "drop", "allow"] = Field(
+    leakage: Literal["error", "drop", "unseen", "allow"] = Field(
         "error",
         description="prompts shared between splits, or between SFT's training and held-out comparisons; drop: rows of "
-        "train, then of validation, whose prompt a later split holds are left out and counted",
+        "train, then of validation, whose prompt a later split holds are left out and counted; unseen: no held-out "
+        "prompt begins a text that pre-training or SFT reads: `pretrain` leaves out the rows that are held out, and "
+        "`pairs` samples other prompts in place of those that begin a remaining row",
     )
+
+    @property
+    def unseen(self) -> "HeldOut | None":
+        """What pre-training leaves out, if no held-out prompt may begin a text that it reads."""
+        if self.leakage != "unseen":
+            return None
+        return HeldOut(seed=self.seed, validation=self.validation_fraction or 0, test=self.test_fraction or 0)
 
     @field_validator("adapter")
     @classmethod

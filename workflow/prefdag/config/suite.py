@@ -88,6 +88,7 @@ class Suite(Section):
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
         self._check_ood()
         self._check_test_split()
+        self._check_unseen()
         for name in self.score.implicit:
             self._check_implicit(name, "score.implicit")
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
@@ -142,6 +143,20 @@ class Suite(Section):
         for name, variant in self.generate.variants.items():
             if variant.max_prompts == 1:
                 raise ValueError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
+
+    def _check_unseen(self) -> None:
+        """Check that `pretrain` and `pairs` know which prompts `prepare` holds out of the rows that they read."""
+        if self.prepare.unseen is None:
+            return
+        if self.pairs is None or self.sft.data is not None or self.data.source == "world":
+            raise ValueError(
+                "prepare.leakage: `unseen` is for pairs that are sampled at the prompts of SFT's own rows; state "
+                "`pairs` and no `sft.data`, or `drop` (the prompts of the embedded world are unseen without it)"
+            )
+        for split in ("validation", "test"):
+            has_file = any(getattr(source, split) for source in (*self.data.sources, self.data))
+            if not has_file and getattr(self.prepare, f"{split}_fraction") is None:
+                raise ValueError(f"prepare.{split}_fraction is missing: with leakage `unseen` the share must be stated")
 
     def _check_ood(self) -> None:
         """Check that prompts of another distribution exist if a variant answers them, and the reverse."""

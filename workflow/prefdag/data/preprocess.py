@@ -15,7 +15,7 @@ from prefdag.data.adapters.registry import adapter_of
 from prefdag.data.dedup import SIGNATURE, bands, digest, minhash
 from prefdag.data.prompt_templates import TextTemplate, assistant_turns, is_dialogue, load_template, without_first_turns
 from prefdag.data.rows import decode_line
-from prefdag.data.splits import place_of
+from prefdag.data.splits import split_of
 from prefdag.data.tokenization import encode_rendered, encode_texts, end_of_turn, end_response
 from prefdag.errors import UserError
 
@@ -144,7 +144,7 @@ class ChunkEncoder:
             result.dropped.append((chunk.split or "train", str(reason), number))
             return
         for comparison in comparisons:
-            split = chunk.split or self._split_of(as_text(comparison.prompt))
+            split = chunk.split or split_of(as_text(comparison.prompt), self.prepare.seed, self.held_out)
             try:
                 if any(SURROGATE.search(text) for text in (as_text(comparison.prompt), *comparison.responses)):
                     raise Unusable("a lone surrogate in the text")
@@ -192,13 +192,6 @@ class ChunkEncoder:
         if scores and scores[0] == scores[1]:
             raise Unusable("tie")
         return replace(comparison, responses=(responses[0], responses[rejected]), scores=scores)
-
-    def _split_of(self, prompt: str) -> str:
-        """Return the split of a prompt by its place."""
-        place = place_of(prompt, self.prepare.seed)
-        if place < self.held_out["validation"]:
-            return "validation"
-        return "test" if place < sum(self.held_out.values()) else "train"
 
     def _finish(self, row: RenderedRow, prompt: list[int], responses: list[list[int]]) -> EncodedRow:
         """End each response with its end-of-turn and apply the limits. Raises `Unusable` for a row to be dropped."""

@@ -25,6 +25,14 @@ def place_of(prompt: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
+def split_of(prompt: str, seed: int, shares: Mapping[str, float]) -> str:
+    """Return the split of a training row's prompt. shares: what validation and test hold out."""
+    place = place_of(prompt, seed)
+    if place < shares["validation"]:
+        return "validation"
+    return "test" if place < sum(shares.values()) else "train"
+
+
 def default_sizes(num_prompts: int, splits: Iterable[str]) -> dict[str, int]:
     """Return how many prompts to hold out for each of `splits` where the suite states no share."""
     fewest = {"validation": 1, "test": RESAMPLED}

@@ -115,6 +115,27 @@ class SuiteResults:
         return {name: table for name, table in pairs.items() if len(table)}
 
     @cached_property
+    def reward_model_scores(self) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+        """The reward model's scores by set of responses, and when it gave those of each column.
+
+        The sets are the held-out responses by their rank, SFT's answers and those of the first compared run.
+        """
+        names, columns = reward_names(self.inputs.reward), {"before": "untrained", "after": "trained"}
+        models = {columns[when]: label for when, label in names.items()}
+        held_out = self.reward_table("held_out.csv")
+        if held_out is None or not set(models) <= set(self.tables["sft"]):
+            return {}, models
+        places = [name.removeprefix("after_") for name in held_out if name.startswith("after_")]
+        sets = {
+            f"held-out {place}": pd.DataFrame(
+                {"prompt_id": held_out["prompt"], **{columns[when]: held_out[f"{when}_{place}"] for when in names}}
+            )
+            for place in places
+        }
+        generated = {self.display[name]: self.tables[name][["prompt_id", *models]] for name in self.shown[:2]}
+        return {**sets, **generated}, models
+
+    @cached_property
     def calibrations(self) -> dict[str, Calibration]:
         return {name: calibration(pairs, seed=name) for name, pairs in self.held_out_pairs.items()}
 

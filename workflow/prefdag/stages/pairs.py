@@ -22,6 +22,8 @@ from prefdag.data.adapters.registry import has_prompts, iter_prompts
 from prefdag.data.detokenize import decode_response
 from prefdag.data.settled import settle
 from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
+from prefdag.data.unseen import UnseenPrompts
+from prefdag.errors import UserError
 from prefdag.models.generation import sample
 from prefdag.models.loading import load_policy, set_up
 from prefdag.rewards.adoption import load_labeller
@@ -75,12 +77,22 @@ def run(
     else:
         label = _by_text(load_ground_truth(job.pairs.reward, classifier, device))
     facts = {}
+    held_out = job.prepare.unseen
+    unseen = UnseenPrompts(job.prepare.adapter, rows.parent, held_out) if held_out else None
     (workspace.output / "rankings").mkdir()
     # `prepare` holds a split without a prompts file out of train.
     for split in [name for name in SPLITS if name == "train" or has_prompts(rows.parent, name)]:
-        texts = list(itertools.islice(iter_prompts(rows.parent, job.prepare.adapter, split), job.pairs.max_prompts))
+        every = iter_prompts(rows.parent, job.prepare.adapter, split)
+        texts = list(itertools.islice(unseen.select(every, split) if unseen else every, job.pairs.max_prompts))
         answers, unfinished = _answers(job, model, tokenizer, split, texts)
         facts[split] = {"prompts": len(texts), "unfinished": unfinished}
+        if unseen:
+            facts[split]["begin_a_seen_text"] = unseen.num_skipped
+            if not texts:
+                raise UserError(
+                    f"{split}: each of its {unseen.num_skipped} prompts begins a text of pre-training or SFT; add "
+                    "rows, or set prepare.leakage to allow"
+                )
         scored = [_scored(label, prompt, responses) for prompt, responses in zip(texts, answers, strict=True)]
         facts[split] |= write_pairs(workspace.output / f"{split}.jsonl", texts, scored)
         facts[split] |= write_rankings(

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from prefdag.config.adapters import adapter_files
 from prefdag.config.model import Architectural
+from prefdag.config.prepare import HeldOut
 from prefdag.config.sections.pretrain import Pretrain
 from prefdag.data.adapters.registry import iter_documents
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import load_tokenizer
+from prefdag.data.unseen import iter_read
 from prefdag.distributed.collectives import all_gather_objects
 from prefdag.distributed.ranks import is_first
 from prefdag.models.loading import build, save, set_up
@@ -33,6 +35,7 @@ class Job(Section):
     adapter: str
     scratch: Architectural
     pretrain: Pretrain
+    held_out: HeldOut | None = None
 
     def user_files(self) -> tuple[Path, ...]:
         return adapter_files(self.adapter)
@@ -54,7 +57,7 @@ def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = 
     device = set_up(settings.threads, settings.precision)
     folder = workspace.output / "tokenizer" if tokenizer is None else tokenizer.parent / "tokenizer"
     if tokenizer is None:
-        train_tokenizer(iter_documents(job.adapter, data.parent), job.scratch.vocab_size).save_pretrained(folder)
+        train_tokenizer(_documents(job, data.parent), job.scratch.vocab_size).save_pretrained(folder)
     vocabulary = load_tokenizer(folder)
     stores = {split: _store(job, workspace, data.parent, vocabulary, split) for split in ("train", "validation")}
     model = build(job.scratch, len(vocabulary), vocabulary.bos_token_id, vocabulary.eos_token_id, settings.seed)
@@ -72,6 +75,12 @@ def run(job: Job, workspace: Workspace, *, data: Path, tokenizer: Path | None = 
         facts["nll"] = mean_nll(model.eval(), stores["validation"], settings.tokens_per_batch)
     workspace.results(facts)
     return facts
+
+
+def _documents(job: Job, folder: Path, split: str = "train") -> Iterator[str]:
+    if job.held_out is not None and split == "train":
+        return iter_read(job.adapter, folder, job.held_out)
+    return iter_documents(job.adapter, folder, split)
 
 
 def train_tokenizer(documents: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -101,7 +110,7 @@ def _store(job: Job, workspace: Workspace, folder: Path, tokenizer: Any, split: 
 
 def _write_store(job: Job, workspace: Workspace, folder: Path, tokenizer: Any, split: str) -> None:
     size = job.pretrain.max_tokens - 1
-    documents = iter_documents(job.adapter, folder, split)
+    documents = _documents(job, folder, split)
     with StoreWriter(workspace.resume / split, num_responses=1, scored=False) as writer:
         row = 0
         while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):

@@ -1,6 +1,6 @@
 """Find adapters by name, and read the comparisons, documents and prompts of fetched rows with them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,12 +77,23 @@ def iter_comparisons(adapter: str, path: Path) -> Iterator[TextComparison]:
             continue
 
 
-def iter_documents(adapter: str, folder: Path, split: str = "train") -> Iterator[str]:
-    """Iterate over documents to pre-train on: prompt and best response of every usable row of a split."""
+def iter_documents(
+    adapter: str, folder: Path, split: str = "train", reads: Callable[[str], bool] = lambda prompt: True
+) -> Iterator[str]:
+    """Iterate over documents to pre-train on: prompt and best response of every usable row of a split.
+
+    Args:
+        adapter: how rows are read.
+        folder: the fetched rows.
+        split: the split whose rows are read.
+        reads: whether the row of a prompt is read.
+    """
     path = folder / f"{split}.jsonl"
     if path.is_file():
         for comparison in iter_comparisons(adapter, path):
-            yield as_text(comparison.prompt) + comparison.responses[0]
+            prompt = as_text(comparison.prompt)
+            if reads(prompt):
+                yield prompt + comparison.responses[0]
 
 
 def has_prompts(folder: Path, split: str) -> bool:

@@ -10,8 +10,6 @@ from matplotlib.figure import Figure
 from prefdag.evaluation.bootstrap import standard_error
 from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, new_figure, use_style
 
-MODELS = {"untrained": "before training", "trained": "after training"}
-
 
 def lengths(tokens: Mapping[str, tuple[np.ndarray, np.ndarray]], data: int) -> Figure:
     """Counted tokens per response, a row a set on one axis; a line marks the median.
@@ -42,42 +40,44 @@ def lengths(tokens: Mapping[str, tuple[np.ndarray, np.ndarray]], data: int) -> F
     return figure
 
 
-def reward_histograms(scores: Mapping[str, pd.DataFrame]) -> Figure:
-    """Scores of the untrained (above) and the trained reward model (below) on each policy's generations.
+def reward_histograms(scores: Mapping[str, pd.DataFrame], models: Mapping[str, str]) -> Figure:
+    """Plot the scores of each set of responses, a column a set and a row a model.
 
-    scores: policy -> columns prompt_id, untrained, trained; intervals of means are over prompts. Each row shares its
-    bins, so policies can be compared by eye.
+    Args:
+        scores: set -> columns prompt_id and one per model; intervals of means are over prompts.
+        models: column -> when the reward model gave these scores. Its row shares its bins, so sets can be compared.
     """
     with use_style():
-        figure = new_figure(1.0 + 3.1 * len(scores), 4.4)
-        panels = figure.subplots(2, len(scores), squeeze=False, sharex="row", sharey="row")
-        for row, (model, when) in zip(panels, MODELS.items(), strict=True):
+        figure = new_figure(1.0 + 2.6 * len(scores), 0.2 + 2.1 * len(models))
+        panels = figure.subplots(len(models), len(scores), squeeze=False, sharex="row", sharey="row")
+        for row, (model, when) in zip(panels, models.items(), strict=True):
             everything = np.concatenate([frame[model] for frame in scores.values()])
             bins = np.linspace(everything.min(), everything.max() + 1e-9, 41)
-            for axes, (policy, frame), colour in zip(row, scores.items(), _two_colours(scores), strict=True):
+            for axes, (name, frame), colour in zip(row, scores.items(), _two_colours(scores), strict=True):
                 share = np.full(len(frame), 100 / len(frame))
                 axes.hist(frame[model], bins, weights=share, color=colour, alpha=0.75, linewidth=0)
                 axes.axvline(frame[model].mean(), color=INK, linewidth=1.2)
                 reach = 1.96 * standard_error(frame[model], frame["prompt_id"])
                 mean = frame[model].mean()
                 spread = f"mean {mean:.2f} [{mean - reach:.2f}, {mean + reach:.2f}], std {frame[model].std(ddof=0):.2f}"
-                axes.set_title(f"{policy}, {when}\n{spread}", fontsize=8.5, weight="normal")
-            row[0].set_ylabel("generations (%)")
-            for axes in row:
-                axes.set_xlabel("reward-model score")
+                axes.set_title(f"{name}, {when}\n{spread}", fontsize=8, weight="normal")
+            row[0].set_ylabel("responses (%)")
+        for axes in panels[-1]:
+            axes.set_xlabel("reward-model score")
     return figure
 
 
-def reward_boxes(scores: Mapping[str, pd.DataFrame]) -> Figure:
-    """The same scores as box plots: quartiles, whiskers to 1.5 interquartile ranges, the mean as a diamond."""
+def reward_boxes(scores: Mapping[str, pd.DataFrame], models: Mapping[str, str]) -> Figure:
+    """Plot the same scores as boxes: quartiles, whiskers to 1.5 interquartile ranges, the mean as a diamond."""
     with use_style():
-        figure = new_figure(6.4, 0.9 + 0.55 * len(scores))
-        panels = figure.subplots(1, 2)
-        for axes, (model, when) in zip(panels, MODELS.items(), strict=True):
-            _boxes(axes, {policy: frame[model] for policy, frame in scores.items()}, _two_colours(scores))
+        figure = new_figure(1.6 + 2.4 * len(models), 0.9 + 0.4 * len(scores))
+        panels = figure.subplots(1, len(models), squeeze=False)[0]
+        for axes, (model, when) in zip(panels, models.items(), strict=True):
+            _boxes(axes, {name: frame[model] for name, frame in scores.items()}, _two_colours(scores))
             axes.set_title(when)
             axes.set_xlabel("reward-model score")
-        panels[1].set_yticklabels([])
+        for axes in panels[1:]:
+            axes.set_yticklabels([])
     return figure
 
 

@@ -172,13 +172,13 @@ def reward_accuracy(results: SuiteResults) -> Figure | None:
 
 @FIGURES.add(
     "Histograms of reward-model scores",
-    "Scores of the reward model before and after its training on generations for the test prompts. Rows share their "
-    "axes, the line is the mean.",
+    "Scores of the reward model before and after its training: of chosen and rejected responses of the held-out "
+    "comparisons, and of generations for the test prompts. Rows share their axes, the line is the mean.",
     section="reward",
 )
 def reward_histograms(results: SuiteResults) -> Figure | None:
-    scores = _reward_model_scores(results)
-    return distributions.reward_histograms(scores) if scores else None
+    scores, models = results.reward_model_scores
+    return distributions.reward_histograms(scores, models) if scores else None
 
 
 @FIGURES.add(
@@ -187,16 +187,8 @@ def reward_histograms(results: SuiteResults) -> Figure | None:
     section="reward",
 )
 def reward_boxes(results: SuiteResults) -> Figure | None:
-    scores = _reward_model_scores(results)
-    return distributions.reward_boxes(scores) if scores else None
-
-
-def _reward_model_scores(results: SuiteResults) -> dict[str, pd.DataFrame]:
-    """Scores of SFT's answers and of the first compared run's, before and after the reward model's training."""
-    if not {"trained", "untrained"} <= set(results.tables["sft"]):
-        return {}
-    columns = ["prompt_id", "untrained", "trained"]
-    return {results.display[name]: results.tables[name][columns] for name in results.shown[:2]}
+    scores, models = results.reward_model_scores
+    return distributions.reward_boxes(scores, models) if scores else None
 
 
 @FIGURES.add(
