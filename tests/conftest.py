@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 sys.path += [str(path) for path in sorted((ROOT / "tests").rglob("*")) if path.is_dir()]
 # Begun first, so that no core waits at the end for the last of them.
 LONGEST = ("test_run", "test_slurm", "test_faults", "test_hh", "test_suites", "test_trouble", "test_shell")
+GOLDEN = re.compile(r'"golden["/]')
 MINI = """
 name: mini
 threads: 1
@@ -131,6 +134,29 @@ def checkout(folder: Path) -> Project:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@cache
+def reads_golden_values(path: Path) -> bool:
+    """Return whether a test module reads tests/golden: the executed values of other projects, in this repository."""
+    return path.is_file() and GOLDEN.search(path.read_text(encoding="utf-8")) is not None
+
+
+def not_skipped(report: Any, path: Path) -> Any:
+    """Turn a skip of golden tests into a failure: without them, a green run would say less than it seems to."""
+    if report.skipped and not hasattr(report, "wasxfail") and reads_golden_values(path):
+        report.outcome, report.longrepr = "failed", f"{report.nodeid}: golden tests may not be skipped"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    return not_skipped((yield), item.path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
+    return not_skipped((yield), collector.path)
 
 
 @pytest.fixture(autouse=True)

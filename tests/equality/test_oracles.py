@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
 from prefdag.cli.main import main
 from prefdag.testing.cases import METHODS, Cases, evaluate, read_cases
 from prefdag.testing.policy_cases import POLICY_METHODS
@@ -15,10 +14,6 @@ from registry import LISTED
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PREFERENCE, POLICY = GOLDEN / "preference_losses.json", GOLDEN / "policy_optimization.json"
-SHARED = {
-    PREFERENCE: ROOT.parent / "shared/reference/oracles-open.json",
-    POLICY: ROOT.parent / "shared/reference/on-policy-open.json",
-}
 RAW: dict[str, Any] = json.loads(PREFERENCE.read_text())
 ON_POLICY: dict[str, Any] = json.loads(POLICY.read_text())
 TOLERANCE = 1e-9
@@ -106,23 +101,6 @@ def test_no_case_is_left_out(cases: Cases, policy_cases: Cases) -> None:
     assert {case.method for case in policy_cases.cases} == set(POLICY_METHODS)
 
 
-@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
-def test_the_shipped_numbers_are_those_that_peers_gave(golden: Path) -> None:
-    """The files under tests/golden hold the numbers of the runs, and nothing was left out."""
-    if not SHARED[golden].exists():
-        pytest.skip(f"../shared/reference/{SHARED[golden].name} is absent: the shipped numbers alone are compared")
-    peers, shipped = json.loads(SHARED[golden].read_text()), json.loads(golden.read_text())
-    assert shipped["fixtures"] == peers["fixtures"]
-    for ours, theirs in zip(shipped["cases"], peers["cases"], strict=True):
-        for key in ("id", "method", "fixture", "hp", "reduction", "tol"):
-            assert ours[key] == theirs[key]
-        expected = {key: value for key, value in theirs["expected"].items() if not key.startswith("monte_carlo")}
-        assert ours["expected"] == expected
-        assert ours.get("exact") == theirs.get("exact")
-    results = [[evaluate(case, read.fixtures) for case in read.cases] for read in map(read_cases, SHARED.values())]
-    assert results == [[evaluate(case, read.fixtures) for case in read.cases] for read in map(read_cases, SHARED)]
-
-
 @pytest.mark.parametrize(
     ("method", "change"),
     [
@@ -156,7 +134,7 @@ def test_what_is_not_compared_is_known(cases: Cases) -> None:
     assert +counts == NULL
 
 
-@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("golden", [PREFERENCE, POLICY], ids=lambda path: path.stem)
 def test_the_command_prints_them_all(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read = read_cases(golden)
     assert main(["loss", "--cases", str(golden)]) == 0
@@ -164,7 +142,7 @@ def test_the_command_prints_them_all(golden: Path, capsys: pytest.CaptureFixture
     assert lines == [evaluate(case, read.fixtures) for case in read.cases]
 
 
-@pytest.mark.parametrize("golden", SHARED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("golden", [PREFERENCE, POLICY], ids=lambda path: path.stem)
 def test_the_answers_are_not_read(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without `expected`, `exact` and `tol` the command prints the same, beta-DPO's drawn pairs among it."""
     read, raw = read_cases(golden), json.loads(golden.read_text())

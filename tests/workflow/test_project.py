@@ -5,10 +5,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
-from conftest import ROOT, checkout, environment, tracked_files
+from conftest import ROOT, checkout, environment, not_skipped, reads_golden_values, tracked_files
 
 PACKAGE = ROOT / "workflow/prefdag"
 
@@ -20,6 +21,17 @@ def test_conda_and_pip_have_the_same_pins():
     assert conda[-1]["pip"] == [*pinned, "--editable ."], "Snakemake finds its logger plugin in the installed package"
     assert all("==" in pin for pin in pinned)
     assert pinned[0].startswith("torch=="), "torch comes before the packages that depend on it"
+
+
+def test_golden_tests_cannot_be_skipped():
+    """A skip of a test or a whole module that reads the peers' values fails the run; others may say why they skip."""
+    modules = {path.name: path for path in (ROOT / "tests").rglob("test_*.py") if reads_golden_values(path)}
+    assert set(modules) == {"test_oracles.py", "test_logprobs.py", "test_on_policy.py", "test_discriminator.py"}
+    for path in (*modules.values(), Path(__file__)):
+        report = SimpleNamespace(skipped=True, outcome="skipped", nodeid="one", longrepr="why")
+        assert not_skipped(report, path).outcome == ("skipped" if path == Path(__file__) else "failed")
+    passed = SimpleNamespace(skipped=False, outcome="passed", nodeid="one", longrepr=None)
+    assert not_skipped(passed, modules["test_oracles.py"]).outcome == "passed"
 
 
 def test_every_stage_has_one_word():

@@ -94,6 +94,24 @@ def test_both_datasets_hold_out_the_same_prompts(num: int, tmp_path: Path):
     }
 
 
+def test_all_rows_of_a_prompt_are_in_one_split(tmp_path: Path):
+    """Six rows of each of 40 prompts, one behind the other's: as many rows a split as prompts times six."""
+    many = [{"prompt": f"q {n % 40}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(240)]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "raw.jsonl", many))}) == 0
+    code, folder = prepare(tmp_path, **{**DEFAULT, "validation_fraction": 0.3, "test_fraction": 0.3})
+    assert code == 0
+    stores = {split: Store.open(folder / split) for split in ("train", *HELD_OUT)}
+    prompts = {split: {tuple(store[at].prompt) for at in range(len(store))} for split, store in stores.items()}
+    assert [len(stores[split]) for split in prompts] == [6 * len(each) for each in prompts.values()]
+    assert min(map(len, prompts.values())) > 4 and sum(map(len, prompts.values())) == 40
+    expected = {split: set() for split in prompts}
+    for n in range(40):
+        place = place_of(f"q {n}", PREPARE.get("seed", 0))
+        expected["validation" if place < 0.3 else "test" if place < 0.6 else "train"].add(n)
+    numbers = {split: {int(row) % 40 for row in store.rows} for split, store in stores.items()}
+    assert numbers == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -57,6 +57,14 @@ def test_the_gradient_of_what_is_taken_twice_is_autograds() -> None:
     assert not gradients[0][[2, 4, 5]].any()
 
 
+def test_the_gradient_of_what_is_taken_thrice_is_summed_in_float32() -> None:
+    """256 + 1 + 1 = 258, which bf16 holds; added up in bf16, 256 + 1 rounds to 256 twice."""
+    values = torch.zeros(2, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    rows = Gather.of(torch.tensor([0, 0, 0, 1]).numpy(), 2)(values)
+    (gradient,) = torch.autograd.grad(rows, values, torch.tensor([256.0, 1, 1, 3]).bfloat16().view(4, 1, 1))
+    assert gradient.flatten().tolist() == [258, 3] and gradient.dtype == torch.bfloat16
+
+
 def test_a_kernel_that_aligns_its_diagonal_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, forced: None):
     """At the top left, so that a second response sees its prompt's first tokens alone."""
 

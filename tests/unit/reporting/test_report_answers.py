@@ -130,6 +130,20 @@ def test_seeds_are_their_mean_with_an_interval_of_seeds_and_prompts():
     assert (shown["measured"]["low"], shown["measured"]["high"]) == (0.0, 1.0)
 
 
+def test_an_expected_run_is_that_run_and_its_seeds_alone():
+    """Not those whose names begin with its name: `dpo` is 1 and 3, never the other four."""
+    rewards = {"dpo-seed0": 1.0, "dpo-seed1": 3.0, "dpo-strong": 50.0, "dpo-seedless": 60.0, "dpo2": 70.0}
+    rewards |= {"cdpo": 80.0, "dpo-seed0-long": 90.0}
+    runs = pd.DataFrame([{"run": run, "reward": value} for run, value in rewards.items()])
+    means = {run: pd.DataFrame({"reward": [value] * 4}) for run, value in rewards.items()}
+    expected = [Expected(run="dpo", measure="m", value=2.0, source="a paper", measured="reward")]
+    (row,) = published_rows(expected, runs, means, {})
+    assert row["measured"]["mean"] == 2.0
+    runs = runs.assign(reward_low=0.0, reward_high=99.0)
+    (row,) = published_rows([expected[0].model_copy(update={"run": "dpo-strong"})], runs, means, {})
+    assert row["measured"] == {"mean": 50.0, "low": 0.0, "high": 99.0}
+
+
 def test_published_numbers_are_shown_with_intervals():
     runs = pd.DataFrame([{"run": "dpo", "win_rate": 0.6, "win_low": 0.5, "win_high": 0.7}])
     values = {"measure": "m", "value": 0.61, "source": "a paper"}

@@ -141,6 +141,22 @@ def test_adamw_by_hand(tmp_path: Path) -> None:
     assert after[0].tolist() == pytest.approx([3 - 0.003 - 0.01, -4 + 0.004 + 0.01, 0], abs=1e-9)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0.9, 0.999), (0.5, 0.999), (0.9, 0.6)])
+def test_adams_betas_are_those_of_the_suite(first: float, second: float, tmp_path: Path) -> None:
+    """Three steps on sum(w^2) / 2 as Kingma and Ba write them, algorithm 1; the first alone would hide both betas."""
+    layer = torch.nn.Linear(3, 1, bias=False).double()
+    layer.weight.data.copy_(torch.tensor([[3.0, -4.0, 0.5]]))
+    weights = layer.weight.detach().clone()
+    task = Task(lambda ids, segments: ((layer.weight**2).sum().view(1) / 2, {}), len)
+    chosen = settings(batch_size=1, learning_rate=0.3, schedule="constant", adam_beta1=first, adam_beta2=second)
+    list(train(layer, stored(tmp_path, comparisons(1, 1)), chosen, task))
+    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    for step in (1, 2, 3):
+        mean, square = first * mean + (1 - first) * weights, second * square + (1 - second) * weights**2
+        weights -= 0.3 * (mean / (1 - first**step)) / ((square / (1 - second**step)).sqrt() + 1e-8)
+    assert layer.weight[0].tolist() == pytest.approx(weights[0].tolist(), abs=1e-6)
+
+
 def test_the_schedule_reaches_the_optimizer(tmp_path: Path) -> None:
     """The first of two steps of warm-up moves by half; the record says the rate of every step."""
     before, after, _ = moved(folder=tmp_path / "one", learning_rate=0.01, warmup_steps=2)

@@ -278,6 +278,33 @@ def test_a_policy_that_is_not_the_reference_is_refused(tmp_path: Path) -> None:
             one.accumulate(batch_of(one.store, ORDERS[0], 40), {})
 
 
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("value", [0.5, -0.5, math.nan])
+def test_one_response_that_differs_is_enough_to_refuse(place: int, value: float) -> None:
+    """Of three comparisons of two responses each, four tokens long: log-ratio 0.5 in one token is 0.125 per token."""
+    owner, tokens = torch.arange(6).repeat_interleave(4), torch.zeros(24, dtype=torch.float64)
+    module.check_start(LogProbs(tokens, owner, (3, 2)), 0.1)
+    tokens[4 * place + 1] = value
+    with pytest.raises(UserError, match="step 1: the policy is not the reference .log-ratios of (0.12|nan) nats"):
+        module.check_start(LogProbs(tokens, owner, (3, 2)), 0.1)
+    if value == value:
+        module.check_start(LogProbs(tokens, owner, (3, 2)), 0.13)
+
+
+def test_noise_differs_between_steps_and_seeds_and_is_the_same_again(tmp_path: Path) -> None:
+    """beta-DPO's selection: a stream for each step and seed, another one for held-out comparisons."""
+    one = aligned("beta_dpo", tmp_path)
+    stats = one._read(pack([one.store[index] for index in range(5)]))
+
+    def noise(seed: int, step: int | str) -> tuple[float, ...]:
+        values = replace(one, seed=seed)._inputs(range(5), stats, {}, step)["noise"]
+        return tuple(values.tolist())
+
+    streams = [noise(seed, step) for seed in (0, 1) for step in (0, 1, 2, "held out")]
+    assert len(set(streams)) == len({value for stream in streams for value in stream}) / 5 == 8
+    assert noise(0, 1) == streams[1] and all(0 <= value < 1 for stream in streams for value in stream)
+
+
 def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
     """One sentence each, before anything is trained."""
     four, pairs = store_of("nca_k", tmp_path / "four"), store_of("dpo", tmp_path / "pairs")

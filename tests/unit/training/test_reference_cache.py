@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,7 @@ def test_the_right_key_is_accepted(inputs: tuple[Manifest, Manifest], tmp_path: 
     check_key(keyed(tmp_path / "cache", key), cache_key(*inputs, CPU))
     assert set(key["weights"]) == {"model/model.safetensors"}
     assert set(key["tokens"]) == {"train/tokens.npy", "train/offsets.npy"}
+    assert key["versions"] == {name: metadata.version(name) for name in ("torch", "transformers")}
 
 
 def test_a_key_of_other_weights_is_refused(inputs: tuple[Manifest, Manifest], tmp_path: Path) -> None:

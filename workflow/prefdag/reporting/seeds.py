@@ -3,6 +3,7 @@
 Shapes: S seeds, G prompts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def interval_of(
     runs: pd.DataFrame, means: Mapping[str, pd.DataFrame], row: str, column: str
 ) -> dict[str, float | None] | None:
     """Return mean, low and high of a measure of a run, or over the seeds of a row; None if it was not measured."""
-    of_row = runs[(runs["run"] == row) | runs["run"].str.startswith(f"{row}-seed")]
+    of_row = runs[runs["run"].str.fullmatch(re.escape(row) + r"(-seed\d+)?")]
     if of_row.empty or of_row[column].isna().any():
         return None
     if len(of_row) > 1:

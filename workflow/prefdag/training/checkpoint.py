@@ -7,6 +7,7 @@ written before the state that is past their step.
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -50,7 +51,7 @@ class Checkpoint:
             with zipfile.ZipFile(self.path) as file:  # torch.load compares no checksums
                 is_intact = file.testzip() is None
             state = torch.load(self.path, map_location="cpu", weights_only=True) if is_intact else None
-        except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error):
+        except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError):
             state = None
         if state is None:
             raise UserError(
