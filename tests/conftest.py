@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in the workflow: other workers need the cores of waiting threads
 ROOT = Path(__file__).parent.parent
 sys.path += [str(path) for path in sorted((ROOT / "tests").rglob("*")) if path.is_dir()]
 # Begun first, so that no core waits at the end for the last of them.

@@ -15,6 +15,7 @@ TRACK = os.environ.get("PREFDAG_TRACK", "now")
 if TRACK not in ("now", "later"):
     stop(f"PREFDAG_TRACK: expected now or later, got {TRACK!r}")
 STARTED = time.time()
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait for each other sleep soon: others need their cores
 SERVICES = {}  # processes to end with the workflow
 
 

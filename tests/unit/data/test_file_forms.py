@@ -70,23 +70,45 @@ def test_binary_columns_are_text_or_refused(tmp_path: Path):
             assert [*read_rows(path)] == [{"a": "é", "b": [{"c": "é"}]}]
 
 
+def prepared_sft(folder: Path, rows: list[dict], name: str) -> Path:
+    """Fetch rows as a suite's source `name`, prepare them for SFT, and return the manifest."""
+    write_rows(folder / "sft.jsonl", rows)
+    at = folder / f"out/fetch/{name}/manifest.json"
+    job = {name: {"source": str(folder / "sft.jsonl")}}
+    assert main(["fetch", "--config", json.dumps(job), "--output", str(at)]) == 0
+    if name != "data":
+        shutil.copytree(at.parent, folder / "out/fetch/data")
+    code, sft = prepare(folder, dataset="demonstrations", adapter="demonstrations")
+    assert code == 0
+    shutil.rmtree(folder / "out/fetch/data")
+    return sft / "manifest.json"
+
+
+def fetch_pairs(folder: Path, prompts: dict[str, list]) -> None:
+    """Fetch a pair for each prompt of each split."""
+    for name, of_split in prompts.items():
+        write_rows(
+            folder / f"pairs/{name}.jsonl", [{"prompt": one, "chosen": "a", "rejected": "b"} for one in of_split]
+        )
+    data = {"source": str(folder / "pairs"), "train": "train.jsonl", "test": "test.jsonl"}
+    assert fetch(folder, data) == 0
+
+
 @pytest.mark.parametrize("leakage", ["error", "drop"])
 def test_held_out_prompts_in_sft_of_other_rows_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], leakage: str
 ):
-    write_rows(tmp_path / "sft.jsonl", [{"prompt": f"q{n}", "response": "a"} for n in range(4)])
-    assert fetch(tmp_path, {"source": str(tmp_path / "sft.jsonl")}) == 0
-    code, sft = prepare(tmp_path, dataset="demonstrations", adapter="demonstrations")
-    for name, first in (("train", 4), ("test", 3)):
-        rows = [
-            {"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(first, first + 3 if first > 3 else 4)
-        ]
-        write_rows(tmp_path / f"pairs/{name}.jsonl", rows)
-    data = {"source": str(tmp_path / "pairs"), "train": "train.jsonl", "test": "test.jsonl"}
-    assert (code, fetch(tmp_path, data)) == (0, 0)
-    assert prepare(tmp_path, inputs={"demonstrations": sft / "manifest.json"}, leakage=leakage)[0] == 2
-    error = capsys.readouterr().err
-    assert "is in SFT's training too; remove such rows" in error
+    sft = prepared_sft(tmp_path, [{"prompt": f"q{n}", "response": "a"} for n in range(4)], "sft_data")
+    fetch_pairs(tmp_path, {"train": ["q4", "q5", "q6"], "test": ["q3 "]})
+    assert prepare(tmp_path, inputs={"demonstrations": sft}, leakage=leakage)[0] == 2
+    assert "is in SFT's training too; remove such rows" in capsys.readouterr().err
+
+
+def test_prompts_of_one_source_are_compared_as_they_are(tmp_path: Path):
+    """A prompt of a continuation may end in a space: a split by prompt takes it for another one than that without."""
+    sft = prepared_sft(tmp_path, [{"prompt": f"q{n}", "response": "a"} for n in range(4)], "data")
+    fetch_pairs(tmp_path, {"train": ["q4", "q5", "q6"], "test": ["q3 ", "q7"]})
+    assert prepare(tmp_path, inputs={"demonstrations": sft}, leakage="error")[0] == 0
 
 
 @pytest.mark.parametrize("form", ["text", "turns"])
@@ -96,24 +118,14 @@ def test_leakage_from_sft_data_is_found_in_every_format(tmp_path: Path, capsys: 
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"q{n}"}] for n in range(6)
     ]  # fmt: skip
     rows = [{"messages": [*turns, {"role": "assistant", "content": "a"}]} for turns in chats]
-    write_rows(tmp_path / "sft.jsonl", rows)
-    at = tmp_path / "out/fetch/sft_data/manifest.json"
-    job = {"sft_data": {"source": str(tmp_path / "sft.jsonl")}}
-    assert main(["fetch", "--config", json.dumps(job), "--output", str(at)]) == 0
-    shutil.copytree(at.parent, tmp_path / "out/fetch/data")
-    code, sft = prepare(tmp_path, dataset="demonstrations", adapter="demonstrations")
-    assert code == 0
-    shutil.rmtree(tmp_path / "out/fetch/data")
+    sft = prepared_sft(tmp_path, rows, "sft_data")
     for first, allowed in ((6, 0), (5, 2)):  # q5 is trained on
+        prompts = {}
         for name, number in (("train", 0), ("test", first)):
             prompt = f"q{number}" if form == "text" else [{"role": "user", "content": f"q{number}"}]
-            row = {"prompt": prompt, "chosen": "a", "rejected": "b"}
-            rest = [{**row, "prompt": f"other {name} {n}"} for n in range(3)]
-            write_rows(tmp_path / f"pairs/{name}.jsonl", [row, *rest])
-        data = {"source": str(tmp_path / "pairs"), "train": "train.jsonl", "test": "test.jsonl"}
-        assert fetch(tmp_path, data) == 0
-        inputs = {"demonstrations": sft / "manifest.json"}
-        assert prepare(tmp_path, inputs=inputs, leakage="error")[0] == allowed
+            prompts[name] = [prompt, *(f"other {name} {n}" for n in range(3))]
+        fetch_pairs(tmp_path, prompts)
+        assert prepare(tmp_path, inputs={"demonstrations": sft}, leakage="error")[0] == allowed
         shutil.rmtree(tmp_path / "out/fetch/data")
         error = capsys.readouterr().err
     assert "remove such rows from the source of sft.data, or set prepare.leakage to allow" in error

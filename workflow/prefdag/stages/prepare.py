@@ -94,7 +94,7 @@ def run(
     check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
-        if "sft_data" in read_manifest(rows).content["config"]:
+        if read_manifest(rows).content["config"].get("sft_data"):
             np.save(workspace.output / SFT_QUESTIONS, np.unique(duplicates["train"].questions))
     samples = samples_page(Store.open(workspace.output / inputs.splits[0]), vocabulary, f"{job.dataset}: samples")
     _write_pages(workspace, report, samples)
