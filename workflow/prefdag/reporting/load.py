@@ -17,6 +17,7 @@ from prefdag.data.detokenize import decode_response
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
+from prefdag.reporting.attainable import POOL_NAME, PoolFrontier, add_shares, not_comparable
 from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.lost import losses_of_runs
 from prefdag.reporting.rows import accuracies_of, reward_names
@@ -55,6 +56,7 @@ class SuiteResults:
         accuracies: held-out evaluation of each reward, by its name on the page.
         league: `league.league`, None unless the suite asks for it.
         pool: best_of_n.csv, None without Best-of-N.
+        attainable: the largest reward at each KL (`attainable.PoolFrontier.curve`), None without a pool.
     """
 
     settings: Report
@@ -71,6 +73,7 @@ class SuiteResults:
     league: pd.DataFrame | None
     pool: pd.DataFrame | None
     online: dict[str, pd.DataFrame]
+    attainable: pd.DataFrame | None = None
 
     @property
     def display(self) -> dict[str, str]:
@@ -202,6 +205,10 @@ def load_results(
     if settings.matched_kl and curves:
         seconds = seconds_per_step(journals) if journals is not None else None
         ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds)
+    pool = next((path for path in inputs.scores if path.parent.name == POOL_NAME), None) if inputs.best_of_n else None
+    best = PoolFrontier(pd.read_csv(pool.parent / "scores.csv")) if pool else None
+    if best:
+        table, ranking = add_shares(table, ranking, means, best, not_comparable(answers))
     return SuiteResults(
         settings=settings,
         inputs=inputs,
@@ -217,6 +224,7 @@ def load_results(
         league=ranking,
         online=online,
         pool=pd.read_csv(inputs.best_of_n.parent / "best_of_n.csv") if inputs.best_of_n else None,
+        attainable=best.curve() if best else None,
     )
 
 

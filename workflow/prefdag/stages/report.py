@@ -4,7 +4,7 @@ INPUTS   scores and judgements of every set of answers, generations and curves o
          policy's tokenizer, the reward model and Best-of-N if there are such; of an exact suite the minima of every
          loss, and nothing else
 OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are more sets of answers than policies,
-         calibration.csv, figures/<name>.png and .svg
+         calibration.csv, attainable.csv with a pool, figures/<name>.png and .svg
 """
 
 from collections.abc import Mapping, Sequence
@@ -205,6 +205,8 @@ def _tables(results: SuiteResults) -> dict[str, pd.DataFrame]:
         tables["calibration"] = calibration_csv(results.calibrations)
     if results.league is not None:
         tables["league"] = results.league
+    if results.attainable is not None:
+        tables["attainable"] = results.attainable
     if len(results.further_answers):
         tables["answers"] = results.answers.drop(columns="group")
     return tables

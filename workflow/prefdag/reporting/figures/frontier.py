@@ -22,6 +22,7 @@ def frontier(
     checkpoints: pd.DataFrame | None = None,
     best_of_n: pd.DataFrame | None = None,
     narrow: bool = False,
+    attainable: pd.DataFrame | None = None,
 ) -> Figure:
     """Plot reward against sequence KL to the reference, with 95% intervals and a colour and marker per method.
 
@@ -34,6 +35,7 @@ def frontier(
         checkpoints: the same columns and step, joined to their run.
         best_of_n: best_of_n.csv.
         narrow: for a narrow screen, with the legend below.
+        attainable: attainable.csv, of which the trusted part is drawn.
 
     Reference: Rafailov et al. 2023, figure 2 left, whose points are checkpoints.
     """
@@ -54,7 +56,8 @@ def frontier(
             draw_checkpoints(axes, members, checkpoints, styles[str(method)][0], sft)
             _draw_method(axes, members, *styles[str(method)])
         draw_best_of_n(axes, pool)
-        _legend(axes, list(dict.fromkeys(runs["method"])), styles, list(pool), narrow)
+        best = draw_attainable(axes, attainable)
+        _legend(axes, list(dict.fromkeys(runs["method"])), styles, list(pool), narrow, best)
         _limits(axes, everything)
         _label(
             axes,
@@ -119,6 +122,16 @@ def draw_best_of_n(axes: Axes, pool: dict[str, pd.DataFrame], named: bool = True
             axes.annotate(text, (row["kl"], row["reward"]), (-4, 2), path_effects=halo, **style)
 
 
+def draw_attainable(axes: Axes, attainable: pd.DataFrame | None) -> list[Line2D]:
+    """Draw the largest attainable reward as far as the pool shows it, its band the 95% interval; return its line."""
+    shown = attainable[attainable["trusted"]] if attainable is not None else None
+    if shown is None or len(shown) < 2:
+        return []
+    axes.fill_between(shown["kl"], shown["reward_low"], shown["reward_high"], color=INK, alpha=0.07, lw=0, zorder=1)
+    style = {"color": INK, "linewidth": 1.0, "linestyle": (0, (1, 1.2))}
+    return axes.plot(shown["kl"], shown["reward"], label="attainable\n(estimated)", zorder=3, **style)
+
+
 def kl_label(axes: Axes) -> str:
     """Return the label of an axis of KL, which says so where it is not linear."""
     return "sequence KL to the reference (nats" + (", square-root axis)" if axes.get_xscale() == "function" else ")")
@@ -176,7 +189,14 @@ def _draw_method(axes: Axes, members: pd.DataFrame, colour: str, marker: str) ->
     )
 
 
-def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], pool: list[str], narrow: bool) -> None:
+def _legend(
+    axes: Axes,
+    methods: list[str],
+    styles: dict[str, tuple[str, str]],
+    pool: list[str],
+    narrow: bool,
+    further: list[Line2D],
+) -> None:
     handles = []
     for method in methods:
         colour, marker = styles[method]
@@ -199,7 +219,7 @@ def _legend(axes: Axes, methods: list[str], styles: dict[str, tuple[str, str]], 
         shape = {"marker": "o", "markersize": 4, "mfc": "white"}
         handles.append(Line2D([], [], color=INK, linestyle=dashes, label=name, **shape))
     place: dict[str, Any] = {"bbox_to_anchor": (0, -0.14), "ncols": 2} if narrow else {"bbox_to_anchor": (1.01, 1.0)}
-    axes.legend(handles=handles, loc="upper left", borderaxespad=0, **place)
+    axes.legend(handles=[*handles, *further], loc="upper left", borderaxespad=0, **place)
 
 
 def _label(axes: Axes, runs: pd.DataFrame, styles: dict[str, tuple[str, str]], further: np.ndarray) -> None:

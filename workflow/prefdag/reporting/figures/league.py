@@ -6,7 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from prefdag.reporting.figures.frontier import _scale, by_headline, draw_best_of_n, draw_checkpoints, kl_label
+from prefdag.reporting.figures.frontier import (
+    _scale,
+    by_headline,
+    draw_attainable,
+    draw_best_of_n,
+    draw_checkpoints,
+    kl_label,
+)
 from prefdag.reporting.figures.style import BLUE, GREY, INK, ORANGE, VERMILLION, new_figure, use_style
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
@@ -98,11 +105,12 @@ def frontiers(
     reward_label: str,
     checkpoints: pd.DataFrame | None = None,
     best_of_n: pd.DataFrame | None = None,
+    attainable: pd.DataFrame | None = None,
 ) -> Figure:
     """A panel a method: its settings in colour over all other runs in grey, on shared axes; Best-of-N in each.
 
     runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se.
-    checkpoints, best_of_n: as in `frontier`.
+    checkpoints, best_of_n, attainable: as in `frontier`.
     """
     checkpoints = runs.iloc[:0] if checkpoints is None else checkpoints
     pool = by_headline(best_of_n)
@@ -123,6 +131,7 @@ def frontiers(
             axes.axhline(sft["reward"], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
             axes.scatter(aligned["kl"], aligned["reward"], s=5, color="#cccccc", zorder=2, linewidths=0)
             draw_best_of_n(axes, pool, named=False)
+            draw_attainable(axes, attainable)
             draw_checkpoints(axes, members, checkpoints, BLUE, start)
             centres = members.groupby("group", sort=False)[["kl", "reward"]].mean().sort_values("kl")
             path = pd.concat([pd.DataFrame({"kl": [0.0], "reward": [sft["reward"]]}), centres])

@@ -27,14 +27,14 @@ FIGURES = Catalogue()
     section="frontier",
 )
 def frontier(results: SuiteResults) -> Figure:
-    draw = frontiers if results.has_many_methods else one_panel
-    return draw(results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool)
+    parts = results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool
+    return (frontiers if results.has_many_methods else one_panel)(*parts, attainable=results.attainable)
 
 
 @FIGURES.add("The same with its legend below", "On a narrow screen the page shows it instead.", section="narrow")
 def frontier_narrow(results: SuiteResults) -> Figure | None:
-    parts = results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool
-    return None if results.has_many_methods else one_panel(*parts, narrow=True)
+    parts = results.runs, results.settings.reward_label, checkpoints(results.answers), results.pool, True
+    return None if results.has_many_methods else one_panel(*parts, results.attainable)
 
 
 @FIGURES.add(

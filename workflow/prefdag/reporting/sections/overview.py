@@ -33,6 +33,7 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
     runs = results.runs
     measured = [str(name) for name in runs.columns if f"{name}_se" in runs.columns]
     further = [name for name in measured if name not in METRICS and not name.startswith("implicit_")]
+    further += ["attainable_share"] if results.attainable is not None else []
     return {
         "rows": [run_row(row, further) for row in runs.to_dict("records")],
         "further_metrics": further,
@@ -63,9 +64,16 @@ def answers_content(results: SuiteResults) -> dict[str, Any]:
         "answers": [answers_row(row) for row in results.further_answers.to_dict("records")],
         "other_prompts": [ood_row(row) for row in ood_win_rates(results.answers).to_dict("records")],
         "best_of_n": best_of_n_rows(results.pool),
+        "attainable": _last_trusted(results.attainable),
         "rates": rates(results.wins, results.display),
         "agreements": agreements([path for name, path in results.verdicts.items() if name in results.tables]),
     }
+
+
+def _last_trusted(curve: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Return the last trusted row of attainable.csv, None without a pool."""
+    trusted = [] if curve is None else curve[curve["trusted"]].to_dict("records")
+    return {str(key): value for key, value in trusted[-1].items()} if trusted else None
 
 
 def lost_content(results: SuiteResults) -> dict[str, Any]:
