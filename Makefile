@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Without byte code, every start takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help reproduce test docs bench benchshort faults lint ui clean
+.PHONY: help reproduce test docs bench benchshort faults mutants lint ui clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -37,6 +37,9 @@ benchshort: $(STAMP)  ## measure one cell, within ten minutes
 
 faults: $(STAMP)  ## try every fault at every stage, three times (half an hour)
 	python tests/faults/faults.py --times 3
+
+mutants: $(STAMP)  ## change the code in many places; every change must fail a test
+	python tests/mutations/mutants.py --markdown docs/mutants.md
 
 ui: $(STAMP)  ## browse the runs in MLflow
 	prefdag ui
