@@ -207,6 +207,19 @@ def test_the_best_of_k_is_set_against_the_one_that_the_suite_names(rejected: str
     assert store.scores is not None and set(store.scores[:, 0]) == {4.0}
 
 
+@pytest.mark.parametrize(("rejected", "dropped"), [("second", 20), ("worst", 0)])
+def test_a_pair_of_equal_scores_is_left_out_and_counted(rejected: str, dropped: int, tmp_path: Path):
+    """Of every second row the two best scores are equal; best and worst always differ."""
+    rows = [{"prompt": f"q{n}", "responses": ["a", "b", "c"], "scores": [4, 4 - n % 2, 1]} for n in range(40)]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "r.jsonl", rows))}) == 0
+    code, folder = prepare(tmp_path, adapter="ranked", rejected=rejected)
+    counts = audit(folder)
+    assert code == 0 and counts["used"] == 40 - dropped
+    assert {reason: each["count"] for reason, each in counts["dropped"].items()} == (
+        {"tie": dropped} if dropped else {}
+    )
+
+
 def real_audit(folder: Path, path: str, adapter: str, **data: Any) -> dict[str, Any]:
     assert fetch(folder, {"source": str(SHARED / path), **data}) == 0
     code, made = prepare(folder, adapter=adapter, **UNLIMITED)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from comparisons import comparisons, tiny
+from prefdag.models.logprobs import Divergence
 from prefdag.models.naive import naive_logprobs, transformers_attention
+from prefdag.models.packing import Segments
 from prefdag.provenance.journal import Journal
 from prefdag.runtime.stage import Workspace
 from prefdag.stages import score
@@ -56,6 +58,22 @@ def test_divergences_equal_a_plain_loop(models: dict[str, Path]) -> None:
     assert min(columns["k3"]) >= 0 and min(columns["k1"]) < 0  # k3 is never negative, k1 may be
     reverse = divergences(comparisons(7, 1), models["reference"], models["policy"], 24, CPU)
     assert max(abs(a - b) for a, b in zip(columns["kl"], reverse["kl"], strict=True)) > 0.1
+
+
+def test_k3_of_policies_that_are_close_is_not_lost_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-ratios of 1e-4: exp(-x) - 1 + x is 5e-9, a rounding error of float32 numbers near x."""
+    pairs, small = comparisons(3, 1), torch.tensor(1e-4)
+    monkeypatch.setattr(score, "load_policy", lambda *arguments: None)
+
+    def close(policy: object, reference: object, segments: Segments) -> Divergence:
+        ratio = small.expand(len(segments.target))
+        return Divergence(ratio, 0 * ratio, ratio)
+
+    monkeypatch.setattr(score, "divergence", close)
+    columns = divergences(pairs, Path("policy"), Path("reference"), 100, CPU)
+    x = small.double().item()
+    each = [len(one.responses[0]) * (x**2 / 2 - x**3 / 6) for one in pairs]
+    assert columns["k3"] == pytest.approx(each, rel=1e-6)
 
 
 def test_sums_of_log_probs_are_those_of_single_rows(models: dict[str, Path]) -> None:
