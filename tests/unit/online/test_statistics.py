@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from on_policy import ROWS, online_training
+from on_policy import PROMPTS, ROWS, online_training
 from prefdag.losses.policy_gradient import adapted_coefficient
 from prefdag.online import objective, report, targets
 from prefdag.online.objective import Inputs
 from prefdag.online.rewards import labels_of
-from prefdag.online.rollouts import Rollouts, prompts_of_round
+from prefdag.online.rollouts import Rollouts, prompts_of_round, sample_round
 from prefdag.online.round import Round
 
 LENGTHS = torch.tensor([[2, 4], [1, 3], [5, 2]])
@@ -150,3 +150,21 @@ def test_every_stream_of_random_numbers_differs_between_rounds_and_seeds() -> No
     assert len(set(parts)) == 16
     for first, second in zip(parts[::2], parts[1::2], strict=True):
         assert sorted(first + second) == list(range(20))
+
+
+def test_every_round_samples_a_prompt_with_other_noise() -> None:
+    """The names of the noise of three rounds: none twice, and those of a round again if it is sampled again."""
+    training = online_training(ROWS["rloo"])
+    names: list[list[str]] = []
+
+    class Noted:
+        shares = True
+
+        def __call__(self, ids: Any, keys: list[str], sampling: Any, title: str) -> Any:
+            names[-1] += keys
+            return training.own_sampler(ids, keys, sampling, title)
+
+    for number in (0, 1, 2, 1):
+        names.append([])
+        sample_round(Noted(), PROMPTS, number, training.settings)  # type: ignore[arg-type]
+    assert len({name for each in names[:3] for name in each}) == 15 and names[3] == names[1]
