@@ -1,5 +1,6 @@
 """The frontier's KL axis: which policy is the first argument of the divergence, and the estimators of it."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from comparisons import comparisons, tiny
+from prefdag.evaluation.bootstrap import summarise
 from prefdag.models.logprobs import Divergence
 from prefdag.models.naive import naive_logprobs, transformers_attention
 from prefdag.models.packing import Segments
@@ -98,7 +100,13 @@ def test_the_stage_measures_the_policy_against_the_reference(
     monkeypatch.setattr(Workspace, "log_model_input", lambda *names: None)
     rows: list[dict[str, Any]] = []
     for number, one in enumerate(comparisons(7, 1)):
-        texts = {"prompt": f"p{number}", "response": "fine", "ended": True, "prompt_id": number, "sample": 0}
+        texts = {
+            "prompt": f"p{number}",
+            "response": "fine",
+            "ended": True,
+            "prompt_id": number // 2,
+            "sample": number % 2,
+        }
         rows.append({**texts, "prompt_ids": one.prompt.tolist(), "ids": one.responses[0].tolist()})
     (tmp_path / "in").mkdir()
     (tmp_path / "in/generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -112,3 +120,7 @@ def test_the_stage_measures_the_policy_against_the_reference(
     for place, column in enumerate(("kl", "k1", "k3")):
         mean = sum(row[place] for row in plain_loop()) / 7
         assert summary[column]["mean"] == pytest.approx(mean, rel=1e-3, abs=1e-4)
+    with (tmp_path / "out/scores.csv").open(newline="") as stream:
+        values = [float(row["kl"]) for row in csv.DictReader(stream)]
+    prompts = [number // 2 for number in range(7)]
+    assert summary["kl"] == pytest.approx(summarise(values, prompts, seed="0/kl", bootstrap=20).to_dict())
