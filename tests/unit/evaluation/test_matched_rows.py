@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prefdag.cli import sheet
 from prefdag.errors import UserError
 from prefdag.evaluation.scores import Key, Scores, match_rows
 
@@ -46,3 +47,20 @@ def test_more_prompts_of_theirs_are_left_out_only_where_asked():
     assert match_rows(scores((1, 0)), scores((0, 0), (1, 0)), more=True) == [(0, 1)]
     with pytest.raises(UserError, match=ALONE.format(2, 0)):
         match_rows(scores((1, 0), (2, 0)), scores((0, 0), (1, 0)), more=True)
+
+
+@pytest.mark.parametrize(("name", "is_left_out"), [("chosen", True), ("chosen-style", False), ("dpo", False)])
+def test_a_sheet_leaves_out_prompts_of_the_datas_answers_alone(
+    name: str, is_left_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run whose name begins with `chosen` is a policy like any other."""
+    monkeypatch.setattr(sheet, "pairs_of", lambda mine, others, keys: keys)
+    for folder, prompts in (("dpo-b", (1,)), (name, (0, 1))):
+        (tmp_path / folder).mkdir()
+        table = "".join(f"{prompt},0,1.0\n" for prompt in prompts)
+        (tmp_path / folder / "scores.csv").write_text(f"prompt_id,sample,reward\n{table}")
+    if is_left_out:
+        assert sheet._pairs(tmp_path / "dpo-b", tmp_path / name) == [((1, 0), (1, 0))]
+    else:
+        with pytest.raises(UserError, match=ALONE.format(0, 0)):
+            sheet._pairs(tmp_path / "dpo-b", tmp_path / name)

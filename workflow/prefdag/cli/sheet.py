@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from prefdag.cli.commands import options
+from prefdag.config.answer_sets import AnswerSet
 from prefdag.errors import UserError
 from prefdag.evaluation.compare import find_sides
 from prefdag.evaluation.judge.run import Pair, pairs_of
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _pairs(ours: Path, theirs: Path) -> list[Pair]:
     """Pair the answers of two folders of scores by prompt; their texts are in the suite's `generate` folders."""
     ours_scores, their_scores = read_scores(ours), read_scores(theirs)
-    rows = match_rows(ours_scores, their_scores, more=theirs.name.startswith("chosen"))
+    rows = match_rows(ours_scores, their_scores, more=AnswerSet.parse(theirs.name).is_chosen)
     keys = [(ours_scores.keys[row], their_scores.keys[other]) for row, other in rows]
     mine, others = (one.parent.parent / "generate" / one.name for one in (ours, theirs))
     return pairs_of(mine, others, keys)
