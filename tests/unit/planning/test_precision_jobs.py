@@ -24,6 +24,8 @@ def suite_with(**sections: Any) -> Suite:
     values = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     for name, keys in sections.items():
         values[name] = keys if name == "runs" else {**values[name], **keys}
+    if "runs" in sections:
+        del values["generate"]["variants"]  # of runs that are replaced
     resolved = resolve(values, "configs/x.yaml")
     assert isinstance(resolved, Suite)
     return resolved
@@ -49,7 +51,7 @@ def test_a_suite_that_asks_for_bf16_on_a_slow_processor_is_warned(monkeypatch: p
 def test_an_unstated_precision_is_in_no_job_of_the_shipped_suite() -> None:
     suite = read_ordinary_suite([str(ROOT / "configs/quickstart.yaml")])
     jobs = [("pretrain", None), ("sft", None), ("reward", None), ("reference", "comparisons")]
-    jobs += [("preference", "cdpo"), ("policy", "rloo"), ("online", "online-dpo")]
+    jobs += [("preference", "preferred-ft"), ("policy", "rloo"), ("online", "online-dpo")]
     assert not [stage for stage, name in jobs if "precision" in config_of(suite, stage, name)]
 
 
