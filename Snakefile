@@ -18,6 +18,7 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
     score        generations                  -> rewards, KL, lengths
     best_of_n    scores of a pool             -> rewards of Best-of-N
     judge        scores                       -> win rates
+    choose       scores of candidates         -> the setting of a row, whose policy is then `selected`
     report       everything above             -> figures, tables, one HTML page
     exact        nothing                      -> minima in an enumerable world, and their report
 """
@@ -25,7 +26,6 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
 if not workflow.overwrite_configfiles:
 
     configfile: "configs/quickstart.yaml"
-
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/services.smk"  # MLflow writer, warm-start server

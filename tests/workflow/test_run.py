@@ -433,7 +433,7 @@ def test_every_stage_by_hand_makes_the_same(copy: Project):
     tried = set(re.findall(r"^ *prefdag (\w+)", commands, re.M))
     assert tried == {path.stem for path in (copy.folder / "workflow/prefdag/stages").glob("[a-z]*.py")} - {
         "benchmark", "exact", "best_of_n", "classifier", "policy", "online", "pairing", "gold", "rating",
-        "discriminator",  # not in the embedded suite
+        "discriminator", "choose", "selected",  # not in the embedded suite
     }  # fmt: skip
     inside = {**environment(), "PYTHONPATH": str(copy.folder / "workflow")}
     warm = [sys.executable, "-m", "prefdag.runtime.warm_start", str(copy.folder / "warm"), str(os.getpid())]

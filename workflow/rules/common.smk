@@ -10,7 +10,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "prefdag"
 
 from prefdag.config import jobs, resources
 from prefdag.config.loading import read_yaml
-from prefdag.config.suite import resolve
+from prefdag.config.suite import ExactSuite, resolve
 from prefdag.errors import UserError
 from prefdag.planning import freshness
 from prefdag.planning.graph import inputs_of, jobs_of, made_before, stages_of

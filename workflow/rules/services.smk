@@ -68,7 +68,7 @@ def show_results():
     policies = [run.name for run in SUITE.runs[:1]] + ["sft"]
     compare = f"prefdag compare {' '.join(policies)} --results {RESULTS}"
     suggestions = {
-        **({} if jobs.is_exact(SUITE) else {compare: "two policies, prompt by prompt"}),  # an exact suite has no answers
+        **({} if isinstance(SUITE, ExactSuite) else {compare: "two policies, prompt by prompt"}),  # an exact suite has no answers
         f"prefdag why {SUITE_FILES[-1]}": "which jobs run again after an edit",
         "prefdag plan configs/hh.yaml": "what a suite with a larger model would cost",
     }

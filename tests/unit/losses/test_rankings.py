@@ -49,7 +49,7 @@ def test_a_row_says_which_dataset_it_is_trained_on() -> None:
     """Pairs unless it says otherwise, whatever the loss; a job's own config does not name it, its inputs do."""
     runs = [{"name": name, "method": "plackett_luce"} for name in ("plain", "ranked")]
     result = suite(runs[0], runs[1] | {"dataset": "rankings", "seeds": [0, 1]})
-    datasets = {run.name: jobs.dataset_of(result, run.name) for run in result.runs}
+    datasets = {run.name: run.dataset for run in result.runs}
     assert datasets == {"plain": "comparisons", "ranked-seed0": "rankings", "ranked-seed1": "rankings"}
     configs = {jobs.config_of(result, "preference", name) for name in ("plain", "ranked-seed0")}
     assert len(configs) == 1

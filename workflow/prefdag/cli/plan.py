@@ -29,6 +29,7 @@ from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.sampling import Sampling
 from prefdag.config.sections.size import Size
 from prefdag.config.sections.training import Training
+from prefdag.config.selection.select_jobs import validation_sets
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.evaluation.judge.run import FOLDER, Pair, Questions, pairs_of
 from prefdag.evaluation.scores import Scores, match_rows, read_answers
@@ -118,12 +119,13 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
         yield _training("reward", _reward_models(suite), size, machine, pairs, prompt + 2 * response)
     if discriminators := _discriminators(suite):
         yield _training("discriminator", discriminators, size, machine, pairs, prompt + 2 * response)
-    if any("reference" in run.objective.reads and not run.online for run in suite.runs):
+    if any("reference" in run.objective.reads and not run.online for run in suite.trained):
         yield JobCost("reference", 1, 2 * size.parameters * tokens / machine.flops / HOUR, weights)
     if trainings := _trainings(suite, on_policy=False):
         yield _training("preference", trainings, size, machine, pairs, prompt + 2 * response)
     yield from _on_policy(suite, size, machine)
-    sampled = [suite.generate.settings(one.variant) for one in jobs.answers(suite) if not one.is_chosen]
+    sets = [*jobs.answers(suite), *validation_sets(suite)]
+    sampled = [suite.generate.settings(one.variant) for one in sets if not one.is_chosen]
     prompts_of = [one.max_prompts or pairs // 10 for one in sampled]
     of_rounds = [
         generation_of_samples(suite, run.name) for run in suite.runs if run.rounds for _ in range(run.rounds.rounds)
@@ -150,7 +152,7 @@ def _discriminators(suite: Suite) -> list[Reward]:
 
 def _trainings(suite: Suite, on_policy: bool = True) -> list[Preference]:
     """Return the settings of each training of a run, or of each of its rounds. on_policy: those of one job as well."""
-    runs = [run for run in suite.runs if on_policy or not run.online]
+    runs = [run for run in suite.trained if on_policy or not run.online]
     return [run.preference for run in runs for _ in range(run.rounds.rounds if run.rounds else 1)]
 
 
@@ -161,7 +163,7 @@ def _on_policy(suite: Suite, size: Size, machine: Machine) -> Iterator[JobCost]:
     times. A value head with a trunk of its own and a trained or implicit reward are models of the policy's size.
     """
     for stage in ("policy", "online"):
-        runs = [run for run in suite.runs if jobs.training_folder(suite, run.name).startswith(f"{stage}/")]
+        runs = [run for run in suite.trained if jobs.training_folder(suite, run.name).startswith(f"{stage}/")]
         hours = most = 0.0
         for run in runs:
             settings = jobs.online_of(suite, run.name)
@@ -270,6 +272,7 @@ def label_requests(suite: Suite, judge: str) -> int:
             requests += run.rounds.rounds * prompts * draws * (draws - 1)
         if run.rounds and run.rounds.discriminator and suite.gold_of_rounds(run.name) == f"{JUDGE}{judge}":
             requests += 2 * run.rounds.rounds * run.rounds.discriminator.gold_pairs
+    for run in suite.trained:
         if run.online and run.online.judge == judge:
             requests += 2 * run.online.max_steps * run.online.batch_size
     return requests

@@ -7,6 +7,7 @@ from typing import Any
 
 CHOSEN = "chosen"  # in place of a policy: the best responses of the data, scored like any other answers
 POOL = "pool"  # the variant with many samples per prompt that Best-of-N selects from
+VALIDATION = "validation"  # the variant that answers validation prompts, of candidates and of SFT
 NUMBERED = re.compile(r"(step|round|samples)(\d+)")
 
 

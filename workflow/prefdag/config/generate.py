@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from prefdag.config.answer_sets import NUMBERED, POOL
+from prefdag.config.data import Data
+from prefdag.config.prepare import Prepare
 from prefdag.config.runs import checked_name
 from prefdag.config.sections.generation import Generation
 from prefdag.schema import Count, NonNegative, Positive, Section, Seed
@@ -85,6 +87,32 @@ class Generate(Generation):
                     f"generate.variants.{name}: {other[0]} differs, so SFT's own answers are no match for these in a "
                     "win rate; add sft to its policies"
                 )
+
+
+def check_prompts(generate: Generate, data: Data, prepare: Prepare) -> None:
+    """Raise ValueError if no prompt is tested, if an interval has one prompt, or if `ood` prompts are absent or unread.
+
+    Intervals resample prompts, so they need two at least.
+    """
+    sources = (*data.sources, data)
+    named = data.source == "world" or any(source.test for source in sources)
+    if not named and prepare.test_fraction == 0:
+        raise ValueError(
+            "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key "
+            "out to hold some of train out"
+        )
+    there = any(source.ood for source in sources)
+    asking = [name for name, variant in generate.variants.items() if variant.prompts == "ood"]
+    if asking and not there:
+        raise ValueError(f"data.ood is missing: generate.variants.{asking[0]} answers these prompts")
+    if there and not asking:
+        raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
+    for key in ("max_prompts", "best_of_prompts"):
+        if getattr(generate, key) == 1:
+            raise ValueError(f"generate.{key}: intervals need at least 2 prompts, got 1")
+    for name, variant in generate.variants.items():
+        if variant.max_prompts == 1:
+            raise ValueError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
 
 
 def _key(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from prefdag.config import round_jobs
 from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.adapters import adapter_files
-from prefdag.config.answer_sets import CHOSEN, POOL, AnswerSet
+from prefdag.config.answer_sets import CHOSEN, POOL, VALIDATION, AnswerSet
 from prefdag.config.exact import LEFT_OUT
 from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.model import Origin
@@ -20,6 +20,7 @@ from prefdag.config.round_jobs import generation_of_samples, round_of, scoring_o
 from prefdag.config.rounds import round_name
 from prefdag.config.sections.best_of_n import BestOfN
 from prefdag.config.sections.report import Report
+from prefdag.config.selection import select_jobs
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.schema import Section
 
@@ -31,13 +32,11 @@ def config_of(suite: Suite | ExactSuite, stage: str, name: str | None = None) ->
     if isinstance(suite, ExactSuite):
         return _canonical(_EXACT_PARTS[stage](suite, name))
     if stage == "preference":
-        assert name is not None
-        run = suite.run(name)
+        run = suite.run(str(name))
         soft = {"labels": "soft"} if run.rounds and run.rounds.pairs.labels == "soft" else {}
         return _canonical({"preference": run.preference, "objective": run.objective, **soft})
     if stage in ("policy", "online"):
-        assert name is not None
-        return _canonical({"online": online_of(suite, name), **round_jobs.method_of_online(suite, name)})
+        return _canonical({"online": online_of(suite, str(name)), **round_jobs.method_of_online(suite, str(name))})
     return _canonical(_PARTS[stage](suite, name) if stage in _PARTS else {stage: getattr(suite, stage)})
 
 
@@ -62,7 +61,7 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
             "method": run.reported_method,
             "seed": run.preference.seed,
             "objective": {**run.objective.parameters(), **(run.online.shown_options() if run.online else {})},
-            "preference": (online_of(suite, run.name) if run.online else run.preference).model_dump(mode="json"),
+            "preference": select_jobs.fixed(run, online_of(suite, run.name) if run.online else run.preference),
             **round_jobs.shown_in_report(suite, run),
         }
         for run in suite.runs
@@ -74,21 +73,20 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
 
 def _sampling(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the sampling settings that the report shows; none for the chosen responses."""
-    if answer_set.is_chosen:
-        return {}
-    settings = suite.generate.settings(answer_set.variant)
-    return {"temperature": settings.temperature, "top_p": settings.top_p, "max_new_tokens": settings.max_new_tokens}
+    keys = ("temperature", "top_p", "max_new_tokens")
+    return {} if answer_set.is_chosen else suite.generate.settings(answer_set.variant).model_dump(include=set(keys))
 
 
 def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
     """Return the settings of one set of answers; a change to another set must not rerun this job."""
     answer_set = AnswerSet.parse(name or "")
     settings = suite.generate.settings(answer_set.variant)
+    split = {"split": VALIDATION} if is_validation(suite, answer_set) else {}
     if answer_set.is_chosen:
-        return {"generate": {"max_prompts": settings.max_prompts}}
+        return {"generate": {"max_prompts": settings.max_prompts}, **split}
     if answer_set.samples is not None:
         return {"generate": generation_of_samples(suite, answer_set.policy), "round": answer_set.samples}
-    return {"generate": settings, **_checkpoint(suite, answer_set)}
+    return {"generate": settings, **_checkpoint(suite, answer_set), **split}
 
 
 def _score(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -127,6 +125,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
     "generate": _generate,
     "score": _score,
     **round_jobs.PARTS,
+    **select_jobs.PARTS,
     "best_of_n": _best_of_n,
     "report": _report,
 }
@@ -135,10 +134,6 @@ _EXACT_PARTS = {  # of the stages that read more, or less, than the section of t
     "exact": lambda suite, name: {"exact": suite.exact, "run": suite.run(name)},
     "report": lambda suite, name: {"report": Report(), "suite": suite.name, "runs": [], "left_out": LEFT_OUT},
 }
-
-
-def is_exact(suite: Suite | ExactSuite) -> bool:
-    return isinstance(suite, ExactSuite)
 
 
 def _canonical(values: dict[str, Any]) -> str:
@@ -186,6 +181,11 @@ def prompts_of(suite: Suite, answer_set: AnswerSet) -> str:
     return suite.generate.prompts_of(answer_set.variant)
 
 
+def is_validation(suite: Suite, answer_set: AnswerSet) -> bool:
+    """Whether these answers are to validation prompts, by which `select` chooses."""
+    return suite.select is not None and answer_set.variant == VALIDATION
+
+
 def prompts_folder(suite: Suite, answer_set: AnswerSet) -> str:
     """Return the stage folder that holds the prompts, with their best responses."""
     return "prepare/ood" if prompts_of(suite, answer_set) == "ood" else "prepare/comparisons"
@@ -198,6 +198,8 @@ def against(suite: Suite, answer_set: AnswerSet) -> AnswerSet | None:
     """
     if answer_set == AnswerSet("sft", POOL) or answer_set.is_chosen:
         return None
+    if is_validation(suite, answer_set):
+        return AnswerSet(CHOSEN if suite.judge.against == CHOSEN else "sft", VALIDATION)
     if suite.judge.against == CHOSEN:
         return AnswerSet(CHOSEN, answer_set.variant if prompts_of(suite, answer_set) == "ood" else "")
     if answer_set.policy == "sft":
@@ -216,9 +218,12 @@ def folder_of(suite: Suite, policy: str) -> str:
 def training_folder(suite: Suite, run: str) -> str:
     """Return the stage folder of a run's training, the last of its rounds if any.
 
-    It is `policy/<run>` for a policy-gradient method, `online/<run>` for a pair loss on sampled pairs.
+    It is `policy/<run>` for a policy-gradient method, `online/<run>` for a pair loss on sampled pairs, and
+    `selected/<run>` where `select` chooses.
     """
     rounds, online = suite.run(run).rounds, suite.run(run).online
+    if suite.run(run).candidates:
+        return f"selected/{run}"
     if online:
         return f"{'policy' if online.labels is None else 'online'}/{run}"
     return f"preference/{round_name(run, rounds.rounds) if rounds else run}"
@@ -285,15 +290,9 @@ def user_files_of(suite: Suite | ExactSuite, stage: str, name: str | None = None
     return suite.judge.user_files() if stage == "judge" else ()
 
 
-def lock_of(suite: Suite, name: str) -> str | None:
+def lock_of(suite: Suite, name: str) -> Any:
     """Return the lock file that a job of `fetch` reads; None if nothing of it comes from the Hub."""
-    lock: str | None = _fetch(suite, name).get("lock")
-    return lock
-
-
-def dataset_of(suite: Suite, run: str) -> str:
-    """Return the prepared dataset, `comparisons` or `rankings`, that a run is trained on."""
-    return suite.run(run).dataset
+    return _fetch(suite, name).get("lock")
 
 
 def table_of_report(suite: Suite | ExactSuite) -> str:

@@ -1,10 +1,12 @@
-"""What a suite needs of its rows, as far as their adapters show: more than one response, rankings, or scores."""
+"""What a suite needs of its rows, as far as their adapters show, and of the prompts that are held out of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
+from prefdag.config.data import Data
 from prefdag.config.model import Origin
+from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
 
 SINGLES = "hold one labelled response each"
@@ -83,3 +85,24 @@ def single_adapter(adapters: Iterable[str]) -> str | None:
 def _without(adapters: Iterable[str], kind: Literal["ranked", "scored"]) -> str | None:
     """Return an adapter whose rows are not `ranked` or `scored`, if there is one."""
     return next((adapter for adapter in adapters if not getattr(adapter_info(adapter), kind)), None)
+
+
+def check_unseen(prepare: Prepare, data: Data, has_pairs: bool, has_demonstrations: bool) -> None:
+    """Raise ValueError if `pretrain` and `pairs` do not know which prompts `prepare` holds out of the rows they read.
+
+    Args:
+        prepare, data: the suite's sections.
+        has_pairs: whether it has the section `pairs`.
+        has_demonstrations: whether SFT has data of its own.
+    """
+    if prepare.unseen is None:
+        return
+    if not has_pairs or has_demonstrations or data.source == "world":
+        raise ValueError(
+            "prepare.leakage: `unseen` is for pairs that are sampled at the prompts of SFT's own rows; state "
+            "`pairs` and no `sft.data`, or `drop` (the prompts of the embedded world are unseen without it)"
+        )
+    for split in ("validation", "test"):
+        has_file = any(getattr(source, split) for source in (*data.sources, data))
+        if not has_file and getattr(prepare, f"{split}_fraction") is None:
+            raise ValueError(f"prepare.{split}_fraction is missing: with leakage `unseen` the share must be stated")

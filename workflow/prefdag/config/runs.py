@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Any, Literal, get_args
 
-from pydantic import SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from prefdag.config.exact import Sweep, entry_of_row
 from prefdag.config.objectives import Objective, entry_of, objective
@@ -40,6 +40,9 @@ class Run(Section):
     preference: SerializeAsAny[Preference]
     dataset: Dataset = "comparisons"
     rounds: Rounds | None = None
+    candidates: tuple["Run", ...] = Field((), description="of a row that `select` chooses", exclude=True)
+    row: str = Field("", description="the row's name without the seed, if `select` chooses", exclude=True)
+    setting: dict[str, Any] = Field({}, description="of a candidate, its values of the grid", exclude=True)
 
     @property
     def online(self) -> Online | None:

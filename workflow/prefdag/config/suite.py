@@ -7,17 +7,18 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prefdag.config import loading
+from prefdag.config.answer_sets import VALIDATION
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.demonstrations import SupervisedTraining, sft_located
 from prefdag.config.exact import Exact, Sweep
-from prefdag.config.generate import Generate
+from prefdag.config.generate import Generate, check_prompts
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.model import Model
 from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.rounds import IMPLICIT, JUDGE
-from prefdag.config.row_needs import check_single, lacking
+from prefdag.config.row_needs import check_single, check_unseen, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.sections.judge import Judge
 from prefdag.config.sections.judge import with_relative_paths as judges_located
@@ -29,7 +30,9 @@ from prefdag.config.sections.report import Expected, Report
 from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.score import Score
 from prefdag.config.sections.score import with_relative_paths as score_located
+from prefdag.config.sections.select import Select
 from prefdag.config.sections.size import Size
+from prefdag.config.selection.candidates import with_candidates
 from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Count, Section, Seed
@@ -61,6 +64,7 @@ class Suite(Section):
     lock: str = Field(
         "", description="path of the lock file of Hub commits; default: <name>.lock.json in the suite's folder"
     )
+    select: Select | None = Field(None, exclude_if=lambda value: value is None)
     runs: tuple[Run, ...]
 
     @field_validator("name")
@@ -86,9 +90,12 @@ class Suite(Section):
         self._check_classifier()
         if self.pairs is None and self.data.source == "world":
             raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
-        self._check_ood()
-        self._check_test_split()
-        self._check_unseen()
+        check_prompts(self.generate, self.data, self.prepare)
+        check_unseen(self.prepare, self.data, self.pairs is not None, self.sft.data is not None)
+        if self.select and VALIDATION in self.generate.variants:
+            raise ValueError(
+                "generate.variants.validation: `select` answers validation prompts by this name; choose another"
+            )
         for name in self.score.implicit:
             self._check_implicit(name, "score.implicit")
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
@@ -128,44 +135,6 @@ class Suite(Section):
             raise ValueError("data.labelled is missing: the classifier is trained on these rows")
         if labelled and not (self.classifier and self.classifier.is_trained):
             raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
-
-    def _check_test_split(self) -> None:
-        """Check that some prompts are tested, and more than one where a number is stated: intervals resample them."""
-        named = self.data.source == "world" or any(source.test for source in (*self.data.sources, self.data))
-        if not named and self.prepare.test_fraction == 0:
-            raise ValueError(
-                "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key "
-                "out to hold some of train out"
-            )
-        for key in ("max_prompts", "best_of_prompts"):
-            if getattr(self.generate, key) == 1:
-                raise ValueError(f"generate.{key}: intervals need at least 2 prompts, got 1")
-        for name, variant in self.generate.variants.items():
-            if variant.max_prompts == 1:
-                raise ValueError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
-
-    def _check_unseen(self) -> None:
-        """Check that `pretrain` and `pairs` know which prompts `prepare` holds out of the rows that they read."""
-        if self.prepare.unseen is None:
-            return
-        if self.pairs is None or self.sft.data is not None or self.data.source == "world":
-            raise ValueError(
-                "prepare.leakage: `unseen` is for pairs that are sampled at the prompts of SFT's own rows; state "
-                "`pairs` and no `sft.data`, or `drop` (the prompts of the embedded world are unseen without it)"
-            )
-        for split in ("validation", "test"):
-            has_file = any(getattr(source, split) for source in (*self.data.sources, self.data))
-            if not has_file and getattr(self.prepare, f"{split}_fraction") is None:
-                raise ValueError(f"prepare.{split}_fraction is missing: with leakage `unseen` the share must be stated")
-
-    def _check_ood(self) -> None:
-        """Check that prompts of another distribution exist if a variant answers them, and the reverse."""
-        there = any(source.ood for source in (*self.data.sources, self.data))
-        asking = [name for name, variant in self.generate.variants.items() if variant.prompts == "ood"]
-        if asking and not there:
-            raise ValueError(f"data.ood is missing: generate.variants.{asking[0]} answers these prompts")
-        if there and not asking:
-            raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
 
     def reward_of_rounds(self, name: str) -> str:
         """Return what scores the samples of a run's rounds, as `Rounds.reward` names it."""
@@ -218,15 +187,22 @@ class Suite(Section):
             raise ValueError(f"{key}: the loss of {name} has another reference in each round; state `reference: sft`")
         objective = self.run(name).objective
         beta = objective.parameters().get("beta")
+        if self.run(name).candidates:
+            raise ValueError(f"{key}: `select` chooses the settings of {name}; name a row that it does not select")
         if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
             raise ValueError(
                 f"{key}: {name} ({objective.method}) has no implicit reward; its loss must read "
                 "the reference and have one beta"
             )
 
+    @property
+    def trained(self) -> list[Run]:
+        """The runs that are trained: of a row that `select` chooses, its candidates."""
+        return [one for run in self.runs for one in run.candidates or (run,)]
+
     def run(self, name: str) -> Run:
-        """Return a run by its name, or by that of one of its rounds such as `dpo@round2`."""
-        return next(run for run in self.runs if run.name == name.partition("@")[0])
+        """Return a run or a candidate by its name, or by that of one of its rounds such as `dpo@round2`."""
+        return next(run for run in (*self.runs, *self.trained) if run.name == name.partition("@")[0])
 
 
 class ExactSuite(Section):
@@ -305,7 +281,11 @@ def resolve(values: Mapping[str, Any], where: str, stated: Mapping[str, str] | N
     preference = values["preference"]
     if mistakes.attempt(Preference.parse, preference, where, "preference") is None:
         preference = loading.with_defaults({})["preference"]  # so that mistakes of the rows are named as well
-    runs = expanded([*rows, *grid_of(grid)], preference, online, where, mistakes)
+    rows = [*rows, *grid_of(grid)]
+    runs = expanded(rows, preference, online, where, mistakes)
+    if values.get("select") is not None:
+        select = mistakes.attempt(Select.parse, values["select"], where, "select")
+        runs = with_candidates(select, rows, runs, (preference, online), where, mistakes) if select else runs
     return loading.checked_suite(Suite, {**values, "lock": lock, "runs": runs}, where, mistakes)
 
 

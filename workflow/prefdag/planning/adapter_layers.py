@@ -47,7 +47,7 @@ def _adapters(suite: Suite) -> dict[str, Adapter]:
     """Return the adapters of a suite by their keys; rows that share one are named by the first of them."""
     trainings = {"sft": suite.sft, "reward": suite.reward}
     adapters = {f"{key}.adapter": one.adapter for key, one in trainings.items() if one is not None and one.adapter}
-    for run in suite.runs:
+    for run in suite.trained:
         adapter = run.preference.adapter
         if adapter is not None and adapter not in adapters.values():
             adapters[f"runs.{run.name}.adapter"] = adapter

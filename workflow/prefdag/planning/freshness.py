@@ -38,6 +38,8 @@ NAMED_BY_ROW = (
     "generate",
     "score",
     "judge",
+    "choose",
+    "selected",
 )
 LOGS = ("log.txt", "log.1.txt", "log.2.txt", "log.reserve", "benchmark.tsv")  # of attempts that may have failed
 

@@ -11,6 +11,7 @@ from prefdag.config.answer_sets import POOL, AnswerSet
 from prefdag.config.reference_jobs import cache_folder, reads_reference
 from prefdag.config.round_jobs import is_rated, rounds_of, score_of_samples, start_of_round, user_reward_of
 from prefdag.config.rounds import round_name
+from prefdag.config.selection import select_jobs
 from prefdag.config.suite import ExactSuite, Suite
 
 Inputs = dict[str, list[str]]
@@ -98,7 +99,7 @@ def _preference(suite: Suite, run: str) -> Inputs:
             "reference": [cache_folder(suite, run)] if reads_reference(suite, run) else [],
             "start": [start] if start != reference else [],
         }
-    dataset = jobs.dataset_of(suite, run)
+    dataset = suite.run(run).dataset
     return {
         "policy": ["sft"],
         "comparisons": [f"prepare/{dataset}"],
@@ -214,6 +215,19 @@ def _judge(suite: Suite, name: str) -> Inputs:
     }
 
 
+def _choose(suite: Suite, row: str) -> Inputs:
+    runs = [one for run in suite.runs if run.row == row for one in run.candidates]
+    return select_jobs.choose_inputs(suite, row, {run.name: jobs.training_folder(suite, run.name) for run in runs})
+
+
+def _selected(suite: Suite, name: str) -> Inputs:
+    run = suite.run(name)
+    return {
+        "choice": [f"choose/{run.row}"],
+        "candidates": [jobs.training_folder(suite, one.name) for one in run.candidates],
+    }
+
+
 def _report(suite: Suite, name: str) -> Inputs:
     answers = jobs.answers(suite)
     return {
@@ -225,6 +239,7 @@ def _report(suite: Suite, name: str) -> Inputs:
         "reward": ["reward"] if suite.reward else [],
         "best_of_n": ["best_of_n"] if suite.generate.best_of else [],
         "policy": ["sft"],
+        "choices": list(dict.fromkeys(f"choose/{run.row}" for run in suite.runs if run.candidates)),
     }
 
 
@@ -261,5 +276,7 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
     "score": _score,
     "best_of_n": lambda suite, name: {"scores": [f"score/{AnswerSet('sft', POOL)}"]},
     "judge": _judge,
+    "choose": _choose,
+    "selected": _selected,
     "report": _report,
 }

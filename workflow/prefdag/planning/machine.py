@@ -78,7 +78,7 @@ def slow_bf16(cpuinfo: Path = CPUINFO) -> str | None:
 
 def asks_for_bf16(suite: Suite) -> bool:
     """Return whether a training of a suite states `precision: bfloat16`."""
-    trainings = (suite.pretrain, suite.sft, suite.reward, *(run.preference for run in suite.runs))
+    trainings = (suite.pretrain, suite.sft, suite.reward, *(run.preference for run in suite.trained))
     return any(one is not None and one.precision == "bfloat16" for one in trainings)
 
 

@@ -19,12 +19,18 @@ from prefdag.provenance.redaction import redact_addresses
 MANIFEST = "manifest.json"
 WEIGHTS = ".safetensors"
 SEAL = "seal"
+PASSED_ON = "passed_on"  # a fact: the sha256 of the manifest whose files a stage passes on, under another name
+TRAINING = "training.json"  # that manifest
 KEYS = {"stage", "config", "code", "inputs", "files", "facts", SEAL}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read: the file's `path`, the `sha256` of its bytes, and its `content`."""
+    """A manifest as read: the file's `path`, the `sha256` that its readers record, and its `content`.
+
+    The sha256 is of the file's bytes. A stage that passes the files of another on is read as that one: its readers
+    depend on what was passed on, and not on what else it could have been.
+    """
 
     path: Path
     sha256: str
@@ -86,7 +92,14 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest (broken JSON); delete it and rerun its stage") from None
     if not _intact(content, text):
         raise UserError(f"{path}: was changed since it was written; delete it and rerun its stage")
-    return Manifest(path, hashlib.sha256(text).hexdigest(), content)
+    passed_on = (content.get("facts") or {}).get(PASSED_ON)
+    return Manifest(path, passed_on or hashlib.sha256(text).hexdigest(), content)
+
+
+def read_training(path: Path) -> Manifest:
+    """Read the manifest of a training; where a stage passed it on, the one that the training wrote."""
+    manifest = read_manifest(path)
+    return read_manifest(manifest.file(TRAINING)) if TRAINING in manifest.content["files"] else manifest
 
 
 def describe(

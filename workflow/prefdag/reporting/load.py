@@ -18,6 +18,7 @@ from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.evaluation.calibration import Calibration, calibration, pairs_of
 from prefdag.reporting.attainable import POOL_NAME, PoolFrontier, add_shares, not_comparable
+from prefdag.reporting.candidates import candidates_table
 from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.lost import losses_of_runs
 from prefdag.reporting.rows import accuracies_of, reward_names
@@ -40,6 +41,7 @@ class Inputs:
     reward: Path | None = None
     best_of_n: Path | None = None
     policy: Path | None = None
+    choices: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class SuiteResults:
         league: `league.league`, None unless the suite asks for it.
         pool: best_of_n.csv, None without Best-of-N.
         attainable: the largest reward at each KL (`attainable.PoolFrontier.curve`), None without a pool.
+        candidates: `candidates.candidates_table`, None without the section `select`.
     """
 
     settings: Report
@@ -74,6 +77,7 @@ class SuiteResults:
     pool: pd.DataFrame | None
     online: dict[str, pd.DataFrame]
     attainable: pd.DataFrame | None = None
+    candidates: pd.DataFrame | None = None
 
     @property
     def display(self) -> dict[str, str]:
@@ -225,6 +229,7 @@ def load_results(
         online=online,
         pool=pd.read_csv(inputs.best_of_n.parent / "best_of_n.csv") if inputs.best_of_n else None,
         attainable=best.curve() if best else None,
+        candidates=candidates_table(inputs.choices),
     )
 
 

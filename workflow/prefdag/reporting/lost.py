@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from prefdag.data.dropped import lost_rows
-from prefdag.provenance.manifest import read_manifest
+from prefdag.provenance.manifest import read_manifest, read_training
 
 
 def losses_of_runs(
@@ -27,7 +27,7 @@ def losses_of_runs(
     """
     train = audit_of(comparisons).get("train")
     digest = read_manifest(comparisons).sha256
-    trained = {path.parent.name: read_manifest(path).content.get("inputs", {}) for path in preferences}
+    trained = {path.parent.name: read_training(path).content.get("inputs", {}) for path in preferences}
     table = pd.DataFrame(index=pd.Index(list(policies), name="run"))
     counts = lost_rows(train) if train else (0, 0)
     of_comparisons = [bool(train) and trained.get(name, {}).get("comparisons") == digest for name in table.index]

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.provenance.manifest import read_manifest
+from prefdag.provenance.manifest import read_training
 from prefdag.reporting.tables import title
 
 METRICS = ("reward", "kl", "length", "distinct2", "trained")
@@ -67,7 +67,7 @@ def best_of_n_rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 def configs_of(manifests: Sequence[Path]) -> dict[str, str]:
     """The config of each training as its manifest has it: run -> JSON; all rounds of a run have the same."""
-    contents = {AnswerSet.parse(path.parent.name).policy: read_manifest(path).content for path in manifests}
+    contents = {AnswerSet.parse(path.parent.name).policy: read_training(path).content for path in manifests}
     return {name: json.dumps(content.get("config", {}), indent=1, sort_keys=True) for name, content in contents.items()}
 
 

@@ -6,9 +6,10 @@ A round of on-policy training samples at the prompts of `train` and `validation`
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.answer_sets import AnswerSet, weights_of
@@ -32,6 +33,7 @@ class Job(Section):
     generate: Generation
     checkpoint: Count | None = None
     round: Count | None = None
+    split: Literal["validation"] | None = Field(None, exclude_if=lambda split: split is None)
 
 
 def run(
@@ -39,13 +41,14 @@ def run(
 ) -> dict[str, Any]:
     """Sample from a policy at the distinct prompts of the test split; every policy draws the same noise.
 
-    Without a policy the answers are the test split's chosen responses, of a prompt's first comparison. In a round, the
-    prompts are those of training and validation, and each round draws other noise.
+    Candidates of a search answer the validation split instead. Without a policy the answers are the split's chosen
+    responses, of a prompt's first comparison. In a round, the prompts are those of training and validation, and each
+    round draws other noise.
     """
     model = policy or tokenizer
     if model is None:
         raise UserError("generate --policy: give a policy's manifest, or --tokenizer one for the chosen responses")
-    splits = ("test",) if job.round is None else ("train", "validation")
+    splits = (job.split or "test",) if job.round is None else ("train", "validation")
     for split in splits:
         workspace.log_dataset("comparisons", split, "evaluation")
     reader = load_tokenizer(model.parent / "model")
@@ -62,6 +65,8 @@ def run(
     else:
         # A prompt's number names its noise.
         keys = numbers if job.round is None else [named_seed(0, "round", job.round, number) for number in numbers]
+        if job.split:  # other noise than that of the test prompts
+            keys = [named_seed(0, job.split, number) for number in numbers]
         answers = _sampled(job, workspace, policy, prompts, keys, end)
     path = workspace.output / "generations.jsonl"
     names = [{} if job.round is None else {"split": split} for split, _, _ in answered]

@@ -4,7 +4,7 @@ INPUTS   scores and judgements of every set of answers, generations and curves o
          policy's tokenizer, the reward model and Best-of-N if there are such; of an exact suite the minima of every
          loss, and nothing else
 OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are more sets of answers than policies,
-         calibration.csv, attainable.csv with a pool, figures/<name>.png and .svg
+         calibration.csv, attainable.csv with a pool, candidates.csv with `select`, figures/<name>.png and .svg
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from pydantic import Field
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.sections.report import Expected, Report
 from prefdag.errors import UserError
-from prefdag.provenance.manifest import Manifest, read_manifest
+from prefdag.provenance.manifest import Manifest, read_manifest, read_training
 from prefdag.reporting.figures.style import save_figure
 from prefdag.reporting.figures.suite import FIGURES
 from prefdag.reporting.load import Inputs, SuiteResults, load_results
@@ -77,6 +77,7 @@ def run(
     best_of_n: Path | None = None,
     policy: Path | None = None,
     exact: list[Path],
+    choices: list[Path],
 ) -> dict:
     """Draw the figures, write the tables and the page. Equal inputs give equal bytes at one commit.
 
@@ -86,6 +87,7 @@ def run(
         comparisons: manifest of the comparisons.
         reward, best_of_n: manifests, if the suite has these stages.
         policy: manifest of SFT, whose tokenizer decodes the comparisons.
+        choices: manifests of the rows that `select` chose; empty without the section.
         exact: manifests of the stage `exact`; given for an exact suite, and then nothing else.
     """
     if exact:
@@ -96,13 +98,13 @@ def run(
         )
     if not job.answers:
         raise UserError("report --config: 'answers' is empty; name the sets of answers that --scores holds")
-    _check_runs(job.runs, [read_manifest(path) for path in preferences])
+    _check_runs(job.runs, {path: read_training(path) for path in preferences})
     _check_lineage(scores, judges, preferences, policy)
     results = load_results(
         job.report,
         [row.model_dump(exclude={"preference", "optimum", "labelled_by"}) for row in job.runs],
         [row.model_dump() for row in job.answers],
-        Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy),
+        Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy, choices),
         workspace.journal.path.parent if job.report.step_times else None,
     )
     images = _write_figures(workspace, FIGURES.draw(results))
@@ -115,16 +117,16 @@ def run(
     return {"policies": len(results.runs), "figures": sorted(images)}
 
 
-def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
+def _check_runs(runs: Sequence[Run], trained: Mapping[Path, Manifest]) -> None:
     """Raise `UserError` if a run was trained with other settings than the suite's.
 
     By hand, a report may be made of some runs only.
     """
     rows = {row.name: row for row in runs}
-    for manifest in trained:
-        row = rows.get(AnswerSet.parse(manifest.folder.name).policy)
+    for path, manifest in trained.items():
+        row = rows.get(AnswerSet.parse(path.parent.name).policy)
         if row is None:
-            raise UserError(f"report --preferences: {manifest.path}: no run of this suite; leave it out")
+            raise UserError(f"report --preferences: {path}: no run of this suite; leave it out")
         expected = {"preference": row.preference, "objective": row.objective}
         for section, values in expected.items():
             config = manifest.content.get("config", {})
@@ -132,7 +134,7 @@ def _check_runs(runs: Sequence[Run], trained: Sequence[Manifest]) -> None:
             for key, value in values.items():
                 if made.get(key, value) != value:
                     raise UserError(
-                        f"{manifest.path}: trained with {section}.{key} {made[key]}, where the suite states {value}; "
+                        f"{path}: trained with {section}.{key} {made[key]}, where the suite states {value}; "
                         "run `snakemake` to train it again"
                     )
 
@@ -148,7 +150,7 @@ def _optima(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _doubts(trained: Sequence[Path]) -> dict[str, list[str]]:
     """Return what each on-policy training says of itself that makes it doubtful, by its name."""
-    facts = {path.parent.name: read_manifest(path).content.get("facts") or {} for path in trained}
+    facts = {path.parent.name: read_training(path).content.get("facts") or {} for path in trained}
     return {name: values["doubts"] for name, values in facts.items() if values.get("doubts")}
 
 
@@ -205,6 +207,8 @@ def _tables(results: SuiteResults) -> dict[str, pd.DataFrame]:
         tables["calibration"] = calibration_csv(results.calibrations)
     if results.league is not None:
         tables["league"] = results.league
+    if results.candidates is not None:
+        tables["candidates"] = results.candidates
     if results.attainable is not None:
         tables["attainable"] = results.attainable
     if len(results.further_answers):

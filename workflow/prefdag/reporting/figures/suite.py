@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from prefdag.evaluation.calibration import accuracy_by_length
 from prefdag.reporting.figures import answers, curves, distributions, on_policy, reliability, texts
+from prefdag.reporting.figures.candidates import candidates
 from prefdag.reporting.figures.catalogue import Catalogue
 from prefdag.reporting.figures.frontier import frontier as one_panel
 from prefdag.reporting.figures.league import frontiers, league_figure
@@ -48,6 +49,13 @@ def league(results: SuiteResults) -> Figure | None:
         return None
     sft = results.runs["reward"][results.runs["run"] == "sft"].iloc[0]
     return league_figure(results.league, results.settings.matched_kl, sft, results.settings.reward_label)
+
+
+FIGURES.add(
+    "Candidates of each row on validation prompts",
+    "The criterion of every candidate with its 95% interval over validation prompts; the filled one is chosen.",
+    section="candidates",
+)(candidates)
 
 
 @FIGURES.add(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from prefdag.config.sections.report import Expected
 from prefdag.data.dropped import MANY, lost_rows, warnings
+from prefdag.reporting.candidates import candidates_rows, protocol
 from prefdag.reporting.load import SuiteResults, evenly_spaced
 from prefdag.reporting.lost import audit_of
 from prefdag.reporting.rows import (
@@ -64,6 +65,8 @@ def answers_content(results: SuiteResults) -> dict[str, Any]:
         "answers": [answers_row(row) for row in results.further_answers.to_dict("records")],
         "other_prompts": [ood_row(row) for row in ood_win_rates(results.answers).to_dict("records")],
         "best_of_n": best_of_n_rows(results.pool),
+        "candidates": candidates_rows(results.candidates),
+        "protocol": protocol(results.inputs.choices),
         "attainable": _last_trusted(results.attainable),
         "rates": rates(results.wins, results.display),
         "agreements": agreements([path for name, path in results.verdicts.items() if name in results.tables]),

@@ -1,0 +1,140 @@
+"""The section `select`: candidates of each row, the jobs that choose, and grids that are no fair search."""
+
+import json
+from typing import Any
+
+import pytest
+
+from conftest import ROOT
+from prefdag.config import jobs
+from prefdag.config.loading import read_yaml
+from prefdag.config.suite import Suite, resolve
+from prefdag.errors import UserError
+from prefdag.planning.graph import inputs_of, jobs_of
+
+DPO = {"name": "dpo", "method": "dpo", "beta": 0.1, "seeds": [0, 1], "max_steps": 8, "checkpoints": 1}
+RLOO = {"name": "rloo", "method": "rloo", "batch_size": 8, "samples": 2}
+SELECT = {"grid": {"learning_rate": ["5e-4", 0.002]}, "kl": 5}
+
+
+def suite(select: dict[str, Any] | None = None, rows: tuple = (DPO, RLOO), **sections: Any) -> Suite:
+    values = {**read_yaml(ROOT / "configs/quickstart.yaml"), "runs": [dict(row) for row in rows], **sections}
+    resolved = resolve({**values, "select": SELECT if select is None else select}, "s.yaml")
+    assert isinstance(resolved, Suite)
+    return resolved
+
+
+def test_candidates_differ_in_the_grid_and_the_seed_alone() -> None:
+    one = suite()
+    assert [run.name for run in one.runs] == ["dpo-seed0", "dpo-seed1", "rloo"]
+    names = [run.name for run in one.trained]
+    assert names[:2] == ["dpo-learning_rate5e-4-seed0", "dpo-learning_rate0.002-seed0"]
+    assert len(names) == 6
+    config = json.loads(jobs.config_of(one, "preference", "dpo-learning_rate5e-4-seed1"))["preference"]
+    assert (config["learning_rate"], config["seed"], config["max_steps"]) == (0.0005, 1, 8)
+    assert one.runs[0].candidates[0].setting == {"learning_rate": 0.0005}
+
+
+def test_the_graph_tests_the_chosen_training_alone() -> None:
+    """Candidates answer validation prompts; the answers to test prompts are those of `selected`, checkpoints too."""
+    one = suite()
+    folders = jobs_of(one)
+    assert inputs_of(one, "generate", "dpo-seed1")["policy"] == ["selected/dpo-seed1"]
+    assert inputs_of(one, "generate", "dpo-seed1@step4")["policy"] == ["selected/dpo-seed1"]
+    assert inputs_of(one, "selected", "dpo-seed1") == {
+        "choice": ["choose/dpo"],
+        "candidates": [f"preference/dpo-learning_rate{rate}-seed1" for rate in ("5e-4", "0.002")],
+    }
+    assert inputs_of(one, "choose", "dpo")["scores"] == [
+        f"score/dpo-learning_rate{rate}-seed{seed}@validation" for rate in ("5e-4", "0.002") for seed in (0, 1)
+    ]
+    assert inputs_of(one, "report")["preferences"] == ["selected/dpo-seed0", "selected/dpo-seed1", "selected/rloo"]
+    assert inputs_of(one, "report")["choices"] == ["choose/dpo", "choose/rloo"]
+    answers = [one for one in folders if "learning_rate" in one and one.startswith(("generate", "score"))]
+    assert len(answers) == 12 and all(folder.endswith("@validation") for folder in answers)
+    assert folders.index("choose/dpo") < folders.index("selected/dpo-seed0") < folders.index("generate/dpo-seed0")
+
+
+def test_validation_answers_say_so_and_others_do_not() -> None:
+    one = suite()
+    config = json.loads(jobs.config_of(one, "generate", "rloo-learning_rate0.002@validation"))
+    assert config.pop("split") == "validation"
+    assert config == json.loads(jobs.config_of(one, "generate", "rloo"))
+
+
+def test_a_win_rate_is_judged_on_validation_prompts_against_sft() -> None:
+    one = suite({"grid": {"learning_rate": [1e-4, 1e-3]}, "criterion": "win_rate"})
+    assert inputs_of(one, "choose", "rloo")["judges"] == [
+        f"judge/rloo-learning_rate{rate}@validation" for rate in ("0.0001", "0.001")
+    ]
+    assert inputs_of(one, "judge", "rloo-learning_rate0.001@validation")["against"] == ["score/sft@validation"]
+
+
+def test_an_edit_of_the_grid_changes_no_other_candidate() -> None:
+    """A further value adds jobs, and the config of `choose` alone changes."""
+    less, more = suite(), suite({**SELECT, "grid": {"learning_rate": ["5e-4", 0.002, 0.1]}})
+    assert set(jobs_of(less)) < set(jobs_of(more))
+    changed = []
+    for folder in jobs_of(less):
+        stage, _, name = folder.partition("/")
+        if jobs.config_of(less, stage, name or None) != jobs.config_of(more, stage, name or None):
+            changed.append(folder)
+    assert changed == ["choose/dpo", "choose/rloo"]
+
+
+def test_rows_may_have_their_own_grids_and_others_no_search() -> None:
+    grid = {"dpo": {"beta": [0.1, 0.3]}, "rloo": {"learning_rate": [1e-3, 2e-3]}}
+    one = suite({"grid": grid, "kl": 5})
+    assert [run.setting for run in one.run("rloo").candidates] == [{"learning_rate": 1e-3}, {"learning_rate": 2e-3}]
+    alone = suite({**SELECT, "rows": ["rloo"]})
+    assert inputs_of(alone, "generate", "dpo-seed0")["policy"] == ["preference/dpo-seed0"]
+    assert not suite({**SELECT, "rows": ["rloo"]}).run("dpo-seed0").candidates
+
+
+UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e-3]}}
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        ({"grid": UNEQUAL, "kl": 5}, "select.grid: dpo has 2 candidates and rloo 1, which is no fair search"),
+        ({**SELECT, "budget": 1}, "select.grid: 2 candidates for dpo, and the budget is 1"),
+        ({**SELECT, "rows": ["ppo"]}, "select.rows: there is no row 'ppo'; the rows are dpo, rloo"),
+        ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo"),
+        ({"grid": {"learning_rate": [1e-3, 1e-3]}, "kl": 5}, "select.grid.learning_rate: expected a list of different"),
+        ({"grid": {"seed": [0, 1]}, "kl": 5}, "select.grid.seed: a grid is of a row's settings"),
+        ({"grid": {"learning_rate": [1e-3]}}, "select: kl: reward_at_kl compares at a KL"),
+        ({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "kl": 5}, "the criterion win_rate does not read"),
+        ({"grid": {"max_steps": [4, 8]}, "kl": 5}, "runs.dpo.checkpoints: their steps depend on the max_steps"),
+        ({"grid": {"learning_rate": [1e-3]}, "criterion": "held_out_accuracy"}, "rloo is trained on its own answers"),
+        ({"grid": {"learning_rate": [1e-3, -1]}, "kl": 5}, "runs.dpo-learning_rate-1.learning_rate: expected a number"),
+        ({"grid": {"learning_rates": [1e-3]}, "kl": 5}, "learning_rates"),
+    ],
+)
+def test_mistakes(select: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        suite(select)
+    assert message in str(caught.value)
+
+
+def test_unequal_grids_may_be_allowed() -> None:
+    assert len(suite({"grid": UNEQUAL, "kl": 5, "unequal": True}).trained) == 5
+
+
+def test_rounds_implicit_rewards_and_the_name_validation_are_refused() -> None:
+    rounds = {"name": "own", "method": "dpo", "beta": 0.1, "pairs": "max_min"}
+    with pytest.raises(UserError, match="runs.own: a row with rounds cannot be selected"):
+        suite(rows=(rounds,))
+    with pytest.raises(UserError, match="score.implicit: `select` chooses the settings of dpo-seed0"):
+        suite(score={"reward": "vader", "implicit": ["dpo-seed0"]})
+    variants = {"validation": {"temperature": 0.5}}
+    with pytest.raises(UserError, match="generate.variants.validation: `select` answers"):
+        suite(generate={"max_new_tokens": 8, "variants": variants})
+
+
+def test_a_suite_without_the_section_has_the_same_jobs_as_before() -> None:
+    values = {**read_yaml(ROOT / "configs/quickstart.yaml"), "runs": [dict(DPO)]}
+    one = resolve(values, "s.yaml")
+    assert isinstance(one, Suite) and one.trained == list(one.runs)
+    assert "select" not in one.model_dump() and not inputs_of(one, "report")["choices"]
+    assert not any("validation" in folder or folder.startswith(("choose", "selected")) for folder in jobs_of(one))

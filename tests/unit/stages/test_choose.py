@@ -1,0 +1,135 @@
+"""The stages `choose` and `selected`: the best candidate on validation prompts, as the training of its row."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefdag.errors import UserError
+from prefdag.provenance.manifest import MANIFEST, TRAINING, describe, read_manifest, read_training
+from prefdag.reporting.candidates import candidates_rows, candidates_table, protocol
+from prefdag.runtime.stage import run_stage
+from prefdag.stages import choose, selected
+
+SETTINGS = [{"learning_rate": 0.001}, {"learning_rate": 0.01}]
+
+
+def write(folder: Path, stage: str, files: dict[str, str], facts: dict | None = None, config: object = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / MANIFEST).write_bytes(describe(folder, stage, config or {}, {}, {}, facts or {}))
+    return folder / MANIFEST
+
+
+def scores(root: Path, name: str, reward: np.ndarray, kl: float) -> Path:
+    """Two samples of each prompt around its reward."""
+    prompts, samples = np.repeat(np.arange(len(reward)), 2), np.tile([0, 1], len(reward))
+    rewards = np.repeat(reward, 2) + np.tile([-0.1, 0.1], len(reward))
+    table = pd.DataFrame({"prompt_id": prompts, "sample": samples, "reward": rewards, "kl": kl})
+    return write(root / "score" / name, "score", {"scores.csv": table.to_csv(index=False)})
+
+
+def chosen(root: Path, inputs: dict, **choice: object) -> tuple[dict, pd.DataFrame]:
+    config = json.dumps({"choice": choice, "settings": SETTINGS, "num_seeds": 2, "seed": 0})
+    output = root / "choose/dpo" / MANIFEST
+    run_stage("choose", choose, config, {"judges": [], "trainings": [], **inputs}, output)
+    return json.loads((output.parent / "choice.json").read_text()), pd.read_csv(output.parent / "candidates.csv")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict:
+    """SFT has reward 0. At (KL, reward) the first setting has (2, 1) with both seeds, the second (8, 2) and (4, 2)."""
+    mood = np.array([-0.2, 0.0, 0.2])
+    made = [
+        scores(tmp_path, f"c{number}@validation", reward + mood, kl)
+        for number, (reward, kl) in enumerate([(1, 2), (1, 2), (2, 8), (2, 4)])
+    ]
+    return {"scores": made, "start": scores(tmp_path, "sft@validation", mood, 0.0)}
+
+
+def test_the_reward_within_a_kl_is_on_the_line_to_sft(tmp_path: Path, inputs: dict) -> None:
+    """Within 2 nats: 1 against 2/4 and 2/2; within 8 nats: 1 against 2. Each prompt gains the same, so no spread."""
+    choice, table = chosen(tmp_path, inputs, criterion="reward_at_kl", kl=2)
+    assert choice["setting"] == {"learning_rate": 0.001} and choice["candidate"] == 0
+    assert table["reward_at_kl"].tolist() == pytest.approx([1, 0.75]) and table["chosen"].tolist() == [True, False]
+    assert table["kl"].tolist() == [2, 6] and table["reward"].tolist() == pytest.approx([1, 2])
+    assert (table["low"] < table["reward_at_kl"]).all() and (table["reward_at_kl"] < table["high"]).all()
+    choice, table = chosen(tmp_path, inputs, criterion="reward_at_kl", kl=8)
+    assert choice["setting"] == {"learning_rate": 0.01} and table["reward_at_kl"].tolist() == pytest.approx([1, 2])
+
+
+def test_a_win_rate_is_that_of_the_headline_judge(tmp_path: Path, inputs: dict) -> None:
+    """The second judge prefers the other setting."""
+    judges = []
+    for number, verdict in enumerate([0.2, 0.4, 0.6, 0.7]):
+        both = {"reward": verdict, "length": 1 - verdict}
+        rows = [(judge, prompt, value) for judge, value in both.items() for prompt in range(3)]
+        table = pd.DataFrame(rows, columns=["judge", "prompt_id", "verdict"])
+        judges.append(write(tmp_path / f"judge/c{number}", "judge", {"verdicts.csv": table.to_csv(index=False)}))
+    choice, table = chosen(tmp_path, {**inputs, "judges": judges}, criterion="win_rate")
+    assert table["win_rate"].tolist() == pytest.approx([0.3, 0.65]) and choice["candidate"] == 1
+
+
+def test_a_held_out_accuracy_is_read_from_the_trainings(tmp_path: Path, inputs: dict) -> None:
+    facts = [{"validation_accuracy": value} for value in (0.7, 0.9, 0.6, 0.8)]
+    made = [write(tmp_path / f"preference/c{at}", "preference", {}, one) for at, one in enumerate(facts)]
+    choice, table = chosen(tmp_path, {**inputs, "trainings": made}, criterion="held_out_accuracy")
+    assert table["held_out_accuracy"].tolist() == pytest.approx([0.8, 0.7]) and choice["candidate"] == 0
+    assert candidates_rows(candidates_table([tmp_path / "choose/dpo" / MANIFEST]))[0]["measured"]["low"] is None
+    made[1] = write(tmp_path / "preference/none", "preference", {}, {})
+    with pytest.raises(UserError, match="no accuracy on validation pairs"):
+        chosen(tmp_path, {**inputs, "trainings": made}, criterion="held_out_accuracy")
+
+
+def test_one_validation_prompt_is_refused(tmp_path: Path, inputs: dict) -> None:
+    one = scores(tmp_path, "one@validation", np.zeros(1), 0.0)
+    with pytest.raises(UserError, match="1 validation prompts, and `select` needs at least 2"):
+        chosen(tmp_path, {**inputs, "start": one}, criterion="reward_at_kl", kl=2)
+
+
+def training(root: Path, name: str, text: str) -> Path:
+    files = {"model/model.safetensors": text, "curves.csv": "step,loss\n1,2\n", "checkpoints/4/model.safetensors": text}
+    return write(root / "preference" / name, "preference", files, {"validation_loss": 1.0}, {"preference": text})
+
+
+def test_readers_of_a_selected_training_depend_on_that_training_alone(tmp_path: Path, inputs: dict) -> None:
+    """A further candidate changes the manifest, and not what its readers record."""
+    chosen(tmp_path, inputs, criterion="reward_at_kl", kl=2)
+    choice = [tmp_path / "choose/dpo" / MANIFEST]
+    candidates = [training(tmp_path, name, name) for name in ("a", "b")]
+    output = tmp_path / "selected/dpo" / MANIFEST
+
+    def link(paths: list[Path]) -> str:
+        run_stage("selected", selected, "{}", {"choice": choice, "candidates": paths}, output)
+        return output.read_text()
+
+    first = link(candidates)
+    assert read_manifest(output).sha256 == read_manifest(candidates[0]).sha256
+    assert read_training(output).content == read_manifest(candidates[0]).content
+    assert (output.parent / "model/model.safetensors").read_text() == "a"
+    assert (output.parent / "model/model.safetensors").samefile(candidates[0].parent / "model/model.safetensors")
+    assert not (output.parent / "curves.csv").samefile(candidates[0].parent / "curves.csv")
+    assert (output.parent / TRAINING).read_bytes() == candidates[0].read_bytes()
+    second = link([candidates[0], training(tmp_path, "c", "c")])
+    assert second != first and read_manifest(output).sha256 == read_manifest(candidates[0]).sha256
+    link([candidates[1], candidates[0]])
+    assert read_manifest(output).sha256 == read_manifest(candidates[1]).sha256
+    with pytest.raises(UserError, match="1 manifests, and the choice is of 2"):
+        link(candidates[:1])
+
+
+def test_the_table_and_the_protocol_of_the_report(tmp_path: Path, inputs: dict) -> None:
+    chosen(tmp_path, inputs, criterion="reward_at_kl", kl=2)
+    path = tmp_path / "choose/dpo" / MANIFEST
+    table = candidates_table([path])
+    assert table is not None and candidates_table([]) is None
+    assert table["setting"].tolist() == ["learning_rate 0.001", "learning_rate 0.01"]
+    assert protocol([path]) == (
+        "Of each row, 2 settings were trained with 2 seeds each, and the one of largest mean reward within 2 nats of "
+        "SFT (a candidate further away counts as its mixture with SFT that stays within) on 3 validation prompts was "
+        "chosen, averaged over its seeds; the test prompts saw the chosen setting alone."
+    )

@@ -1,0 +1,97 @@
+"""A search as jobs of the DAG: it runs to its end, and an edit of the grid reruns what it touches."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_run import planned
+
+from conftest import Project
+
+SUITE = "configs/mini.yaml"
+RESULTS = "results/mini"
+ROW = "  - {name: rows, method: dpo, beta: 0.1, seeds: [0, 1]}\n"
+SELECT = "select: {grid: {learning_rate: [1e-3, 5e-3]}, kl: 2, rows: [rows], budget: 3}\n"
+CANDIDATES = [f"rows-learning_rate{rate}-seed{seed}" for rate in ("1e-3", "5e-3") for seed in (0, 1)]
+
+
+def jobs_of_candidate(name: str) -> set[tuple[str, str]]:
+    return {("preference", name), ("generate", f"{name}@validation"), ("score", f"{name}@validation")}
+
+
+def on_test_prompts() -> set[tuple[str, str]]:
+    return {(stage, f"rows-seed{seed}") for stage in ("selected", "generate", "score", "judge") for seed in (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def run(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The finished suite with a row of two seeds, whose learning rate is chosen. Read only."""
+    folder = tmp_path_factory.mktemp("select") / "prefdag"
+    subprocess.run(["cp", "-a", str(finished.folder), str(folder)], check=True)
+    project = Project(folder)
+    with (folder / SUITE).open("a") as stream:
+        stream.write(ROW + SELECT)
+    expected = on_test_prompts() | {("choose", "rows"), ("report", "")}
+    expected |= {("generate", "sft@validation"), ("score", "sft@validation")}
+    assert planned(project) == expected.union(*map(jobs_of_candidate, CANDIDATES))
+    done = project.snakemake(PREFDAG_TRACK="now")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return project
+
+
+def manifest(project: Project, folder: str) -> dict:
+    return json.loads((project.folder / RESULTS / folder / "manifest.json").read_text())
+
+
+def test_the_best_candidate_on_validation_prompts_answers_the_test_prompts(run: Project) -> None:
+    table = pd.read_csv(run.folder / RESULTS / "choose/rows/candidates.csv")
+    assert table["chosen"].tolist() == (table["reward_at_kl"] == table["reward_at_kl"].max()).tolist()
+    best = ("1e-3", "5e-3")[int(table["chosen"].to_numpy().argmax())]
+    for seed in (0, 1):
+        trained = manifest(run, f"preference/rows-learning_rate{best}-seed{seed}")["files"]
+        files = manifest(run, f"selected/rows-seed{seed}")["files"]
+        assert {name: files[name] for name in trained} == trained and "training.json" in files
+    splits = {
+        name: pd.read_csv(run.folder / RESULTS / f"score/{name}/scores.csv") for name in ("sft", "sft@validation")
+    }
+    assert splits["sft"]["prompt_id"].nunique() == 16 and splits["sft@validation"]["prompt_id"].nunique() <= 8
+
+
+def test_the_report_shows_the_candidates_and_the_protocol(run: Project) -> None:
+    report = run.folder / RESULTS / "report"
+    table = pd.read_csv(report / "candidates.csv")
+    assert table["row"].tolist() == ["rows"] * 2 and table["chosen"].sum() == 1
+    page = (report / "index.html").read_text()
+    assert "2 settings were trained with 2 seeds each" in page and (report / "figures/candidates.png").is_file()
+    runs = pd.read_csv(report / "runs.csv").set_index("run")
+    assert {"rows-seed0", "rows-seed1"} <= set(runs.index) and runs.loc["rows-seed1", "seed"] == 1
+    assert runs.loc["rows-seed0", "rows_used"] > 0
+
+
+def test_nothing_changed_nothing_runs(run: Project) -> None:
+    assert planned(run) == set()
+
+
+def test_a_further_value_that_is_not_chosen_reruns_no_answers(run: Project, tmp_path: Path) -> None:
+    """A learning rate of almost zero stays at SFT. Readers of the selected trainings start, and keep their results."""
+    subprocess.run(["cp", "-a", str(run.folder), str(tmp_path / "prefdag")], check=True)
+    copy = Project(tmp_path / "prefdag")
+    before = {
+        folder: manifest(copy, folder) for folder in ("selected/rows-seed0", "generate/rows-seed0", "choose/rows")
+    }
+    chosen = json.loads((copy.folder / RESULTS / "choose/rows/choice.json").read_text())["setting"]
+    copy.edit(SUITE, "[1e-3, 5e-3]", "[1e-3, 5e-3, 1e-12]")
+    new = [f"rows-learning_rate1e-12-seed{seed}" for seed in (0, 1)]
+    expected = on_test_prompts() | {("choose", "rows"), ("report", "")}
+    assert planned(copy) == expected.union(*map(jobs_of_candidate, new))
+    written = (copy.folder / RESULTS / "generate/rows-seed0/generations.jsonl").stat().st_mtime_ns
+    done = copy.snakemake()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads((copy.folder / RESULTS / "choose/rows/choice.json").read_text())["setting"] == chosen
+    assert manifest(copy, "choose/rows") != before["choose/rows"]
+    assert manifest(copy, "selected/rows-seed0") != before["selected/rows-seed0"]
+    assert manifest(copy, "generate/rows-seed0") == before["generate/rows-seed0"]
+    assert (copy.folder / RESULTS / "generate/rows-seed0/generations.jsonl").stat().st_mtime_ns == written
+    assert planned(copy) == set()

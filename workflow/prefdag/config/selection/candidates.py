@@ -1,0 +1,115 @@
+"""Expand the rows of a suite with a section `select` to candidates: a row for each setting of its grid."""
+
+from typing import Any
+
+from prefdag.config.online.methods import METHODS
+from prefdag.config.runs import Run, expanded, grid_of, named_once
+from prefdag.config.sections.select import Select
+from prefdag.errors import Mistakes, UserError
+
+FIXED = ("name", "method", "preset", "seed", "seeds", "online", "pairs", "rounds", "discriminator", "dataset")
+
+Row = dict[str, Any]
+
+
+def with_candidates(
+    select: Select,
+    rows: list[Row],
+    runs: list[Run],
+    sections: tuple[dict[str, Any], dict[str, Any]],
+    where: str,
+    mistakes: Mistakes,
+) -> list[Run]:
+    """Return the runs, those of selected rows with their candidates.
+
+    Args:
+        select: the suite's section.
+        rows: its rows as stated, the grid of `grid:` expanded.
+        runs: the runs of these rows.
+        sections: `preference` and `online`, which rows override.
+        where: the file that error messages name.
+        mistakes: receives those of the grids and of the candidates.
+    """
+    grids = mistakes.attempt(_grids, select, rows, where) or {}
+    selected: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if (name := str(row.get("name"))) not in grids:
+            continue
+        settings = settings_of(grids[name])
+        tried = [{**row, **setting, "name": f"{name}-{label}"} for label, setting in settings.items()]
+        made = {run.name: run for run in expanded(tried, *sections, where, mistakes)}
+        for suffix in [f"-seed{seed}" for seed in row["seeds"]] if "seeds" in row else [""]:
+            named = [(made.get(f"{name}-{label}{suffix}"), setting) for label, setting in settings.items()]
+            candidates = [one.model_copy(update={"setting": _parsed(one, setting)}) for one, setting in named if one]
+            selected[f"{name}{suffix}"] = {"candidates": tuple(candidates), "row": name}
+    mistakes.attempt(named_once, [run.name for run in runs] + _names(selected), where)
+    return [run.model_copy(update=selected.get(run.name, {})) for run in runs]
+
+
+def _names(selected: dict[str, dict[str, Any]]) -> list[str]:
+    return [candidate.name for row in selected.values() for candidate in row["candidates"]]
+
+
+def _parsed(run: Run, setting: Row) -> Row:
+    """Return a candidate's values of the grid as its sections read them: YAML reads 5e-7 as text."""
+    read = {**run.preference.model_dump(mode="json"), **run.objective.parameters()}
+    return {key: read.get(key, value) for key, value in setting.items()}
+
+
+def settings_of(grid: dict[str, list[Any]]) -> dict[str, Row]:
+    """Return the settings of a grid, by the names that candidates carry."""
+    rows = grid_of([{**grid, "name": "x"}])
+    return {row["name"].removeprefix("x-"): {key: row[key] for key in grid} for row in rows}
+
+
+def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, list[Any]]]:
+    """Return the grid of each selected row. Raises `UserError` for a grid that is no fair search."""
+    names = {str(row.get("name")): row for row in rows}
+    for name in select.rows or ():
+        if name not in names:
+            raise UserError(f"{where}: select.rows: there is no row {name!r}; the rows are {', '.join(names)}")
+    grids = {}
+    for name in select.rows or names:
+        method = str(names[name].get("preset", names[name].get("method")))
+        grid = select.grid_of(name, method)
+        if grid is None:
+            raise UserError(
+                f"{where}: select.grid: no grid for the row {name} ({method}); add one, or name select.rows"
+            )
+        _check_row(name, names[name], grid, select, where)
+        grids[name] = grid
+    sizes = {name: len(settings_of(grid)) for name, grid in grids.items()}
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    if sizes[least] < sizes[most] and not select.unequal:
+        raise UserError(
+            f"{where}: select.grid: {most} has {sizes[most]} candidates and {least} {sizes[least]}, which is no fair "
+            "search; give every row as many, or state `unequal: true`"
+        )
+    return grids
+
+
+def _check_row(name: str, row: Row, grid: dict[str, list[Any]], select: Select, where: str) -> None:
+    """Raise `UserError` if a row cannot be selected with a grid."""
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
+            raise UserError(f"{where}: select.grid.{key}: expected a list of different values, got {values!r}")
+        if key in FIXED:
+            raise UserError(
+                f"{where}: select.grid.{key}: a grid is of a row's settings, and this is not one; leave it out"
+            )
+    size = len(settings_of(grid))
+    if select.budget is not None and size > select.budget:
+        raise UserError(f"{where}: select.grid: {size} candidates for {name}, and the budget is {select.budget}")
+    if "pairs" in row:
+        raise UserError(f"{where}: runs.{name}: a row with rounds cannot be selected; name the others in select.rows")
+    if row.get("checkpoints") and "max_steps" in grid:
+        raise UserError(
+            f"{where}: runs.{name}.checkpoints: their steps depend on the max_steps that is chosen; leave one of the "
+            "two out"
+        )
+    is_online = row.get("method") in METHODS or "preset" in row or "online" in row
+    if select.criterion == "held_out_accuracy" and is_online:
+        raise UserError(
+            f"{where}: select.criterion: {name} is trained on its own answers, so no held-out accuracy is measured; "
+            "choose reward_at_kl or win_rate"
+        )

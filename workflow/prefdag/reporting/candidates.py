@@ -1,0 +1,67 @@
+"""The candidates that `select` compared on validation prompts, and what it chose."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prefdag.reporting.tables import SYMBOLS
+
+CRITERIA = {
+    "reward_at_kl": "mean reward within {kl:g} nats of SFT (a candidate further away counts as its mixture with SFT "
+    "that stays within)",
+    "win_rate": "win rate by the headline judge",
+    "held_out_accuracy": "accuracy on held-out validation pairs",
+}
+VALUES = ["value", "low", "high", "reward", "kl", "chosen"]
+
+
+def candidates_table(choices: Sequence[Path]) -> pd.DataFrame | None:
+    """Tabulate the candidates of every selected row: row, setting, criterion and `VALUES`; None without any.
+
+    choices: manifests of `choose`, one for each row.
+    """
+    tables = []
+    for path in choices:
+        choice, table = (
+            json.loads((path.parent / "choice.json").read_text()),
+            pd.read_csv(path.parent / "candidates.csv"),
+        )
+        settings = [
+            ", ".join(f"{SYMBOLS.get(key, key)} {row[key]}" for key in choice["setting"]) for row in _plain(path)
+        ]
+        table = table.rename(columns={choice["criterion"]: "value"})
+        about = {"row": path.parent.name, "setting": settings, "criterion": choice["criterion"]}
+        tables.append(pd.DataFrame(about).join(table[VALUES]))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _plain(path: Path) -> list[dict[str, str]]:
+    """Return the rows of candidates.csv as they are written: a table of floats would print 400 steps as 400.0."""
+    return pd.read_csv(path.parent / "candidates.csv", dtype=str).to_dict("records")
+
+
+def protocol(choices: Sequence[Path]) -> str:
+    """Return the protocol of the search in a sentence; nothing without one."""
+    if not choices:
+        return ""
+    made = [json.loads((path.parent / "choice.json").read_text()) for path in choices]
+    first, sizes = made[0], sorted({one["candidates"] for one in made})
+    seeds = sorted({one["seeds"] for one in made})
+    return (
+        f"Of each row, {' or '.join(map(str, sizes))} settings were trained with {' or '.join(map(str, seeds))} "
+        f"seed{'' if seeds == [1] else 's'} each, and the one of largest "
+        f"{CRITERIA[first['criterion']].format(kl=first['kl'] or 0)} on {first['prompts']} validation prompts was "
+        "chosen, averaged over its seeds; the test prompts saw the chosen setting alone."
+    )
+
+
+def candidates_rows(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Return a line of the page for each candidate: its value with an interval, if it has one."""
+    rows = []
+    for row in table.to_dict("records") if table is not None else ():
+        ends = {key: None if pd.isna(row[name]) else row[name] for key, name in (("low", "low"), ("high", "high"))}
+        rows.append({**row, "measured": {"mean": row["value"], **ends}})
+    return rows
