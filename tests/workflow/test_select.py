@@ -13,8 +13,8 @@ from conftest import Project
 SUITE = "configs/mini.yaml"
 RESULTS = "results/mini"
 ROW = "  - {name: rows, method: dpo, beta: 0.1, seeds: [0, 1]}\n"
-SELECT = "select: {grid: {learning_rate: [1e-3, 5e-3]}, kl: 2, rows: [rows], budget: 3}\n"
-CANDIDATES = [f"rows-learning_rate{rate}-seed{seed}" for rate in ("1e-3", "5e-3") for seed in (0, 1)]
+SELECT = "select: {grid: {learning_rate: [1e-3, 5e-3], epochs: [1]}, kl: 2, rows: [rows], budget: 4}\n"
+CANDIDATES = [f"rows-learning_rate{rate}-epochs1-seed{seed}" for rate in ("1e-3", "5e-3") for seed in (0, 1)]
 
 
 def jobs_of_candidate(name: str) -> set[tuple[str, str]]:
@@ -50,7 +50,7 @@ def test_the_best_candidate_on_validation_prompts_answers_the_test_prompts(run: 
     assert table["chosen"].tolist() == (table["reward_at_kl"] == table["reward_at_kl"].max()).tolist()
     best = ("1e-3", "5e-3")[int(table["chosen"].to_numpy().argmax())]
     for seed in (0, 1):
-        trained = manifest(run, f"preference/rows-learning_rate{best}-seed{seed}")["files"]
+        trained = manifest(run, f"preference/rows-learning_rate{best}-epochs1-seed{seed}")["files"]
         files = manifest(run, f"selected/rows-seed{seed}")["files"]
         assert {name: files[name] for name in trained} == trained and "training.json" in files
     splits = {
@@ -75,15 +75,18 @@ def test_nothing_changed_nothing_runs(run: Project) -> None:
 
 
 def test_a_further_value_that_is_not_chosen_reruns_no_answers(run: Project, tmp_path: Path) -> None:
-    """A learning rate of almost zero stays at SFT. Readers of the selected trainings start, and keep their results."""
+    """As `max_steps` is stated, `epochs` changes nothing: the candidates are equal, and the first of them is chosen.
+
+    Readers of the selected trainings start, and keep their results.
+    """
     subprocess.run(["cp", "-a", str(run.folder), str(tmp_path / "prefdag")], check=True)
     copy = Project(tmp_path / "prefdag")
     before = {
         folder: manifest(copy, folder) for folder in ("selected/rows-seed0", "generate/rows-seed0", "choose/rows")
     }
     chosen = json.loads((copy.folder / RESULTS / "choose/rows/choice.json").read_text())["setting"]
-    copy.edit(SUITE, "[1e-3, 5e-3]", "[1e-3, 5e-3, 1e-12]")
-    new = [f"rows-learning_rate1e-12-seed{seed}" for seed in (0, 1)]
+    copy.edit(SUITE, "epochs: [1]", "epochs: [1, 2]")
+    new = [name.replace("epochs1", "epochs2") for name in CANDIDATES]
     expected = on_test_prompts() | {("choose", "rows"), ("report", "")}
     assert planned(copy) == expected.union(*map(jobs_of_candidate, new))
     written = (copy.folder / RESULTS / "generate/rows-seed0/generations.jsonl").stat().st_mtime_ns

@@ -169,6 +169,8 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
             return "  ".join([result, *counts])
         case "best_of_n":
             return f"{facts['prompts']:,} prompts, N up to {facts['samples']}"
+        case "choose":
+            return ", ".join(f"{key} {value}" for key, value in facts["chosen"].items())
         case "exact":
             return f"{facts['settings']:,} settings"
     return ""

@@ -102,6 +102,7 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ({**SELECT, "rows": ["ppo"]}, "select.rows: there is no row 'ppo'; the rows are dpo, rloo"),
         ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo"),
         ({"grid": {"learning_rate": [1e-3, 1e-3]}, "kl": 5}, "select.grid.learning_rate: expected a list of different"),
+        ({"grid": {"learning_rate": [0.001, "1e-3"]}, "kl": 5}, "are one setting; remove one"),
         ({"grid": {"seed": [0, 1]}, "kl": 5}, "select.grid.seed: a grid is of a row's settings"),
         ({"grid": {"learning_rate": [1e-3]}}, "select: kl: reward_at_kl compares at a KL"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "kl": 5}, "the criterion win_rate does not read"),

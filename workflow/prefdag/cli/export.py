@@ -17,7 +17,7 @@ from prefdag.cli.exporting.prompt_format import PromptFormat, write_tokenizer
 from prefdag.config.answer_sets import weights_of
 from prefdag.errors import UserError
 from prefdag.evaluation.trained import training_of
-from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, sha256_of
+from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, read_training, sha256_of
 from prefdag.provenance.redaction import redact
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,13 +34,13 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     trainings = [training_of(folder, run)[0] / MANIFEST for folder in folders]
     paths = [path for path in trainings if path.is_file()]
     if len(paths) == 1:
-        return read_manifest(paths[0])
+        return read_training(paths[0])
     if run == REWARD and not paths:
         paths = [path for path in (folder / REWARD / MANIFEST for folder in folders) if path.is_file()]
         if len(paths) == 1:
             if (paths[0].parent / "source.json").is_file():
                 raise UserError("reward: this suite's reward model was fetched, not trained; take it from its source")
-            return read_manifest(paths[0])
+            return read_training(paths[0])
     searched = ", ".join(map(str, folders)) or "results/<suite>"
     if paths:
         raise UserError(f"{run}: several suites have this policy ({searched}); choose one with --results")

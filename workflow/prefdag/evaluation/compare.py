@@ -14,7 +14,7 @@ from prefdag.errors import UserError
 from prefdag.evaluation.bootstrap import Summary, bootstrap_seeds, paired_difference
 from prefdag.evaluation.scores import Scores, match_rows, read_answers, read_scores
 from prefdag.evaluation.trained import training_of
-from prefdag.provenance.manifest import MANIFEST, read_manifest
+from prefdag.provenance.manifest import MANIFEST, read_manifest, read_training
 
 SEED = re.compile(r"-seed(\d+)(?=@|$)")
 SECTION = re.compile(r"^training\.(preference|online|sft|pretrain)\.")
@@ -171,7 +171,7 @@ def _manifest_configs(folder: Path) -> dict[str, Any]:
     configs = {}
     for step, folders in places.items():
         manifests = [each / MANIFEST for each in folders if (each / MANIFEST).is_file()]
-        content = read_manifest(manifests[0]).content if manifests else {}
+        content = read_training(manifests[0]).content if manifests else {}
         configs[step] = content.get("config", {})
         if step == "training" and manifests:
             configs[step] = {"stage": content.get("stage"), **configs[step]}

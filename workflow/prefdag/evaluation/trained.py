@@ -20,7 +20,7 @@ def training_of(results: Path, name: str) -> tuple[Path, int | None]:
     one = AnswerSet.parse(name)
     if one.policy in ("sft", "pretrain"):
         return results / one.policy, None
-    folders = [results / stage / one.policy for stage in ("policy", "online", "preference")]
+    folders = [results / stage / one.policy for stage in ("selected", "policy", "online", "preference")]
     whole = next((folder for folder in folders if (folder / MANIFEST).is_file()), folders[-1])
     rounds = _rounds(results, one.policy)
     if not rounds or (whole / MANIFEST).is_file():

@@ -11,7 +11,7 @@ import yaml
 
 from prefdag.cli.exporting.prompt_format import TALK, PromptFormat, padding_token
 from prefdag.config.online.methods import row_objective
-from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, weights_digest
+from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, read_training, weights_digest
 from prefdag.provenance.redaction import redact
 
 ALIGNING = ("preference", "policy", "online")  # stages with a folder for each run
@@ -128,7 +128,7 @@ def _scoring(folder: Path) -> str:
 
 def lineage(manifest: Manifest, suite: Path) -> Iterator[Manifest]:
     """Yield the manifest and its ancestors in the suite, each once, nearest first."""
-    known = {one.sha256: one for one in map(read_manifest, sorted(suite.glob("**/" + MANIFEST)))}
+    known = {one.sha256: one for one in map(read_training, sorted(suite.glob("**/" + MANIFEST)))}
     waiting, seen = [manifest.sha256], set()
     while waiting:
         digest = waiting.pop(0)
