@@ -40,7 +40,8 @@ class Run(Section):
     preference: SerializeAsAny[Preference]
     dataset: Dataset = "comparisons"
     rounds: Rounds | None = None
-    candidates: tuple["Run", ...] = Field((), description="of a row that `select` chooses", exclude=True)
+    # Runs, of a row that `select` chooses. Not typed as such: who walks the sections of a suite would never end.
+    candidates: tuple[Any, ...] = Field((), description="of a row that `select` chooses", exclude=True)
     row: str = Field("", description="the row's name without the seed, if `select` chooses", exclude=True)
     setting: dict[str, Any] = Field({}, description="of a candidate, its values of the grid", exclude=True)
 
