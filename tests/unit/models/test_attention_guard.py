@@ -1,6 +1,7 @@
 """The comparison of a varlen kernel with the mask before its first use: what it refuses, and when it is done again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ def test_a_kernel_off_by_ten_times_the_masked_paths_error_is_refused(
         interface.check(*inputs, segments, None)
 
 
+def test_a_kernel_that_returns_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = pack(comparisons(6, 2))
+    replace_kernel(monkeypatch, lambda out: out * float("nan"))
+    with pytest.raises(UserError, match="is off by nan in the output's values"):
+        interface.check(*inputs_of(segments), segments, None)
+
+
 @pytest.mark.parametrize("part", ["query", "key", "value"])
 def test_a_gradient_off_by_ten_times_the_masked_paths_error_is_refused(
     part: str, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +123,7 @@ def test_the_kernel_is_asked_for_causal_attention_of_the_sequences(heads: int, m
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     segments = pack(comparisons(4, 2))
-    layout = segments.varlen_layout
+    layout = replace(segments.varlen_layout, longest=(3, 7))
     query = torch.zeros(len(layout.queries.places), 4, 8)
     key, value = torch.zeros(2, len(layout.keys.places), heads, 8).unbind()
     varlen.attend_flash(query, key, value, layout, 0.25)
@@ -123,7 +131,7 @@ def test_the_kernel_is_asked_for_causal_attention_of_the_sequences(heads: int, m
     assert options == {"scale": 0.25, "window_size": (-1, 0), "enable_gqa": True}
     assert arguments[0] is key and arguments[1] is value
     assert arguments[2] is layout.query_starts and arguments[3] is layout.key_starts
-    assert arguments[4:] == layout.longest
+    assert arguments[4:] == (3, 7)
 
 
 def test_under_autocast_the_kernel_is_given_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +147,13 @@ def test_under_autocast_the_kernel_is_given_its_dtype(monkeypatch: pytest.Monkey
     model, segments = tiny(dtype=torch.float32), pack(comparisons(3, 2))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logprobs(model, segments)
+    assert set(dtypes) == {torch.bfloat16}
+    dtypes.clear()
+    module: Any = None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for place in range(3):  # each of the three may be wider than the others
+            parts = [part.float() if at == place else part for at, part in enumerate(inputs_of(segments))]
+            interface.segment_attention(module, *parts, None, segments=segments)
     assert set(dtypes) == {torch.bfloat16}
     dtypes.clear()
     with torch.no_grad():

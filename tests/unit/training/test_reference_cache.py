@@ -204,3 +204,6 @@ def test_a_key_of_other_software_is_refused(
     key = json.loads(json.dumps(cache_key(*inputs, CPU))) | {field: value}
     with pytest.raises(UserError, match=f"made with other {field}"):
         check_key(keyed(tmp_path / "cache", key), cache_key(*inputs, CPU))
+    del key[field]
+    with pytest.raises(UserError, match=f"made with other {field}"):
+        check_key(keyed(tmp_path / "older", key), cache_key(*inputs, CPU))
