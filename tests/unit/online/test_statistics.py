@@ -168,3 +168,26 @@ def test_every_round_samples_a_prompt_with_other_noise() -> None:
         names.append([])
         sample_round(Noted(), PROMPTS, number, training.settings)  # type: ignore[arg-type]
     assert len({name for each in names[:3] for name in each}) == 15 and names[3] == names[1]
+
+
+def test_an_updates_loss_is_the_sum_of_its_parts_with_their_signs(rollouts: Rollouts) -> None:
+    """REINFORCE: -A log p, plus 0.3 KL, minus 0.5 times the entropy; each token has its weight."""
+    kl = {"coefficient": 0.3, "where": "loss", "estimator": "k2"}
+    training = online_training({"method": "reinforce", "entropy": 0.5, "kl": kl})
+    advantages, weights, entropy = values(3).double(), values(4).double().abs(), values(5).double().abs()
+    ones = torch.ones(len(weights), dtype=torch.float64)
+    aims = targets.Targets(advantages, ones, torch.ones(6, dtype=torch.float64), None, None, {})
+    owner = torch.arange(6).repeat_interleave(LENGTHS.flatten())
+    logprobs = values(0).double()
+    inputs = Inputs([0, 1, 2], owner, logprobs, None, entropy, None)
+    loss, metrics = objective.micro_batch_loss(
+        training.method, training.settings, inputs, rollouts, aims, objective.Normaliser(weights, 1.0), 0.3
+    )
+    ratio = logprobs - values(1).double()
+    expected = {
+        "policy_loss": -(weights * advantages * logprobs).sum().item(),
+        "kl_loss": 0.3 * (weights * ratio**2 / 2).sum().item(),
+        "entropy_loss": -0.5 * (weights * entropy).sum().item(),
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert loss.item() == metrics["loss"] == pytest.approx(sum(expected.values()), rel=1e-9)
