@@ -108,6 +108,7 @@ GOLDEN = [
     golden(EXCHANGED, [sp(-0.1 * (-3 - 0.5 * 2))], method="dpop", beta=0.1, lam=0.5),
     golden(TWO, [2 * sp(-0.3) + 0.5 * 5, 2 * log(2) + 0.5 * 3], method="rpo", beta=0.1, w_dpo=2, w_nll=0.5),
     golden(TWO, [sp(-0.3) + 10 / 1.5, log(2) + 3 / 1.5], method="rpo", beta=0.1, nll="per_token"),
+    golden(LECTURE, [sp(-0.6) + 5], method="rpo", beta=0.2),
     golden(LECTURE, [sp(-0.2) + sp(0.2) / 2 + sp(-0.1) / 2], method="nca_pair", beta=0.1),
     golden(LECTURE, [sp(-0.2) + sp(-0.1)], method="biased_nca", beta=0.1),
     golden(LECTURE, [1 - s(0.2) + s(-0.1)], method="apo_zero", beta=0.1),

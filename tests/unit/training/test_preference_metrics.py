@@ -1,0 +1,36 @@
+"""Metrics of pairs by hand: a tie counts a half, and a probe counts the chosen responses that fell."""
+
+import pytest
+import torch
+
+from comparisons import comparisons, tiny
+from prefdag.models.logprobs import LogProbs
+from prefdag.training.preference_metrics import displacement, preference_metrics
+
+
+def pairs(*values: float) -> LogProbs:
+    """Pairs of responses of one token each, chosen first."""
+    return LogProbs(torch.tensor(values), torch.arange(len(values)), (len(values) // 2, 2))
+
+
+def test_accuracy_counts_a_tie_as_a_half() -> None:
+    metrics = preference_metrics(pairs(-1, -2, -2, -1, -3, -3), pairs(-1, -1, -1, -1, -1, -1), None)
+    assert metrics["accuracy"].tolist() == [1, 0, 0.5]
+    assert metrics["margin"].tolist() == [1, -1, 0]
+    assert metrics["chosen_logratio"].tolist() == [0, -1, -2]
+    assert metrics["rejected_logratio"].tolist() == [-1, 0, -2]
+
+
+def test_a_probe_counts_the_chosen_responses_that_fell() -> None:
+    model, held_out = tiny(), comparisons(6, 2, seed=1)
+    probe = displacement(model, held_out, 4096)
+    start = probe()
+    assert start["held_out_chosen_logratio"] == start["held_out_margin"] == start["held_out_chosen_fell"] == 0
+    assert start["held_out_accuracy"] == 0.5
+    with torch.no_grad():  # sharper logits: untrained responses are unlikely, and become less likely
+        model.get_output_embeddings().weight *= 20
+    moved = probe()
+    assert moved["held_out_chosen_logratio"] < 0
+    assert moved["held_out_chosen_fell"] > 0.5
+    gap = moved["held_out_chosen_logratio"] - moved["held_out_rejected_logratio"]
+    assert moved["held_out_margin"] == pytest.approx(gap, rel=1e-4)
