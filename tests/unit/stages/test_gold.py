@@ -98,6 +98,18 @@ def test_bradley_terry_labels_are_drawn(tmp_path: Path):
     assert label(tmp_path, samples(2000, 2), job)[1] == pairs
 
 
+def test_labels_differ_between_prompts_rounds_and_seeds(tmp_path: Path):
+    """The same 60 pairs: labels that follow from the scores alone, or from a number of all rounds, would be equal."""
+
+    def labels(**keys: int) -> tuple[bool, ...]:
+        job = job_of(60, by=user_reward(tmp_path), labels="bradley_terry", **keys)
+        pairs = label(tmp_path, samples(60, 2), job)[1]
+        return tuple(pair["samples"] == [1, 0] for pair in sorted(pairs, key=lambda pair: pair["prompt_id"]))
+
+    drawn = [labels(), labels(number=2), labels(seed=1)]
+    assert len(set(drawn)) == 3 and all(set(each) == {True, False} for each in drawn)
+
+
 def test_what_cannot_be_labelled_is_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"gold x@round1: prompt \d sample \d: .*mine.py:length scored nan"):
         label(tmp_path, samples(3, 2), job_of(2, by=user_reward(tmp_path, "float('nan') * ")))

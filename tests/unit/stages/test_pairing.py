@@ -92,6 +92,22 @@ def test_rejection_sampling_of_a_prompt_does_not_depend_on_the_others(tmp_path: 
     assert {pair[1:] for pair in whole if pair[0] == 0} != {pair[1:] for pair in alone}
 
 
+def test_another_round_accepts_other_samples(tmp_path: Path):
+    samples = {prompt: [float(number % 7) for number in range(10)] for prompt in range(6)}
+    law = {"law": "rso", "beta": 1.0, "keep": 4}
+    rounds = [tuple(pairs_of(tmp_path, samples, number=number, **law)[1]) for number in (1, 2, 3)]
+    assert len(set(rounds)) == 3 and tuple(pairs_of(tmp_path, samples, number=2, **law)[1]) == rounds[1]
+
+
+def test_every_pair_of_a_prompt_has_a_label_of_its_own(tmp_path: Path):
+    """Scores nearly equal: each of a prompt's three pairs is turned by half a chance, and rarely all three or none."""
+    samples = {prompt: [0.0, 1e-3, 2e-3] for prompt in (*range(40), 41)}
+    pairs = pairs_of(tmp_path, samples, law="margin", threshold=0.0, labels="bradley_terry")[1]
+    turned = {prompt: [chosen < other for number, chosen, other in pairs if number == prompt] for prompt in samples}
+    shares = [sum(each) for each in turned.values() if len(each) == 3]
+    assert len(shares) >= 40 and sum(share in (1, 2) for share in shares) > 20
+
+
 def test_no_pair_is_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"x@round1: no pairs: of 2 training prompts, 1 have .* and 1 have scores"):
         pairs_of(tmp_path, {1: SAMPLES[1], 2: SAMPLES[2]}, law="max_min")
