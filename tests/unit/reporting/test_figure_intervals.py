@@ -27,10 +27,10 @@ def titles(figure: Any) -> str:
 
 def bars(table: pd.DataFrame) -> str:
     """What the panel of a reward's means by length draws."""
-    drawn: list[str] = []
-    axes = SimpleNamespace(errorbar=lambda x, y, bar, **style: drawn.append(f"{x:.6f} {y:.6f} {np.round(bar, 2)}"))
+    panels: list[str] = []
+    axes = SimpleNamespace(errorbar=lambda x, y, bar, **style: panels.append(f"{x:.6f} {y:.6f} {np.round(bar, 2)}"))
     reliability._binned_means(axes, table, "trained")
-    return " ".join(drawn)
+    return " ".join(panels)
 
 
 def accuracy(table: pd.DataFrame) -> str:

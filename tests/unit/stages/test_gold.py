@@ -106,8 +106,8 @@ def test_labels_differ_between_prompts_rounds_and_seeds(tmp_path: Path):
         pairs = label(tmp_path, samples(60, 2), job)[1]
         return tuple(pair["samples"] == [1, 0] for pair in sorted(pairs, key=lambda pair: pair["prompt_id"]))
 
-    drawn = [labels(), labels(number=2), labels(seed=1)]
-    assert len(set(drawn)) == 3 and all(set(each) == {True, False} for each in drawn)
+    every = [labels(), labels(number=2), labels(seed=1)]
+    assert len(set(every)) == 3 and all(set(each) == {True, False} for each in every)
 
 
 def test_what_cannot_be_labelled_is_one_sentence(tmp_path: Path):
