@@ -21,6 +21,7 @@ NAMED = {
     "dpo sharded rmsprop": Trial("dpo", sharded=True, optimizer="rmsprop"),
     "sft one at a time": Trial("sft", budget=1),  # unequal numbers of micro-batches: a rank goes along
     "sft sharded one at a time": Trial("sft", sharded=True, budget=1),
+    "dpo grouped": Trial("dpo repeated", batch_size=6, group="prompt"),
     "dpo fewer than processes": Trial("dpo", batch_size=2),
     "aot fewer than processes": Trial("aot", batch_size=2),
 }

@@ -10,9 +10,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from comparisons import comparisons, stored, tiny, tiny_scorer
-from loss_family import aligned
+from loss_family import Live, aligned
 from prefdag.config.sections.adapter import Adapter
 from prefdag.config.sections.reward import Reward
 from prefdag.config.sections.training import Training
-from prefdag.data.token_store import Comparisons
+from prefdag.data.token_store import Comparison, Comparisons
 from prefdag.distributed import fsdp, ranks
 from prefdag.distributed.collectives import join
 from prefdag.errors import Stopped
@@ -63,6 +64,17 @@ def alignment(name: str, folder: Path, dtype: torch.dtype = torch.float64) -> Ma
     return model, task.store, task
 
 
+def repeated(folder: Path, dtype: torch.dtype = torch.float64) -> Made:
+    """All three pairs of the three samples of each prompt: a step holds responses several times."""
+    model = tiny(dtype=dtype)
+    task = aligned("dpo", folder / "other", model)
+    samples = comparisons(6, 3)
+    pairs = [Comparison(one.prompt, pair) for one in samples for pair in combinations(one.responses, 2)]
+    store = stored(folder / "pairs", pairs, None, [row // 3 for row in range(len(pairs))])
+    assert task.live is not None
+    return model, store, replace(task, store=store, reference=Live(task.live, store))
+
+
 def bradley_terry(folder: Path, dtype: torch.dtype = torch.float64) -> Made:
     model, store = tiny_scorer().to(dtype), stored(folder / "store", comparisons(13, 3))
     settings = Reward(batch_size=5, learning_rate=1e-2)
@@ -83,6 +95,7 @@ def adapted(make: Callable[..., Made], folder: Path, dtype: torch.dtype = torch.
 TRAININGS: dict[str, Callable[..., Made]] = {
     "sft": sft,
     "reward": bradley_terry,
+    "dpo repeated": repeated,
     **{name: functools.partial(alignment, name) for name in ("dpo", "aot", "kto", "bco", "tdpo2")},
     "dpo adapter": functools.partial(adapted, functools.partial(alignment, "dpo")),
     "reward adapter": functools.partial(adapted, bradley_terry),
@@ -113,6 +126,7 @@ class Trial:
     optimizer: str = "adamw"
     steps: int = 3
     batch_size: int = 5
+    group: Literal["prompt"] | None = None
     twin: bool = False
     precision: Precision | None = None
     stop: int | None = None
@@ -128,7 +142,7 @@ class Trial:
         settings = Training(
             batch_size=self.batch_size, learning_rate=1e-2, max_steps=self.steps, epochs=9, max_grad_norm=0.5,
             tokens_per_batch=self.budget, optimizer=self.optimizer, weight_decay=0.1, processes=ranks.num_ranks(),
-            sharding="sharded" if sharded else "replicated",
+            sharding="sharded" if sharded else "replicated", group=self.group,
         )  # fmt: skip
         checkpoint = None if self.resumed is None else Checkpoint(self.resumed)
         result: dict[str, Any] = {"losses": [], "metrics": [], "norms": [], "gradients": [], "stopped": None}

@@ -124,7 +124,7 @@ def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
 
     If the route's head is the model's own, return logits instead: [T, V].
     """
-    row = segments.comparison * segments.shape[1] + (segments.response - 1).clamp(min=0)
+    row = segments.comparison * segments.packed_shape[1] + (segments.response - 1).clamp(min=0)
     tokens, mask = padded_rows(segments)
     own_head = route_of(model).head == "model" and model.get_output_embeddings() is not None
     if own_head:
@@ -137,8 +137,8 @@ def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
 
 
 def padded_rows(segments: Segments) -> tuple[Tensor, Tensor]:
-    """Return tokens and attention mask of a row for each response, right-padded: each [B * K, L]."""
-    (num, size), width = segments.shape, segments.reach
+    """Return tokens and attention mask of a row for each packed response, right-padded: each [B * K, L]."""
+    (num, size), width = segments.packed_shape, segments.reach
     tokens = segments.tokens.new_zeros(num, size, width)
     mask = torch.zeros_like(tokens)
     of_prompt = (segments.comparison >= 0) & (segments.response == 0)
@@ -195,7 +195,7 @@ def logprobs(model: PreTrainedModel, segments: Segments) -> LogProbs:
         tokens = target_logprobs(states, head.weight, head.bias, segments.target)
     else:
         tokens = token_logprobs(states, segments.target, head_of(model))
-    return LogProbs(tokens, segments.owner, segments.shape)
+    return LogProbs(segments.of_responses(tokens), segments.owner, segments.shape)
 
 
 def head_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

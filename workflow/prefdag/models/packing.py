@@ -8,7 +8,7 @@ Shapes: B comparisons of K responses in R rows of L tokens; T response tokens in
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
@@ -25,6 +25,7 @@ from prefdag.seeds import generator
 
 PADDING = -1
 BLOCK = 1024  # comparisons sorted by length together, outside training
+Lengths = NDArray[np.int64] | Mapping[int, int]  # tokens of each comparison
 
 
 class TokenPlan(NamedTuple):
@@ -52,10 +53,13 @@ class Segments:
         tokens, positions: [R, L].
         comparison: [R, L], the index of each token's comparison, PADDING for none.
         response: [R, L], 0 for the prompt, k for the k-th response.
-        predictor: [T], flat position (row * L + column) of the hidden state that predicts each response token.
-        target: [T], each response token.
+        predictor: [U], flat position (row * L + column) of the hidden state that predicts each computed token.
+        target: [U], each computed response token.
         owner: [T], the response of each response token as b * K + k.
         last: [B, K], flat position of each response's last token.
+        copies: [T], index in [U] of each response token, if responses are repeated (`prefdag.models.repeats`);
+            `comparison` and `response` are then those of the packed prompts with their different responses.
+            None: U = T, each token is computed.
     """
 
     tokens: Tensor
@@ -66,11 +70,21 @@ class Segments:
     target: Tensor
     owner: Tensor
     last: Tensor
+    copies: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(B, K)."""
         return self.last.shape[0], self.last.shape[1]
+
+    @cached_property
+    def packed_shape(self) -> tuple[int, int]:
+        """Return the number of packed prompts, and of the most responses of one; (B, K) without copies."""
+        return self.shape if self.copies is None else (int(self.comparison.max()) + 1, int(self.response.max()))
+
+    def of_responses(self, values: Tensor) -> Tensor:
+        """Return values of computed tokens [U] as those of the response tokens [T]."""
+        return values if self.copies is None else values.index_select(0, self.copies)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -106,7 +120,7 @@ class Segments:
 
     @cached_property
     def predicting(self) -> TokenPlan:
-        """Return the hidden states that predict response tokens; the readers are the response tokens [T]."""
+        """Return the hidden states that predict response tokens; the readers are the computed ones [U]."""
         return TokenPlan.of(self.predictor)
 
     @cached_property
@@ -116,7 +130,8 @@ class Segments:
 
     def to(self, device: torch.device) -> Self:
         """Copy to a device. On CUDA, also compute what would otherwise make the process wait for the GPU later."""
-        moved = type(self)(**{name: to_device(getattr(self, name), device) for name in self.__dataclass_fields__})
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved = type(self)(**{name: to_device(one, device) for name, one in tensors.items() if one is not None})
         if device.type == "cuda":
             moved.__dict__["reach"] = self.reach
             moved.__dict__["varlen_layout"] = self.varlen_layout.to(device)
@@ -125,12 +140,18 @@ class Segments:
         return moved
 
 
-def pack(comparisons: Sequence[Comparison], rows: Sequence[Sequence[int]] | None = None) -> Segments:
+def pack(
+    comparisons: Sequence[Comparison],
+    rows: Sequence[Sequence[int]] | None = None,
+    reads: NDArray[np.int64] | None = None,
+) -> Segments:
     """Pack comparisons into padded rows.
 
     Args:
-        comparisons: all of the same K.
+        comparisons: all of the same K, unless `reads` is passed.
         rows: of each row the comparisons in it, as indices; by default each comparison has its own row.
+        reads: [B, K], the responses of the micro-batch's comparisons, as indices into those of `comparisons`
+            together; by default each response is read once, in order.
     """
     rows = [[index] for index in range(len(comparisons))] if rows is None else rows
     assert sorted(index for row in rows for index in row) == list(range(len(comparisons)))
@@ -146,10 +167,18 @@ def pack(comparisons: Sequence[Comparison], rows: Sequence[Sequence[int]] | None
             grid[:, number, column:end] = _fill(comparisons[index], index)
             start[index] = number * width + column
             column = end
-    parts = [_response_tokens(c, index, int(start[index])) for index, c in enumerate(comparisons)]
-    predictor, target, owner = (np.concatenate([part[number] for part in parts]) for number in range(3))
-    last = np.stack([part[3] for part in parts])
-    return Segments(*map(torch.from_numpy, [*grid, predictor, target, owner, last]))
+    parts = [_response_tokens(c, int(start[index])) for index, c in enumerate(comparisons)]
+    predictor, target, last = (np.concatenate([part[number] for part in parts]) for number in range(3))
+    sizes = np.array([len(response) for comparison in comparisons for response in comparison.responses])
+    copies = None
+    if reads is None:
+        reads = np.arange(len(sizes)).reshape(len(comparisons), -1)
+    else:
+        begins = np.cumsum(sizes) - sizes
+        copies = torch.from_numpy(np.concatenate([begins[one] + np.arange(sizes[one]) for one in reads.flat]))
+    owner = np.repeat(np.arange(reads.size), sizes[reads.ravel()])
+    tensors = map(torch.from_numpy, [*grid, predictor, target, owner, last[reads]])
+    return Segments(*tensors, *([] if copies is None else [copies]))
 
 
 def num_tokens(comparison: Comparison) -> int:
@@ -176,19 +205,15 @@ def _fill(comparison: Comparison, index: int) -> np.ndarray:
     return np.stack([tokens, positions, np.full_like(positions, index), response])
 
 
-def _response_tokens(
-    comparison: Comparison, index: int, start: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return predictor, target and owner of a comparison's response tokens [T], and its responses' last tokens [K]."""
-    num_responses = len(comparison.responses)
+def _response_tokens(comparison: Comparison, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return predictor and target of a comparison's response tokens, and its responses' last tokens [K]."""
     branch = start + len(comparison.prompt) - 1  # the prompt's last token predicts every response's first
     predictors, lasts, at = [], [], branch + 1
     for response in comparison.responses:
         predictors += [np.array([branch]), np.arange(at, at + len(response) - 1)]
         at += len(response)
         lasts.append(at - 1)
-    owner = np.repeat(index * num_responses + np.arange(num_responses), [len(r) for r in comparison.responses])
-    return np.concatenate(predictors), np.concatenate(comparison.responses).astype(np.int64), owner, np.array(lasts)
+    return np.concatenate(predictors), np.concatenate(comparison.responses).astype(np.int64), np.array(lasts)
 
 
 def num_steps(num_comparisons: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
@@ -219,7 +244,7 @@ def _order(epoch: int, num_comparisons: int, seed: int) -> NDArray[np.int64]:
     return order
 
 
-def deal(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list[list[int]]:
+def deal(ids: Sequence[int], lengths: Lengths, processes: int) -> list[list[int]]:
     """Share out a step's comparisons: the longest first, each to the process with the fewest tokens so far."""
     shares: list[list[int]] = [[] for _ in range(processes)]
     tokens = [0] * processes
@@ -231,7 +256,7 @@ def deal(ids: Sequence[int], lengths: NDArray[np.int64], processes: int) -> list
 
 
 def micro_batches(
-    ids: Sequence[int], lengths: NDArray[np.int64], tokens_per_batch: int
+    ids: Sequence[int], lengths: Lengths, tokens_per_batch: int
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Plan micro-batches of at most `tokens_per_batch` padded tokens, the longest comparisons first.
 

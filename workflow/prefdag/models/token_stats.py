@@ -57,9 +57,10 @@ def token_stats(
             reference_states = hidden_states(reference, segments, segments.predicting)
     names = sorted(wanted)
     reference_head = None if reference is None else head_of(reference)
-    values = _token_values(
+    computed = _token_values(
         states, segments.target, head_of(model), names, reference_states, reference_head, chunk_bytes
     )
+    values = [segments.of_responses(value) for value in computed]
     policy = LogProbs(values[0], segments.owner, segments.shape)
     return TokenStats(policy, dict(zip(names, values[1:], strict=True)))
 

@@ -3,7 +3,8 @@
 One step of a DPO run, in the order in which to read it:
 
 1. `stages.preference.run` opens the inputs and builds a `PreferenceTask`;
-2. `training.loop.train` picks the step's comparisons, and `models.packing` packs them into micro-batches;
+2. `training.loop.train` picks the step's comparisons (`training.step_order`), and `models.packing` packs them into
+   micro-batches, a response that several of them share once (`models.repeats`);
 3. `training.preference_task.PreferenceTask` evaluates the loss on one micro-batch, from
 4. `models.logprobs.logprobs`: hidden states of a packed batch, then log-probs by `models.ops.vocabulary`;
    attention is `models.attention.interface`;
@@ -42,9 +43,11 @@ from prefdag.models.ops.half_linear import use_plain_linears
 from prefdag.models.ops.recompute import recompute_blocks
 from prefdag.models.ops.seeded_dropout import dropout_of_step
 from prefdag.models.ops.vocabulary import in_place_gradients
-from prefdag.models.packing import Segments, deal, micro_batches, num_steps, pack, step_members
+from prefdag.models.packing import Segments, deal, micro_batches, num_steps, num_tokens, pack
+from prefdag.models.repeats import pack_groups, repeat_groups
 from prefdag.training.checkpoint import Checkpoint, stop_requested
 from prefdag.training.records import Step, Sums, add_sums, to_floats, to_means
+from prefdag.training.step_order import step_order
 
 PROBES = 10
 Losses = tuple[Tensor, dict[str, Tensor]]  # of each comparison [B], and metrics of the comparisons that have them
@@ -145,14 +148,14 @@ def train(
         Stopped: after SIGTERM or SIGINT, once the state is saved.
         UserError: if a loss or a gradient is not finite.
     """
-    lengths = store.lengths()
+    lengths, members = store.lengths(), step_order(store, settings)
     optimizer, history = _start_or_resume(model, settings, checkpoint)
     state = history[-1]["state"] if history else {}
     yield from (Step(**record) for record in history)
     steps = total_steps(store, settings)
     with stop_requested() as signals, recompute_blocks(model, settings.activation_gb):
         for number in range(len(history), steps):
-            batch = _batch(model, store, lengths, settings, number)
+            batch = _batch(model, store, lengths, settings, number, members(number).tolist())
             with in_place_gradients(), dropout_of_step(model, number):
                 outcome = task.accumulate(batch, state)
             state = outcome.state
@@ -205,17 +208,21 @@ def _save(model: nn.Module, optimizer: ShardedOptimizer, history: list[dict[str,
     all_gather_objects("saved")  # a barrier: no rank may end while the first one still writes
 
 
-def _batch(model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], settings: Training, number: int) -> Batch:
-    """Return the comparisons of step `number` (from 0), this rank's share planned as micro-batches."""
+def _batch(
+    model: nn.Module, store: Comparisons, lengths: NDArray[np.int64], settings: Training, number: int, ids: list[int]
+) -> Batch:
+    """Return the comparisons `ids` of step `number` (from 0), this rank's share planned as micro-batches."""
     device = next(model.parameters()).device
-    ids = step_members(number, len(store), settings.batch_size, settings.seed).tolist()
-    shares = deal(ids, lengths, num_ranks())
-    plans = [list(micro_batches(share, lengths, settings.tokens_per_batch)) for share in shares]
+    groups = repeat_groups(ids, store, settings.tokens_per_batch)
+    sizes = {first: num_tokens(group.packed) for first, group in groups.items()}
+    shares = deal(list(groups), sizes, num_ranks())
+    plans = [list(micro_batches(share, sizes, settings.tokens_per_batch)) for share in shares]
     plan, most = plans[rank()], max(map(len, plans))
 
     def packed() -> Iterator[MicroBatch]:
-        for members, rows in plan:
-            yield members, pack([store[index] for index in members], rows).to(device)
+        for firsts, rows in plan:
+            members, segments = pack_groups([groups[first] for first in firsts], rows)
+            yield members, segments.to(device)
 
     shortest = min(ids, key=lambda index: lengths[index])
     padding = [([shortest], pack([store[shortest]]).to(device)) for _ in range(most - len(plan))]

@@ -123,6 +123,13 @@ class Online(Preference):
             f"expected one of {', '.join(names)}, implicit:<run>, judge:<name> or <file>.py:<function>, got {reward!r}"
         )
 
+    @field_validator("group")
+    @classmethod
+    def _rounds_have_prompts(cls, group: str | None) -> str | None:
+        if group is not None:
+            raise ValueError("an on-policy round takes whole prompts already; remove it")
+        return group
+
     @model_validator(mode="before")
     @classmethod
     def _weighted_with_vllm(cls, values: Any) -> Any:

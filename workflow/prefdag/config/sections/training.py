@@ -48,6 +48,12 @@ class Training(Compute):
     )
     processes: Count = Field(1, description="processes that share every step, with a GPU each if there are GPUs")
     nodes: Count = Field(1, description="machines that they are spread over evenly; several only under Slurm")
+    group: Literal["prompt"] | None = Field(
+        None,
+        exclude_if=lambda group: group is None,  # the config of a job without it is what it was before the key existed
+        description="`prompt`: a step takes all comparisons of its prompts, so that shared responses are computed "
+        "once; its size is then near `batch_size`, not at most",
+    )
     sharding: Literal["replicated", "sharded"] = Field(
         "replicated", description="each process holds the whole model, or its share of every layer (FSDP2)"
     )
