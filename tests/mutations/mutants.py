@@ -178,6 +178,7 @@ class Trial:
         if self.pid == 0:
             code = 70
             try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 os.setsid()
                 code = self._run_tests()
             finally:
@@ -261,22 +262,19 @@ def try_mutants(mutants: Sequence[Mutant], processes: int = 1) -> Iterator[Resul
             applicable.append(mutant)
         except ValueError as error:
             yield Result(mutant.room, mutant.file, mutant.why, "does not apply", 0.0, str(error))
-    sets = {mutant.tests: mutant for mutant in applicable}
-    unchanged = {}
-    for mutant, outcome, seconds, note in run_trials([(one, False, 600.0) for one in sets.values()], processes):
-        unchanged[mutant.tests] = (outcome, seconds, note)
-        print(f"unchanged {seconds:6.1f} s  {outcome:<10} {' '.join(mutant.tests)}", flush=True)
-    trials = []
-    for mutant in applicable:
-        outcome, seconds, note = unchanged[mutant.tests]
-        if outcome == "survived":
-            trials.append((mutant, True, max(MINIMUM_SECONDS, TIMES_UNCHANGED * seconds)))
-        else:
-            yield Result(mutant.room, mutant.file, mutant.why, "fails unchanged", seconds, note)
-    for mutant, outcome, seconds, note in run_trials(trials, processes):
-        if outcome == "survived" and mutant.explained:
-            outcome, note = "explained", mutant.explained
-        yield Result(mutant.room, mutant.file, mutant.why, outcome, round(seconds, 1), note)
+    for tests in dict.fromkeys(mutant.tests for mutant in applicable):
+        members = [mutant for mutant in applicable if mutant.tests == tests]
+        ((_, unchanged, seconds, note),) = run_trials([(members[0], False, 600.0)], 1)
+        print(f"unchanged      {seconds:5.1f} s  {' '.join(tests)}", flush=True)
+        if unchanged != "survived":
+            for mutant in members:
+                yield Result(mutant.room, mutant.file, mutant.why, "fails unchanged", round(seconds, 1), note)
+            continue
+        limit = max(MINIMUM_SECONDS, TIMES_UNCHANGED * seconds)
+        for mutant, outcome, seconds, note in run_trials([(one, True, limit) for one in members], processes):
+            if outcome == "survived" and mutant.explained:
+                outcome, note = "explained", mutant.explained
+            yield Result(mutant.room, mutant.file, mutant.why, outcome, round(seconds, 1), note)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -354,6 +352,7 @@ def main(words: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT / "workflow"))
     os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the forks, too
     with open(options.csv or os.devnull, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, Result.__annotations__)
         writer.writeheader()

@@ -184,6 +184,11 @@ def test_every_adapter_is_named_tested_and_documented():
         ),
         (
             "align-anything",
+            {"question": "q", "response_1": "a", "response_2": "b", "overall_response": "0"},
+            "tie",
+        ),
+        (
+            "align-anything",
             {"question": "q", "response_1": "a", "response_2": "b", "overall_response": True},
             "label True",
         ),
