@@ -34,3 +34,10 @@ def test_a_probe_counts_the_chosen_responses_that_fell() -> None:
     assert moved["held_out_chosen_fell"] > 0.5
     gap = moved["held_out_chosen_logratio"] - moved["held_out_rejected_logratio"]
     assert moved["held_out_margin"] == pytest.approx(gap, rel=1e-4)
+
+
+def test_a_labelled_response_is_right_if_its_log_ratio_has_the_labels_sign() -> None:
+    policy = LogProbs(torch.tensor([-1.0, -3.0, -1.0, -3.0]), torch.arange(4), (4, 1))
+    reference = LogProbs(torch.full((4,), -2.0), torch.arange(4), (4, 1))
+    metrics = preference_metrics(policy, reference, torch.tensor([True, True, False, False]))
+    assert metrics["accuracy"].tolist() == [1, 0, 0, 1]
