@@ -222,3 +222,16 @@ def test_another_config_code_or_input(results: Path, monkeypatch: pytest.MonkeyP
     manifest = RESULTS / "prepare/comparisons/manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sael"'))
     assert freshness.outdated(suite(), RESULTS, digests())["prepare/comparisons"] == [f"changed: {manifest}"]
+
+
+def test_an_input_that_was_made_again_reruns_what_read_it(results: Path) -> None:
+    """The manifest of SFT is intact and of the right job, and is not the one that its readers read."""
+    made = RESULTS / "made"
+    before = read_manifest(RESULTS / "sft/manifest.json").content
+    made.mkdir()
+    (made / "result.txt").write_text("another result")
+    parts = {name: before[name] for name in ("stage", "config", "code", "inputs")}
+    publish(made, RESULTS / "sft", describe(made, **parts, facts={}))
+    reasons = freshness.outdated(suite(), RESULTS, digests())
+    assert "sft" not in reasons
+    assert any(reason.startswith("input: ") for reason in reasons["preference/dpo"])
