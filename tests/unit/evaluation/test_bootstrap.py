@@ -112,37 +112,3 @@ def test_one_prompt_has_no_interval():
 def test_a_value_that_is_no_number_is_refused_with_its_row():
     with pytest.raises(UserError, match="row 1"):
         bootstrap.summarise([1, float("nan")], [0, 1], seed="nan")
-
-
-def test_what_is_hard_for_both_cancels():
-    """Prompts from -10 to 10 move both sides equally: ours is 0.5 above at each, and so in every resample."""
-    hard = np.linspace(-10, 10, 20)
-    result = bootstrap.paired_difference([hard + 0.5], [hard], seed="paired")
-    assert (result.mean, result.n) == (pytest.approx(0.5), 20)
-    assert result.high - result.low == pytest.approx(0, abs=1e-12) and result.se == pytest.approx(0, abs=1e-12)
-    assert bootstrap.summarise(hard + 0.5, range(20), seed="alone").se > 1
-
-
-def test_one_seed_a_side_is_the_bootstrap_over_prompts():
-    values = generator(0, "values").normal(size=30)
-    alone = bootstrap.paired_difference([values], [np.zeros(30)], seed="s")
-    assert alone == bootstrap.summarise(values, range(30), seed="s")
-
-
-def test_seeds_that_disagree_widen_the_interval():
-    """Three seeds at 0, 3 and 6 at every prompt: a resample of seeds alone has means from 0 to 6, variance 6 / 3 = 2.
-
-    Taken as one sample of prompts the mean, 3, would have no spread at all.
-    """
-    ours = np.repeat([[0.0], [3.0], [6.0]], 40, axis=1)
-    result = bootstrap.paired_difference(ours, np.zeros((1, 40)), seed="seeds", bootstrap=4000)
-    assert (result.mean, result.low, result.high) == pytest.approx((3, 0, 6), abs=1e-12)
-    assert result.se == pytest.approx(np.sqrt(2), rel=0.05)
-    assert bootstrap.summarise(ours.mean(axis=0), range(40), seed="pooled").se == 0
-
-
-def test_seeds_of_both_sides_are_drawn_apart():
-    """Sides of seeds 0 and 4: each resampled mean is 0, 2 or 4 (variance 2), the difference has variance 4."""
-    side = np.repeat([[0.0], [4.0]], 10, axis=1)
-    result = bootstrap.paired_difference(side, side, seed="both", bootstrap=4000)
-    assert result.mean == 0 and result.se == pytest.approx(2, rel=0.05)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prefdag.cli.main import main
+from prefdag.evaluation.over_seeds import ONE_SEED
 
 
 def scored(results: Path, name: str, rewards: list[float], prompts: list[int] | None = None, **config: Any) -> Path:
@@ -78,8 +79,23 @@ def test_a_row_stands_for_its_seeds(suite: Path, capsys: pytest.CaptureFixture[s
     assert got["columns"]["reward"]["a"] == 2.375
     assert got["win_rate"]["mean"] == (0.5 + 0.375) / 2
     assert got["configs"]["seeds"] == {"a": "0, 1", "b": None} and "training.preference.seed" not in got["configs"]
-    assert "intervals over seeds and prompts" in printed(capsys, "c", "a")
+    assert f"intervals over seeds and prompts; {ONE_SEED}" in printed(capsys, "c", "a"), "a has one"
     assert result(capsys, "c-seed0", "a")["columns"]["reward"]["difference"]["mean"] == 0
+
+
+def test_no_star_where_a_side_has_one_seed(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """d is above c by 5 to 7 at every prompt: a star over two seeds a side, the words where a side has one."""
+    scored(suite, "d-seed0", [7, 8, 9, 10])
+    scored(suite, "d-seed1", [7, 8, 9, 10.5])
+    stars = [line for line in printed(capsys, "d", "c").splitlines() if "] *" in line]
+    assert len(stars) == 1 and "reward" in stars[0] and ONE_SEED not in printed(capsys, "d", "c")
+    for pair in (("d", "a"), ("d-seed0", "a")):
+        text = printed(capsys, *pair)
+        assert "] *" not in text and ONE_SEED in text
+        assert result(capsys, *pair)["one_seed"] == ONE_SEED
+        rows = list(csv.DictReader(io.StringIO(printed(capsys, *pair, "--csv"))))
+        assert {row["note"] for row in rows} == {ONE_SEED}
+    assert result(capsys, "d", "c")["one_seed"] is None
 
 
 def test_tables(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:

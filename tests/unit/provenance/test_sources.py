@@ -12,7 +12,7 @@ from prefdag.provenance.sources import PACKAGE, sources
 CEILINGS = {
     "best_of_n": 16, "choose": 16, "classifier": 18, "discriminator": 65, "exact": 49, "fetch": 38, "generate": 54,
     "gold": 53, "judge": 28, "online": 123, "pairing": 18, "pairs": 71, "policy": 99, "preference": 66, "prepare": 37,
-    "pretrain": 59, "rating": 25, "reference": 36, "report": 72, "reward": 63, "score": 64, "selected": 13, "sft": 44,
+    "pretrain": 59, "rating": 25, "reference": 36, "report": 73, "reward": 63, "score": 64, "selected": 13, "sft": 44,
 }  # fmt: skip
 # Imported inside a function: only a suite whose reward is a classifier runs them.
 SCORING = ("gold", "online", "pairs", "policy", "score")

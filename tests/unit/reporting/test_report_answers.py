@@ -112,22 +112,21 @@ def test_a_gain_is_paired_by_prompt():
 
 
 def test_seeds_are_their_mean_with_an_interval_of_seeds_and_prompts():
-    """Prompts alike, seeds 0 and 1: a draw of two seeds has the mean 0, 1/2 or 1, so the interval is all of it."""
+    """Prompts alike, seeds 0 and 1: the standard error is 1/2, the 97.5 % quantile of t with one freedom 12.706."""
     means = {"a-seed0": prompts(0.0, 0.0), "a-seed1": prompts(1.0, 1.0)}
-    assert average_seeds(means, list(means), "reward") == {
-        "mean": 0.5,
-        "low": 0.0,
-        "high": 1.0,
-        "least": 0.0,
-        "most": 1.0,
-    }
+    averaged = average_seeds(means, list(means), "reward")
+    assert (averaged["mean"], averaged["least"], averaged["most"]) == (0.5, 0.0, 1.0)
+    assert (averaged["low"], averaged["high"]) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), rel=1e-4)
+    for table, rate in zip(means.values(), (0.1, 0.9), strict=True):
+        table["win_rate"] = rate
+    assert average_seeds(means, list(means), "win_rate")["high"] == 1, "no win rate is above 1"
     runs = pd.DataFrame({"run": list(means), "group": "a", "method": "dpo", "label": "", "seed": [0, 1], "reward": 0.5})
     (row,) = seeds_table(runs, means)
     assert row["name"] == "DPO" and row["seeds"] == [0, 1] and row["reward"]["most"] == 1.0
     assert row["kl"]["mean"] is None, "no such column"
     expected = [Expected(run="a", measure="reward", value=2.0, source="a paper", measured="reward")]
     (shown,) = published_rows(expected, runs, means, {})
-    assert (shown["measured"]["low"], shown["measured"]["high"]) == (0.0, 1.0)
+    assert shown["measured"]["high"] == averaged["high"]
 
 
 def test_an_expected_run_is_that_run_and_its_seeds_alone():

@@ -1,7 +1,8 @@
 """Compare two runs prompt by prompt: differences with intervals, win rate, configs.
 
 A and B are policies of results/<suite> by name, rows by their name without the seed (all their seeds are used), or
-paths of folders of scores. The win rate is that of A over B by the headline reward.
+paths of folders of scores. The win rate is that of A over B by the headline reward. A star marks an interval that
+leaves 0 out; without several seeds a side there is none, because such an interval says nothing about other trainings.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from prefdag.cli.commands import options
 from prefdag.evaluation.compare import Comparison, Side, compare, find_sides
+from prefdag.evaluation.over_seeds import ONE_SEED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,19 +56,22 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
         "columns": columns,
         "win_rate": comparison.win_rate.to_dict(),
         "configs": configs,
+        "one_seed": ONE_SEED if comparison.has_one_seed else None,
     }
 
 
 def _rows(comparison: Comparison) -> list[list[Any]]:
-    rows: list[list[Any]] = [["column", "a", "b", "difference", "low", "high", "se"]]
+    rows: list[list[Any]] = [["column", "a", "b", "difference", "low", "high", "se", "note"]]
+    note = ONE_SEED if comparison.has_one_seed else ""
     rows += [
-        [name, ours, theirs, gap.mean, gap.low, gap.high, gap.se]
+        [name, ours, theirs, gap.mean, gap.low, gap.high, gap.se, note]
         for name, (ours, theirs, gap) in comparison.columns.items()
     ]
     rate = comparison.win_rate
     return [
         *rows,
-        ["win_rate", rate.mean, 1 - rate.mean, 2 * rate.mean - 1, 2 * rate.low - 1, 2 * rate.high - 1, 2 * rate.se],
+        ["win_rate", rate.mean, 1 - rate.mean]
+        + [2 * rate.mean - 1, 2 * rate.low - 1, 2 * rate.high - 1, 2 * rate.se, note],
     ]
 
 
@@ -77,7 +82,7 @@ def _show(comparison: Comparison) -> None:
     for column in ("", "A", "B", "A - B, paired [95 %]"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, (first, second, gap) in comparison.columns.items():
-        clear = " *" if gap.low > 0 or gap.high < 0 else "  "
+        clear = " *" if (gap.low > 0 or gap.high < 0) and not comparison.has_one_seed else "  "
         table.add_row(
             name, f"{first:.3f}", f"{second:.3f}", f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]{clear}"
         )
@@ -85,7 +90,9 @@ def _show(comparison: Comparison) -> None:
     rate = comparison.win_rate
     console.print(f"win rate of A over B by reward: {rate.mean:.3f} [{rate.low:.3f}, {rate.high:.3f}]", highlight=False)
     what = "prompts" if len(comparison.ours.folders) + len(comparison.theirs.folders) == 2 else "seeds and prompts"
-    console.print(f"intervals over {what}; * leaves 0 out", highlight=False)
+    console.print(
+        f"intervals over {what}; {ONE_SEED if comparison.has_one_seed else '* leaves 0 out'}", highlight=False
+    )
     if comparison.configs:
         differing = Table(title="what differs", title_justify="left")
         for column in ("key", "A", "B"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefdag.cli.commands import options
+from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.evaluation.verdicts import read_verdicts
 from prefdag.evaluation.win_rates import agreement, summarise_verdicts
 
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     rates = [
         {"file": str(path), "judge": judged.judge, "unit": "percent", **summarise_verdicts(judged, **settings)}
         | {key: name for key, name in (("model", judged.model), ("against", judged.against)) if name}
+        | {"note": ONE_SEED}
         for path, judged in judges
     ]
     pairs = [

@@ -1,7 +1,7 @@
 """Means and win rates with standard errors and bootstrap intervals, clustered by prompt.
 
 Generations of one prompt resemble one another, so rows are not independent samples: every interval treats the prompt as
-the unit of sampling. Shapes: N rows, G prompts, S and T seeds.
+the unit of sampling. Shapes: N rows, G prompts.
 """
 
 from dataclasses import asdict, dataclass
@@ -108,38 +108,6 @@ def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: floa
     low, high = bootstrap_interval(verdicts, prompts, seed=seed, bootstrap=bootstrap, level=level)
     error = standard_error(verdicts, prompts)
     return WinRate(float(verdicts.mean()), low, high, error, wins, ties, losses, len(verdicts))
-
-
-def paired_difference(ours, theirs, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
-    """Return the mean difference of prompt means, `ours` [S, G] minus `theirs` [T, G], over the same prompts.
-
-    Both sides are resampled with the same prompts, so what is hard for both cancels. See `bootstrap_seeds`.
-    """
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    return bootstrap_seeds(ours[:, None, :] - theirs[None, :, :], seed=seed, bootstrap=bootstrap, level=level)
-
-
-def bootstrap_seeds(values, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
-    """Return the mean of `values` [S, T, G] with a hierarchical bootstrap over the seeds of both sides and the prompts.
-
-    With one seed per side this is the bootstrap over prompts (`summarise`). Otherwise the interval also covers the
-    variation between trainings, which it understates for few seeds: resampling S seeds shrinks the variance between
-    them by (S - 1) / S. `se` is then the standard deviation of the resampled means. `n` counts prompts.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    num_ours, num_theirs, num_prompts = values.shape
-    if num_ours == num_theirs == 1:
-        return summarise(values[0, 0], np.arange(num_prompts), seed=seed, bootstrap=bootstrap, level=level)
-    _by_prompt(values.mean(axis=(0, 1)), np.arange(num_prompts))  # for its checks
-    random = generator(0, "bootstrap", seed)
-    means = np.empty(bootstrap)
-    for index in range(bootstrap):
-        prompts = np.bincount(random.integers(0, num_prompts, num_prompts), minlength=num_prompts) / num_prompts
-        by_seed = values @ prompts
-        rows = random.integers(0, num_ours, num_ours)
-        means[index] = by_seed[rows][:, random.integers(0, num_theirs, num_theirs)].mean()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Summary(float(values.mean()), float(low), float(high), float(means.std(ddof=1)), num_prompts)
 
 
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

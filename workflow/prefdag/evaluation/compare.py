@@ -11,7 +11,8 @@ import numpy as np
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.errors import UserError
-from prefdag.evaluation.bootstrap import Summary, bootstrap_seeds, paired_difference
+from prefdag.evaluation.bootstrap import Summary
+from prefdag.evaluation.over_seeds import mean_over_seeds, paired_difference
 from prefdag.evaluation.scores import Scores, match_rows, read_answers, read_scores
 from prefdag.evaluation.trained import training_of
 from prefdag.provenance.manifest import MANIFEST, read_manifest, read_training
@@ -92,6 +93,11 @@ class Comparison:
     win_rate: Summary
     configs: dict[str, tuple[Any, Any]]
 
+    @property
+    def has_one_seed(self) -> bool:
+        """Whether a side has one training, so that no interval holds the variance of its training."""
+        return min(len(self.ours.folders), len(self.theirs.folders)) == 1
+
 
 def compare(ours: Side, theirs: Side, *, bootstrap: int = 2000) -> Comparison:
     """Compare every column that both sides have. Raises `UserError` where they answer different prompts."""
@@ -106,7 +112,7 @@ def compare(ours: Side, theirs: Side, *, bootstrap: int = 2000) -> Comparison:
         change = paired_difference(first, second, seed="compare", bootstrap=bootstrap)
         columns[name] = (float(first.mean()), float(second.mean()), change)
     wins = [[_wins(*pair) for pair in row] for row in pairs]
-    rate = bootstrap_seeds(np.array(wins), seed="compare", bootstrap=bootstrap)
+    rate = mean_over_seeds(np.array(wins), seed="compare", bootstrap=bootstrap, within=(0.0, 1.0))
     return Comparison(ours, theirs, len(prompts), columns, rate, _configs(ours, theirs))
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.sections.report import Expected
-from prefdag.evaluation.bootstrap import bootstrap_seeds, paired_difference
+from prefdag.evaluation.over_seeds import mean_over_seeds, paired_difference
 from prefdag.reporting.tables import title
 
 SPREAD = ("reward", "kl", "win_rate", "length")
+RANGE = {"kl": (0.0, np.inf), "length": (0.0, np.inf), "win_rate": (0.0, 1.0)}  # of a mean
 BOOTSTRAP = 1000
 GAIN = ["reward_gain", "reward_gain_low", "reward_gain_high"]
 
@@ -47,14 +48,16 @@ def gains(means: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
 
 
 def average_seeds(means: Mapping[str, pd.DataFrame], runs: list[str], column: str) -> dict[str, float | None]:
-    """Mean over seeds, its interval over seeds and prompts (`bootstrap_seeds`), and the extremes.
+    """Mean over seeds, its interval over seeds and prompts (`mean_over_seeds`), and the extremes.
 
     Prompts that a seed has no number for are left out. None where a run lacks the column.
     """
     if any(column not in means[run] for run in runs):
         return dict.fromkeys(("mean", "low", "high", "least", "most"), None)
     values = pd.concat([means[run][column] for run in runs], axis=1, join="inner").dropna().to_numpy().T
-    interval = bootstrap_seeds(values[:, None, :], seed=f"seeds/{runs[0]}/{column}", bootstrap=BOOTSTRAP)
+    within = RANGE.get(column, (-np.inf, np.inf))
+    name = f"seeds/{runs[0]}/{column}"
+    interval = mean_over_seeds(values[:, None, :], seed=name, bootstrap=BOOTSTRAP, within=within)
     each = values.mean(axis=1)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high, "least": each.min(), "most": each.max()}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.reporting.load import SuiteResults
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
 MANY = 0.2  # share of rows lost from which the first sentence says so
-ONE_SEED = "one seed: the variance of training is not in it"
 
 
 def summary(results: SuiteResults) -> list[str]:
