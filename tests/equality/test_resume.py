@@ -17,7 +17,7 @@ from prefdag.data.token_store import Store
 from prefdag.errors import Stopped, UserError
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper, stop_requested
 from prefdag.training.loop import Task, train
-from prefdag.training.preference_metrics import displacement
+from prefdag.training.preference_metrics import Displacement
 from prefdag.training.preference_task import PreferenceTask
 from prefdag.training.records import Step
 from prefdag.training.reference_cache import ReferenceCache, write_cache
@@ -39,7 +39,7 @@ class Run:
         )  # fmt: skip
 
     def steps(self, checkpoint: Checkpoint | None = None, keeper: WeightsKeeper | None = None) -> Iterator[Step]:
-        probe = displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
+        probe = Displacement(self.model, self.store, 60)  # measured before any state is loaded, as the stage does
         return train(self.model, self.store, self.settings, self.task, checkpoint, probe, keeper)
 
     def same_weights(self, other: "Run") -> bool:

@@ -1,7 +1,8 @@
 """Preference training.
 
 INPUTS   the policy to start from, the run's or the round's comparisons or rankings, and the reference cache if the loss reads one
-OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, checkpoints/<step>/ if the run saves some
+OUTPUTS  results/<suite>/preference/<run>/manifest.json, model/, curves.csv, held_out.csv if pairs are held out, checkpoints/<step>/ if the run
+         saves some
 """
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefdag.evaluation.bootstrap import bootstrap_interval, paired_difference, standard_error, summarise, win_rate
+from prefdag.evaluation.bootstrap import bootstrap_interval, standard_error, summarise, win_rate
 from prefdag.evaluation.calibration import accuracy_by_length, calibration, ranked_correctly, spearman
+from prefdag.evaluation.over_seeds import paired_difference
 from prefdag.evaluation.text_stats import distinctive_words
 from prefdag.evaluation.win_rates import JudgedPairs, agreement, length_controlled, matched_length
 from prefdag.rewards.evaluation import evaluation

@@ -35,8 +35,8 @@ def test_shares_of_policies_on_below_and_beyond_the_frontier() -> None:
     }
     runs = pd.DataFrame(
         [{"run": n, "method": m, "group": n, "reward": t["reward"].mean()} for (n, t), m in zip(means.items(), "sddef")]
-    ).assign(method=["sft", "dpo", "dpo", "ipo", "kto"])
-    league = pd.DataFrame({"method": ["dpo", "ipo", "kto"]})
+    ).assign(method=["sft", "dpo", "dpo", "ipo", "kto"], form="")
+    league = pd.DataFrame({"method": ["dpo", "ipo", "kto"], "form": ""})
     table, ranking = add_shares(runs, league, means, pool, "")
     table = table.set_index("run")
     assert table.loc["best", "attainable_share"] == pytest.approx(1)

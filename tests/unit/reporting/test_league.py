@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from prefdag.reporting.league import league, seconds_per_step
+from prefdag.reporting.rows import league_rows
 from synthetic_results import DRIFT, RUNS, made, spec, write_results
 
 
@@ -18,7 +19,7 @@ def scores(reward: float, kl: float, length: float = 10.0, spread: float = 0.0) 
 
 
 def runs(*rows: tuple[str, str, str]) -> pd.DataFrame:
-    return pd.DataFrame([{"run": run, "method": method, "group": group} for run, method, group in rows])
+    return pd.DataFrame([{"run": run, "method": method, "form": "", "group": group} for run, method, group in rows])
 
 
 TABLES = {
@@ -57,7 +58,7 @@ def test_seeds_of_a_setting_are_one_point():
     assert (table.loc[0, "settings"], table.loc[0, "runs"]) == (1, 2)
 
 
-def test_the_best_at_the_first_matched_kl_stands_first():
+def test_the_largest_reward_at_the_first_matched_kl_is_first():
     assert list(league(ROWS, TABLES, {}, (1.4,), bootstrap=20)["method"]) == ["simpo", "dpo"]  # 0.28 against 0.24
 
 
@@ -68,6 +69,42 @@ def test_displacement_is_that_of_the_last_measurement_of_the_best_setting():
     table = league(ROWS, TABLES, {"strong": curve, "weak": curve + 1}, (1.0,), bootstrap=20).set_index("method")
     assert tuple(table.loc["dpo", ["chosen_logratio", "rejected_logratio"]]) == (-3.0, -9.0)
     assert pd.isna(table.loc["simpo", "chosen_logratio"])
+
+
+def test_two_forms_of_a_loss_are_two_methods():
+    """IPO of sums at 1 nat and of averages at 5: no line joins them, so the first has no reward at 3 nats."""
+    rows = runs(("sft", "sft", "sft"), ("weak", "ipo", "a"), ("strong", "ipo", "b"))
+    rows["form"] = ["", "summed", "averaged"]
+    table = league(rows, TABLES, {}, (3.0,), bootstrap=20).set_index("form")
+    assert np.isnan(table.loc["summed", "reward_at_3"]) and table.loc["averaged", "reward_at_3"] == pytest.approx(0.36)
+    (named,) = [row for row in league_rows(table.reset_index(), (3.0,)) if row["form"] == "summed"]
+    assert named["method"] == "IPO summed" and named["seeds"] == "1"
+
+
+def test_intervals_of_several_seeds_hold_the_seeds():
+    """Seeds of rewards 0.2, 0.4 and 0.6 at every prompt, all at 2 nats: 0.4 -+ 4.303 x 0.2 / sqrt(3) = 0.497.
+
+    At 1 nat the line from SFT has half of that; the rows of one seed have intervals over prompts, of no length here.
+    """
+    tables = {"sft": scores(0.0, 0.0), **{f"s{seed}": scores(0.2 * (seed + 1), 2.0) for seed in range(3)}}
+    rows = runs(("sft", "sft", "sft"), *((f"s{seed}", "dpo", "a") for seed in range(3)))
+    row = league(rows, tables, {}, (1.0,), bootstrap=20).iloc[0]
+    assert (row["fewest_seeds"], row["most_seeds"], row["best_seeds"]) == (3, 3, 3)
+    assert row["best_reward_high"] - row["best_reward"] == pytest.approx(0.4968, rel=1e-3)
+    assert row["reward_at_1_high"] - row["reward_at_1"] == pytest.approx(0.2484, rel=1e-3)
+    assert league(ROWS, TABLES, {}, (0.5,), bootstrap=20)["fewest_seeds"].tolist() == [1, 1]
+
+
+def test_fallen_chosen_responses_have_intervals_over_prompts():
+    """Four prompts of two pairs, of which two fell: a half, whose interval is that of four draws, not eight."""
+    curve = pd.DataFrame({"held_out_chosen_logratio": [-1.0], "held_out_chosen_fell": [0.5]})
+    pairs = pd.DataFrame({"prompt": np.repeat(range(4), 2), "chosen_logratio": [-5.0] * 4 + [3.0] * 4})
+    pairs["rejected_logratio"] = -9.0
+    displaced = {"strong": pairs}
+    row = league(ROWS, TABLES, {"strong": curve}, (1.0,), displaced=displaced).set_index("method").loc["dpo"]
+    assert (row["chosen_fell"], row["chosen_fell_low"], row["chosen_fell_high"]) == (0.5, 0.0, 1.0)
+    assert row["chosen_logratio_low"] == pytest.approx(-5) and row["chosen_logratio_high"] == pytest.approx(3)
+    assert row["rejected_logratio"] is None or pd.isna(row["rejected_logratio"])
 
 
 def test_time_per_step_is_the_median_between_two_steps_of_the_last_attempt(tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from artifacts import manifest_of
 from prefdag.data.dropped import lost_rows, reasons, warnings
-from prefdag.reporting.lost import losses_of_runs
+from prefdag.reporting.lost import leaked, losses_of_runs
 from snakemake_logger_plugin_prefdag.jobs import describe_audit, describe_facts
 
 
@@ -54,6 +54,24 @@ def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
     assert table.loc["dpo"].tolist() == [20, 17, 0.25]
     assert table["rows_used"].isna().tolist() == [True, False, True]
     assert table["ended"].isna().tolist() == [False, False, True]
+
+
+def allowing(folder: Path, leakage: str, shared: dict[str, int]) -> Path:
+    folder.mkdir()
+    splits = {"test": {**split(9), "prompts": {"its_first_row": 5}}}
+    (folder / "audit.json").write_text(json.dumps({"splits": splits, "shared_prompts": shared}))
+    (folder / "manifest.json").write_text(json.dumps({"config": {"prepare": {"leakage": leakage}}}))
+    return folder / "manifest.json"
+
+
+def test_a_suite_that_allows_leakage_says_how_many_test_prompts_it_trained_on(tmp_path: Path):
+    shared = {"test and train split": 2, "validation and train split": 1, "test and SFT's training": 3}
+    assert leaked(allowing(tmp_path / "some", "allow", shared)) == [
+        "This suite states leakage: allow. Of 5 prompts of the test split, 2 are in the train split and 3 are in SFT's "
+        "training too."
+    ]
+    assert "no prompt of the test split" in leaked(allowing(tmp_path / "none", "allow", {}))[0]
+    assert leaked(allowing(tmp_path / "error", "error", {})) == []
 
 
 def test_the_console_names_what_is_dropped_and_cut(comparisons: Path):

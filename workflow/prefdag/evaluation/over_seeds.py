@@ -40,7 +40,7 @@ def mean_over_seeds(
     With one seed a side this is the bootstrap over prompts (`summarise`). Otherwise the squared standard error has a
     part for the seeds of each side, the variance of their means / S, and one for the prompts, the variance of the
     prompts' means over seeds / G less what both count, the interaction. A side of one seed adds nothing: its variance
-    of training is not known, so whoever shows such an interval shows `ONE_SEED`. See `half_width`.
+    of training is not known, so a page that shows such an interval shows `ONE_SEED`. See `half_width`.
 
     Args:
         values: a number for each seed of ours, seed of theirs and prompt [S, T, G].

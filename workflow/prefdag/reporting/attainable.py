@@ -114,8 +114,9 @@ def add_shares(
     if league is None:
         return table, None
     best = {
-        method: max(members.groupby("group", sort=False), key=lambda one: one[1]["reward"].mean())[1]["run"]
-        for method, members in aligned.groupby("method", sort=False)
+        loss: max(members.groupby("group", sort=False), key=lambda one: one[1]["reward"].mean())[1]["run"]
+        for loss, members in aligned.groupby(["method", "form"], sort=False)
     }
-    shares = {method: share(list(names)) for method, names in best.items()}
-    return table, league.join(pd.DataFrame.from_dict(shares, "index", columns=[*COLUMNS, NOTE]), on="method")
+    shares = pd.DataFrame([share(list(names)) for names in best.values()], columns=[*COLUMNS, NOTE])
+    shares.index = pd.MultiIndex.from_tuples(best, names=["method", "form"])
+    return table, league.join(shares, on=["method", "form"])

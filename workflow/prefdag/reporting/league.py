@@ -1,7 +1,8 @@
 """The league of methods: reward at matched KL to the reference, displacement, length drift and cost.
 
 A method is represented by all its settings: SFT at KL 0, then its settings in the order of their KL, joined by
-straight lines. Shapes: S settings, G prompts, B bootstrap draws, M matched KLs.
+straight lines. Another choice of an option that is no number, such as summed or averaged log-probs, is another method.
+Shapes: S settings, G prompts, B bootstrap draws, M matched KLs.
 """
 
 import json
@@ -13,8 +14,12 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.answer_sets import AnswerSet
+from prefdag.evaluation.bootstrap import summarise
+from prefdag.evaluation.over_seeds import Variance, half_width, mean_over_seeds
 from prefdag.reporting.tables import BEFORE_ALIGNMENT
 from prefdag.seeds import generator
+
+DISPLACEMENT = ("chosen_logratio", "rejected_logratio", "chosen_fell")
 
 
 def league(
@@ -24,21 +29,25 @@ def league(
     matched: Sequence[float],
     bootstrap: int = 1000,
     seconds: Mapping[str, float] | None = None,
+    displaced: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
-    """Compare methods at matched KL, a row per method, the best at the first matched KL first.
+    """Compare methods at matched KL, a row per method, the largest reward at the first matched KL first.
 
     Args:
-        runs: columns run, method, group (`tables.runs_table`).
+        runs: columns run, method, form, group (`tables.runs_table`).
         tables: policy -> prompt_id, reward, kl, length of each generation, "sft" among them.
         curves: run -> curves.csv.
         matched: KLs in nats.
         bootstrap: number of resamples.
         seconds: run -> median seconds of a training step.
+        displaced: run -> prompt, chosen_logratio, rejected_logratio of held-out comparisons at the end of training.
 
     Columns: method, settings, runs, max_kl; for each matched KL reward_at_<kl>, _low and _high (NaN
     where no setting went so far); at the setting of largest reward: best_reward, best_kl and
     length_drift (tokens against SFT), each with _low and _high, and chosen_logratio, rejected_logratio, chosen_fell
-    (share of held-out comparisons); seconds_per_step. Intervals resample prompts, the same ones for every policy.
+    (share of held-out comparisons); seconds_per_step; form; fewest_seeds and most_seeds of a setting, best_seeds of
+    that of largest reward; _low and _high of the displacement. Intervals resample prompts, the same ones for every
+    policy; where a number has settings of several seeds, they are those of `evaluation.over_seeds`.
     """
     means = {name: _by_prompt(table) for name, table in tables.items()}
     num_prompts = len(means["sft"])
@@ -48,8 +57,8 @@ def league(
     weights = np.vstack([np.full(num_prompts, 1.0), draws]) / num_prompts  # the first row is the plain mean: [1 + B, G]
     aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
     rows = [
-        {"method": method, **_row(members, means, curves, weights, matched, seconds or {})}
-        for method, members in aligned.groupby("method", sort=False)
+        {"method": method, **_row(members, means, curves, weights, matched, seconds or {}, displaced or {})}
+        for (method, _), members in aligned.groupby(["method", "form"], sort=False)
     ]
     table = pd.DataFrame(rows)
     return table.sort_values([_at(matched[0]), "best_reward"], ascending=False, kind="stable").reset_index(drop=True)
@@ -62,29 +71,108 @@ def _row(
     weights: np.ndarray,
     matched: Sequence[float],
     seconds: Mapping[str, float],
+    displaced: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
     settings = {group: list(one["run"]) for group, one in members.groupby("group", sort=False)}
-    reward, kl, length = (
-        np.stack([weights @ np.mean([means[run][column] for run in runs], axis=0) for runs in settings.values()], 1)
+    by_seed = {
+        column: [np.stack([means[run][column] for run in runs]) for runs in settings.values()]
         for column in ("reward", "kl", "length")
+    }  # of each setting, [seeds, G]
+    reward, kl, length = (
+        np.stack([weights @ values.mean(axis=0) for values in by_seed[column]], 1) for column in by_seed
     )  # [1 + B, S], a setting's seeds averaged
     start = {column: weights @ means["sft"][column].to_numpy() for column in ("reward", "length")}
-    at = {_at(target): _at_kl(target, start["reward"], kl, reward) for target in matched}
     best = int(np.argmax(reward[0]))
-    drift = length[:, best] - start["length"]
+    drift = by_seed["length"][best] - means["sft"]["length"].to_numpy()
     runs = list(settings.values())[best]
     steps = [seconds[run] for run in members["run"] if run in seconds]
+    moved = _displacement([curves[run] for run in runs if run in curves])
+    at: dict[str, float] = {}
+    for target in matched:
+        values = _at_kl(target, start["reward"], kl, reward)
+        at |= _centred(_at(target), values, _variances(target, start["reward"][0], by_seed), weights.shape[1])
     return {
         "settings": len(settings),
         "runs": len(members),
         "max_kl": kl[0].max(),
-        **{name: value for target, values in at.items() for name, value in _interval(target, values).items()},
-        **_interval("best_reward", reward[:, best]),
-        **_interval("best_kl", kl[:, best]),
-        **_displacement([curves[run] for run in runs if run in curves]),
-        **_interval("length_drift", drift),
+        **at,
+        **_of_setting("best_reward", reward[:, best], by_seed["reward"][best]),
+        **_of_setting("best_kl", kl[:, best], by_seed["kl"][best]),
+        **moved,
+        **_of_setting("length_drift", length[:, best] - start["length"], drift),
         "seconds_per_step": float(np.median(steps)) if steps else None,
+        "form": members["form"].iloc[0],
+        "fewest_seeds": min(map(len, settings.values())),
+        "most_seeds": max(map(len, settings.values())),
+        "best_seeds": len(runs),
+        **_ends(moved, [displaced[run] for run in runs if run in displaced]),
     }
+
+
+def _of_setting(name: str, draws: np.ndarray, by_seed: np.ndarray) -> dict[str, float]:
+    """Return a setting's mean with its interval: over prompts of one seed, [1 + B], or over seeds, [seeds, G]."""
+    if len(by_seed) == 1:
+        return _interval(name, draws)
+    values = mean_over_seeds(by_seed[:, None], seed=name)
+    return {name: float(draws[0]), f"{name}_low": values.low, f"{name}_high": values.high}
+
+
+def _variances(target: float, start: float, by_seed: Mapping[str, Sequence[np.ndarray]]) -> list[Variance]:
+    """Return what the seeds of each setting add to the variance of the reward at a matched KL.
+
+    By the jackknife: a setting's point without one of its seeds moves the line. Of a mean this is its variance over
+    seeds, divided by their number.
+
+    Reference: Efron and Tibshirani 1993, eq. 11.5.
+    """
+    reward, kl = ([values.mean(axis=1) for values in by_seed[column]] for column in ("reward", "kl"))  # [seeds] each
+    parts = []
+    for index, seeds in enumerate(reward):
+        number = len(seeds)
+        moved = []
+        for left_out in range(number if number > 1 else 0):
+            points = [
+                np.array([(np.delete(one, left_out) if at == index else one).mean() for at, one in enumerate(side)])
+                for side in (kl, reward)
+            ]
+            moved.append(_along(target, start, *points))
+        if moved and np.ptp(moved) > 0:
+            parts.append(Variance((number - 1) * float(np.var(moved)), number - 1))
+    return parts
+
+
+def _along(target: float, start: float, kl: np.ndarray, reward: np.ndarray) -> float:
+    """Return the reward at `target` nats along SFT and points [S]; that of the furthest where none goes so far."""
+    order = np.argsort(kl)
+    along = np.concatenate([[0.0], kl[order]]), np.concatenate([[start], reward[order]])
+    return float(np.interp(target, *along))
+
+
+def _centred(name: str, draws: np.ndarray, seeds: list[Variance], num_prompts: int) -> dict[str, float]:
+    """Return the plain value with its interval over prompts, [1 + B], and over seeds where these move it."""
+    if not seeds or not np.isfinite(draws).all():
+        return _interval(name, draws)
+    half = half_width(seeds, Variance(float(draws[1:].var(ddof=1)), num_prompts - 1))
+    return {name: float(draws[0]), f"{name}_low": float(draws[0] - half), f"{name}_high": float(draws[0] + half)}
+
+
+def _ends(moved: Mapping[str, float | None], runs: Sequence[pd.DataFrame]) -> dict[str, float | None]:
+    """Return the ends of the displacement's intervals. runs: of each seed, a row per held-out comparison."""
+    ends: dict[str, float | None] = {}
+    tables = [table.assign(chosen_fell=(table["chosen_logratio"] < 0).astype(float)) for table in runs]
+    for name in DISPLACEMENT:
+        ends |= {f"{name}_low": None, f"{name}_high": None}
+        mean = moved[name]
+        if mean is None or not tables or tables[0]["prompt"].nunique() < 2:
+            continue
+        interval = summarise(tables[0][name], tables[0]["prompt"], seed=name)
+        if len(tables) > 1:
+            by_prompt = np.stack([table.groupby("prompt")[name].mean() for table in tables])
+            interval = mean_over_seeds(by_prompt[:, None], seed=name)
+        limits = (0.0, 1.0) if name == "chosen_fell" else (-np.inf, np.inf)
+        around = np.array([interval.low, interval.high]) - interval.mean + mean
+        ends[f"{name}_low"], ends[f"{name}_high"] = np.clip(around, *limits).tolist()
+    return ends
 
 
 def _at(target: float) -> str:
@@ -98,12 +186,7 @@ def _at_kl(target: float, start: np.ndarray, kl: np.ndarray, reward: np.ndarray)
     """
     if kl[0].max() < target:
         return np.full(len(start), np.nan)
-    rewards = np.empty(len(start))
-    for draw in range(len(start)):
-        order = np.argsort(kl[draw])
-        along = np.concatenate([[0.0], kl[draw][order]]), np.concatenate([[start[draw]], reward[draw][order]])
-        rewards[draw] = np.interp(target, *along)
-    return rewards
+    return np.array([_along(target, *points) for points in zip(start, kl, reward, strict=True)])
 
 
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
@@ -119,7 +202,7 @@ def _by_prompt(table: pd.DataFrame) -> pd.DataFrame:
 def _displacement(curves: Sequence[pd.DataFrame]) -> dict[str, float | None]:
     """Where held-out responses ended, in nats of summed log-ratio to SFT; the mean over a setting's seeds."""
     values: dict[str, float | None] = {}
-    for name in ("chosen_logratio", "rejected_logratio", "chosen_fell"):
+    for name in DISPLACEMENT:
         column = f"held_out_{name}"
         ends = [curve[column].dropna().iloc[-1] for curve in curves if column in curve and curve[column].notna().any()]
         values[name] = float(np.mean(ends)) if ends else None

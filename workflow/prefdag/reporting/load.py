@@ -208,7 +208,8 @@ def load_results(
     ranking = None
     if settings.matched_kl and curves:
         seconds = seconds_per_step(journals) if journals is not None else None
-        ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds)
+        displaced = _held_out(inputs.preferences)
+        ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds, displaced=displaced)
     pool = next((path for path in inputs.scores if path.parent.name == POOL_NAME), None) if inputs.best_of_n else None
     best = PoolFrontier(pd.read_csv(pool.parent / "scores.csv")) if pool else None
     if best:
@@ -254,6 +255,12 @@ def _curves(preferences: Sequence[Path]) -> tuple[dict[str, pd.DataFrame], dict[
         curves[run] = curve
         ends[run] = ends[path.parent.name] = int(curve["step"].iloc[-1])
     return curves, ends
+
+
+def _held_out(preferences: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """Read held_out.csv of each run, of its last round: log-ratios of held-out comparisons after training."""
+    paths = {AnswerSet.parse(path.parent.name).policy: path.parent / "held_out.csv" for path in preferences}
+    return {run: pd.read_csv(path) for run, path in paths.items() if path.is_file()}
 
 
 def _summaries(manifests: Sequence[Path]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What was lost before anything was measured: rows that `prepare` dropped, and answers cut at their token limit."""
+"""What was lost or leaked before anything was measured: rows dropped or seen in training, and answers that were cut."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,3 +43,22 @@ def audit_of(comparisons: Path) -> dict[str, Any]:
     path = comparisons.parent / "audit.json"
     splits: dict[str, Any] = json.loads(path.read_text())["splits"] if path.is_file() else {}
     return splits
+
+
+def leaked(comparisons: Path) -> list[str]:
+    """Say how many held-out prompts are trained on, if the suite allows any. comparisons: manifest of the stage."""
+    config = read_manifest(comparisons).content.get("config", {})
+    if config.get("prepare", {}).get("leakage") != "allow":
+        return []
+    path = comparisons.parent / "audit.json"
+    audit: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"splits": {}, "shared_prompts": {}}
+    shares = {name: number for name, number in audit["shared_prompts"].items() if name.startswith("test and ")}
+    prompts = audit["splits"].get("test", {}).get("prompts", {}).get("its_first_row", 0)
+    if not shares:
+        return ["This suite states leakage: allow; no prompt of the test split is in a split that trains."]
+    parts = [f"{number} are in {_owner(name.removeprefix('test and '))}" for name, number in shares.items()]
+    return [f"This suite states leakage: allow. Of {prompts} prompts of the test split, {' and '.join(parts)} too."]
+
+
+def _owner(name: str) -> str:
+    return name if name.startswith("SFT") else f"the {name}"

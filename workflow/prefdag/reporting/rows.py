@@ -9,6 +9,7 @@ import pandas as pd
 
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.provenance.manifest import read_training
+from prefdag.reporting.league import DISPLACEMENT
 from prefdag.reporting.tables import title
 
 METRICS = ("reward", "kl", "length", "distinct2", "trained")
@@ -128,8 +129,10 @@ def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[
     for row in table.to_dict("records") if table is not None else ():
         known = {key: None if pd.isna(value) else value for key, value in row.items()}
         names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "best_kl", "length_drift"]
-        cells = {name: _mean(known, name) for name in names}
-        rows.append({**known, **cells, "method": title(row["method"])})
+        cells = {name: _mean(known, name) for name in (*names, *DISPLACEMENT)}
+        fewest, most = row["fewest_seeds"], row["most_seeds"]
+        seeds = f"{fewest} to {most}" if fewest != most else str(fewest)
+        rows.append({**known, **cells, "method": title(row["method"], row["form"]), "seeds": seeds})
     return rows
 
 

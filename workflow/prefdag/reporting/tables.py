@@ -25,8 +25,13 @@ BEFORE_TITLES = {"base": "base", "sft": "SFT"}
 SYMBOLS = {"alpha": "α", "beta": "β", "epsilon": "ε", "gamma": "γ", "lambda": "λ", "tau": "τ", "label_smoothing": "ε"}
 
 
-def title(method: str) -> str:
-    """Return a method's name as papers print it; `online` and `own-pairs` before it are those of `Run`."""
+def title(method: str, form: str = "") -> str:
+    """Return a method's name as papers print it; `online` and `own-pairs` before it are those of `Run`.
+
+    form: the choices that make it another loss than its namesakes.
+    """
+    if form:
+        return f"{title(method)} {form}"
     source, _, loss = method.partition(" ")
     if source == "online" and loss:
         return f"Online {title(loss)}"

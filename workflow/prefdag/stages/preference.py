@@ -22,9 +22,9 @@ from prefdag.schema import Section
 from prefdag.training.checkpoint import Checkpoint, WeightsKeeper
 from prefdag.training.loop import total_steps, train
 from prefdag.training.mismatched import MismatchedRatios
-from prefdag.training.preference_metrics import displacement
+from prefdag.training.preference_metrics import Displacement
 from prefdag.training.preference_task import PreferenceTask
-from prefdag.training.records import record_steps
+from prefdag.training.records import record_steps, write_rows
 from prefdag.training.reference_cache import ReferenceCache, cache_key, check_key, tolerance, write_cache
 
 
@@ -88,12 +88,14 @@ def run(
         live = base if base is not model and start is None else _frozen(policy, device)
     tasks = {split: _task(job, model, view, caches.get(split), live, start and policy) for split, view in views.items()}
     held_out_pairs = stores["validation"] if stores["validation"].num_responses > 1 else ()
-    probe = displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
+    probe = Displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
     task, saved = tasks["train"], Checkpoint(workspace.resume)
     steps = train(model.train(), views["train"], settings, task, saved, probe, checkpoints)
     title = workspace.name or job.objective.method
     total = total_steps(views["train"], settings)
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
+    if probe is not None:
+        write_rows(probe.rows(), workspace.output / "held_out.csv")
     save(model, began.parent / "model", workspace.output / "model")
     _log_models(workspace, title, checkpoints.publish(workspace.output / "checkpoints"), "start" if start else "policy")
     model.eval()

@@ -1,7 +1,5 @@
 """Metrics of preference training, the same for every loss: log-probs, log-ratios, margins, accuracy."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -56,31 +54,52 @@ def _win(gap: Tensor) -> Tensor:
     return (gap > 0) + 0.5 * (gap == 0)
 
 
-def displacement(model: PreTrainedModel, store: Store, tokens_per_batch: int) -> Callable[[], dict[str, float]]:
-    """Return a probe of how far the first held-out comparisons have moved from the starting policy.
+class Displacement:
+    """A probe of how far the first held-out comparisons have moved from the starting policy.
 
-    The start is measured in this call, so make it before a saved state is loaded.
+    The start is measured when it is made, so make it before a saved state is loaded.
 
     Args:
         model: the policy.
         store: held-out comparisons, of which PROBED are measured.
         tokens_per_batch: budget of a micro-batch.
     """
-    probed = [store[index] for index in range(min(PROBED, len(store)))]
 
-    def measure() -> list[LogProbs]:
-        device = next(model.parameters()).device
+    def __init__(self, model: PreTrainedModel, store: Store, tokens_per_batch: int) -> None:
+        self._model, self._tokens_per_batch = model, tokens_per_batch
+        self._probed = [store[index] for index in range(min(PROBED, len(store)))]
+        self._prompts = [int(prompt) for prompt in store.prompts[: len(self._probed)]]
+        self._start = self._measure()
+
+    def _measure(self) -> list[tuple[list[int], LogProbs]]:
+        device = next(self._model.parameters()).device
         with torch.no_grad(), autocast(device):
-            return [logprobs(model, segments.to(device)) for _, segments in iter_packed(probed, tokens_per_batch)]
+            return [
+                (list(ids), logprobs(self._model, segments.to(device)))
+                for ids, segments in iter_packed(self._probed, self._tokens_per_batch)
+            ]
 
-    start = measure()
+    def _ratio(self) -> tuple[list[int], Tensor]:
+        """Return the numbers of the comparisons, in the order of the batches, and their log-ratios [N, K]."""
+        pairs = list(zip(self._measure(), self._start, strict=True))
+        return [index for (ids, _), _ in pairs for index in ids], torch.cat(
+            [(now - then).total for (_, now), (_, then) in pairs]
+        )
 
-    def probe() -> dict[str, float]:
-        ratio = torch.cat([(now - then).total for now, then in zip(measure(), start, strict=True)])
-        chosen, rejected = sides(ratio)
+    def __call__(self) -> dict[str, float]:
+        """Return the means over the comparisons."""
+        chosen, rejected = sides(self._ratio()[1])
         gap = chosen - rejected
         named = {"chosen_logratio": chosen, "rejected_logratio": rejected, "margin": gap}
         named |= {"accuracy": _win(gap), "chosen_fell": (chosen < 0).float()}
         return {f"held_out_{name}": value.double().mean().item() for name, value in named.items()}
 
-    return probe
+    def rows(self) -> list[dict[str, float]]:
+        """Return each comparison's prompt and the log-ratios of its sides."""
+        ids, ratio = self._ratio()
+        chosen, rejected = (side.double().tolist() for side in sides(ratio))
+        rows = {
+            index: {"prompt": self._prompts[index], "chosen_logratio": better, "rejected_logratio": worse}
+            for index, better, worse in zip(ids, chosen, rejected, strict=True)
+        }
+        return [rows[index] for index in sorted(rows)]

@@ -128,9 +128,14 @@ def record_steps(steps: Iterable[Step], total: int, journal: Journal, path: Path
         first = first or (step.number, time.monotonic())
         last = step
     assert last is not None, "a training has at least one step"
-    columns = dict.fromkeys(name for line in lines for name in line)  # not every step has every metric
+    write_rows(lines, path)
+    return last
+
+
+def write_rows(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a CSV file with a column for each name in any row: not every step has every metric."""
+    columns = dict.fromkeys(name for row in rows for name in row)
     with path.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(columns))
         writer.writeheader()
-        writer.writerows(lines)
-    return last
+        writer.writerows(rows)

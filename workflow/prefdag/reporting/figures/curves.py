@@ -16,7 +16,8 @@ PANELS_A_ROW = 3
 MANY = 12  # methods with panels of full size; more methods get small ones
 PANELS_OF_MANY = 6
 PROBED = 48  # held-out comparisons that a training watches (`training.preference_metrics`, which needs torch)
-QUANTITIES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
+QUANTITIES = {"loss": "loss", "margin": "margin", "accuracy": "accuracy"}
+OF_SUMS, OF_MEANS = "margin of sums (nats)", "margin of means\n(nats a token)"  # with a reference, and without
 NOT_COMPARED = "the loss reads\nsingle responses"  # why a training has no margin and no accuracy
 SIDES = {"chosen": ("better response", BLUE), "rejected": ("worse response", VERMILLION)}
 LINES: dict[str, Any] = {"chosen": "-", "rejected": (0, (3, 1.5))}
@@ -105,7 +106,7 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
             axes.sharey(panels[0, -1])  # accuracies of all methods are on one scale
         for row, members in zip(panels, losses, strict=True):
             for axes, (column, label) in zip(row, QUANTITIES.items(), strict=True):
-                axes.set_ylabel(label)
+                axes.set_ylabel(_margin(curves, members) if column == "margin" else label)
                 if not _has(curves, members, column):
                     axes.set_axis_off()
                     axes.text(0.5, 0.5, f"no {column}: {NOT_COMPARED}", ha="center", va="center", color=GREY)
@@ -118,6 +119,11 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
         for axes in panels[-1]:
             axes.set_xlabel("optimizer step")
     return figure
+
+
+def _margin(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame) -> str:
+    """Return the label of a loss's margins: of summed log-ratios where its curves have some, else of averages."""
+    return OF_SUMS if any("chosen_logratio" in curves[run] for run in members["run"]) else OF_MEANS
 
 
 def smoothed(values: pd.Series) -> tuple[pd.Series, pd.Series]:

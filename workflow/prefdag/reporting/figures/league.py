@@ -33,7 +33,7 @@ def league_figure(table: pd.DataFrame, matched: tuple[float, ...], sft_reward: f
             1, 4 if timed else 3, sharey=True, width_ratios=[3, 2.4, 1.6, 1.2][: 4 if timed else 3]
         )
         height = np.arange(len(table))[::-1]
-        panels[0].set_yticks(height, [title(method) for method in table["method"]])
+        panels[0].set_yticks(height, [title(*names) for names in zip(table["method"], table["form"], strict=True)])
         panels[0].set_ylim(-0.8, len(table) - 0.2)
         _rewards(panels[0], table, height, matched, sft_reward, reward_label)
         _displaced(panels[1], table, height)
@@ -75,6 +75,9 @@ def _rewards(
 
 def _displaced(axes: Axes, table: pd.DataFrame, height: np.ndarray) -> None:
     axes.hlines(height, table["rejected_logratio"], table["chosen_logratio"], color="#bbbbbb", linewidth=1)
+    for name, colour in (("chosen_logratio", BLUE), ("rejected_logratio", VERMILLION)):
+        low, high = (table[f"{name}_{end}"].astype(float) for end in ("low", "high"))
+        axes.hlines(height, low, high, color=colour, linewidth=0.9, alpha=0.7, zorder=2)
     axes.scatter(table["chosen_logratio"], height, s=22, color=BLUE, zorder=3)
     axes.scatter(table["rejected_logratio"], height, s=22, facecolor="white", edgecolor=VERMILLION, zorder=3)
     axes.axvline(0, color=GREY, linewidth=0.7, zorder=1)
@@ -107,15 +110,15 @@ def frontiers(
     best_of_n: pd.DataFrame | None = None,
     attainable: pd.DataFrame | None = None,
 ) -> Figure:
-    """A panel a method: its settings in colour over all other runs in grey, on shared axes; Best-of-N in each.
+    """A panel a loss: its settings in colour over all other runs in grey, on shared axes; Best-of-N in each.
 
-    runs: columns run, method, group, reward, reward_low, reward_high, kl, kl_se.
+    runs: columns run, method, form, group, reward, reward_low, reward_high, kl, kl_se.
     checkpoints, best_of_n, attainable: as in `frontier`.
     """
     checkpoints = runs.iloc[:0] if checkpoints is None else checkpoints
     pool = by_headline(best_of_n)
     aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
-    methods = list(dict.fromkeys(aligned["method"]))
+    methods = list(dict.fromkeys(zip(aligned["method"], aligned["form"], strict=True)))
     columns = min(PANELS_A_ROW, len(methods))
     rows = -(-len(methods) // columns)
     start = runs[runs["run"] == "sft"]
@@ -127,7 +130,7 @@ def frontiers(
             axes.set_visible(False)
         _scale(panels[0], aligned["kl"], room=0.18)
         for axes, method in zip(panels, methods, strict=False):
-            members = aligned[aligned["method"] == method]
+            members = aligned[(aligned["method"] == method[0]) & (aligned["form"] == method[1])]
             axes.axhline(sft["reward"], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
             axes.scatter(aligned["kl"], aligned["reward"], s=5, color="#cccccc", zorder=2, linewidths=0)
             draw_best_of_n(axes, pool, named=False)
@@ -140,7 +143,7 @@ def frontiers(
             wide = [np.minimum(1.96 * members["kl_se"], members["kl"].clip(lower=0)), 1.96 * members["kl_se"]]
             bars = {"fmt": "o", "ms": 3.5, "color": BLUE, "elinewidth": 0.8, "zorder": 4}
             axes.errorbar(members["kl"], members["reward"], spread, wide, **bars)
-            axes.set_title(title(method), fontsize=8)
+            axes.set_title(title(*method), fontsize=8)
         for axes in panels[: len(methods)][-columns:]:
             axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
         figure.supxlabel(kl_label(panels[0]), fontsize=9)

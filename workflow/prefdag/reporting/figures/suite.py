@@ -40,8 +40,9 @@ def frontier_narrow(results: SuiteResults) -> Figure | None:
 
 @FIGURES.add(
     "Reward at matched KL, displacement, length drift and time per step of every method",
-    "From the left: reward at matched KL with 95% intervals; mean log-ratio to SFT of held-out chosen and rejected "
-    "responses at the end of training; change of the mean generated length.",
+    "From the left: reward at matched KL; mean log-ratio to SFT of held-out chosen and rejected responses at the end "
+    "of training; change of the mean generated length. Bars are 95% intervals over prompts, and over seeds where a "
+    "setting has several; elsewhere one seed: the variance of training is not in it.",
     section="league",
 )
 def league(results: SuiteResults) -> Figure | None:
@@ -120,7 +121,8 @@ def displacement(results: SuiteResults) -> Figure | None:
 @FIGURES.add(
     "Loss, margin and accuracy over training",
     "Loss, margin (chosen minus rejected) and accuracy (share of comparisons with a positive margin, ties half) on "
-    "training batches. Margins are of summed log-ratios, or of average log-probabilities where no reference is read. "
+    "training batches. Margins are of summed log-ratios, or of average log-probabilities where no reference is read, "
+    "as each axis says; a loss of single responses has neither margin nor accuracy, and its panels say so. "
     "Thin: every step; thick: a centred mean over a twentieth of the steps, with its 95% interval. Losses and margins "
     "of different rows are different quantities.",
     section="training",

@@ -9,9 +9,10 @@ import pandas as pd
 
 from prefdag.config.sections.report import Expected
 from prefdag.data.dropped import MANY, lost_rows, warnings
+from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.reporting.candidates import candidates_rows, protocol
 from prefdag.reporting.load import SuiteResults, evenly_spaced
-from prefdag.reporting.lost import audit_of
+from prefdag.reporting.lost import audit_of, leaked
 from prefdag.reporting.rows import (
     answers_row,
     best_of_n_rows,
@@ -46,6 +47,7 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
         "curves": bool(results.curves or results.online),
         "league": league_rows(results.league, results.settings.matched_kl),
         "matched_kl": results.settings.matched_kl,
+        "one_seed": ONE_SEED,
         "evaluation": evaluation_rows(results.accuracies),
         "reward_model": results.inputs.reward is not None,
         "num_prompts": _range(runs["num_prompts"]),
@@ -92,6 +94,7 @@ def lost_content(results: SuiteResults) -> dict[str, Any]:
         "rows_read": sum(read for _, read in rows.values()),
         "rows_dropped": sum(lost for lost, _ in rows.values()),
         "rows_warnings": warnings(splits),
+        "leaked": leaked(results.inputs.comparisons),
         "rows_labels": splits.get("train", {}).get("labels"),
         "cut_answers": ", ".join(cut),
     }

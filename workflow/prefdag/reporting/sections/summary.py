@@ -10,19 +10,21 @@ import pandas as pd
 
 from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.reporting.load import SuiteResults
+from prefdag.reporting.lost import leaked
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
 MANY = 0.2  # share of rows lost from which the first sentence says so
 
 
 def summary(results: SuiteResults) -> list[str]:
-    """Return at most four sentences: the comparison, the start, the largest reward, and the reward model."""
+    """Return sentences on the comparison, what leaked, SFT, the largest reward and the reward model."""
     runs = results.runs
     trained = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
     methods = trained["method"].nunique()
     sentences = [
         f"{len(trained)} runs of {methods} {'method' if methods == 1 else 'methods'} from one SFT policy, compared by "
-        f"the {results.settings.reward_label} of their answers and by how far they moved from SFT.{_lost(runs)}"
+        f"the {results.settings.reward_label} of their answers and by how far they moved from SFT.{_lost(runs)}",
+        *leaked(results.inputs.comparisons),
     ]
     start = runs[runs["run"] == "sft"].to_dict("records")
     if start:
