@@ -346,11 +346,11 @@ def test_a_run_of_other_settings_or_of_another_policy_is_refused(tmp_path):
     dpo = manifest("preference/dpo", config, policy=sha)
     score = manifest("score/dpo", {}, policy=read_manifest(dpo).sha256, reference=sha)
     row = {"name": "dpo", "method": "dpo", "seed": 0, "objective": {"beta": 0.1}}
-    _check_runs([Run(**row, preference={"learning_rate": 2e-4})], [read_manifest(dpo)])
+    _check_runs([Run(**row, preference={"learning_rate": 2e-4})], {dpo: read_manifest(dpo)})
     with pytest.raises(UserError, match=r"trained with preference.learning_rate 0.0002, .* states 0.0001; run"):
-        _check_runs([Run(**row, preference={"learning_rate": 1e-4})], [read_manifest(dpo)])
+        _check_runs([Run(**row, preference={"learning_rate": 1e-4})], {dpo: read_manifest(dpo)})
     with pytest.raises(UserError, match="trained with objective.beta 0.1, where the suite states 0.5"):
-        _check_runs([Run(**{**row, "objective": {"beta": 0.5}}, preference={})], [read_manifest(dpo)])
+        _check_runs([Run(**{**row, "objective": {"beta": 0.5}}, preference={})], {dpo: read_manifest(dpo)})
     _check_lineage([score], [], [dpo], sft)
     other = manifest("score/sft", {}, policy="0" * 64, reference=sha)
     with pytest.raises(UserError, match=r"score/sft/manifest.json: its policy was not .*/sft/manifest.json"):

@@ -99,7 +99,7 @@ def read_manifest(path: Path) -> Manifest:
 def read_training(path: Path) -> Manifest:
     """Read the manifest of a training; where a stage passed it on, the one that the training wrote."""
     manifest = read_manifest(path)
-    return read_manifest(manifest.file(TRAINING)) if TRAINING in manifest.content["files"] else manifest
+    return read_manifest(manifest.file(TRAINING)) if TRAINING in manifest.content.get("files", {}) else manifest
 
 
 def describe(

@@ -91,8 +91,7 @@ def run(
     probe = Displacement(model, stores["validation"], settings.tokens_per_batch) if len(held_out_pairs) else None
     task, saved = tasks["train"], Checkpoint(workspace.resume)
     steps = train(model.train(), views["train"], settings, task, saved, probe, checkpoints)
-    title = workspace.name or job.objective.method
-    total = total_steps(views["train"], settings)
+    title, total = workspace.name or job.objective.method, total_steps(views["train"], settings)
     last = record_steps(steps, total, workspace.journal, workspace.output / "curves.csv", title)
     if probe is not None:
         write_rows(probe.rows(), workspace.output / "held_out.csv")

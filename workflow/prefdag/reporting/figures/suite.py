@@ -41,8 +41,7 @@ def frontier_narrow(results: SuiteResults) -> Figure | None:
 @FIGURES.add(
     "Reward at matched KL, displacement, length drift and time per step of every method",
     "From the left: reward at matched KL; mean log-ratio to SFT of held-out chosen and rejected responses at the end "
-    "of training; change of the mean generated length. Bars are 95% intervals over prompts, and over seeds where a "
-    "setting has several; elsewhere one seed: the variance of training is not in it.",
+    "of training; change of the mean length. Bars are 95% intervals over prompts, and over several seeds.",
     section="league",
 )
 def league(results: SuiteResults) -> Figure | None:
@@ -121,10 +120,9 @@ def displacement(results: SuiteResults) -> Figure | None:
 @FIGURES.add(
     "Loss, margin and accuracy over training",
     "Loss, margin (chosen minus rejected) and accuracy (share of comparisons with a positive margin, ties half) on "
-    "training batches. Margins are of summed log-ratios, or of average log-probabilities where no reference is read, "
-    "as each axis says; a loss of single responses has neither margin nor accuracy, and its panels say so. "
-    "Thin: every step; thick: a centred mean over a twentieth of the steps, with its 95% interval. Losses and margins "
-    "of different rows are different quantities.",
+    "training batches. Margins are of sums, without a reference of means; a loss of single responses has none. Thin:"
+    " every step; thick: a centred mean over a twentieth of the steps, with its 95% interval. Losses and margins of "
+    "different rows are different quantities.",
     section="training",
 )
 def training(results: SuiteResults) -> Figure | None:
