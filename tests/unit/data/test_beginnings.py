@@ -3,9 +3,9 @@
 from itertools import islice
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
-from hypothesis import given
 from hypothesis import strategies as st
 
 from prefdag.config.prepare import HeldOut
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 TEXTS = st.lists(st.text("ab ", max_size=5), max_size=12)
 
 
-@given(TEXTS, TEXTS, st.text("ab ", max_size=4))
+@hypothesis.given(TEXTS, TEXTS, st.text("ab ", max_size=4))
 def test_membership_is_that_of_a_loop(first: list[str], further: list[str], prompt: str):
     begun = Beginnings(first)
     assert (prompt in begun) == any(text.startswith(prompt) for text in first)

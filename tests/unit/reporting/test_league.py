@@ -78,7 +78,7 @@ def test_two_forms_of_a_loss_are_two_methods():
     table = league(rows, TABLES, {}, (3.0,), bootstrap=20).set_index("form")
     assert np.isnan(table.loc["summed", "reward_at_3"]) and table.loc["averaged", "reward_at_3"] == pytest.approx(0.36)
     (named,) = [row for row in league_rows(table.reset_index(), (3.0,)) if row["form"] == "summed"]
-    assert named["method"] == "IPO summed" and named["seeds"] == "1"
+    assert named["method"] == "IPO summed" and named["seeds"] == "1 seed"
 
 
 def test_intervals_of_several_seeds_hold_the_seeds():
@@ -104,6 +104,9 @@ def test_fallen_chosen_responses_have_intervals_over_prompts():
     row = league(ROWS, TABLES, {"strong": curve}, (1.0,), displaced=displaced).set_index("method").loc["dpo"]
     assert (row["chosen_fell"], row["chosen_fell_low"], row["chosen_fell_high"]) == (0.5, 0.0, 1.0)
     assert row["chosen_logratio_low"] == pytest.approx(-5) and row["chosen_logratio_high"] == pytest.approx(3)
+    all_fell = {"strong": pairs.assign(chosen_logratio=-5.0)}
+    sure = league(ROWS, TABLES, {"strong": curve.assign(held_out_chosen_fell=1.0)}, (1.0,), displaced=all_fell)
+    assert sure.set_index("method").loc["dpo", "chosen_fell_low"] == pytest.approx(4 / (4 + 1.959964**2)), "Wilson's"
     assert row["rejected_logratio"] is None or pd.isna(row["rejected_logratio"])
 
 

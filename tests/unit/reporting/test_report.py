@@ -361,11 +361,11 @@ def test_the_reward_models_scores_are_those_of_held_out_and_of_generated_respons
     """Every held-out response by its rank before and after training, in histograms and in boxes."""
     inputs, workspace = results
     table = pd.read_csv(inputs["reward"].parent / "held_out.csv")
-    drawn = (workspace.output / "figures/reward_histograms.svg").read_text()
+    figure = (workspace.output / "figures/reward_histograms.svg").read_text()
     for side in ("chosen", "rejected"):
         for when in ("before", "after"):
-            assert f"held-out {side}, {when} training" in drawn
-            assert f"mean {table[f'{when}_{side}'].mean():.2f} [" in drawn
+            assert f"held-out {side}, {when} training" in figure
+            assert f"mean {table[f'{when}_{side}'].mean():.2f} [" in figure
     boxes = (workspace.output / "figures/reward_boxes.svg").read_text()
     assert all(name in boxes for name in ("held-out chosen", "held-out rejected", "SFT", "before training"))
 
@@ -379,5 +379,5 @@ def test_a_fetched_reward_model_has_scores_without_training(tmp_path):
     evaluation = json.loads((folder / "evaluation.json").read_text())
     (folder / "evaluation.json").write_text(json.dumps({"after": evaluation["after"]}))
     (folder / "source.json").write_text("{}")
-    drawn = (made(tmp_path / "report", inputs, SOME).output / "figures/reward_histograms.svg").read_text()
-    assert "held-out chosen, as fetched" in drawn and "before training" not in drawn
+    figure = (made(tmp_path / "report", inputs, SOME).output / "figures/reward_histograms.svg").read_text()
+    assert "held-out chosen, as fetched" in figure and "before training" not in figure

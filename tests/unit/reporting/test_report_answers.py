@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from prefdag.config.sections.report import Expected
+from prefdag.evaluation.bootstrap import wilson
 from prefdag.reporting.figures.answers import by_temperature, on_other_prompts, over_training
-from prefdag.reporting.figures.curves import PROBED, displacement, wilson
+from prefdag.reporting.figures.curves import PROBED, displacement
 from prefdag.reporting.sections.judges import agreements, rates
 from prefdag.reporting.seeds import average_seeds, gains, means_by_prompt, published_rows, seeds_table
 from prefdag.reporting.tables import answers_table, checkpoints, ood_win_rates, runs_table, temperature_variants

@@ -4,10 +4,11 @@ import math
 from itertools import islice
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from comparisons import comparisons, stored, tiny
@@ -22,7 +23,7 @@ from prefdag.training.step_order import step_order, whole_prompts
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=40), more=st.integers(0, 20), data=st.data())
+@hypothesis.given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=40), more=st.integers(0, 20), data=st.data())
 def test_an_epoch_sees_each_comparison_once_and_whole_prompts(sizes: list[int], more: int, data: st.DataObject) -> None:
     prompts = np.repeat(np.arange(len(sizes)) * 7, sizes)
     prompts = np.array(data.draw(st.permutations(prompts.tolist())))  # a prompt's comparisons need not be neighbours

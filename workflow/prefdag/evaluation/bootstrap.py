@@ -110,6 +110,14 @@ def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: floa
     return WinRate(float(verdicts.mean()), low, high, error, wins, ties, losses, len(verdicts))
 
 
+def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
+    z = 1.959964
+    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    return centre - half, centre + half
+
+
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return `values` as float64 [N], and the sum [G] and number [G] of each prompt's rows."""
     values = np.asarray(values, dtype=np.float64)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from prefdag.config.answer_sets import AnswerSet
-from prefdag.evaluation.bootstrap import summarise
+from prefdag.evaluation.bootstrap import summarise, wilson
 from prefdag.evaluation.over_seeds import Variance, half_width, mean_over_seeds
 from prefdag.reporting.tables import BEFORE_ALIGNMENT
 from prefdag.seeds import generator
@@ -169,9 +169,11 @@ def _ends(moved: Mapping[str, float | None], runs: Sequence[pd.DataFrame]) -> di
         if len(tables) > 1:
             by_prompt = np.stack([table.groupby("prompt")[name].mean() for table in tables])
             interval = mean_over_seeds(by_prompt[:, None], seed=name)
-        limits = (0.0, 1.0) if name == "chosen_fell" else (-np.inf, np.inf)
         around = np.array([interval.low, interval.high]) - interval.mean + mean
-        ends[f"{name}_low"], ends[f"{name}_high"] = np.clip(around, *limits).tolist()
+        if name == "chosen_fell":  # where every response fell, a bootstrap has no width
+            low, high = wilson(np.array(mean), tables[0]["prompt"].nunique())
+            around = np.clip([min(around[0], low), max(around[1], high)], 0.0, 1.0)
+        ends[f"{name}_low"], ends[f"{name}_high"] = around.tolist()
     return ends
 
 

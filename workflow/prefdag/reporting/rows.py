@@ -131,7 +131,7 @@ def league_rows(table: pd.DataFrame | None, matched: tuple[float, ...]) -> list[
         names = [*(f"reward_at_{target:g}" for target in matched), "best_reward", "best_kl", "length_drift"]
         cells = {name: _mean(known, name) for name in (*names, *DISPLACEMENT)}
         fewest, most = row["fewest_seeds"], row["most_seeds"]
-        seeds = f"{fewest} to {most}" if fewest != most else str(fewest)
+        seeds = f"{fewest} to {most} seeds" if fewest != most else f"{fewest} seed{'s' if fewest > 1 else ''}"
         rows.append({**known, **cells, "method": title(row["method"], row["form"]), "seeds": seeds})
     return rows
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from prefdag.evaluation.bootstrap import wilson
 from prefdag.reporting.figures.style import BLUE, GREY, INK, VERMILLION, new_figure, shades, use_style
 from prefdag.reporting.tables import title
 
@@ -67,14 +68,6 @@ def displacement(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame, prompts
             axes.yaxis.set_major_formatter("{x:g}%")
         figure.supylabel("held-out pairs whose chosen response fell", fontsize=9)
     return figure
-
-
-def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95% interval of a share of `number` independent trials (Wilson 1927), which stays within 0 and 1."""
-    z = 1.959964
-    centre = (share + z * z / (2 * number)) / (1 + z * z / number)
-    half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
-    return centre - half, centre + half
 
 
 def _panels(

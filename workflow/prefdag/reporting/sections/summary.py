@@ -20,7 +20,7 @@ def summary(results: SuiteResults) -> list[str]:
     """Return sentences on the comparison, what leaked, SFT, the largest reward and the reward model."""
     runs = results.runs
     trained = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
-    methods = trained["method"].nunique()
+    methods = len(trained[["method", "form"]].drop_duplicates())
     sentences = [
         f"{len(trained)} runs of {methods} {'method' if methods == 1 else 'methods'} from one SFT policy, compared by "
         f"the {results.settings.reward_label} of their answers and by how far they moved from SFT.{_lost(runs)}",
