@@ -35,10 +35,11 @@ def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, A
     runs = results.runs
     measured = [str(name) for name in runs.columns if f"{name}_se" in runs.columns]
     further = [name for name in measured if name not in METRICS and not name.startswith("implicit_")]
-    further += ["attainable_share"] if results.attainable is not None else []
+    further += ["attainable_share"] if results.attainable is not None and runs["attainable_share"].notna().any() else []
     return {
         "rows": [run_row(row, further) for row in runs.to_dict("records")],
         "further_metrics": further,
+        "more": {"attainable_share": "share of the attainable gain"},
         "configs": configs_of(results.inputs.preferences),
         "rounds": rounds_of(results.inputs.preferences),
         "trained_by": stages_of(results.inputs.preferences),
