@@ -131,9 +131,10 @@ def test_segments_take_along_what_would_be_waited_for(monkeypatch: pytest.Monkey
     )  # numpy and `unique` work on data alone
     with FakeTensorMode(allow_non_fake_inputs=True):
         moved = segments.to(torch.device("cuda", 0))
-    assert {"reach", "varlen_layout", "predicting", "ending"} <= moved.__dict__.keys()
+    assert {"reach", "packed_shape", "varlen_layout", "predicting", "ending"} <= moved.__dict__.keys()
     layout = moved.varlen_layout
-    parts = [getattr(moved, field.name) for field in fields(Segments)]
+    assert moved.packed_shape == segments.packed_shape
+    parts = [getattr(moved, field.name) for field in fields(Segments) if field.name != "copies"]
     parts += [
         *moved.predicting,
         *moved.ending,
@@ -158,11 +159,12 @@ class WithoutData:
         return self.mode.from_tensor(tensor)
 
     def segments(self, segments: Segments) -> Segments:
-        copy = Segments(*(self.tensor(getattr(segments, field.name)) for field in fields(Segments)))
+        tensors = {field.name: getattr(segments, field.name) for field in fields(Segments)}
+        copy = Segments(**{name: self.tensor(one) for name, one in tensors.items() if one is not None})
         layout = segments.varlen_layout
         taken = (Gather(self.tensor(one.places), self.tensor(one.copies)) for one in (layout.queries, layout.keys))
         starts = self.tensor(layout.query_starts), self.tensor(layout.key_starts)
-        copy.__dict__["reach"] = segments.reach
+        copy.__dict__["reach"], copy.__dict__["packed_shape"] = segments.reach, segments.packed_shape
         copy.__dict__["varlen_layout"] = VarlenLayout(*taken, *starts, layout.longest)
         for name in ("predicting", "ending"):
             copy.__dict__[name] = TokenPlan(*map(self.tensor, getattr(segments, name)))

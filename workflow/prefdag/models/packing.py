@@ -133,7 +133,7 @@ class Segments:
         tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
         moved = type(self)(**{name: to_device(one, device) for name, one in tensors.items() if one is not None})
         if device.type == "cuda":
-            moved.__dict__["reach"] = self.reach
+            moved.__dict__["reach"], moved.__dict__["packed_shape"] = self.reach, self.packed_shape
             moved.__dict__["varlen_layout"] = self.varlen_layout.to(device)
             for name in ("predicting", "ending"):
                 moved.__dict__[name] = TokenPlan(*(to_device(part, device) for part in getattr(self, name)))
