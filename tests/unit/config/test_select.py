@@ -17,8 +17,12 @@ RLOO = {"name": "rloo", "method": "rloo", "batch_size": 8, "samples": 2}
 SELECT = {"grid": {"learning_rate": ["5e-4", 0.002]}, "kl": 5}
 
 
+QUICKSTART = read_yaml(ROOT / "configs/quickstart.yaml")
+QUICKSTART["generate"] = {**QUICKSTART["generate"], "variants": {}}  # which name the policies of its rows
+
+
 def suite(select: dict[str, Any] | None = None, rows: tuple = (DPO, RLOO), **sections: Any) -> Suite:
-    values = {**read_yaml(ROOT / "configs/quickstart.yaml"), "runs": [dict(row) for row in rows], **sections}
+    values = {**QUICKSTART, "runs": [dict(row) for row in rows], **sections}
     resolved = resolve({**values, "select": SELECT if select is None else select}, "s.yaml")
     assert isinstance(resolved, Suite)
     return resolved
@@ -134,7 +138,7 @@ def test_rounds_implicit_rewards_and_the_name_validation_are_refused() -> None:
 
 
 def test_a_suite_without_the_section_has_the_same_jobs_as_before() -> None:
-    values = {**read_yaml(ROOT / "configs/quickstart.yaml"), "runs": [dict(DPO)]}
+    values = {**QUICKSTART, "runs": [dict(DPO)]}
     one = resolve(values, "s.yaml")
     assert isinstance(one, Suite) and one.trained == list(one.runs)
     assert "select" not in one.model_dump() and not inputs_of(one, "report")["choices"]

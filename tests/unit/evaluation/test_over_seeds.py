@@ -116,3 +116,9 @@ def test_each_interval_alone_would_cover_too_little():
         seeds_only += abs(ours.mean()) <= half_width([seeds], Variance(0.0, PROMPTS - 1))
         both += abs(ours.mean()) <= half_width([seeds], Variance(ours.mean(axis=0).var() / PROMPTS, PROMPTS - 1))
     assert seeds_only / TRIALS < 0.6 < 0.9 < both / TRIALS
+
+
+def test_an_interval_is_no_shorter_than_that_over_seeds_alone():
+    """With a small part of the prompts, Satterthwaite's degrees of freedom rise faster than the variance."""
+    alone = half_width([Variance(1.0, 2)], Variance(0.0, 99))
+    assert half_width([Variance(1.0, 2)], Variance(0.01, 99)) == alone == pytest.approx(4.3027, abs=1e-4)
