@@ -21,6 +21,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("tests/unit/models/test_packing_plan.py", "given"): "hypothesis.given",
     ("tests/unit/data/test_token_store.py", "given"): "hypothesis.given",
     ("tests/unit/data/test_hostile_files.py", "given"): "hypothesis.given",
+    ("tests/unit/data/test_beginnings.py", "given"): "hypothesis.given",
+    ("tests/unit/training/test_step_order.py", "given"): "hypothesis.given",
 }
 # Text that is not the project's prose.
 NOT_PROSE = {"docs/log.md", "LICENSE", "tests/workflow/test_style.py"}

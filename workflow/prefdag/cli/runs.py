@@ -13,6 +13,7 @@ from rich.table import Table
 from prefdag.cli.commands import options
 from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
+from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.tracking.environment import problem_with, tracking_uri
 
 # Metrics of every suite; the table has columns for the first three alone.
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_row(row["run"], *_cells(row, metrics))
     console = Console(width=None if sys.stdout.isatty() else 110 + 24 * len(metrics))
     console.print(table)
+    print(f"each row is {ONE_SEED}")
     print(f"report:  {results / 'report' / 'index.html'}")
     print(f"table:   {path}")
     print(f"MLflow:  {_where_runs_are(results)}")
