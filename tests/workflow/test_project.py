@@ -40,7 +40,8 @@ def test_every_stage_has_one_word():
     assert stages == {path.stem for path in (ROOT / "workflow/rules").glob("*.smk")} - {"common", "services", "targets"}
     # A policy's settings are those of the section `online`, a folder.
     schemas = {path.stem for path in (PACKAGE / "config").rglob("*")}
-    assert stages - {"fetch", "policy"} <= schemas
+    # `choose` and `selected` read the section `select`.
+    assert stages - {"fetch", "policy", "choose", "selected"} <= schemas
 
 
 def test_a_mistake_in_a_suite_is_one_sentence(tmp_path: Path):

@@ -56,7 +56,7 @@ def test_the_best_candidate_on_validation_prompts_answers_the_test_prompts(run: 
     splits = {
         name: pd.read_csv(run.folder / RESULTS / f"score/{name}/scores.csv") for name in ("sft", "sft@validation")
     }
-    assert splits["sft"]["prompt_id"].nunique() == 16 and splits["sft@validation"]["prompt_id"].nunique() <= 8
+    assert 0 < splits["sft@validation"]["prompt_id"].nunique() <= 8 < splits["sft"]["prompt_id"].nunique() <= 16
 
 
 def test_the_report_shows_the_candidates_and_the_protocol(run: Project) -> None:

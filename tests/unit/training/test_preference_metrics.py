@@ -1,11 +1,13 @@
 """Metrics of pairs by hand: a tie counts a half, and a probe counts the chosen responses that fell."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from comparisons import comparisons, tiny
+from comparisons import comparisons, stored, tiny
 from prefdag.models.logprobs import LogProbs
-from prefdag.training.preference_metrics import displacement, preference_metrics
+from prefdag.training.preference_metrics import Displacement, preference_metrics
 
 
 def pairs(*values: float) -> LogProbs:
@@ -21,9 +23,9 @@ def test_accuracy_counts_a_tie_as_a_half() -> None:
     assert metrics["rejected_logratio"].tolist() == [-1, 0, -2]
 
 
-def test_a_probe_counts_the_chosen_responses_that_fell() -> None:
-    model, held_out = tiny(), comparisons(6, 2, seed=1)
-    probe = displacement(model, held_out, 4096)
+def test_a_probe_counts_the_chosen_responses_that_fell(tmp_path: Path) -> None:
+    model, held_out = tiny(), stored(tmp_path / "held_out", comparisons(6, 2, seed=1))
+    probe = Displacement(model, held_out, 4096)
     start = probe()
     assert start["held_out_chosen_logratio"] == start["held_out_margin"] == start["held_out_chosen_fell"] == 0
     assert start["held_out_accuracy"] == 0.5

@@ -5,24 +5,21 @@ links the chosen candidate's training, for each seed of the row; its readers rec
 choice that stays the same reruns none of them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefdag.config.answer_sets import VALIDATION, AnswerSet
 from prefdag.config.runs import Run
 from prefdag.schema import Section
 
-if TYPE_CHECKING:
-    from prefdag.config.suite import Suite
-
 Inputs = dict[str, list[str]]
 
 
-def runs_of_row(suite: "Suite", row: str) -> list[Run]:
+def runs_of_row(suite: Any, row: str) -> list[Run]:
     """Return the runs of a selected row, one for each seed."""
     return [run for run in suite.runs if run.candidates and run.row == row]
 
 
-def choose_config(suite: "Suite", row: str | None) -> dict[str, Any]:
+def choose_config(suite: Any, row: str | None) -> dict[str, Any]:
     """Return the config of `choose`: the criterion, and the settings of the candidates in the order of its inputs."""
     assert suite.select is not None
     runs = runs_of_row(suite, str(row))
@@ -30,7 +27,7 @@ def choose_config(suite: "Suite", row: str | None) -> dict[str, Any]:
     return {"choice": suite.select.choice(), "settings": settings, "num_seeds": len(runs), "seed": suite.score.seed}
 
 
-def choose_inputs(suite: "Suite", row: str, folders: dict[str, str]) -> Inputs:
+def choose_inputs(suite: Any, row: str, folders: dict[str, str]) -> Inputs:
     """Return what `choose` reads: of each setting, each seed. folders: the trainings of the candidates."""
     assert suite.select is not None
     by_setting = zip(*(run.candidates for run in runs_of_row(suite, row)), strict=True)
@@ -45,7 +42,7 @@ def choose_inputs(suite: "Suite", row: str, folders: dict[str, str]) -> Inputs:
     }
 
 
-def validation_sets(suite: "Suite") -> list[AnswerSet]:
+def validation_sets(suite: Any) -> list[AnswerSet]:
     """Return the sets of answers that candidates, and SFT, give to validation prompts."""
     tried = [AnswerSet(one.name, VALIDATION) for run in suite.runs for one in run.candidates]
     return [AnswerSet("sft", VALIDATION), *tried] if tried else []
