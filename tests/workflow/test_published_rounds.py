@@ -86,7 +86,7 @@ def test_rebel_regresses_on_scores_and_each_round_is_its_own_reference(results: 
             first, second = (scores[row["prompt_id"]][sample] for sample in row["samples"])
             assert row["scores"] == pytest.approx([first, second])
             differences.append(first - second)
-        assert any(one < 0 for one in differences), "drawn labels prefer the worse answer now and then"
+        assert any(one < 0 for one in differences), "sampled labels prefer the worse answer now and then"
         squares = [(ETA * one) ** 2 for one in differences]
         # A step has two pairs.
         steps = {(squares[i] + squares[j]) / 2 for i, j in combinations(range(len(squares)), 2)}

@@ -35,7 +35,7 @@ def frontier(
         checkpoints: the same columns and step, joined to their run.
         best_of_n: best_of_n.csv.
         narrow: for a narrow screen, with the legend below.
-        attainable: attainable.csv, of which the trusted part is drawn.
+        attainable: attainable.csv, of which the trusted part is plotted.
 
     Reference: Rafailov et al. 2023, figure 2 left, whose points are checkpoints.
     """
