@@ -293,6 +293,7 @@ def test_compared_is_the_best_setting_of_dpo_then_of_the_best_other_methods():
 def test_methods_differ_in_colour_or_marker():
     styles = method_styles([f"method{i}" for i in range(30)])
     assert len(set(styles.values())) == 32  # with base and sft
+    assert len({colour for colour, _ in method_styles("abcdefghijkl").values()}) == 14, "one panel holds 12 methods"
 
 
 def test_smoothing_shifts_nothing():

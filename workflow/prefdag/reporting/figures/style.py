@@ -15,9 +15,11 @@ from matplotlib.patheffects import withStroke
 # Okabe and Ito 2008: distinct with any common colour blindness. Yellow is left out: unreadable as a line on white.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY, INK = "#767676", "#222222"
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+# Further methods take colours of Tol 2021 (muted) and ColorBrewer (dark), each far from the six and from grey.
+WINE, INDIGO, OLIVE, BROWN, ROSE, LIME = "#882255", "#332288", "#999933", "#8C564B", "#E7298A", "#7FBC41"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, WINE, INDIGO, OLIVE, BROWN, ROSE, LIME)
 DPI = 170
-MARKERS = "osD^vP<"  # seven, with six colours: 42 methods differ in one of the two
+MARKERS = "osD^vP<"  # seven, with twelve colours: 84 methods differ in one of the two
 BEFORE_STYLES = {"base": (GREY, "X"), "sft": (INK, "*")}
 
 LOOK = {
