@@ -4,10 +4,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from benchmarks.shapes import PAIRS
 from prefdag.schema import Compute, Count
 
-Shape = Literal["small", "pythia-14m", "pythia-70m", "qwen2-style", "smollm2-135m", "qwen2.5-0.5b", "pythia-2.8b"]
-Profile = Literal["hh", "ultrafeedback", "tldr", "saferlhf", "1024"]
+Shape = Literal[
+    "small", "pythia-14m", "pythia-70m", "qwen2-style", "imdb", "smollm2-135m", "qwen2.5-0.5b", "pythia-2.8b"
+]
+Profile = Literal["hh", "ultrafeedback", "tldr", "saferlhf", "samples", "1024"]
 Kind = Literal["dpo", "reward", "reference", "sft"]
 
 
@@ -37,6 +40,15 @@ class Benchmark(Compute):
     pairs_per_step: Count = 16
     steps: Count = Field(6, description="optimizer steps of one run; two warm up")
     rounds: Count = Field(2, description="runs of every arm, interleaved")
+
+    @model_validator(mode="after")
+    def _steps_take_whole_prompts(self) -> Self:
+        if "samples" in self.profiles and self.pairs_per_step % len(PAIRS):
+            raise ValueError(
+                f"pairs_per_step: profile `samples` has {len(PAIRS)} pairs a prompt; take a multiple of that, "
+                f"got {self.pairs_per_step}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rungs_are_float32(self) -> Self:

@@ -1,11 +1,12 @@
 """Measure pairs per second, memory and losses of one task: `python -m benchmarks.micro --model DIR --ids FILE`.
 
 Each line of --ids is `{"prompt_ids": [...], "chosen_ids": [...], "rejected_ids": [...]}`; steps take the pairs in the
-order of the file, repeatedly. Prints one JSON line. The first steps warm up and are not timed.
+order of the file, whose further pairs are not read. Prints one JSON line. The first steps warm up and are not timed.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import statistics
 import sys
@@ -80,7 +81,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the task; `start_rss_mb` is what stood before the first step, `peak_rss_mb` the most from there on."""
     device = set_up(arguments.threads, arguments.precision)
     num = arguments.pairs_per_step
-    store = store_of(arguments.ids, folder, num, num_responses=1 if arguments.task == "sft" else 2)
+    store = store_of(arguments.ids, folder, num, 1 if arguments.task == "sft" else 2, arguments.steps)
     reward = arguments.task == "reward"
     model = load_scorer(arguments.model, device, new_heads=1) if reward else load_policy(arguments.model, device)
     phase = Phase()
@@ -106,17 +107,20 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def store_of(ids: Path, folder: Path, pairs_per_step: int, num_responses: int) -> Store:
+def store_of(ids: Path, folder: Path, pairs_per_step: int, num_responses: int, steps: int | None = None) -> Store:
     """A token store whose seeded order of training (seed 0) is the order of the file.
+
+    steps: how many read it; None: as many as it has pairs for.
 
     Raises `UserError` for a line without the three lists, or fewer pairs than a step takes.
     """
-    rows = [_parts(row, f"{ids}: row {number}") for number, row in enumerate(read_rows(ids))]
+    read = itertools.islice(read_rows(ids), None if steps is None else steps * pairs_per_step)
+    rows = [_parts(row, f"{ids}: row {number}") for number, row in enumerate(read)]
     if len(rows) < pairs_per_step:
         raise UserError(f"{ids}: holds {len(rows)} pairs, a step takes {pairs_per_step}; lower --pairs-per-step")
     rows = rows[: len(rows) // pairs_per_step * pairs_per_step]
-    steps = len(rows) // pairs_per_step
-    order = np.concatenate([step_members(step, len(rows), pairs_per_step, 0) for step in range(steps)])
+    num = len(rows) // pairs_per_step
+    order = np.concatenate([step_members(step, len(rows), pairs_per_step, 0) for step in range(num)])
     placed = [rows[index] for index in np.argsort(order)]
     with StoreWriter(folder / "store", num_responses, scored=False) as writer:
         for index, (prompt, *responses) in enumerate(placed):
@@ -139,7 +143,7 @@ def _training(
     settings = Training(
         batch_size=arguments.pairs_per_step,
         epochs=10**6,
-        max_steps=min(arguments.steps, len(store) // arguments.pairs_per_step),
+        max_steps=len(store) // arguments.pairs_per_step,
         learning_rate=arguments.learning_rate,
         schedule="constant",
         tokens_per_batch=arguments.tokens_per_batch,
@@ -159,7 +163,7 @@ def _climbed(model: Any, store: Store, arguments: argparse.Namespace, phase: Pha
     """The same training by one rung of the ladder; its reference log-probs are the product's."""
     num = arguments.pairs_per_step
     pairs, references = [], []
-    for number in range(min(arguments.steps, len(store) // num)):
+    for number in range(len(store) // num):
         step = [store[int(index)] for index in step_members(number, len(store), num, 0)]
         pairs.append(step)
         references.append(_reference_of(model, step))
@@ -211,7 +215,7 @@ def _reference_pass(model: Any, store: Store, arguments: argparse.Namespace, pha
     seconds, device, now = list[float](), next(model.parameters()).device, CLOCKS[arguments.clock]
     _begin(phase)
     num = arguments.pairs_per_step
-    for step in range(min(arguments.steps, len(store) // num)):
+    for step in range(len(store) // num):
         ids = step_members(step, len(store), num, 0)
         began = now()
         for _, segments in iter_packed([store[int(index)] for index in ids], arguments.tokens_per_batch):

@@ -4,6 +4,7 @@ Arithmetic costs the same for random weights and ids as for trained ones, so not
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,16 @@ SHAPES: dict[str, tuple[str, dict[str, int | bool]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "imdb": (
+        "llama",
+        {
+            "vocab_size": 8000,
+            "hidden_size": 176,
+            "intermediate_size": 480,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+        },
+    ),
     "smollm2-135m": (
         "llama",
         {
@@ -94,6 +105,8 @@ SHAPES: dict[str, tuple[str, dict[str, int | bool]]] = {
     ),
 }
 LONGEST = 1024  # tokens of a comparison
+NUM_SAMPLES = 4  # of a prompt in the profile `samples`
+PAIRS = list(itertools.combinations(range(NUM_SAMPLES), 2))
 
 
 def vocabulary(shape: str) -> int:
@@ -133,6 +146,13 @@ def saferlhf(num: int) -> NDArray[np.int64]:
     return _log_normal("saferlhf", num, (55.6, 0.24), (75, 0.65))
 
 
+def samples(num: int) -> NDArray[np.int64]:
+    """Four samples a prompt, each 64 to 96 tokens and the prompt 8, and all `PAIRS` of them in a row."""
+    draw = generator(0, "benchmark", "samples")
+    sizes = draw.integers(64, 97, (-(-num // len(PAIRS)), NUM_SAMPLES))[:, PAIRS].reshape(-1, 2)
+    return np.insert(sizes, 0, 8, axis=1)[:num]
+
+
 def even(num: int) -> NDArray[np.int64]:
     """Prompt and response of 1,024 tokens together, half and half: what memory is compared on."""
     return np.full((num, 3), 512)
@@ -143,6 +163,7 @@ PROFILES: dict[str, Callable[[int], NDArray[np.int64]]] = {
     "ultrafeedback": ultrafeedback,
     "tldr": tldr,
     "saferlhf": saferlhf,
+    "samples": samples,
     "1024": even,
 }
 
@@ -163,8 +184,21 @@ def write_ids(profile: str, vocab_size: int, num: int, path: Path) -> Path:
     """`num` pairs of token ids, a JSON line each, as `benchmarks.micro --ids` reads them; returns the path."""
     draw = generator(0, "benchmark", "ids")
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    ids_of = dict[tuple[int, ...], list[int]]()
     with path.open("w") as stream:
-        for lengths in PROFILES[profile](num).tolist():
-            ids = {name: draw.integers(2, vocab_size, size).tolist() for name, size in zip(names, lengths, strict=True)}
-            stream.write(json.dumps(ids) + "\n")
+        for index, lengths in enumerate(PROFILES[profile](num).tolist()):
+            row = {}
+            for name, size, text in zip(names, lengths, texts_of_pair(profile, index), strict=True):
+                if text not in ids_of:
+                    ids_of[text] = draw.integers(2, vocab_size, size).tolist()
+                row[name] = ids_of[text]
+            stream.write(json.dumps(row) + "\n")
     return path
+
+
+def texts_of_pair(profile: str, index: int) -> list[tuple[int, ...]]:
+    """Name the prompt and both responses of pair `index`: what has the same name is the same text."""
+    if profile != "samples":
+        return [(index, part) for part in range(3)]
+    prompt, pair = divmod(index, len(PAIRS))
+    return [(prompt,), *((prompt, sample) for sample in PAIRS[pair])]

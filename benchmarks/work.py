@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.shapes import PROFILES, SHAPES
+from benchmarks.shapes import PROFILES, SHAPES, texts_of_pair
 
 H100 = 989e12  # FLOPs a second, dense bf16
 
 Lengths = NDArray[Any]
+Text = tuple[int, ...]
 
 
 def tokens_of_pair(profile: str, task: str, num: int) -> float:
@@ -25,12 +26,23 @@ def tokens_of_pair(profile: str, task: str, num: int) -> float:
 
 
 def flops_of_pair(shape: str, profile: str, task: str, num: int) -> float:
-    """FLOPs of a pair, on average over the first `num`: of a training step, or of the reference's forward pass."""
-    prompt, chosen, rejected = PROFILES[profile](num).T
-    responses = [chosen] if task == "sft" else [chosen, rejected]
-    seen = prompt * (prompt + 1) / 2 + sum(each * (prompt + (each + 1) / 2) for each in responses)
-    read = 0 * prompt if task == "reward" else sum(responses)
-    return _forward(shape, prompt + sum(responses), read, seen) * (1 if task == "reference" else 3)
+    """FLOPs of a pair, on average over the first `num`: of a training step, or of the reference's forward pass.
+
+    A prompt or response that several pairs have is counted once.
+    """
+    prompts, responses = dict[Text, int](), dict[Text, tuple[int, int]]()
+    for index, (prompt, *sizes) in enumerate(PROFILES[profile](num).tolist()):
+        name, *texts = texts_of_pair(profile, index)
+        prompts[name] = prompt
+        responses |= {
+            text: (prompt, size) for text, size in zip(texts[: 1 if task == "sft" else 2], sizes, strict=False)
+        }
+    read = sum(size for _, size in responses.values())
+    tokens = sum(prompts.values()) + read
+    seen = sum(size * (size + 1) / 2 for size in prompts.values())
+    seen += sum(size * (prompt + (size + 1) / 2) for prompt, size in responses.values())
+    forward = _forward(shape, *(np.array(each) / num for each in (tokens, 0 if task == "reward" else read, seen)))
+    return forward * (1 if task == "reference" else 3)
 
 
 def padded_flops_of_pair(shape: str, profile: str, num: int, responses_only: bool) -> float:

@@ -52,6 +52,48 @@ def test_profiles_share_prompts_as_the_data_do(profile: str, sharing: float):
     assert (lengths.sum() + lengths[:, 0].sum()) / lengths.sum() == pytest.approx(sharing, abs=0.03)
 
 
+def test_samples_are_all_pairs_of_a_prompt(tmp_path: Path):
+    """Steps of 6 pairs are whole prompts; the least work is one packed prompt with its four samples, over 6 pairs."""
+    ids = write_ids("samples", 300, 12, tmp_path / "ids.jsonl")
+    rows = [json.loads(line) for line in ids.read_text().splitlines()]
+    sizes = np.array([[len(part) for part in row.values()] for row in rows])
+    assert (sizes == PROFILES["samples"](12)).all() and set(sizes[:, 0]) == {8} and sizes[:, 1:].min() >= 64
+    for step in (rows[:6], rows[6:]):
+        assert len({tuple(row["prompt_ids"]) for row in step}) == 1
+        texts = [tuple(row[name]) for row in step for name in ("chosen_ids", "rejected_ids")]
+        assert sorted(texts.count(text) for text in set(texts)) == [3, 3, 3, 3]
+    four = [[len(text) for text in dict.fromkeys(texts)]]
+    width, vocabulary, token = 256, 4096, 4 * (4 * 256**2 + 3 * 256 * 1024)
+    seen = sum(36 + sum(size * 8 + size * (size + 1) / 2 for size in part) for part in four)
+    least = 6 * (token * (8 + sum(four[0])) + width * vocabulary * sum(four[0]) + 8 * width * seen) / 6
+    alone = [flops_of_pair("small", "samples", "dpo", num) * num for num in (6, 12)]
+    assert alone[1] - alone[0] == pytest.approx(6 * least)
+    assert flops_of_pair("small", "samples", "reference", 12) == pytest.approx(alone[1] / 36)
+
+
+@pytest.mark.parametrize("task", ["dpo", "reference"])
+def test_only_pairs_that_steps_read_are_computed(
+    task: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Two steps of 2 pairs from a file of 20: four comparisons pass through the reference, and losses are the same."""
+    sizes = list[int]()
+
+    def counted(model: PreTrainedModel, store: Sequence[Comparison], *rest: object) -> int:
+        sizes.append(len(store))
+        return write_cache(model, store, *rest)
+
+    write_cache = micro.write_cache
+    monkeypatch.setattr(micro, "write_cache", counted)
+    losses = []
+    for num in (20, 4):
+        ids = write_ids("hh", 300, num, tmp_path / f"{num}.jsonl")
+        argv = ["--model", str(model_folder), "--ids", str(ids), "--pairs-per-step", "2", "--steps", "2"]
+        assert micro.main([*argv, "--task", task]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["losses"])
+    assert losses[0] == losses[1]
+    assert sizes == ([4, 4] if task == "dpo" else [])
+
+
 def test_every_rung_computes_the_same(model_folder: Path):
     """Log-probs of a step of 6 pairs, response by response, to float32's last digits of sums near -400."""
     draw = np.random.default_rng(0)
@@ -288,6 +330,9 @@ import benchmarks.gpu, benchmarks.micro
 
 def test_a_broken_settings_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     settings = tmp_path / "settings.yaml"
+    settings.write_text("{profiles: [samples]}")
+    assert program.main([str(settings), "--output", str(tmp_path / "output")]) == 2
+    assert "6 pairs a prompt; take a multiple of that, got 16" in capsys.readouterr().err
     settings.write_text("{shapes: [huge]}")
     assert program.main([str(settings), "--output", str(tmp_path / "output")]) == 2
     assert f"benchmarks: {settings}: shapes" in capsys.readouterr().err
