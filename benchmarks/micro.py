@@ -31,7 +31,8 @@ from prefdag.losses.reward_model import bradley_terry
 from prefdag.models.loading import load_policy, load_scorer, set_up
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.ops.device import Precision, autocast, compute_dtype, to_device
-from prefdag.models.packing import Segments, iter_packed, pack, step_members
+from prefdag.models.packing import Segments, pack, step_members
+from prefdag.models.repeats import iter_packed
 from prefdag.rewards.model import RewardModel, initial_heads
 from prefdag.training.loop import Losses, Task, Trainable, train
 from prefdag.training.preference_task import PreferenceTask

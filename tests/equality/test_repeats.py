@@ -1,7 +1,7 @@
 """A response that several pairs of a step share is computed once: loss, metrics and gradients are the plain path's."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,16 +20,19 @@ from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Comparison, Store
 from prefdag.data.views import Unpaired, objective_view
 from prefdag.models.adapters import attach
+from prefdag.models.logprobs import divergence, logprobs, padded_rows
 from prefdag.models.naive import float64_norms
-from prefdag.models.packing import micro_batches, num_tokens, pack
-from prefdag.models.repeats import pack_groups, repeat_groups
+from prefdag.models.packing import Segments, micro_batches, num_tokens, pack
+from prefdag.models.repeats import iter_packed, pack_groups, repeat_groups
 from prefdag.models.route import Route, set_route
-from prefdag.rewards.model import Scoring
+from prefdag.rewards.fetched import _second_texts
+from prefdag.rewards.model import RewardModel, Scoring
 from prefdag.stages import reward
 from prefdag.training import loop
 from prefdag.training.loop import Batch, Task, Trainable
 from prefdag.training.mismatched import MismatchedRatios
 from prefdag.training.preference_task import PreferenceTask
+from prefdag.training.reference_cache import write_cache
 
 NUM_PROMPTS, SAMPLES = 4, 4
 # Losses that read sums, means, single tokens, whole distributions, single responses, and whole steps.
@@ -201,6 +204,75 @@ def test_a_step_without_repeats_is_packed_as_before() -> None:
         assert ids == expected_ids and segments.copies is None
         for field in ("tokens", "positions", "comparison", "response", "predictor", "target", "owner", "last"):
             assert torch.equal(getattr(segments, field), getattr(expected, field))
+
+
+def plain_packed(store: Any, budget: int) -> Iterator[tuple[list[int], Segments]]:
+    """What `iter_packed` yields where no response is repeated."""
+    pairs = [store[index] for index in range(len(store))]
+    for ids, rows in micro_batches(range(len(pairs)), np.array([num_tokens(one) for one in pairs]), budget):
+        yield ids, pack([pairs[index] for index in ids], rows)
+
+
+def gathered(batches: Iterator[tuple[list[int], Segments]], compute: Callable[[Segments], list[torch.Tensor]]) -> Any:
+    """Tensors [T] or [B, ...] of each micro-batch, by comparison; tokens by their owner."""
+    result: dict[int, list[torch.Tensor]] = {}
+    for ids, segments in batches:
+        for values in compute(segments):
+            for place, index in enumerate(ids):
+                is_of = segments.owner // segments.shape[1] == place
+                part = values[is_of] if len(values) == len(segments.owner) else values[place]
+                result.setdefault(index, []).append(part.flatten())
+    return torch.cat([part for index in sorted(result) for part in result[index]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["segments", "padded"])
+def test_passes_over_a_store(kind: Any, tmp_path: Path) -> None:
+    """Log-probs, divergence, and rewards; each response of a prompt passes through the model once."""
+    store, policy, other, scorer = pairs_store(tmp_path), tiny(), tiny(seed=1), tiny_scorer()
+    if kind == "padded":
+        for model in (policy, other, scorer):
+            set_route(model, Route(kind="padded", last_layer=False))
+            model.set_attn_implementation("sdpa")
+    rewards = RewardModel((scorer,), Scoring(length_normalisation=3))
+
+    def compute(segments: Segments) -> list[torch.Tensor]:
+        apart = divergence(policy, other, segments)
+        return [logprobs(policy, segments).tokens, apart.kl, apart.reference, rewards(segments)]
+
+    truth = gathered(plain_packed(store, 60), compute)
+    assert (gathered(iter_packed(store, 10_000), compute) - truth).abs().max() < 1e-9
+    targets = sum(len(segments.target) for _, segments in iter_packed(store, 10_000))
+    assert targets == sum(len(r) for one in comparisons(NUM_PROMPTS, SAMPLES, seed=0) for r in one.responses)
+    pairs = [store[index] for index in range(len(store))]
+    swapped = [Comparison(one.prompt, one.responses[::-1]) for one in pairs]
+    with pytest.raises((RuntimeError, AssertionError)):
+        assert (gathered(iter_packed(swapped, 10_000), compute) - truth).abs().max() < 1e-4
+
+
+def test_the_reference_cache_without_repeats_is_as_before(tmp_path: Path) -> None:
+    """Bit for bit; with repeats, within float32's rounding of the plain packing."""
+    model = tiny(dtype=torch.float32)
+    for name, store, tolerance in (
+        ("once", stored(tmp_path / "once", comparisons(30, 2, seed=3)), 0.0),
+        ("pairs", pairs_store(tmp_path / "pairs"), 1e-5),
+    ):
+        write_cache(model, store, tmp_path / f"{name}.npy", 60)
+        with torch.no_grad():
+            truth = gathered(plain_packed(store, 60), lambda segments: [logprobs(model, segments).tokens])
+        assert (torch.from_numpy(np.load(tmp_path / f"{name}.npy")) - truth).abs().max() <= tolerance
+
+
+def test_a_padded_reward_reads_each_comparisons_responses() -> None:
+    """A row for each packed response, marked at its tokens: [P | R1 | R2 | R3] read as (R1, R3) and (R3, R2)."""
+    prompt, first, second, third = np.array([5]), np.array([6]), np.array([7, 8]), np.array([9, 2, 3])
+    pairs = [Comparison(prompt, (first, third)), Comparison(prompt, (third, second))]
+    groups = repeat_groups([0, 1], pairs, 100)
+    _, segments = pack_groups(list(groups.values()), [[0]])
+    tokens, mask = padded_rows(segments)
+    assert tokens.tolist() == [[5, 6, 0, 0], [5, 9, 2, 3], [5, 7, 8, 0]]
+    assert segments.padded_row.flatten()[segments.last].tolist() == [[0, 1], [1, 2]]
+    assert _second_texts(segments, mask).tolist() == [[0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0]]
 
 
 def test_equal_responses_to_different_prompts_are_not_shared() -> None:

@@ -12,7 +12,8 @@ from prefdag.data.token_store import Store
 from prefdag.data.views import Mismatched, Unpaired
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
-from prefdag.models.packing import iter_packed, num_tokens
+from prefdag.models.packing import num_tokens
+from prefdag.models.repeats import iter_packed
 from prefdag.provenance.manifest import read_manifest
 from prefdag.training.reference_cache import ReferenceCache
 

@@ -22,7 +22,8 @@ from padded_path import PACKINGS, TOLERANCE, logprob_distance, of_loss, reward_d
 from prefdag.data.token_store import Comparison
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import float64_norms, naive_logprobs
-from prefdag.models.packing import iter_packed, num_tokens, pack
+from prefdag.models.packing import num_tokens, pack
+from prefdag.models.repeats import iter_packed
 from prefdag.training.supervised_task import mean_nll, supervised_task
 from registry import ROWS, example_for, named
 
@@ -142,7 +143,7 @@ def test_order_padding_and_packing_do_not_matter(shape: str) -> None:
 
 
 def test_packed_yields_every_comparison_once_beyond_a_block(monkeypatch) -> None:
-    monkeypatch.setattr("prefdag.models.packing.BLOCK", 5)
+    monkeypatch.setattr("prefdag.models.repeats.BLOCK", 5)
     batch = comparisons(13, 2)
     ids = [index for taken, _ in iter_packed(batch, 60) for index in taken]
     assert sorted(ids) == list(range(13))

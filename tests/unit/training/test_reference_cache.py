@@ -17,7 +17,8 @@ from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.models.logprobs import logprobs
-from prefdag.models.packing import iter_packed, pack
+from prefdag.models.packing import pack
+from prefdag.models.repeats import iter_packed
 from prefdag.provenance.manifest import Manifest, read_manifest
 from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask

@@ -124,7 +124,6 @@ def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
 
     If the route's head is the model's own, return logits instead: [T, V].
     """
-    row = segments.comparison * segments.packed_shape[1] + (segments.response - 1).clamp(min=0)
     tokens, mask = padded_rows(segments)
     own_head = route_of(model).head == "model" and model.get_output_embeddings() is not None
     if own_head:
@@ -132,7 +131,7 @@ def padded_states(model: PreTrainedModel, segments: Segments, plan: TokenPlan) -
     else:
         states = model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     # A prompt's state is the same in the rows of all its responses: read the first.
-    places = (row.flatten() * tokens.shape[1] + segments.positions.flatten())[plan.places]
+    places = (segments.padded_row.flatten() * tokens.shape[1] + segments.positions.flatten())[plan.places]
     return states.flatten(0, 1).index_select(0, places).index_select(0, plan.reader)
 
 
@@ -255,4 +254,4 @@ def divergence(policy: PreTrainedModel, reference: PreTrainedModel, segments: Se
         values = (p.gather(-1, target).squeeze(-1), q.gather(-1, target).squeeze(-1), (p.exp() * (p - q)).sum(-1))
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    return Divergence(*map(torch.cat, columns))
+    return Divergence(*(segments.of_responses(torch.cat(column)) for column in columns))

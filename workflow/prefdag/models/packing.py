@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prefdag.data.token_store import Comparison, Indexed
+from prefdag.data.token_store import Comparison
 from prefdag.models.ops import varlen
 from prefdag.models.ops.device import to_device
 from prefdag.seeds import generator
 
 PADDING = -1
-BLOCK = 1024  # comparisons sorted by length together, outside training
 Lengths = NDArray[np.int64] | Mapping[int, int]  # tokens of each comparison
 
 
@@ -85,6 +84,11 @@ class Segments:
     def of_responses(self, values: Tensor) -> Tensor:
         """Return values of computed tokens [U] as those of the response tokens [T]."""
         return values if self.copies is None else values.index_select(0, self.copies)
+
+    @cached_property
+    def padded_row(self) -> Tensor:
+        """Return of each token the number of its response among the packed ones, a prompt's its first's: [R, L]."""
+        return self.comparison * self.packed_shape[1] + (self.response - 1).clamp(min=0)
 
     @cached_property
     def mask(self) -> Tensor:
@@ -184,15 +188,6 @@ def pack(
 def num_tokens(comparison: Comparison) -> int:
     """Return the tokens of a packed comparison: the prompt once and every response."""
     return len(comparison.prompt) + sum(map(len, comparison.responses))
-
-
-def iter_packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
-    """Yield every comparison once, as (indices, micro-batch); sort a block at a time, so that planning stays linear."""
-    for begin in range(0, len(comparisons), BLOCK):
-        block = [comparisons[index] for index in range(begin, min(begin + BLOCK, len(comparisons)))]
-        lengths = np.array([num_tokens(c) for c in block])
-        for ids, rows in micro_batches(range(len(block)), lengths, tokens_per_batch):
-            yield [begin + index for index in ids], pack([block[index] for index in ids], rows)
 
 
 def _fill(comparison: Comparison, index: int) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Repeated responses: one that several comparisons of a step share is computed once.
+"""Repeated responses: one that several comparisons of a step, or of a pass over a store, share is computed once.
 
 With K samples for each prompt and all their pairs, a response occurs in K - 1 pairs. Such comparisons become one packed
 prompt with its different responses, [P | R1 | ... | RM], and each comparison reads (gathers) the log-probs of its own.
 Loss and gradients are those of the plain packing; without a repeated response the packing is the plain one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefdag.data.token_store import Comparison, Indexed
-from prefdag.models.packing import Segments, pack
+from prefdag.models.packing import Segments, micro_batches, num_tokens, pack
+
+BLOCK = 1024  # comparisons sorted by length together, outside training
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,19 @@ def pack_groups(groups: Sequence[Group], rows: Sequence[Sequence[int]]) -> tuple
         begin += len(group.packed.responses)
         is_repeated |= len(group.packed.responses) < sum(map(len, group.reads))
     return ids, pack(packed, rows, np.array(reads) if is_repeated else None)
+
+
+def iter_packed(comparisons: Indexed, tokens_per_batch: int) -> Iterator[tuple[list[int], Segments]]:
+    """Yield every comparison once, as (indices, micro-batch).
+
+    A block is grouped and sorted at a time, so that planning stays linear; repeats are sought within a block.
+    """
+    for begin in range(0, len(comparisons), BLOCK):
+        ids = range(begin, min(begin + BLOCK, len(comparisons)))
+        groups = repeat_groups(ids, comparisons, tokens_per_batch)
+        sizes = {first: num_tokens(group.packed) for first, group in groups.items()}
+        for firsts, rows in micro_batches(list(groups), sizes, tokens_per_batch):
+            yield pack_groups([groups[first] for first in firsts], rows)
 
 
 def _linked(comparisons: dict[int, Comparison]) -> Iterable[list[int]]:

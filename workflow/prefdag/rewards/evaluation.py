@@ -13,7 +13,8 @@ from torch import Tensor
 from prefdag.data.token_store import Comparison, Store
 from prefdag.evaluation.bootstrap import bootstrap_interval
 from prefdag.models.ops.device import autocast
-from prefdag.models.packing import Segments, iter_packed
+from prefdag.models.packing import Segments
+from prefdag.models.repeats import iter_packed
 
 Rewards = Callable[[Segments], Tensor]  # the reward of every response: [B, K]
 

@@ -157,7 +157,7 @@ class FetchedReward:
         if self._has_types:
             options["token_type_ids"] = _second_texts(segments, mask)
         logits = self.model(input_ids=tokens, attention_mask=mask, **options).logits
-        return self._reward(logits.float().view(*segments.shape, -1))
+        return self._reward(logits.float()[segments.padded_row.flatten()[segments.last]])
 
     def _reward(self, values: Tensor) -> Tensor:
         """Return the only logit, or the log-odds of a label: [..., L] -> [...]."""
@@ -183,7 +183,8 @@ class FetchedReward:
 
 def _second_texts(segments: Segments, mask: Tensor) -> Tensor:
     """Return 1 at the responses' tokens of `padded_rows`, 0 elsewhere."""
-    num = torch.zeros_like(mask[:, 0]).index_add(0, segments.owner, torch.ones_like(segments.owner))
+    rows = segments.padded_row[segments.response > 0]
+    num = torch.zeros_like(mask[:, 0]).index_add(0, rows, torch.ones_like(rows))
     lengths = mask.sum(1)
     column = torch.arange(mask.shape[1], device=mask.device)
     return ((column >= (lengths - num)[:, None]) & (column < lengths[:, None])).long()

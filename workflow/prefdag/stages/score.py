@@ -21,7 +21,7 @@ from prefdag.evaluation.spreadsheets import cell_of
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import divergence
 from prefdag.models.ops.device import autocast
-from prefdag.models.packing import iter_packed
+from prefdag.models.repeats import iter_packed
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.adoption import load_any_reward
 from prefdag.rewards.evaluation import Rewards, evaluation, score_all, write_evaluation, write_held_out

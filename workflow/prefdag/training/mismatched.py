@@ -10,7 +10,7 @@ from prefdag.data.token_store import Indexed
 from prefdag.data.views import Mismatched, Unpaired
 from prefdag.models.logprobs import logprobs
 from prefdag.models.ops.device import autocast
-from prefdag.models.packing import iter_packed
+from prefdag.models.repeats import iter_packed
 
 
 class MismatchedRatios:

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Store
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.ops.device import autocast
-from prefdag.models.packing import iter_packed
+from prefdag.models.repeats import iter_packed
 
 PROBED = 48  # held-out comparisons measured during training
 

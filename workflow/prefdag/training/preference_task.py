@@ -21,7 +21,8 @@ from prefdag.losses.registry import loss_of
 from prefdag.losses.soft_labels import both_orders
 from prefdag.models.logprobs import LogProbs
 from prefdag.models.ops.device import autocast, to_device
-from prefdag.models.packing import Segments, iter_packed
+from prefdag.models.packing import Segments
+from prefdag.models.repeats import iter_packed
 from prefdag.models.token_stats import PER_TOKEN, TokenStats, token_stats
 from prefdag.seeds import generator
 from prefdag.training.gradient_caching import TokenLayout, accumulate_whole_step

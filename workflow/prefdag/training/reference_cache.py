@@ -20,7 +20,8 @@ from prefdag.models.attention.interface import NAME, lowering
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.merging import CONFIG
 from prefdag.models.ops.device import autocast, compute_dtype, to_device
-from prefdag.models.packing import Segments, iter_packed, pack
+from prefdag.models.packing import Segments, pack
+from prefdag.models.repeats import iter_packed
 from prefdag.models.route import FASTEST, Route
 from prefdag.provenance.manifest import Manifest
 

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from prefdag.data.token_store import Store
 from prefdag.models.logprobs import logprobs
 from prefdag.models.ops.device import autocast
-from prefdag.models.packing import Segments, iter_packed
+from prefdag.models.packing import Segments
+from prefdag.models.repeats import iter_packed
 from prefdag.training.loop import Losses, Task
 
 
