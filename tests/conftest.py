@@ -189,6 +189,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+def with_rows(finished: Project, folder: Path, rows: str) -> Project:
+    """Copy the finished suite, times and all, and end its file with `rows`."""
+    subprocess.run(["cp", "-a", str(finished.folder), str(folder / "prefdag")], check=True)
+    project = Project(folder / "prefdag")
+    with (project.folder / "configs/mini.yaml").open("a") as stream:
+        stream.write(rows)
+    return project
+
+
 @pytest.fixture
 def copy(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished run, times and all."""

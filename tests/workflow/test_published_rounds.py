@@ -1,7 +1,6 @@
 """DNO, SPPO, iterative REBEL and RSO as rounds of the DAG: their pairs, references and first losses."""
 
 import json
-import subprocess
 from itertools import combinations
 from math import log
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import Project
+from conftest import Project, with_rows
 
-SUITE, RESULTS = "configs/mini.yaml", "results/mini"
+RESULTS = "results/mini"
 ETA = 0.5
 SAMPLES = "max_new_tokens: 128, max_prompts: 16"
 ROWS = f"""
@@ -25,14 +24,10 @@ ROWS = f"""
 @pytest.fixture(scope="module")
 def results(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of the finished suite with these rows. Read only."""
-    folder = tmp_path_factory.mktemp("published") / "prefdag"
-    subprocess.run(["cp", "-a", str(finished.folder), str(folder)], check=True)
-    project = Project(folder)
-    with (folder / SUITE).open("a") as stream:
-        stream.write(ROWS.lstrip("\n"))
+    project = with_rows(finished, tmp_path_factory.mktemp("published"), ROWS.lstrip("\n"))
     done = project.snakemake()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / RESULTS
+    return project.folder / RESULTS
 
 
 def pairs_of(results: Path, name: str) -> list[dict]:

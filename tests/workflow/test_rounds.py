@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from test_run import planned
 
-from conftest import Project, environment
+from conftest import Project, environment, with_rows
 
 SUITE = "configs/mini.yaml"
 RESULTS = "results/mini"
@@ -39,11 +39,7 @@ def answers(name: str) -> set[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def run(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The finished suite with a run of two rounds. Read only."""
-    folder = tmp_path_factory.mktemp("rounds") / "prefdag"
-    subprocess.run(["cp", "-a", str(finished.folder), str(folder)], check=True)
-    project = Project(folder)
-    with (folder / SUITE).open("a") as stream:
-        stream.write(ROW)
+    project = with_rows(finished, tmp_path_factory.mktemp("rounds"), ROW)
     expected = jobs_of_round(1) | jobs_of_round(2) | answers("it") | answers("it@round1") | {("report", "")}
     assert planned(project) == expected
     done = project.snakemake(PREFDAG_TRACK="now")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_run import planned
 
-from conftest import Project
+from conftest import Project, with_rows
 
 SUITE = "configs/mini.yaml"
 RESULTS = "results/mini"
@@ -28,11 +28,7 @@ def on_test_prompts() -> set[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def run(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The finished suite with a row of two seeds, whose learning rate is chosen. Read only."""
-    folder = tmp_path_factory.mktemp("select") / "prefdag"
-    subprocess.run(["cp", "-a", str(finished.folder), str(folder)], check=True)
-    project = Project(folder)
-    with (folder / SUITE).open("a") as stream:
-        stream.write(ROW + SELECT)
+    project = with_rows(finished, tmp_path_factory.mktemp("select"), ROW + SELECT)
     expected = on_test_prompts() | {("choose", "rows"), ("report", "")}
     expected |= {("generate", "sft@validation"), ("score", "sft@validation")}
     assert planned(project) == expected.union(*map(jobs_of_candidate, CANDIDATES))

@@ -701,6 +701,16 @@ def test_plan_counts_the_requests(server: Judge, tmp_path: Path, monkeypatch: py
     assert "24 requests for answers" in requests(suite, judge, tmp_path / "nothing")
 
 
+def test_plan_counts_the_requests_of_candidates(tmp_path: Path) -> None:
+    """Of base and dpo on 6 test prompts, and of dpo's two candidates on as many validation prompts, in both orders."""
+    judge, row = {"judges": [MODEL, "reward"]}, {"name": "dpo", "method": "dpo", "beta": 0.1}
+    changes = {"judge": judge, "generate": {"max_prompts": 6}, "name": "suite", "runs": [row]}
+    grid = {"grid": {"learning_rate": [1e-4, 1e-3]}}
+    for select, sets in (({"criterion": "win_rate"}, 4), ({"criterion": "reward_at_kl", "kl": 1}, 2)):
+        suite = resolve({**merge(yaml.safe_load(MINI), changes), "select": {**grid, **select}}, "x.yaml")
+        assert f" {sets * 6 * 2} requests for answers" in requests(suite, suite.judge.models[0], tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tldr", "hh"])
 def test_the_papers_judge_is_a_line_away(name: str, tmp_path: Path) -> None:
     """The shipped suite asks no model; with its commented line in place of the one below, it asks the paper's judge."""
@@ -713,5 +723,6 @@ def test_the_papers_judge_is_a_line_away(name: str, tmp_path: Path) -> None:
     assert judging_suite.judge.against == "chosen" and [judge.model for judge in judging_suite.judge.models] == [
         "gpt-4-0314"
     ]
-    policies = 2 + len(judging_suite.runs)
-    assert f" {policies * 256 * 2:,} requests" in requests(judging_suite, judging_suite.judge.models[0], tmp_path)
+    sets = [one for one in jobs.answers(judging_suite) if jobs.against(judging_suite, one)]
+    assert len(sets) >= 2 + len(judging_suite.runs)
+    assert f" {len(sets) * 256 * 2:,} requests" in requests(judging_suite, judging_suite.judge.models[0], tmp_path)

@@ -265,6 +265,23 @@ def test_reruns_killed_and_foreign_jobs(results, client):
     assert result[killed][3] == 1000000005000  # its last event's time, whenever it is replayed
 
 
+@pytest.mark.parametrize("stage", ["preference", "policy", "online", "selected"])
+def test_answers_are_nested_in_the_training_of_their_policy(results, client, stage):
+    root = results / f"nested-{stage}"
+    training = write_by_hand(root, "20260101T000000000Z", stage=stage, name="a")
+    scored = write_by_hand(root, "20260101T000001000Z", stage="score", name="a")
+    with (root / f".journal/{scored}.jsonl").open("a") as file:
+        file.write('{"event": "metrics", "time": 2, "step": 0, "values": {"reward": 0.5}}\n')
+        file.write('{"event": "end", "time": 3, "status": "finished", "error": null, "manifest": null}\n')
+    Writer(root).replay()
+    found = {
+        run.data.tags["prefdag.journal"]: run
+        for run in client.search_runs([client.get_experiment_by_name(root.name).experiment_id])
+    }
+    assert found[scored].data.tags["mlflow.parentRunId"] == found[training].info.run_id
+    assert found[training].data.metrics["result.reward"] == 0.5
+
+
 def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
     root = results / "later"
     write_dpo(root)

@@ -17,8 +17,7 @@ from pathlib import Path
 from prefdag.cli.commands import options
 from prefdag.cli.size import H100, Machine, sized
 from prefdag.config import jobs
-from prefdag.config.answer_sets import AnswerSet
-from prefdag.config.jobs import against, policies
+from prefdag.config.jobs import against
 from prefdag.config.online.methods import TokenMethod, reads_values
 from prefdag.config.round_jobs import generation_of_samples
 from prefdag.config.rounds import JUDGE
@@ -246,15 +245,18 @@ def _gigabytes(number: float) -> str:
 
 def requests(suite: Suite, judge: LLM, results: Path) -> str:
     """Return a sentence on the requests to a judge: those that remain, and those for answers still to be generated."""
-    prompts, counted, remaining, expected = _prompts(suite), 0, 0, 0
-    for name in policies(suite):
-        other = against(suite, AnswerSet(name))
-        folders = [results / "generate" / side for side in (name, str(other or "")) if side]
+    counted = remaining = expected = 0
+    validation = validation_sets(suite) if suite.select and suite.select.criterion == "win_rate" else []
+    for answers in (*jobs.answers(suite), *(one for one in validation if one.policy != "sft")):
+        other = against(suite, answers)
+        folders = [results / "generate" / str(side) for side in (answers, other) if side]
         if other and all((folder / "generations.jsonl").is_file() for folder in folders):
             questions = Questions(judge, _pairs(folders[0], folders[1], suite), results / FOLDER)
             counted, remaining = counted + len(questions), remaining + len(questions.remaining)
         elif other:
-            expected += 2 * prompts * suite.generate.num_samples
+            sampled = suite.generate.settings(answers.variant)
+            prompts = sampled.max_prompts or (suite.size.comparisons // 10 if suite.size else 0)
+            expected += 2 * prompts * sampled.num_samples
     parts = [f"{remaining:,} of {counted:,} requests remain"] if counted else []
     parts += [f"{expected:,} requests for answers that are not there yet"] if expected else []
     if labels := label_requests(suite, name_of(judge)):
@@ -276,10 +278,6 @@ def label_requests(suite: Suite, judge: str) -> int:
         if run.online and run.online.judge == judge:
             requests += 2 * run.online.max_steps * run.online.batch_size
     return requests
-
-
-def _prompts(suite: Suite) -> int:
-    return suite.generate.max_prompts or (suite.size.comparisons // 10 if suite.size else 0)
 
 
 def _pairs(generations: Path, other: Path, suite: Suite) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, SerializeAsAny
@@ -131,6 +132,11 @@ def rows_located(rows: list[dict[str, Any]], suite: str) -> list[dict[str, Any]]
     return [located(row) | {key: located(row[key]) for key in nested if isinstance(row.get(key), dict)} for row in rows]
 
 
+def is_on_policy(row: Mapping[str, Any]) -> bool:
+    """Return whether a row learns from its own answers in one job: a policy gradient, or a pair loss with `online`."""
+    return row.get("method") in METHODS or "preset" in row or "online" in row
+
+
 def expanded(
     rows: list[dict[str, Any]], preference: dict[str, Any], online: dict[str, Any], where: str, mistakes: Mistakes
 ) -> list[Run]:
@@ -146,9 +152,8 @@ def expanded(
     runs: list[Run] = []
     names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is reported too
     for row in rows:
-        is_online = row.get("method") in METHODS or "preset" in row or "online" in row
-        make = (_online_pairs if "online" in row else _online_runs) if is_online else _runs_of_row
-        made = mistakes.attempt(make, dict(row), online if is_online else preference, where)
+        make = (_online_pairs if "online" in row else _online_runs) if is_on_policy(row) else _runs_of_row
+        made = mistakes.attempt(make, dict(row), online if is_on_policy(row) else preference, where)
         runs += made or []
         names += _stated_names(row) if made is None else [run.name for run in made]
     mistakes.attempt(named_once, names, where)

@@ -7,7 +7,7 @@ from mlflow.entities import Metric
 
 from prefdag.tracking.records import Record, StoredRun
 
-TRAININGS = ("preference", "policy", "selected", "sft")
+TRAININGS = ("preference", "policy", "online", "selected", "sft")
 RESULTS = {"score": ("reward", "kl", "length"), "judge": ("win_rate",)}
 PARENT = "mlflow.parentRunId"
 

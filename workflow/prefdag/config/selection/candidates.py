@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from prefdag.config.online.methods import METHODS
-from prefdag.config.runs import Run, expanded, grid_of, named_once
+from prefdag.config.runs import Run, expanded, grid_of, is_on_policy, named_once
 from prefdag.config.sections.select import Select
 from prefdag.errors import Mistakes, UserError
 
@@ -110,8 +109,7 @@ def _check_row(name: str, row: Row, grid: dict[str, list[Any]], select: Select, 
             f"{where}: runs.{name}.checkpoints: their steps depend on the max_steps that is chosen; leave one of the "
             "two out"
         )
-    is_online = row.get("method") in METHODS or "preset" in row or "online" in row
-    if select.criterion == "held_out_accuracy" and is_online:
+    if select.criterion == "held_out_accuracy" and is_on_policy(row):
         raise UserError(
             f"{where}: select.criterion: {name} is trained on its own answers, so no held-out accuracy is measured; "
             "choose reward_at_kl or win_rate"
