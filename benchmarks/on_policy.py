@@ -3,7 +3,12 @@
 Every cell has the same random Llama, prompts, number of samples and length of responses for both sides: 16 prompts of
 4 samples (Online DPO: 32 of 2), float32, one update per round, a reference with coefficient 0.05, a reward that costs
 nothing, and an end-of-turn that is never sampled. Arms run in turn in processes of their own, one thread; the figure is
-CPU seconds per step, the median after a warm-up. Writes steps.csv (every run) and ratios.csv, and prints a table.
+CPU seconds per step, the median after a warm-up. Memory is what the steps add to the resident set before the first one.
+Writes steps.csv (every run) and ratios.csv, and prints a table. Runs in steps.csv are not repeated, so a benchmark
+may be run in parts: other cells, methods or more rounds, to the same folder.
+
+`--methods ppo --old-trl PYTHON` compares PPO, of 4 epochs and a value model of the policy's size, with that of TRL 0.24
+on an interpreter of its own; `ppo_shared` is prefdag's with the value head on the policy's trunk, against the same.
 """
 
 import argparse
@@ -21,13 +26,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.memory import Phase
 from prefdag.config.model import Architectural
 from prefdag.models.loading import build, set_up
 
 CELLS = [(16, 48, 2048), (8, 64, 2048), (340, 40, 2048), (16, 48, 49152), (8, 64, 49152), (340, 40, 49152)]
 METHODS = ("grpo", "rloo", "online_dpo")
+EPOCHS = 4  # of PPO
 KL = 0.05
 EOS = 0
+KEYS = ("round", "method", "prompt", "response", "vocabulary", "side")
 
 
 def groups_of(method: str) -> tuple[int, int]:
@@ -62,13 +70,14 @@ def reward_of(ids: list[int]) -> float:
     return float(np.mean(np.asarray(ids) % 2 == 0))
 
 
-def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
-    """Return CPU seconds of each round of `OnlineTraining`."""
+def ours(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], Phase]:
+    """Return CPU seconds of each round of `OnlineTraining`, and their memory."""
     from prefdag.config.objectives import objective
-    from prefdag.config.online.methods import policy_method
+    from prefdag.config.online.methods import TokenMethod, policy_method
     from prefdag.config.online.settings import Online
     from prefdag.losses.registry import loss_of
     from prefdag.models.loading import load_policy
+    from prefdag.online.critic import load_critic
     from prefdag.online.loop import OnlineTraining
     from prefdag.online.round import Models
 
@@ -84,17 +93,21 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
             "learning_rate": 1e-6,
             "max_new_tokens": arguments.response,
             **({"labels": "hard"} if of_pairs else {"kl": kl}),
+            "epochs": EPOCHS if arguments.method == "ppo" else 1,
             "tokens_per_batch": 65536,
             "sample_table": 0,
         },
         "benchmark",
         "online",
     )
-    values = {"method": "dpo", "beta": KL} if of_pairs else {"method": arguments.method}
+    values: dict[str, Any] = {"method": "dpo", "beta": KL} if of_pairs else {"method": arguments.method}
+    if arguments.method == "ppo":
+        values |= {"whiten": "population", "value": "shared" if arguments.side == "shared" else "own"}
     method = (objective if of_pairs else policy_method)(values, "benchmark", "method")
     loss = loss_of(method) if of_pairs else None
     pair_loss = None if loss is None else lambda policy, reference: loss(policy, reference=reference)
     model, reference = load_policy(folder, device), load_policy(folder, device).requires_grad_(False)
+    critic = load_critic(method, model, folder, None, 0, device) if isinstance(method, TokenMethod) else None
 
     def scores(comparisons: Any) -> np.ndarray:
         return np.array([[reward_of(one.tolist()) for one in each.responses] for each in comparisons])
@@ -102,7 +115,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
     rows = prompts_of(num * arguments.steps, arguments.prompt, arguments.vocabulary)
     prompts = [np.array(ids, np.int32) for ids in rows]
     training = OnlineTraining(
-        Models(model.train(), reference, None),
+        Models(model.train(), reference, critic),
         method,
         settings,
         prompts,
@@ -110,15 +123,17 @@ def ours(arguments: argparse.Namespace, folder: Path) -> list[float]:
         -1,
         pair_loss=pair_loss,
     )
+    phase = Phase()
+    phase.begin()
     seconds, before = [], time.process_time()
     for _ in training.rounds():
         seconds.append(time.process_time() - before)
         before = time.process_time()
-    return seconds
+    return seconds, phase
 
 
-def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
-    """Return CPU seconds of each step of TRL's trainer."""
+def peer(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], Phase]:
+    """Return CPU seconds of each step of TRL's trainer, and their memory."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
@@ -142,6 +157,10 @@ def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
         def __init__(self) -> None:
             self.seconds: list[float] = []
             self.before = 0.0
+            self.phase = Phase()
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.phase.begin()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.before = time.process_time()
@@ -176,51 +195,89 @@ def peer(arguments: argparse.Namespace, folder: Path) -> list[float]:
         if hasattr(trainer, "generation_config"):
             trainer.generation_config.suppress_tokens = [EOS]
         trainer.train()
-    return clock.seconds
+    return clock.seconds, clock.phase
 
 
-def run(side: str, method: str, cell: tuple[int, int, int], folder: Path, steps: int) -> dict[str, Any]:
+def run(
+    side: str, method: str, cell: tuple[int, int, int], folder: Path, steps: int, old_trl: str | None = None
+) -> dict[str, Any]:
     """Run one arm in a process of its own."""
     prompt, response, vocabulary = cell
-    command = [sys.executable, "-m", "benchmarks.on_policy", "--side", side, "--method", method, "--model", str(folder)]
-    for name, value in (("prompt", prompt), ("response", response), ("vocabulary", vocabulary), ("steps", steps)):
-        command += [f"--{name}", str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    command = [sys.executable, "-m", "benchmarks.on_policy", "--side", side, "--method", method]
+    options: dict[str, Any] = {"model": folder, "response": response, "steps": steps}
+    if method == "ppo" and side == "trl":
+        assert old_trl is not None
+        num, samples = groups_of(method)
+        prompts = folder / "prompts.json"
+        prompts.write_text(json.dumps(prompts_of(num * steps, prompt, vocabulary)))
+        command = [old_trl, "-m", "benchmarks.ppo_arm"]
+        options |= {"prompts": prompts, "samples": samples, "epochs": EPOCHS, "kl": KL}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])  # of its own environment otherwise
+    else:
+        options |= {"prompt": prompt, "vocabulary": vocabulary}
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{side} {method} {cell}: {done.stderr[-2000:]}")
-    seconds = json.loads(done.stdout.strip().splitlines()[-1])
-    cell_names = {"prompt": prompt, "response": response, "vocabulary": vocabulary}
-    return {"method": method, **cell_names, "side": side, "seconds_per_step": statistics.median(seconds[1:])}
+    values = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        "method": method,
+        "prompt": prompt,
+        "response": response,
+        "vocabulary": vocabulary,
+        "side": side,
+        "steps": steps,
+        "seconds_per_step": statistics.median(values["seconds"][1:]),
+        "added_mb": values["peak_mb"] - values["start_mb"],
+    }
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return TRL's seconds over ours, by cell: the median over rounds, and the smallest and largest ratio."""
-    keys = ["method", "prompt", "response", "vocabulary"]
-    wide = rows.pivot_table(index=[*keys, "round"], columns="side", values="seconds_per_step")
-    ratio = wide["trl"] / wide["prefdag"]
-    table = ratio.groupby(level=keys).agg(["median", "min", "max"]).reset_index()
-    return table.merge(wide.groupby(level=keys).median().reset_index(), on=keys)
+    """Return TRL's seconds over ours, by cell: the median over rounds, and the smallest and largest ratio.
+
+    `memory` is what our steps add over what TRL's add, the median.
+    """
+    shared = rows[(rows["method"] == "ppo") & (rows["side"] != "prefdag")].replace({"side": {"shared": "prefdag"}})
+    if (rows["side"] == "shared").any():
+        rows = pd.concat([rows[rows["side"] != "shared"], shared.assign(method="ppo_shared")])
+    keys = list(KEYS[1:-1])
+    index = [*keys, "round"]
+    seconds, added = (
+        rows.pivot_table(index=index, columns="side", values=name) for name in ("seconds_per_step", "added_mb")
+    )
+    table = (seconds["trl"] / seconds["prefdag"]).groupby(level=keys).agg(["median", "min", "max"])
+    table["memory"] = (added["prefdag"] / added["trl"]).groupby(level=keys).median()
+    medians = rows.groupby([*keys, "side"])[["seconds_per_step", "added_mb"]].median().unstack("side")
+    medians.columns = [f"{side}_{name}" for name, side in medians.columns]
+    return table.join(medians).reset_index()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, "ppo"))
+    parser.add_argument("--old-trl", metavar="PYTHON", help="an interpreter with trl 0.24, for ppo")
     parser.add_argument("--cells", type=int, nargs="+", default=range(len(CELLS)), help="numbers of cells, from 0")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--side", choices=("prefdag", "trl"), help="run one arm, and print its seconds")
-    parser.add_argument("--method", choices=METHODS)
+    parser.add_argument("--side", choices=("prefdag", "shared", "trl"), help="run one arm, and print its seconds")
+    parser.add_argument("--method", choices=(*METHODS, "ppo"))
     parser.add_argument("--model", type=Path)
     for name in ("prompt", "response", "vocabulary"):
         parser.add_argument(f"--{name}", type=int)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps((ours if arguments.side == "prefdag" else peer)(arguments, arguments.model)))
+        seconds, phase = (peer if arguments.side == "trl" else ours)(arguments, arguments.model)
+        print(json.dumps({"seconds": seconds, "start_mb": phase.start_mb, "peak_mb": phase.peak_mb}))
         return
+    if "ppo" in arguments.methods and arguments.old_trl is None:
+        parser.error("--methods ppo: TRL 1.16 has no PPO; pass --old-trl PYTHON")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    rows = []
+    steps_file = arguments.output / "steps.csv"
+    rows = pd.read_csv(steps_file).to_dict("records") if steps_file.is_file() else []
+    done = {tuple(row[name] for name in KEYS) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         for cell in [CELLS[number] for number in arguments.cells]:
             model = Path(folder, str(cell[2]))
@@ -228,14 +285,19 @@ def main() -> None:
                 write_model(model, cell[2])
             for number in range(arguments.rounds):
                 for method in arguments.methods:
-                    for side in ("prefdag", "trl"):
-                        rows.append({"round": number, **run(side, method, cell, model, arguments.steps)})
+                    for side in ("prefdag", "shared", "trl") if method == "ppo" else ("prefdag", "trl"):
+                        if (number, method, *cell, side) in done:
+                            continue
+                        rows.append(
+                            {"round": number, **run(side, method, cell, model, arguments.steps, arguments.old_trl)}
+                        )
                         print(rows[-1], flush=True)
-                        pd.DataFrame(rows).to_csv(arguments.output / "steps.csv", index=False)
+                        pd.DataFrame(rows).to_csv(steps_file, index=False)
     table = ratios(pd.DataFrame(rows))
     table.to_csv(arguments.output / "ratios.csv", index=False)
     print(table.to_string(index=False))
-    print("geometric mean", float(np.exp(np.log(table["median"]).mean())))
+    others = table["median"][table["method"].isin(METHODS)]
+    print(f"geometric mean without PPO, {len(others)} cells: {np.exp(np.log(others).mean()):.2f}")
 
 
 if __name__ == "__main__":
