@@ -94,7 +94,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> tuple[list[float], Phas
             "max_new_tokens": arguments.response,
             **({"labels": "hard"} if of_pairs else {"kl": kl}),
             "epochs": EPOCHS if arguments.method == "ppo" else 1,
-            "tokens_per_batch": 65536,
+            "tokens_per_batch": 2048,
             "sample_table": 0,
         },
         "benchmark",

@@ -100,7 +100,7 @@ def watched(training: OnlineTraining, seen: list[torch.Tensor]) -> Any:
 
     class Watched(type(inner)):  # type: ignore[misc]
         def step(self, rates: tuple[float, float], max_norm: float | None) -> dict[str, float]:
-            from prefdag.online import round as module
+            from prefdag.online import optimizers as module
 
             clip, parts = module.clip_gradients, list[torch.Tensor]()
 

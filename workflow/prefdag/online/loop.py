@@ -4,7 +4,8 @@ One round, in the order in which to read it:
 
 1. `online.rollouts.sample_round` samples responses to the round's prompts;
 2. `online.rewards` scores them;
-3. `online.round.Round` measures old and reference log-probs, values, entropy and KL in one forward pass each;
+3. `online.round.Round` measures old and reference log-probs, values, entropy and KL in one forward pass each, which is
+   the first update's own where it can be;
 4. `online.objective.targets_of` computes advantages and returns of the whole round;
 5. `Round.update` takes the optimizer steps: epochs x minibatches.
 
@@ -32,10 +33,11 @@ from prefdag.losses.policy_gradient import adapted_coefficient
 from prefdag.losses.soft_labels import PairLoss
 from prefdag.models.adapters import load_trained_state, trained_state
 from prefdag.models.ops.recompute import recompute_blocks
+from prefdag.online.optimizers import Optimizers
 from prefdag.online.report import answers_to, further_metrics, round_metrics
 from prefdag.online.rewards import Moments, Scorer, check_scores, labels_of, with_missing_ends
 from prefdag.online.rollouts import Rollouts, sample_round
-from prefdag.online.round import Models, Optimizers, PolicyChanged, Round
+from prefdag.online.round import Models, PolicyChanged, Round
 from prefdag.online.sampler import OwnSampler, Sampler
 from prefdag.online.targets import Targets, targets_of
 from prefdag.training.checkpoint import Checkpoint, stop_requested

@@ -1,8 +1,8 @@
 """One round on a model: measure its responses, and update policy and value head on them.
 
-A round's first update has no pass of its own for the old log-probs where the round is one micro-batch per process: they
-are the update's own log-probs, detached. Otherwise they are measured in the micro-batches of the first pass. In both
-cases the first ratio is exactly 1, which is checked.
+A round's first update has no pass of its own for the old log-probs: they are the update's own log-probs, detached. Only
+with several minibatches, or where advantages are whitened over several micro-batches, they are measured before, in the
+micro-batches of the first pass. In both cases the first ratio is exactly 1, which is checked.
 
 Shapes: N prompts of G responses; T response tokens of the round, t of a micro-batch.
 """
@@ -21,7 +21,6 @@ from prefdag.config.objectives import Objective
 from prefdag.config.online.settings import Online
 from prefdag.data.token_store import Comparison
 from prefdag.distributed.collectives import all_gather_objects
-from prefdag.distributed.fsdp import ShardedOptimizer, clip_gradients, reduce_gradients
 from prefdag.distributed.ranks import num_ranks, rank
 from prefdag.errors import UserError
 from prefdag.losses.soft_labels import PairLoss
@@ -31,12 +30,13 @@ from prefdag.models.packing import Segments, deal, micro_batches, num_tokens, pa
 from prefdag.models.policy_stats import Measured, distribution, measured, states_of, tempered_logprobs
 from prefdag.online.critic import Critic
 from prefdag.online.objective import Inputs, Normaliser, micro_batch_loss
+from prefdag.online.optimizers import Optimizers
 from prefdag.online.rollouts import Rollouts
 from prefdag.online.targets import Targets
 from prefdag.seeds import generator
 
 Plan = list[tuple[list[int], list[list[int]]]]  # of one process: prompts of each micro-batch, and their rows
-FLAT = ("old", "reference", "values", "entropy", "kl")
+Statistics = tuple[list[int], dict[str, Tensor]]  # of a micro-batch: its prompts, and values of their tokens
 
 
 class PolicyChanged(UserError):
@@ -107,7 +107,12 @@ class Round:
 
     @property
     def measures_in_first_update(self) -> bool:
-        return self.settings.minibatches == 1 and all(len(plan) <= 1 for plan in self.plans(0))
+        return self.settings.minibatches == 1 and (self._is_local or all(len(plan) <= 1 for plan in self.plans(0)))
+
+    @property
+    def _is_local(self) -> bool:
+        """Return whether the loss of a prompt's responses reads no other prompt's log-probs and values."""
+        return getattr(self.method, "whiten", "off") == "off"
 
     def measured(self, rollouts: Rollouts) -> Rollouts:
         """Measure all responses in the micro-batches of the first pass."""
@@ -116,14 +121,14 @@ class Round:
             for members, rows in self.plans(update)[rank()]:
                 with torch.no_grad(), autocast(self.models.device):
                     parts.append(_statistics(self._forward(members, rows, measuring=True)))
-        return _filled(rollouts, parts)
+        return _filled(rollouts, _of_all_ranks(parts))
 
     def update(
         self,
         update: int,
         rollouts: Rollouts,
         targets: Callable[[Rollouts], Targets],
-        optimizers: "Optimizers",
+        optimizers: Optimizers,
         rates: tuple[float, float],
         coefficient: float,
     ) -> tuple[Rollouts, Targets, dict[str, float]]:
@@ -144,17 +149,25 @@ class Round:
             UserError: a loss or gradient is not finite, or, as `PolicyChanged`, the first ratio is not 1.
         """
         plan = self.plans(update)[rank()]
+        sums: list[dict[str, float]] = []
+        parts: list[Statistics] = []
         with in_place_gradients():
             forwards: Iterable[Forward] = self._forwards(plan, measuring=rollouts.old is None)
-            if rollouts.old is None:
+            if rollouts.old is None and not self._is_local:
                 assert update == 0 and len(plan) <= 1
                 forwards = list(forwards)
-                rollouts = _filled(rollouts, [_statistics(one) for one in forwards])
-            aims = targets(rollouts)
-            normaliser = Normaliser.of(self.method, self.settings, aims, rollouts, self.members(update))
-            sums: list[dict[str, float]] = []
+                rollouts = _filled(rollouts, _of_all_ranks([_statistics(one) for one in forwards]))
+            aims = None if rollouts.old is None else targets(rollouts)
             for one in forwards:
-                sums.append(self._backward(one, rollouts, aims, normaliser, coefficient))
+                known, local = rollouts, aims
+                if local is None:  # of this micro-batch alone; the rest of the round is 0 and not read
+                    parts.append(_statistics(one))
+                    known = _filled(rollouts, parts[-1:])
+                    local = targets(known)
+                sums.append(self._backward(one, known, local, self.members(update), coefficient))
+        if aims is None:
+            rollouts = _filled(rollouts, _of_all_ranks(parts))
+            aims = targets(rollouts)
         metrics = _means(_joined([each for part in all_gather_objects(sums) for each in part]))
         self._check(update, metrics)
         norms = optimizers.step(rates, self.settings.max_grad_norm)
@@ -183,9 +196,9 @@ class Round:
         return Forward(members, segments, tokens, stats.logprobs, values, stats)
 
     def _backward(
-        self, one: Forward, rollouts: Rollouts, targets: Targets, normaliser: Normaliser, coefficient: float
+        self, one: Forward, rollouts: Rollouts, targets: Targets, members: list[int], coefficient: float
     ) -> dict[str, float]:
-        """Backpropagate a micro-batch's share of the loss; return its sums of metrics."""
+        """Backpropagate a micro-batch's share of the loss of an update's members; return its sums of metrics."""
         entropy = kl = None
         wants_kl = self.settings.kl.where == "loss" and self.settings.kl.estimator == "full"
         if getattr(self.method, "entropy", 0.0) or wants_kl:
@@ -196,6 +209,7 @@ class Round:
             sums = distribution(self.models.policy, one.states, self.settings.temperature, other)
             entropy, kl = sums.entropy, sums.kl
         inputs = Inputs(one.rows, one.segments.owner, one.logprobs, one.values, entropy, kl)
+        normaliser = Normaliser.of(self.method, self.settings, targets, rollouts, members)
         aims = rollouts, targets, normaliser, coefficient, self.pair_loss
         loss, metrics = micro_batch_loss(self.method, self.settings, inputs, *aims)
         loss.backward()
@@ -215,7 +229,7 @@ class Round:
             )
 
 
-def _statistics(one: Forward) -> tuple[list[int], dict[str, Tensor]]:
+def _statistics(one: Forward) -> Statistics:
     """Return a micro-batch's statistics, on the CPU."""
     assert one.measured is not None
     values: dict[str, Tensor | None] = {
@@ -232,11 +246,14 @@ def _statistics(one: Forward) -> tuple[list[int], dict[str, Tensor]]:
     return one.rows, {name: value.detach().cpu() for name, value in values.items() if value is not None}
 
 
-def _filled(rollouts: Rollouts, parts: list[tuple[list[int], dict[str, Tensor]]]) -> Rollouts:
-    """Return the round with the statistics of all processes' micro-batches."""
-    gathered = [part for each in all_gather_objects(parts) for part in each]
+def _of_all_ranks(parts: list[Statistics]) -> list[Statistics]:
+    return [part for each in all_gather_objects(parts) for part in each]
+
+
+def _filled(rollouts: Rollouts, parts: list[Statistics]) -> Rollouts:
+    """Return the round with the statistics of micro-batches, 0 elsewhere."""
     values: dict[str, Tensor] = {}
-    for rows, stats in gathered:
+    for rows, stats in parts:
         tokens = rollouts.tokens_of(rows)
         for name, value in stats.items():
             if name == "last_values":
@@ -265,36 +282,3 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
     pairs = sums.pop("pairs", 1.0)
     counts = {**dict.fromkeys(of_tokens, max(1.0, counted)), "accuracy": pairs, "margin": pairs}
     return {name: value / counts.get(name, 1.0) for name, value in sums.items()}
-
-
-@dataclass(frozen=True)
-class Optimizers:
-    """Optimizers of the policy and of the value head, whose gradients are clipped apart."""
-
-    policy: ShardedOptimizer
-    critic: ShardedOptimizer | None
-
-    def step(self, rates: tuple[float, float], max_norm: float | None) -> dict[str, float]:
-        """Reduce, clip and apply the gradients; return their norms. rates: learning rates of both."""
-        norms = {}
-        for name, optimizer in (("policy", self.policy), ("value", self.critic)):
-            if optimizer is None:
-                continue
-            for parameter in optimizer.parameters:
-                if parameter.grad is None and num_ranks() > 1:  # a process without a share of the update
-                    parameter.grad = torch.zeros_like(parameter)
-            reduce_gradients(optimizer.parameters)
-            norms[f"{name}_grad_norm"] = clip_gradients(optimizer.parameters, max_norm or float("inf"))
-        if all(np.isfinite(norm) for norm in norms.values()):
-            self.policy.step(rates[0])
-            if self.critic is not None:
-                self.critic.step(rates[1])
-        return norms
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "value": self.critic and self.critic.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
-        if self.critic is not None:
-            self.critic.load_state_dict(state["value"])
