@@ -6,7 +6,8 @@
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -76,6 +77,7 @@ FAMILIAR = {
     "rpo_alpha": "`w_nll` of the method rpo",
     "max_tokens": "`max_new_tokens`",
     "num_generations": "`samples` of an on-policy row, or `num_samples`: the responses to each prompt",
+    "group_size": "`samples` of an on-policy row, the responses to each prompt",
     "rloo_k": "`samples`, the responses to each prompt",
     "num_ppo_epochs": "`epochs`, the passes over a round's responses",
     "ppo_epochs": "`epochs`, the passes over a round's responses",
@@ -129,7 +131,8 @@ def hints(key: str, known: Sequence[str]) -> list[str]:
 def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside: str = "") -> str:
     """Return one sentence for each mistake of a validation: where, key, what is allowed, what was stated.
 
-    A key that is missing is left out if an unknown key next to it is like it: that one is misspelt.
+    A key that is missing is left out if an unknown key next to it is like it: that one is misspelt. Of a key with
+    several types, the types that fit the value furthest are named, in one sentence.
 
     Args:
         errors: pydantic's `ValidationError.errors()`.
@@ -142,14 +145,61 @@ def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside:
         if one["type"] == "extra_forbidden":
             *path, key = one["loc"]
             meant.add((*path, nearest(key, _fields_at(section, path))))
-    sentences = []
-    for one in errors:
+    located = [(one, *_keys_of(one["loc"], section)) for one in errors]
+    depth: dict[Any, dict[Any, int]] = {}  # of the errors of each type of a union, by the union's place
+    for _, keys, chosen in located:
+        for union, kind in chosen.items():
+            depth.setdefault(union, {})[kind] = max(len(keys), depth.get(union, {}).get(kind, 0))
+    places: dict[str, list[str]] = {}
+    for one, keys, chosen in located:
         if one["type"] == "missing" and one["loc"] in meant:
             continue
-        key = ".".join(str(part) for part in (*filter(None, [inside]), *one["loc"]))
-        place = f"{where}: {key}" if key else where
-        sentences.append(f"{place}: {_what(one, section)}")
-    return "\n".join(dict.fromkeys(sentences))
+        if all(depth[union][kind] == max(depth[union].values()) for union, kind in chosen.items()):
+            key = ".".join(str(part) for part in (*filter(None, [inside]), *keys))
+            places.setdefault(f"{where}: {key}" if key else where, []).append(_what(one, section))
+    return "\n".join(f"{place}: {what}" for place, said in places.items() for what in _joined(said))
+
+
+def _joined(sentences: Sequence[str]) -> list[str]:
+    """Return the sentences about one key, `expected a, got x` and `expected b, got x` as `expected a or b, got x`."""
+    different = list(dict.fromkeys(sentences))
+    wanted, _, got = zip(*(sentence.rpartition(", got ") for sentence in different), strict=True)
+    if len(different) > 1 and len(set(got)) == 1 and all(one.startswith("expected ") for one in wanted):
+        return [f"expected {' or '.join(one.removeprefix('expected ') for one in wanted)}, got {got[0]}"]
+    return different
+
+
+def _keys_of(location: Sequence[Any], section: type[BaseModel]) -> tuple[tuple[Any, ...], dict[Any, Any]]:
+    """Return the keys of pydantic's location of a mistake, and of each union in it, by its place, the type tried."""
+    kinds: list[Any] = _alternatives(section)
+    keys, chosen = list[Any](), dict[Any, Any]()
+    union = False
+    for part in location:
+        if union:
+            chosen[tuple(keys)], union = part, False
+            continue
+        keys.append(part)
+        values = [_alternatives(value) for kind in kinds for value in _value_at(kind, part)]
+        kinds, union = [one for each in values for one in each], any(len(each) > 1 for each in values)
+    return tuple(keys), chosen
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """Return the types of a union without None; another type alone."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [one for part in get_args(annotation) if part is not NoneType for one in _alternatives(part)]
+    return [annotation]
+
+
+def _value_at(kind: Any, key: Any) -> Iterator[Any]:
+    """Yield the type of a section's, a mapping's or a list's values at a key."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if key in kind.model_fields:
+            yield kind.model_fields[key].annotation
+    elif get_origin(kind) in (dict, list, tuple):
+        yield get_args(kind)[-1 if get_origin(kind) is dict else 0]
 
 
 def _what(error: Any, section: type[BaseModel]) -> str:
@@ -175,10 +225,20 @@ def _what(error: Any, section: type[BaseModel]) -> str:
             return f"expected a whole number, got {value}"
         case "float_parsing" | "float_type" | "finite_number":
             return f"expected a finite number, got {value}"
+        case "bool_type" | "bool_parsing":
+            return f"expected true or false, got {value}"
         case "string_type":
             return f"expected text, got {value}"
-        case "model_type":
+        case "list_type" | "tuple_type":
+            return f"expected a list, got {value}"
+        case "model_type" | "dict_type":
             return f"expected keys and values, got {value}"
+        case "too_short":
+            return f"expected a list of at least {context['min_length']}, got {value}"
+        case "too_long":
+            return f"expected a list of at most {context['max_length']}, got {value}"
+        case "string_too_short":
+            return f"expected a text of at least {context['min_length']} characters, got {value}"
         case "value_error":
             return str(context["error"])
         case _:

@@ -240,7 +240,7 @@ def test_soft_labels_are_for_losses_of_pairs_alone():
     assert '"labels"' not in jobs.config_of(suite_of(row()), "preference", "it@round2")
     assert objectives_in_doubt(suite) == []
     for method in ("kto", "odpo", "aot"):
-        with pytest.raises(UserError, match=rf"runs.it.pairs.labels: {method} is no loss of a pair's log-probs alone"):
+        with pytest.raises(UserError, match=rf"runs.it.pairs.labels: {method} needs more than the log-probs of two"):
             suite_of(row(method=method, pairs={"law": "max_min", "labels": "soft"}))
 
 

@@ -101,10 +101,15 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ({"grid": UNEQUAL, "kl": 5}, "select.grid: dpo has 2 candidates and rloo 1, which is no fair search"),
+        ({"grid": UNEQUAL, "kl": 5}, "select.grid: the grids differ in size (dpo 2, rloo 1), so the search would not"),
         ({**SELECT, "budget": 1}, "select.grid: 2 candidates for dpo, and the budget is 1"),
         ({**SELECT, "rows": ["ppo"]}, "select.rows: there is no row 'ppo'; the rows are dpo, rloo"),
-        ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo"),
+        ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo; add one"),
+        (
+            {"grid": {**UNEQUAL, "nope": {}}, "kl": 5},
+            "select.grid: there is no row or method `nope`; known are dpo, rloo",
+        ),
+        ({"grid": UNEQUAL, "rows": ["dpo"], "kl": 5}, "select.grid.rloo: no selected row reads this grid"),
         ({"grid": {"learning_rate": [1e-3, 1e-3]}, "kl": 5}, "select.grid.learning_rate: expected a list of different"),
         ({"grid": {"learning_rate": [0.001, "1e-3"]}, "kl": 5}, "are one setting; remove one"),
         ({"grid": {"seed": [0, 1]}, "kl": 5}, "select.grid.seed: a grid is of a row's settings"),
@@ -113,13 +118,28 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ({"grid": {"max_steps": [4, 8]}, "kl": 5}, "runs.dpo.checkpoints: their steps depend on the max_steps"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "held_out_accuracy"}, "rloo is trained on its own answers"),
         ({"grid": {"learning_rate": [1e-3, -1]}, "kl": 5}, "runs.dpo-learning_rate-1.learning_rate: expected a number"),
-        ({"grid": {"learning_rates": [1e-3]}, "kl": 5}, "learning_rates"),
+        (
+            {"grid": {"learning_rat": [1e-3, 1]}, "kl": 5},
+            "s.yaml: select.grid.learning_rat: dpo, rloo do not read it; did you mean `learning_rate`?",
+        ),
+        ({"grid": {"beta": [1, 2]}, "kl": 5}, "select.grid.beta: rloo does not read it; "),
+        (
+            {"grid": {"dpo": {"beta": [1, 2]}, "rloo": {"kl_coef": [1, 2]}}, "kl": 5},
+            "s.yaml: select.grid.rloo.kl_coef: rloo does not read it; here it is `kl`, a coefficient, {target",
+        ),
+        ({"grid": {"learning_rate": "1e-4"}, "kl": 5}, 'expected a list or keys and values, got "1e-4"'),
+        ({"grid": {"dpo": {"beta": 1}}, "kl": 5}, "s.yaml: select.grid.dpo.beta: expected a list, got 1"),
+        ({**SELECT, "rows": "dpo"}, 's.yaml: select.rows: expected a list, got "dpo"'),
+        ({**SELECT, "rows": []}, "s.yaml: select.rows: expected a list of at least 1, got []"),
+        ({**SELECT, "unequal": "maybe"}, 's.yaml: select.unequal: expected true or false, got "maybe"'),
+        ({**SELECT, "grid": True}, "s.yaml: select.grid: expected keys and values, got true"),
     ],
 )
 def test_mistakes(select: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         suite(select)
     assert message in str(caught.value)
+    assert not message.startswith("s.yaml") or "\n" not in str(caught.value), "one mistake is one sentence"
 
 
 def test_unequal_grids_may_be_allowed() -> None:

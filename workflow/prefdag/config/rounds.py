@@ -162,8 +162,8 @@ class Rounds(Section):
             )
         if self.pairs.labels == "soft" and not objective.of_pairs_alone:
             raise ValueError(
-                f"pairs.labels: {method} is no loss of a pair's log-probs alone, so it has no value in both orders; "
-                "say bradley_terry, or take dpo, ipo or another pair loss"
+                f"pairs.labels: {method} needs more than the log-probs of two responses to a prompt, so soft labels "
+                "cannot weigh its two orders; say bradley_terry, or take dpo, ipo or another pair loss"
             )
         if "reference" in self.pairs.model_fields_set and not objective.reads & {"reference", "divergence"}:
             raise ValueError(f"pairs.reference: {method} reads no reference; leave it out")

@@ -12,8 +12,8 @@ from prefdag.config.objectives import Objective, entry_of, objective
 from prefdag.config.online.methods import (
     METHODS,
     PRESETS,
-    check_pair_loss,
     optimum_of,
+    pair_loss,
     pair_settings,
     policy_method,
     settings_of,
@@ -258,8 +258,7 @@ def _online_pairs(row: dict[str, Any], online: dict[str, Any], where: str) -> li
         )
     options = entry_of(row.get("method"), where, inside).model_fields
     values = stated | {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
-    loss = objective(row, where, inside)
-    check_pair_loss(loss, where, inside)
+    loss = pair_loss(row, where, inside)
     runs = []
     for seed in seeds:
         suffix, seeded = ("", {}) if seed is None else (f"-seed{seed}", {"seed": seed})

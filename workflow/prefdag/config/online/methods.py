@@ -4,9 +4,9 @@ A method states the optimum that it has in a world where every response can be e
 pi_ref exp(r / beta) / Z, with beta the KL's coefficient.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import JUDGE, TRUNCATION_BIAS, Online
@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+NO_DATASET = "an on-policy row takes no dataset, it is trained on its own answers; leave it out"
 Clip = Annotated[float, Field(gt=0, description="the ratio to the sampling policy is clipped to 1 -+ clip")]
 
 
@@ -67,6 +68,12 @@ class TokenMethod(PolicyMethod):
     value_coefficient: NonNegative = 0.1
     value_clip: Positive | None = Field(0.2, description="clip values around the former ones; null: never")
     value_learning_rate: Positive | None = Field(None, description="default: the policy's")
+
+    @model_validator(mode="after")
+    def _shared_trunk_is_the_policys(self) -> Self:
+        if self.value == "shared" and self.value_from != "policy":
+            raise ValueError("value_from: a shared trunk is the policy's; say `value: own`, or leave it out")
+        return self
 
 
 class PPO(TokenMethod):
@@ -185,7 +192,9 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
     options = [name for name in entry.model_fields if name != "method"]
     known, mistakes = (*options, *Online.model_fields), Mistakes()
     for key in values:
-        if key not in entry.model_fields:
+        if key == "dataset":
+            mistakes.add(f"{where}: {inside}.{key}: {NO_DATASET}")
+        elif key not in entry.model_fields:
             unread = (
                 f"{values['method']} does not read {key}; its options are {', '.join(options)}, and keys of `online`"
             )
@@ -194,13 +203,17 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
     return entry.parse(values, where, inside)
 
 
-def check_pair_loss(loss: Objective, where: str, inside: str) -> None:
-    """Raise `UserError` for a loss that cannot be taken of two sampled responses."""
+def pair_loss(values: dict[str, Any], where: str, inside: str) -> Objective:
+    """Validate the loss of a row with `online`. Raises `UserError` for one that two responses do not suffice for."""
+    if "dataset" in values:
+        raise UserError(f"{where}: {inside}.dataset: {NO_DATASET}")
+    loss = objective(values, where, inside)
     if not loss.of_pairs_alone:
         raise UserError(
-            f"{where}: {inside}.method: {loss.method} is no loss of a pair's log-probs alone, so it cannot be trained "
-            "online; take dpo, ipo or another pair loss"
+            f"{where}: {inside}.method: {loss.method} needs more than the log-probs of two responses to a prompt, so "
+            "it cannot be trained online; take dpo, ipo or another pair loss"
         )
+    return loss
 
 
 def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, inside: str) -> Online:

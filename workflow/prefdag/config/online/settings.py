@@ -38,6 +38,8 @@ class KL(Section):
         """Accept a number, or {target, init, horizon}."""
         if isinstance(values, (int, float, str)) and not isinstance(values, bool):
             return {"coefficient": values}
+        if values is None:
+            raise ValueError("expected a number (0: no penalty) or keys and values, got null")
         if isinstance(values, dict):
             values = dict(values)
             if values.get("target") is not None and "coefficient" not in values:
@@ -56,7 +58,9 @@ class KL(Section):
         if self.where == "reward" and self.estimator == "ratio_k3":
             raise ValueError("ratio_k3 is k3 in the reward, where the ratio is 1; say k3, or `where: loss`")
         if self.target is not None and not self.coefficient:
-            raise ValueError("target: a coefficient of 0 cannot be adapted; state init above 0")
+            raise ValueError("coefficient: 0 cannot be adapted to the target; state a number above 0")
+        if self.target is None and self.horizon != type(self).model_fields["horizon"].default:
+            raise ValueError("horizon: read with a target alone; state `target`, or leave it out")
         return self
 
 
@@ -67,6 +71,12 @@ class MissingEnd(Section):
     how: Literal["subtract", "replace", "mask"] = Field(
         "subtract", description="score - penalty, or -penalty in its place; mask: the response trains nothing"
     )
+
+    @model_validator(mode="after")
+    def _penalty_is_read(self) -> Self:
+        if self.how == "mask" and self.penalty != type(self).model_fields["penalty"].default:
+            raise ValueError("penalty: `how: mask` does not read it, the response trains nothing; leave it out")
+        return self
 
 
 class Online(Preference):

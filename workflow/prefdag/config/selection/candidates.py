@@ -2,9 +2,14 @@
 
 from typing import Any
 
+from prefdag.config.objectives import entry_of
+from prefdag.config.online.methods import METHODS, PRESETS
+from prefdag.config.online.settings import Online
 from prefdag.config.runs import Run, expanded, grid_of, is_on_policy, named_once
+from prefdag.config.sections.preference import Preference
 from prefdag.config.sections.select import Select
 from prefdag.errors import Mistakes, UserError
+from prefdag.schema import wording
 
 FIXED = ("name", "method", "preset", "seed", "seeds", "online", "pairs", "rounds", "discriminator", "dataset")
 
@@ -70,24 +75,62 @@ def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, l
     for name in select.rows or ():
         if name not in names:
             raise UserError(f"{where}: select.rows: there is no row {name!r}; the rows are {', '.join(names)}")
-    grids = {}
+    _check_names(select, names, where)
+    grids, unread = {}, dict[str, list[str]]()
     for name in select.rows or names:
-        method = str(names[name].get("preset", names[name].get("method")))
+        method = _method(names[name])
         grid = select.grid_of(name, method)
         if grid is None:
-            raise UserError(
-                f"{where}: select.grid: no grid for the row {name} ({method}); add one, or name select.rows"
-            )
+            row = name if name == method else f"{name} ({method})"
+            raise UserError(f"{where}: select.grid: no grid for the row {row}; add one, or name select.rows")
         _check_row(name, names[name], grid, select, where)
         grids[name] = grid
+        known = _keys(names[name], where)
+        part = next((f".{one}" for one in (name, method) if select.grid.get(one) is grid), "")
+        for key in set(grid) - set(known) if known else ():
+            hint = "; ".join(wording().hints(key, known)) or "leave it out, or give each row its own grid"
+            unread.setdefault(f"{where}: select.grid{part}.{key}: {{}} not read it; {hint}", []).append(name)
+    if unread:
+        verb = {True: "does", False: "do"}
+        by = {line: f"{', '.join(rows)} {verb[len(rows) == 1]}" for line, rows in unread.items()}
+        raise UserError("\n".join(line.replace("{}", rows, 1) for line, rows in by.items()))
     sizes = {name: len(settings_of(grid)) for name, grid in grids.items()}
     least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[least] < sizes[most] and not select.unequal:
         raise UserError(
-            f"{where}: select.grid: {most} has {sizes[most]} candidates and {least} {sizes[least]}, which is no fair "
-            "search; give every row as many, or state `unequal: true`"
+            f"{where}: select.grid: the grids differ in size ({most} {sizes[most]}, {least} {sizes[least]}), so the "
+            "search would not be fair; give every row as many candidates, or state `unequal: true`"
         )
     return grids
+
+
+def _method(row: Row) -> str:
+    return str(row.get("preset", row.get("method")))
+
+
+def _keys(row: Row, where: str) -> list[str]:
+    """Return the keys that a row reads and a grid may have; none if its method is unknown, which the row reports."""
+    settings = Online if is_on_policy(row) else Preference
+    method = PRESETS.get(str(row.get("preset")), row).get("method")
+    try:
+        entry = METHODS.get(str(method)) or entry_of(method, where, f"runs.{row.get('name')}")
+    except UserError:
+        return []
+    return [key for key in (*entry.model_fields, *settings.model_fields) if key not in FIXED]
+
+
+def _check_names(select: Select, names: dict[str, Row], where: str) -> None:
+    """Raise `UserError` for a grid by row that no selected row reads."""
+    if all(isinstance(values, list) for values in select.grid.values()):
+        return
+    read = {name if name in select.grid else _method(names[name]) for name in select.rows or names}
+    methods = [_method(row) for row in names.values()]
+    for name in select.grid:
+        if name not in (*names, *methods):
+            known = ", ".join(dict.fromkeys([*names, *methods]))
+            raise UserError(f"{where}: select.grid: there is no row or method `{name}`; known are {known}")
+        if name not in read:
+            raise UserError(f"{where}: select.grid.{name}: no selected row reads this grid; remove it, or name its row")
 
 
 def _check_row(name: str, row: Row, grid: dict[str, list[Any]], select: Select, where: str) -> None:
