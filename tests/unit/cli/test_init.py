@@ -102,6 +102,17 @@ def test_a_model_without_a_chat_template(models: Path, tmp_path: Path, capsys: p
     assert init(tmp_path, models / "base", write(tmp_path / "hh.jsonl", HH), "--force").prepare.template == "plain"
 
 
+def test_a_model_without_a_chat_template_keeps_system_turns(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [{**row, "system": "Be kind."} for row in ROWS]
+    init(tmp_path, models / "base", write(tmp_path / "x.jsonl", rows))
+    assert f"and the template {tmp_path / 'suite.jinja'}" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "suite.yaml")]) == 0
+    output = capsys.readouterr().out
+    assert "·B·e· ·k·i·n·d·.·" in output and "no place for a turn" not in output
+
+
 def test_a_system_prompt_that_the_template_adds_is_stated(tmp_path: Path):
     template = (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"

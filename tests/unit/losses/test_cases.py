@@ -1,6 +1,7 @@
 """`prefdag loss --cases FILE.json`: mistakes as sentences, and what peers and this project call by different names."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         {"fixtures": {}, "cases": [{"method": "dpo", "fixture": "x", "inputs": "pair", "reduction": "mean"}]},
         "cases.0.id: missing; this key has no default and must be stated",
     ),
-    "method": (with_case(method="dpp"), "case a: method: expected one of alphapo, aot,"),
+    "method": (with_case(method="dpp"), "case a: method: expected <file>.py:<function> or one of "),
     "fixture": (with_case(fixture="y"), "case a: fixture: the file has no pair fixture 'y'"),
     "group": (with_case(inputs="pears"), "case a: fixture: the file has no pears fixture 'x'"),
     "no value": (
@@ -92,3 +93,22 @@ def test_names_of_peers_and_ours(
     assert main(["loss", "--cases", str(tmp_path / "cases.json")]) == 0
     one, other = capsys.readouterr().out.splitlines()
     assert one == other
+
+
+def test_a_users_loss_and_the_names_of_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """By hand: log-ratios -1 and -2, so -log s(0.1 - 0.5) and, for IPO with tau 0.1, (1 - 5)^2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch.nn.functional as F\nfrom prefdag.models.logprobs import margin\n\n\n"
+        "def shifted(policy, reference, *, beta: float = 0.1, eps: float):\n"
+        "    return -F.logsigmoid(beta * margin((policy - reference).total) - eps)\n"
+    )
+    shared = {"fixture": "a", "inputs": "pair", "reduction": "per_example"}
+    cases = [
+        {"id": "1", "method": "mine.py:shifted", "hp": {"beta": 0.1, "eps": 0.5}, **shared},
+        {"id": "2", "method": "ipo", "hp": {"beta": 0.1, "logprob": "summed"}, **shared},
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps({"fixtures": {"pair": {"a": PAIR}}, "cases": cases}))
+    assert main(["loss", "--cases", "cases.json"]) == 0
+    mine, ipo = (json.loads(line)["loss"][0] for line in capsys.readouterr().out.splitlines())
+    assert mine == pytest.approx(math.log1p(math.exp(0.4)), abs=1e-12) and ipo == pytest.approx(16, abs=1e-12)

@@ -31,6 +31,7 @@ from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
 from prefdag.planning.graph import jobs_of
 from prefdag.planning.machine import bf16_warning
+from prefdag.planning.suite_files import check_suite_files
 from prefdag.planning.suite_paths import check_paths
 
 SHOWN = 2  # rows
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print what the first rows come to."""
     suite = read_ordinary_suite(arguments.suite)
+    check_suite_files(Path("results") / suite.name, arguments.suite)
     check_paths(suite, arguments.suite[-1])
     for line in report_of(suite):
         print(line)

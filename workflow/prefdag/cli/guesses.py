@@ -35,9 +35,10 @@ SYNONYMS = {
 PREFERENCE = ("ranked", "pairs", "hh", "labelled", "demonstrations")
 # HH's dialogue for a model without a chat template, with the end of the turn after each response.
 DIALOGUE = (
-    '{%- set names = {"user": "\\n\\nHuman: ", "assistant": "\\n\\nAssistant: "} -%}\n'
+    '{%- set names = {"system": "System: ", "user": "\\n\\nHuman: ", "assistant": "\\n\\nAssistant: "} -%}\n'
     "{%- for message in messages -%}\n"
-    '{%- if message.role not in names %}{{ raise_exception("no place for a turn of " + message.role) }}{% endif -%}\n'
+    '{%- if message.role not in names or (message.role == "system" and not loop.first) %}'
+    '{{ raise_exception("no place for a turn of " + message.role) }}{% endif -%}\n'
     '{{- names[message.role] + message.content + (eos_token if message.role == "assistant" else "") -}}\n'
     "{%- endfor -%}\n"
     '{{- "\\n\\nAssistant:" if add_generation_prompt -}}\n'
@@ -186,7 +187,7 @@ def guess_writing(tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Text
         return _chat(tokenizer)
     eos = "eos" if tokenizer.eos_token else "none"
     bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    if eos == "eos" and any(map(_runs_together, comparisons)):
+    if eos == "eos" and any(_runs_together(one) or _opens_with_system(one) for one in comparisons):
         return Writing("", None, bos, eos, DIALOGUE)
     return Writing("plain", None, bos, eos)
 
@@ -200,6 +201,10 @@ def _runs_together(one: TextComparison) -> bool:
         and not prompt[-1:].isspace()
         and not response[:1].isspace()
     )
+
+
+def _opens_with_system(one: TextComparison) -> bool:
+    return not isinstance(one.prompt, str) and one.prompt[:1] != () and one.prompt[0][0] == "system"
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase) -> Writing:

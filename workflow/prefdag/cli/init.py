@@ -86,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     path.write_text(text, encoding="utf-8")
     print("\n".join(f"{key:9} {value}" for key, value in guesses(facts, template, text)))
-    print(f"\nwrote {path}\nnext: prefdag check {path}\n      snakemake --configfile {path}")
+    written = f"{path} and the template {template}" if template else str(path)
+    print(f"\nwrote {written}\nnext: prefdag check {path}\n      snakemake --configfile {path}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""best_of_n: what the best of N samples of the SFT policy is worth, for every N up to the size of the pool.
+"""Measure what the best of N samples of the SFT policy is worth, for every N up to the size of the pool.
 
 INPUTS   scores of the pool `sft@pool`
 OUTPUTS  best_of_n.csv: a row for each selector, measure and N

@@ -1,4 +1,4 @@
-"""choose: which setting of a row is best on validation prompts.
+"""Choose the setting of a row that is best on validation prompts.
 
 INPUTS   scores of the candidates' and of SFT's answers to validation prompts, judgements for a win rate, trainings for
          a held-out accuracy; of each setting, each seed

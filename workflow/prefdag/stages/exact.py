@@ -1,4 +1,4 @@
-"""exact: one method solved over every response of an enumerated world, against the exact optimum.
+"""Solve one method over every response of an enumerated world, against the exact optimum.
 
 INPUTS   none: the world follows from the suite's section `exact`
 OUTPUTS  points.csv (a line per setting), policies.csv (its probability of every response), frontier.csv

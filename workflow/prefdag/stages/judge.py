@@ -1,4 +1,4 @@
-"""judge: which of two sets of answers is better, row by row, by rewards, by a language model or by people.
+"""Judge which of two sets of answers is better, row by row, by rewards, by a language model or by people.
 
 INPUTS   scores of a policy and of the answers it is held against; where models or people judge, the answers of both
 OUTPUTS  verdicts.csv (one row a judge and a generation), summary.json (win rates with their intervals, what length and

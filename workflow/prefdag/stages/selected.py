@@ -1,4 +1,4 @@
-"""selected: the training of the chosen setting, under the name of its row.
+"""Link the training of the chosen setting under the name of its row.
 
 INPUTS   the choice of the row, and the trainings of its candidates with this seed
 OUTPUTS  the files of the chosen training, hard links where the file system has them, and its manifest as training.json

@@ -13,7 +13,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from prefdag.config.objectives import objective
+from prefdag.config.objectives import OBJECTIVES, Objective, objective
 from prefdag.errors import UserError
 from prefdag.losses.batchwise import dpo_of_selected, moving
 from prefdag.losses.functional import chosen_nll
@@ -75,9 +75,12 @@ def evaluate(case: Case, fixtures: dict[str, dict[str, dict[str, Any]]]) -> dict
     Raises:
         UserError: an unknown method or fixture, or a fixture that lacks what the method reads.
     """
-    known = {*METHODS, *POLICY_METHODS}
-    if case.method not in known:
-        raise UserError(f"case {case.id}: method: expected one of {', '.join(sorted(known))}, got {case.method!r}")
+    known = {*METHODS, *POLICY_METHODS, *OBJECTIVES}
+    if case.method not in known and ".py:" not in case.method:
+        raise UserError(
+            f"case {case.id}: method: expected <file>.py:<function> or one of {', '.join(sorted(known))}, got "
+            f"{case.method!r}"
+        )
     if case.group != WITHOUT_FIXTURE and case.fixture not in fixtures.get(case.group, {}):
         raise UserError(f"case {case.id}: fixture: the file has no {case.group} fixture {case.fixture!r}")
     try:
@@ -97,7 +100,8 @@ def _result(case: Case, fixture: Fixture) -> Result:
     """Evaluate a case; a preference loss is a list or a mean, as the case's `reduction` says."""
     if case.method in POLICY_METHODS:
         return POLICY_METHODS[case.method]({**case.hp, MASKED: MASKED in case.reduction}, fixture)
-    values, leaves = METHODS[case.method](case, fixture)
+    method = METHODS.get(case.method) or own_name(case.method)
+    values, leaves = method(case, fixture)
     listed = case.reduction.startswith(("per_", "tensor"))
     return Result({"loss": values if listed else values.mean()}, leaves)
 
@@ -123,18 +127,30 @@ def plain(values: Any) -> Any:
     return values if values is None or abs(values) < float("inf") else str(values)
 
 
+def own_name(method: str) -> Method:
+    """Map a method of the registry, or a user's <file>.py:<function>, to itself, with its own options."""
+
+    def values(case: Case, fixture: Fixture) -> Values:
+        return _evaluated(objective({**case.hp, "method": method}, f"case {case.id}", "hp"), case, fixture)
+
+    return values
+
+
 def registered(method: str, renamed: Callable[[dict[str, Any]], dict[str, Any]] = dict, **options: Any) -> Method:
     """Map a peer's method to our `method`: rename its hyper-parameters and add these options."""
 
     def values(case: Case, fixture: Fixture) -> Values:
         hyper = {NAMES.get(key, key): value for key, value in renamed(case.hp).items() if key not in BRANCHES}
-        entry = objective({**options, **hyper, "method": method}, f"case {case.id}", "hp")
-        single = entry.responses == "one"
-        example = singles(fixture, str(case.hp.get("kl", ""))) if single else READERS[case.group](fixture)
-        result = loss_of(entry)(example.policy, **{name: example.inputs[name] for name in entry.reads})
-        return (result[0] if "state" in entry.reads else result), example.leaves
+        return _evaluated(objective({**options, **hyper, "method": method}, f"case {case.id}", "hp"), case, fixture)
 
     return values
+
+
+def _evaluated(entry: Objective, case: Case, fixture: Fixture) -> Values:
+    single = entry.responses == "one"
+    example = singles(fixture, str(case.hp.get("kl", ""))) if single else READERS[case.group](fixture)
+    result = loss_of(entry)(example.policy, **{name: example.inputs[name] for name in entry.reads})
+    return (result[0] if "state" in entry.reads else result), example.leaves
 
 
 def beta_dpo(case: Case, fixture: Fixture) -> Values:
