@@ -27,9 +27,7 @@ from prefdag.rewards.implicit import ImplicitReward
 from prefdag.rewards.user_function import user_function
 from prefdag.seeds import generator
 
-AFTER_A_RERUN = (
-    "the training continues at this round, or starts again if the reward's file or settings have changed"
-)
+AFTER_A_RERUN = "the training continues at this round, or starts again if the reward's file or settings have changed"
 Scorer = Callable[[Sequence[Comparison]], NDArray[np.float64]]  # N prompts with G responses to scores [N, G]
 
 
