@@ -8,7 +8,7 @@ A suite's stages, one rules file each in workflow/rules/ (`graph.stages_of` list
     prepare      raw rows                     -> comparisons as token ids
     sft          base model                   -> SFT policy
     pairs        SFT policy, prompts          -> sampled and labelled comparisons
-    reward       SFT policy, comparisons      -> reward model
+    reward       SFT policy, comparisons      -> reward model (also reward_variant; evaluate_reward, hidden_map)
     reference    SFT policy, comparisons      -> cached log-probs
     pairing      scored samples of a round    -> its pairs, for runs that draw their own
     preference   SFT policy, cache            -> aligned policy

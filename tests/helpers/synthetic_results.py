@@ -268,5 +268,5 @@ def made(
     figures = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 48}
     answers = answers or [{"name": path.parent.name, **figures} for path in inputs["scores"]]
     job = report.Job.parse({"report": settings, "suite": "toy", "runs": runs, "answers": answers}, "test")
-    report.run(job, space, exact=[], **{"choices": [], **inputs})
+    report.run(job, space, exact=[], **{"choices": [], "reward_sets": [], **inputs})
     return space

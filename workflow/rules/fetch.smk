@@ -1,7 +1,7 @@
 """Fetch rows, model, tokenizer, classifier and reward model.
 
 INPUTS   none from other stages: the Hub, local files, or the embedded world
-OUTPUTS  results/<suite>/fetch/{data,sft_data,model,tokenizer,classifier,reward}/manifest.json, and the fetched files;
+OUTPUTS  results/<suite>/fetch/{data,sft_data,evaluated-<set>,model,tokenizer,classifier,reward}/manifest.json, and the fetched files;
          the suite's lock file, if it does not exist
 """
 
@@ -33,7 +33,7 @@ rule fetch:
         config=config_of("fetch", "what"),
         inputs=options("fetch", "what"),
     wildcard_constraints:
-        what="data|sft_data|model|tokenizer|classifier|reward",
+        what="data|sft_data|evaluated-.+|model|tokenizer|classifier|reward",
     log:
         f"{RESULTS}/fetch/{{what}}/log.txt",
     benchmark:

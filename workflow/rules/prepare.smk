@@ -15,7 +15,7 @@ rule prepare:
         config=config_of("prepare", "dataset"),
         inputs=options("prepare", "dataset"),
     wildcard_constraints:
-        dataset="demonstrations|comparisons|rankings|ood",
+        dataset="demonstrations|comparisons|rankings|ood|evaluated-.+",
     log:
         f"{RESULTS}/prepare/{{dataset}}/log.txt",
     benchmark:

@@ -146,8 +146,12 @@ def describe_facts(stage: str, facts: dict[str, Any]) -> str:
         case "rating":
             lost = sum(facts[name] for name in ("unparsable", "cut", "refused"))
             return f"{facts['pairs']:,} pairs judged" + (f", {lost:,} answers without a verdict" if lost else "")
-        case "reward" | "discriminator":
+        case "reward" | "discriminator" | "reward_variant":
             return f"accuracy {facts['after']['accuracy']:.3f}"
+        case "hidden_map":
+            return f"{facts['pairs']:,} pairs"
+        case "evaluate_reward":
+            return f"accuracy {facts['accuracy']:.3f} of {facts['pairs']:,} pairs"
         case "preference":
             shown = {"loss": "validation_loss", "margin": "validation_margin", "accuracy": "validation_accuracy"}
             return "  ".join(f"{name} {facts[key]:.3f}" for name, key in shown.items() if facts.get(key) is not None)

@@ -8,6 +8,7 @@ from typing import Literal
 from prefdag.config.data import HUB
 from prefdag.config.hub_lock import Repository, read_lock, repositories
 from prefdag.config.model import MODEL_FILES
+from prefdag.config.reward_models.reward_set_jobs import further_rows
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.data.sources.hub import matches
 
@@ -28,7 +29,8 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
         return
     entries = read_lock(Path(suite.lock))
     reward = suite.reward.origin if suite.reward else None
-    for repository in repositories(suite.data, suite.model, sft_data=suite.sft.data, reward=reward):
+    further = further_rows(suite)
+    for repository in repositories(suite.data, suite.model, None, suite.sft.data, reward, further):
         name = f"{repository.kind} {repository.name}"
         if repository.key not in entries:
             yield Finding("warning", "hub", f"{name} is not in {suite.lock}", "`prefdag lock` writes it from the Hub")
@@ -48,7 +50,7 @@ def hub_cache(suite: Suite | ExactSuite) -> Iterator[Finding]:
 def _wanted(suite: Suite, repository: Repository, files: Mapping[str, object]) -> list[str]:
     patterns: list[str] = list(MODEL_FILES)
     if repository.kind == "dataset":
-        parts = [part for part in (suite.data, suite.sft.data) if part]
+        parts = [part for part in (suite.data, suite.sft.data, *further_rows(suite)) if part]
         sources = [source for part in parts for source in (*part.sources, part)]
         named = [one for one in sources if one.source == HUB + repository.name]
         patterns = [str(part) for one in named for part in (one.train, one.validation, one.test) if part]

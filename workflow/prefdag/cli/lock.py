@@ -7,6 +7,7 @@ from typing import Any
 
 from prefdag.cli.commands import options
 from prefdag.config.hub_lock import Repository, read_lock, repositories, unlocked, write_lock
+from prefdag.config.reward_models.reward_set_jobs import further_rows
 from prefdag.config.suite import read_ordinary_suite
 from prefdag.data.sources.hub import lock_entry
 from prefdag.data.sources.wheel import lock_wheel
@@ -21,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = read_ordinary_suite(arguments.suite)
     path = Path(suite.lock)
     reward = suite.reward.origin if suite.reward else None
-    wanted = repositories(suite.data, suite.model, suite.classifier, suite.sft.data, reward)
+    wanted = repositories(suite.data, suite.model, suite.classifier, suite.sft.data, reward, further_rows(suite))
     missing = unlocked(path, wanted)
     entries = {repository.key: _entry(repository) for repository in missing}
     if entries:

@@ -139,14 +139,18 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
 
 
 def _reward_models(suite: Suite) -> list[Reward]:
-    """Return the settings of each training of the suite's reward model."""
-    return [suite.reward] * len(suite.reward.trainings) if suite.reward and not suite.reward.source else []
+    """Return the settings of each training of the suite's reward models."""
+    if suite.reward is None or suite.reward.source:
+        return []
+    models = [suite.reward, *map(suite.reward.variant, suite.reward.variants)]
+    return [one for one in models for _ in one.trainings]
 
 
 def _discriminators(suite: Suite) -> list[Reward]:
     """Return the settings of each training of the reward models of rounds."""
     rounds = [run.rounds.rounds for run in suite.runs if run.rounds and run.rounds.discriminator]
-    return _reward_models(suite) * sum(rounds)
+    trained = [suite.reward] * len(suite.reward.trainings) if suite.reward else []
+    return trained * sum(rounds)
 
 
 def _trainings(suite: Suite, on_policy: bool = True) -> list[Preference]:

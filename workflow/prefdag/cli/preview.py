@@ -16,6 +16,7 @@ from prefdag.config import jobs
 from prefdag.config.adapter_folder import base_of_model, with_adapters_tokenizer
 from prefdag.config.data import SPLITS, Data, Mixed
 from prefdag.config.model import TOKENIZER_FILES, Origin, is_gguf
+from prefdag.config.reward_models.reward_set_jobs import set_of
 from prefdag.config.suite import Suite
 from prefdag.data.sources.resolve import gguf_file, model_files
 from prefdag.errors import UserError
@@ -77,7 +78,7 @@ def preview(suite: Suite, folder: Path) -> Preview:
         some = suite.prepare.model_copy(update={"validation_fraction": 0.0, "test_fraction": 0.0})
         in_part = shortened.model_copy(update={"prepare": some})
         names = [name for name in jobs_of(suite) if name.startswith("prepare/")]
-        datasets = tuple(name.partition("/")[2] for name in names)
+        datasets = tuple(name.partition("/")[2] for name in names if not set_of(name.partition("/")[2]))
         if suite.pairs is not None:
             datasets = tuple(name for name in datasets if name in ("demonstrations", "ood"))
         for dataset in datasets:

@@ -1,6 +1,7 @@
 """The Hub repositories that the jobs of `fetch` read."""
 
 from prefdag.config.hub_lock import Repository, repositories
+from prefdag.config.reward_models.reward_set_jobs import rows_of
 from prefdag.config.suite import Suite
 
 
@@ -9,4 +10,4 @@ def repositories_of(suite: Suite, name: str) -> list[Repository]:
     model = suite.model if name in ("model", "tokenizer") else None
     classifier = suite.classifier if name == "classifier" else None
     reward = suite.reward.origin if suite.reward and name == "reward" else None
-    return repositories(suite.sft.rows_of(suite.data, name), model, classifier, reward=reward)
+    return repositories(rows_of(suite, name), model, classifier, reward=reward)

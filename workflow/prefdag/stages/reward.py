@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefdag.config.sections.reward import Reward
+from prefdag.data.halves import half_of
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
 from prefdag.losses.reward_model import bradley_terry, each, explained_by_length, gaps, pair_sum, plackett_luce
@@ -106,7 +107,7 @@ def train_reward_model(
     """
     device = set_up(settings.threads, settings.precision)
     _check(settings, stores)
-    store, held_out = stores["train"], stores["test"]
+    store, held_out = half_of(stores["train"], settings.half), stores["test"]
     scoring = Scoring(
         seeds=settings.trainings, length_normalisation=settings.length_normalisation, combine=settings.combine
     )

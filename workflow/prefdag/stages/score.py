@@ -62,6 +62,7 @@ def run(
     reward: Path | None = None,
     comparisons: Path | None = None,
     classifier: Path | None = None,
+    variants: list[Path] | None = None,
 ) -> dict[str, Any]:
     """Score every generation; the summary has a mean with an interval over prompts for each column.
 
@@ -93,6 +94,9 @@ def run(
         if isinstance(trained, RewardModel):
             untrained = untrained_reward_model(reference.parent / "model", reward.parent, device)
             columns["untrained"] = _scored(untrained, samples, budget, device)
+    for path in variants or ():
+        read_manifest(path).check_weights("")
+        columns[f"trained_{path.parent.name}"] = _scored(load_any_reward(path.parent, device), samples, budget, device)
     for name, rewards in _implicit_rewards(settings.implicit, implicit, reference, device):
         columns[f"implicit_{name}"] = _scored(rewards, samples, budget, device)
         if comparisons is not None and name == workspace.name:

@@ -21,6 +21,17 @@ class Report(Section):
     matched_kl: tuple[Positive, ...] = Field(
         (), max_length=3, description="KLs in nats at which the league compares methods' rewards; none: no league"
     )
+    gold: str | None = Field(
+        None,
+        exclude_if=lambda gold: gold is None,  # the config of a report without it is what it was before the key existed
+        description="a further reward model (`reward.variants`) that no training saw: the reward model's gains against "
+        "this one's, over KL and at matched KL",
+    )
+    hidden_map: Count | None = Field(
+        None,
+        exclude_if=lambda pairs: pairs is None,
+        description="at most so many held-out pairs are mapped by t-SNE of the last hidden states; none: no map",
+    )
     step_times: bool = Field(
         False, description="the league also shows time per step, which differs between otherwise equal runs"
     )

@@ -1,13 +1,16 @@
 """The reward model: its loss, its ensemble, and how values become rewards."""
 
+import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prefdag.config.model import Origin
 from prefdag.config.reward_source import RewardSource
 from prefdag.config.sections.training import AdaptableTraining
 from prefdag.schema import Count, NonNegative, Positive, Seed
+
+VARIANT = re.compile(r"(?!.*(?:^|_)(?:low|high|se)$)[A-Za-z0-9][\w-]*")
 
 
 class Reward(AdaptableTraining):
@@ -38,6 +41,16 @@ class Reward(AdaptableTraining):
     normalise: Literal["none", "train", "validation"] = Field(
         "none", description="subtract each head's mean reward over the responses of this split, after training"
     )
+    half: Literal["first", "second"] | None = Field(
+        None,
+        exclude_if=lambda half: half is None,  # the config of a job without it is what it was before the key existed
+        description="train on the comparisons of a random half of the prompts; the two halves share none",
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        {},
+        exclude_if=lambda variants: not variants,
+        description="further reward models, which score every answer too: name -> the keys that differ from these",
+    )
 
     source: RewardSource | None = Field(
         None, description="a reward model that is not trained here: its source, or a section with further keys"
@@ -56,6 +69,28 @@ class Reward(AdaptableTraining):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"{key}: nothing trains the reward model that `source` names; remove it")
         return self
+
+    @model_validator(mode="after")
+    def _variants_are_reward_models(self) -> "Reward":
+        for name, keys in self.variants.items():
+            if not VARIANT.fullmatch(name):
+                raise ValueError(
+                    f"variants: {name!r}: use letters, digits, `_` and `-`, not `low`, `high` or `se` at the end"
+                )
+            if other := {"variants", "source", "seeds"} & keys.keys():
+                raise ValueError(f"variants.{name}.{min(other)}: belongs to the section `reward`; remove it")
+            try:
+                self.variant(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, ("variants", name, *first["loc"])))
+                raise ValueError(f"{where}: {str(first['msg']).removeprefix('Value error, ')}") from None
+        return self
+
+    def variant(self, name: str) -> "Reward":
+        """Return the settings of a further reward model: these, with the keys that differ."""
+        stated = self.model_dump(exclude={"variants"}, exclude_unset=True)
+        return type(self)(**{**stated, **self.variants[name]})
 
     @model_validator(mode="after")
     def _nothing_goes_unread(self) -> "Reward":
@@ -86,7 +121,7 @@ class Reward(AdaptableTraining):
 
     def as_job(self) -> dict[str, Any]:
         """Return the config of the job; without a source, the keys of the training alone."""
-        return self.model_dump(mode="json", exclude=None if self.source else {"source"})
+        return self.model_dump(mode="json", exclude={"variants"} if self.source else {"variants", "source"})
 
     @property
     def trainings(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from prefdag.schema import Compute, Count
 _CHOICES = " or ".join(f"`{name}`" for name in GROUND_TRUTHS)
 # Columns of scores.csv, runs.csv and answers.csv, which a metric of the user's cannot be called.
 TAKEN = re.compile(
-    r"(?i:implicit_.*|.*_(low|high|se)|reward\w*|trained|untrained|kl|k1|k3|length|ended|distinct[12]|repetition"
+    r"(?i:implicit_.*|.*_(low|high|se)|reward\w*|trained\w*|untrained|kl|k1|k3|length|ended|distinct[12]|repetition"
     r"|prompt_id|sample|prompt|response|run|method|seed|objective|num_prompts|num_generations|group|label|display"
     r"|win_rate|answers|variant|prompts|step|temperature|top_p|max_new_tokens"
     rf"|{'|'.join(GROUND_TRUTHS)})"

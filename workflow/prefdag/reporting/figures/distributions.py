@@ -113,7 +113,7 @@ def reward_accuracy(evaluation: Mapping[str, Mapping[str, float]]) -> Figure:
         axes = figure.add_subplot()
         for place, (which, entry) in enumerate(evaluation.items()):
             accuracy, low, high = (entry[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
-            colour = GREY if which == "before training" else ORANGE
+            colour = GREY if which.endswith("before training") else ORANGE
             axes.barh(place, 100 * accuracy, color=colour, height=0.6, alpha=0.85)
             error = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)

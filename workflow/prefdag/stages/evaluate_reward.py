@@ -1,0 +1,144 @@
+"""Measure the reward model on a set of comparisons, by subset and by length difference.
+
+INPUTS   reward model, SFT policy, the suite's comparisons, fetched rows; the comparisons of a set with rows of its own
+OUTPUTS  subsets.csv (accuracy before and after training, and of the SFT policy's log-probs, of each subset, with
+         intervals over prompts), held_out.csv
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from prefdag.config.sections.evaluate_reward import Evaluation
+from prefdag.data.rows import read_rows
+from prefdag.data.token_store import Store
+from prefdag.errors import UserError
+from prefdag.evaluation.subsets import accuracy_by_subset, labels_of
+from prefdag.models.loading import load_policy, set_up
+from prefdag.models.logprobs import logprobs
+from prefdag.provenance.manifest import read_manifest
+from prefdag.rewards.adoption import load_any_reward
+from prefdag.rewards.evaluation import score_all, write_held_out
+from prefdag.rewards.model import RewardModel, untrained_reward_model
+from prefdag.runtime.stage import Workspace
+from prefdag.schema import Section
+
+Scores = dict[str, NDArray[np.float32]]
+
+
+class Job(Section):
+    """The keys of `--config`."""
+
+    evaluation: Evaluation
+
+
+def run(
+    job: Job,
+    workspace: Workspace,
+    *,
+    reward: Path,
+    policy: Path,
+    comparisons: Path,
+    rows: Path,
+    evaluated: Path | None = None,
+) -> dict[str, Any]:
+    """Measure the accuracy of the reward model before and after its training on a set's comparisons.
+
+    The order of chosen and rejected responses under the SFT policy, by summed and by mean log-prob, is measured alike.
+
+    Args:
+        job: the config.
+        workspace: where to write, and the journal.
+        reward: manifest of the reward model.
+        policy: manifest of the SFT policy.
+        comparisons: manifest of the suite's comparisons: the set itself, or what the reward model was trained on.
+        rows: manifest of the fetched rows, which name the subsets.
+        evaluated: manifest of the set's comparisons, if it has rows of its own.
+
+    Returns:
+        Accuracy after training, pairs, and the comparisons left out because their prompt was trained on.
+
+    Raises:
+        UserError: a row lacks a column of `subset`, or no comparison is left.
+    """
+    read_manifest(reward).check_weights("")
+    store = Store.open((evaluated or comparisons).parent / "test")
+    scores = _of_set(job, store, reward, policy) if evaluated else _of_test_split(reward, store)
+    scores |= _of_reference(job, store, policy)
+    write_held_out(workspace.output / "held_out.csv", store, scores)
+    new = ~_trained_on(store, Store.open(comparisons.parent / "train")) if evaluated else np.ones(len(store), bool)
+    if not new.any():
+        raise UserError(f"evaluate_reward.{workspace.name}: the reward model was trained on all of its prompts")
+    labels = _labels(job.evaluation.subset, rows, store, is_set=evaluated is not None)
+    ends = np.asarray(store.offsets)
+    table = accuracy_by_subset(
+        {name: values[new] for name, values in scores.items()},
+        np.asarray(store.prompts)[new],
+        (ends[:, 2:] - ends[:, 1:-1])[new],
+        [one for one, is_new in zip(labels, new, strict=True) if is_new],
+    )
+    table.insert(0, "set", workspace.name)
+    table.to_csv(workspace.output / "subsets.csv", index=False, lineterminator="\n")
+    workspace.journal.artifact(workspace.output / "subsets.csv", "subsets.csv")
+    last = table[(table["kind"] == "all") & (table["reward"] == "after")].iloc[0]
+    facts = {"accuracy": float(last["accuracy"]), "pairs": int(last["pairs"]), "trained_on": int((~new).sum())}
+    workspace.results({"accuracy": facts["accuracy"]})
+    if facts["trained_on"]:
+        print(f"evaluate_reward: {facts['trained_on']} comparisons left out: their prompts were trained on", flush=True)
+    return facts
+
+
+def _of_test_split(reward: Path, store: Store) -> Scores:
+    """Return the scores of the suite's test split, which the stage `reward` has written."""
+    table = pd.read_csv(reward.parent / "held_out.csv")
+    if table["row"].tolist() != np.asarray(store.rows).tolist():
+        raise UserError(f"{reward.parent}/held_out.csv: of other comparisons than these; rerun `reward`")
+    columns = {when: [f"{when}_chosen", f"{when}_rejected"] for when in ("before", "after")}
+    return {when: table[names].to_numpy(np.float32) for when, names in columns.items() if set(names) <= set(table)}
+
+
+def _of_set(job: Job, store: Store, reward: Path, policy: Path) -> Scores:
+    """Score a set by the reward model before and after its training; a fetched one has no training."""
+    settings = job.evaluation
+    device = set_up(settings.threads)
+    trained = load_any_reward(reward.parent, device)
+    after = score_all(trained, store, settings.tokens_per_batch, device)
+    if not isinstance(trained, RewardModel):
+        return {"after": after}
+    untrained = untrained_reward_model(policy.parent / "model", reward.parent, device)
+    return {"before": score_all(untrained, store, settings.tokens_per_batch, device), "after": after}
+
+
+def _of_reference(job: Job, store: Store, policy: Path) -> Scores:
+    """Return the SFT policy's log-probs of the responses, [N, 2]: summed, and the mean over tokens."""
+    budget, device = job.evaluation.tokens_per_batch, set_up(job.evaluation.threads)
+    model = load_policy(policy.parent / "model", device)
+    return {
+        "reference": score_all(lambda segments: logprobs(model, segments).total, store, budget, device),
+        "reference_mean": score_all(lambda segments: logprobs(model, segments).mean, store, budget, device),
+    }
+
+
+def _trained_on(store: Store, trained: Store) -> NDArray[np.bool_]:
+    """Return which comparisons have a prompt of the training comparisons, token by token, [N]."""
+    seen = {trained[index].prompt.tobytes() for index in range(len(trained))}
+    return np.array([store[index].prompt.tobytes() in seen for index in range(len(store))])
+
+
+def _labels(columns: tuple[str, ...], rows: Path, store: Store, *, is_set: bool) -> list[list[str]]:
+    """Return the subsets of each comparison as its source row names them, [N]."""
+    if not columns:
+        return [[] for _ in range(len(store))]
+    path = rows.parent / "test.jsonl"
+    if is_set or not path.is_file():
+        path = rows.parent / "train.jsonl"  # the test split is held out of it
+    wanted = set(np.asarray(store.rows).tolist())
+    labels = {
+        number: labels_of(row, columns, f"{path}: row {number}")
+        for number, row in enumerate(read_rows(path))
+        if number in wanted
+    }
+    return [labels[number] for number in np.asarray(store.rows).tolist()]
