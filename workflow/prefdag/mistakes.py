@@ -157,7 +157,7 @@ def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside:
         if all(depth[union][kind] == max(depth[union].values()) for union, kind in chosen.items()):
             key = ".".join(str(part) for part in (*filter(None, [inside]), *keys))
             places.setdefault(f"{where}: {key}" if key else where, []).append(_what(one, section))
-    return "\n".join(f"{place}: {what}" for place, said in places.items() for what in _joined(said))
+    return "\n".join(f"{place}: {what}" for place, whats in places.items() for what in _joined(whats))
 
 
 def _joined(sentences: Sequence[str]) -> list[str]:

@@ -118,7 +118,7 @@ def test_weights_that_are_not_the_manifest_s_are_refused(suite: Path, tmp_path: 
     with pytest.raises(UserError, match="not the file that its manifest states"):
         export(manifest_of("dpo", None), "dpo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="its policies are sft, dpo"):
+    with pytest.raises(UserError, match="results/toy has sft, dpo"):
         manifest_of("dpp", None)
 
 
@@ -152,3 +152,15 @@ def test_chosen_policies_are_registered_once(suite: Path, monkeypatch: pytest.Mo
     assert copied.read_bytes() == (suite / "preference/dpo/model/model.safetensors").read_bytes()
     shutil.rmtree(suite / ".journal")
     assert main(["register", "dpo"]) == 2
+
+
+def test_a_policy_that_is_not_there_names_those_that_are(suite: Path) -> None:
+    published(suite / "selected/kto-seed0", "selected", {}, {})
+    with pytest.raises(UserError, match="no finished policy of that name; results/toy has sft, dpo, kto-seed0$"):
+        manifest_of("rloo", None)
+    shutil.copytree(suite / "sft", suite.parent / "other/sft")
+    shutil.copytree(suite / "preference/dpo", suite.parent / "third/preference/dpo")
+    for name in ("other", "third"):
+        (suite.parent / name / "fetch").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"several suites have this policy \(results/third, results/toy\)"):
+        manifest_of("dpo", None)

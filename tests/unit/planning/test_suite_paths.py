@@ -1,6 +1,7 @@
 """Local files of a suite are checked before any job runs."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,58 @@ def test_gpus_that_the_machine_has_not_are_said(monkeypatch: pytest.MonkeyPatch,
     )
     monkeypatch.setattr(machine, "listed_devices", lambda: ["0", "1"])
     assert absent_gpus({"PREFDAG_GPUS": "0,1"}) is None
+
+
+@pytest.mark.parametrize(
+    ("signature", "is_right"),
+    [
+        ("prompts, responses", True),
+        ("p, r, scale=1.0", True),
+        ("*texts", True),
+        ("prompts, responses, *, scale=1.0, **kwargs", True),
+        ("prompts", False),
+        ("completions, **kwargs", False),
+        ("completions, prompts", False),
+        ("prompts, responses, answers", False),
+        ("prompts, responses, *, scale", False),
+    ],
+)
+def test_a_users_reward_takes_prompts_and_responses(folder: Path, signature: str, is_right: bool) -> None:
+    (folder / "r.py").write_text(f"def f({signature}): ...\n")
+    runs = [
+        {"name": "p", "method": "ppo", "reward": "r.py:f"},
+        {"name": "d", "method": "dpo", "pairs": {"law": "max_min", "reward": "r.py:f"}},
+    ]
+    lines = mistakes(runs=runs, score={"metrics": ["r.py:f"]})
+    assert len(lines) == (0 if is_right else 3)
+    assert all("is called with prompts and responses; write `def f(prompts, responses)`" in line for line in lines)
+
+
+def test_vllm_is_looked_for_before_any_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = {"name": "p", "method": "rloo", "sampler": "vllm"}
+    monkeypatch.setattr("prefdag.planning.sampling_limits.has_vllm", lambda: False)
+    (line,) = mistakes(runs=[run, {**run, "name": "q"}])
+    assert line == "runs.p.sampler: vllm is not installed on this machine; `pip install vllm`, or remove `sampler`"
+    (line,) = mistakes(generate={"backend": "vllm"})
+    assert line.startswith("generate.backend: vllm is not installed")
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--executor", "slurm"])
+    assert not mistakes(runs=[run]), "its jobs run on other machines"
+
+
+def test_answers_leave_room_for_a_prompt_in_the_context(folder: Path) -> None:
+    (folder / "model/config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    runs = [{"name": "p", "method": "rloo", "max_new_tokens": 5000}]
+    (line,) = mistakes(runs=runs)
+    assert line.startswith(
+        "runs.p.max_new_tokens: answers of 5000 tokens leave no room for a prompt in the model's con"
+    )
+    (line,) = mistakes(generate={"max_new_tokens": 256})
+    assert line.startswith("generate.max_new_tokens: answers of 256 tokens")
+    assert not mistakes(generate={"max_new_tokens": 255})
+    scratch = {"source": "scratch", "scratch": {"architecture": "gpt2", "context": 100}}
+    (line,) = mistakes(
+        model=scratch,
+        pretrain={"learning_rate": 1e-3},
+        generate={"max_new_tokens": 99, "variants": {"long": {"max_new_tokens": 100}}},
+    )
+    assert line.startswith("generate.variants.long.max_new_tokens: answers of 100 tokens")

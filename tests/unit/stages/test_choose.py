@@ -131,5 +131,15 @@ def test_the_table_and_the_protocol_of_the_report(tmp_path: Path, inputs: dict) 
     assert protocol([path]) == (
         "Of each row, 2 settings were trained with 2 seeds each, and the one of largest mean reward within 2 nats of "
         "SFT (a candidate further away counts as its mixture with SFT that stays within) on 3 validation prompts was "
-        "chosen, averaged over its seeds; the test prompts saw the chosen setting alone."
+        "chosen, averaged over its seeds, of equal ones the first; the test prompts saw the chosen setting alone."
     )
+
+
+def test_few_prompts_are_warned_of_and_of_equal_candidates_the_first_is_chosen(
+    tmp_path: Path, inputs: dict, capfd: pytest.CaptureFixture[str]
+) -> None:
+    same = [inputs["scores"][0]] * 4
+    choice, _ = chosen(tmp_path, {**inputs, "scores": same}, criterion="reward_at_kl", kl=2)
+    assert choice["candidate"] == 0
+    log = (tmp_path / "choose/dpo/log.txt").read_text() if (tmp_path / "choose/dpo/log.txt").is_file() else ""
+    assert "choose: 3 validation prompts are few" in capfd.readouterr().err + log

@@ -31,8 +31,8 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
     Raises `UserError` if no suite, or more than one, has the policy.
     """
     folders = [results] if results else sorted(path.parent for path in Path("results").glob("*/fetch"))
-    trainings = [training_of(folder, run)[0] / MANIFEST for folder in folders]
-    paths = [path for path in trainings if path.is_file()]
+    trainings = {folder: training_of(folder, run)[0] / MANIFEST for folder in folders}
+    paths = [path for path in trainings.values() if path.is_file()]
     if len(paths) == 1:
         return read_training(paths[0])
     if run == REWARD and not paths:
@@ -43,10 +43,17 @@ def manifest_of(run: str, results: Path | None) -> Manifest:
             return read_training(paths[0])
     searched = ", ".join(map(str, folders)) or "results/<suite>"
     if paths:
-        raise UserError(f"{run}: several suites have this policy ({searched}); choose one with --results")
-    known = sorted({path.parent.name for folder in folders for path in folder.glob(f"preference/*/{MANIFEST}")})
-    policies = ", ".join(["sft", *known])
-    raise UserError(f"{run}: no finished policy of that name in {searched}; its policies are {policies}")
+        having = ", ".join(str(folder) for folder, path in trainings.items() if path.is_file()) or searched
+        raise UserError(f"{run}: several suites have this policy ({having}); choose one with --results")
+    known = [f"{folder} has {', '.join(_policies_of(folder)) or 'none'}" for folder in folders]
+    raise UserError(f"{run}: no finished policy of that name; {'; '.join(known) or f'{searched} does not exist'}")
+
+
+def _policies_of(results: Path) -> list[str]:
+    """Return the names of a suite's finished policies."""
+    stages = ("selected", "policy", "online", "preference")
+    rows = {path.parent.name for stage in stages for path in results.glob(f"{stage}/*/{MANIFEST}")}
+    return [one for one in ("sft",) if (results / one / MANIFEST).is_file()] + sorted(rows)
 
 
 def export(

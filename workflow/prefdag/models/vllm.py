@@ -134,5 +134,5 @@ def import_vllm(key: str) -> ModuleType:
         return importlib.import_module("vllm")
     except ImportError as error:
         raise UserError(
-            f"{key}: vllm cannot be imported ({error}); install it with prefdag, or remove `{key.rpartition('.')[2]}`"
+            f"{key}: vllm cannot be imported ({error}); `pip install vllm`, or remove `{key.rpartition('.')[2]}`"
         ) from None

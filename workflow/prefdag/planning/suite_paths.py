@@ -15,10 +15,11 @@ from prefdag.config.model_folder import Kind, mistake_of
 from prefdag.config.prepare import JINJA
 from prefdag.config.round_jobs import user_reward_of
 from prefdag.config.suite import ExactSuite, Suite
-from prefdag.config.user_paths import split_path
+from prefdag.config.user_paths import FORM, split_path
 from prefdag.errors import UserError
 from prefdag.planning.adapter_layers import adapter_mistakes
 from prefdag.planning.local_files import is_local
+from prefdag.planning.sampling_limits import sampling_mistakes
 
 WEIGHTS = "adapter_model.safetensors"
 REPOSITORY = re.compile(r"[\w-]+/[\w.-]+")
@@ -63,7 +64,10 @@ def _mistakes(suite: Suite) -> Iterator[str]:
             yield from _function(f"runs.{run.name}.reward", *reward)
         if run.rounds and (named := user_reward_of(suite, run.name)):
             yield from _function(f"runs.{run.name}.pairs.reward", *split_path(named))
+        if FORM.fullmatch(gold := suite.gold_of_rounds(run.name) or ""):
+            yield from _function(f"runs.{run.name}.discriminator.gold", *split_path(gold))
     yield from adapter_mistakes(suite)
+    yield from sampling_mistakes(suite)
     yield from _user_files("prepare", suite.prepare.adapter, suite.prepare.template)
     if suite.sft.data:
         yield from _user_files("sft.data", suite.sft.data.adapter, suite.sft.data.template)
@@ -81,17 +85,29 @@ def _user_files(section: str, adapter: str | None, template: str | None) -> Iter
 
 
 def _function(key: str, path: Path, name: str) -> Iterator[str]:
-    """Yield a sentence if a user's file or its function does not exist."""
+    """Yield a sentence if a user's file or its function does not exist, or does not take prompts and responses."""
     if not path.is_file():
         yield f"{key}: {path} does not exist{_nearby(path)}; its path is relative to the suite's file"
         return
     try:
-        names = [node.name for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]
+        tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError) as error:
         yield f"{key}: {path} is not valid Python ({error})"
         return
-    if name not in names:
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if name not in functions:
         yield f"{key}: {path} has no function {name}; write `def {name}(prompts, responses)`"
+    elif not _takes_answers(functions[name]):
+        stated = f"{path}: {name}({ast.unparse(functions[name])})"
+        yield f"{key}: {stated} is called with prompts and responses; write `def {name}(prompts, responses)`"
+
+
+def _takes_answers(arguments: ast.arguments) -> bool:
+    """Return whether a function can be called with prompts and responses by position, in this order."""
+    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    if any(default is None for default in arguments.kw_defaults) or len(names) - len(arguments.defaults) > 2:
+        return False
+    return (len(names) >= 2 or arguments.vararg is not None) and "prompts" not in names[1:]
 
 
 def _missing(key: str, source: str) -> Iterator[str]:

@@ -54,7 +54,7 @@ def protocol(choices: Sequence[Path]) -> str:
         f"Of each row, {' or '.join(map(str, sizes))} settings were trained with {' or '.join(map(str, seeds))} "
         f"seed{'' if seeds == [1] else 's'} each, and the one of largest "
         f"{CRITERIA[first['criterion']].format(kl=first['kl'] or 0)} on {first['prompts']} validation prompts was "
-        "chosen, averaged over its seeds; the test prompts saw the chosen setting alone."
+        "chosen, averaged over its seeds, of equal ones the first; the test prompts saw the chosen setting alone."
     )
 
 

@@ -7,6 +7,7 @@ OUTPUTS  choice.json: the chosen setting; candidates.csv: a row for each setting
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from prefdag.evaluation.candidates import by_prompt, held_out_accuracy, measured
 from prefdag.evaluation.scores import read_scores
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Count, Section, Seed
+
+FEW_PROMPTS = 30
 
 
 class Job(Section):
@@ -53,6 +56,12 @@ def run(
         {**setting, job.choice.criterion: value, "low": low, "high": high, **measured(table), "chosen": index == best}
         for index, (setting, (value, low, high), table) in enumerate(zip(job.settings, values, tables, strict=True))
     ]
+    if origin.shape[1] < FEW_PROMPTS:
+        print(
+            f"choose: {origin.shape[1]} validation prompts are few, and the choice may be noise; hold out "
+            f"{FEW_PROMPTS} or more",
+            file=sys.stderr,
+        )
     path = workspace.output / "candidates.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
