@@ -274,12 +274,12 @@ def test_answers_are_nested_in_the_training_of_their_policy(results, client, sta
         file.write('{"event": "metrics", "time": 2, "step": 0, "values": {"reward": 0.5}}\n')
         file.write('{"event": "end", "time": 3, "status": "finished", "error": null, "manifest": null}\n')
     Writer(root).replay()
-    found = {
+    runs = {
         run.data.tags["prefdag.journal"]: run
         for run in client.search_runs([client.get_experiment_by_name(root.name).experiment_id])
     }
-    assert found[scored].data.tags["mlflow.parentRunId"] == found[training].info.run_id
-    assert found[training].data.metrics["result.reward"] == 0.5
+    assert runs[scored].data.tags["mlflow.parentRunId"] == runs[training].info.run_id
+    assert runs[training].data.metrics["result.reward"] == 0.5
 
 
 def test_a_rerun_s_file_and_a_deleted_run_are_left_alone(results, client):
