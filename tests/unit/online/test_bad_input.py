@@ -37,7 +37,6 @@ def mistake_of(row: dict[str, Any]) -> str:
         ({"method": "ppo", "kl": {"coefficient": 0.05, "horizon": 5}}, "horizon: read with a target alone"),
         ({"method": "ppo", "kl": None}, "kl: expected a number (0: no penalty) or keys and values, got null"),
         ({"method": "rloo", "missing_eos": {"how": "mask", "penalty": 3}}, "penalty: `how: mask` does not read it"),
-        ({"method": "ppo", "value": "shared", "value_from": "reward"}, "value_from: a shared trunk is the policy's"),
         ({"method": "ppo", "dataset": "rankings"}, "an on-policy row takes no dataset"),
         ({"method": "dpo", "online": {"labels": "hard"}, "dataset": "comparisons"}, "row takes no dataset"),
         ({"method": "grpo", "group_size": 8}, "here it is `samples`"),

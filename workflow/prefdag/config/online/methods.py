@@ -4,9 +4,9 @@ A method states the optimum that it has in a world where every response can be e
 pi_ref exp(r / beta) / Z, with beta the KL's coefficient.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import JUDGE, TRUNCATION_BIAS, Online
@@ -64,16 +64,10 @@ class TokenMethod(PolicyMethod):
         "off", description="standardise advantages over the round, with the variance over n - 1 or n"
     )
     value: Literal["own", "shared"] = Field("own", description="the value head's trunk: its own, or the policy's")
-    value_from: Literal["policy", "reward"] = Field("policy", description="what an own trunk starts from")
+    value_from: Literal["policy", "reward"] = Field("policy", description="what an own trunk, and the head, start from")
     value_coefficient: NonNegative = 0.1
     value_clip: Positive | None = Field(0.2, description="clip values around the former ones; null: never")
     value_learning_rate: Positive | None = Field(None, description="default: the policy's")
-
-    @model_validator(mode="after")
-    def _shared_trunk_is_the_policys(self) -> Self:
-        if self.value == "shared" and self.value_from != "policy":
-            raise ValueError("value_from: a shared trunk is the policy's; say `value: own`, or leave it out")
-        return self
 
 
 class PPO(TokenMethod):
