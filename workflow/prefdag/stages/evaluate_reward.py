@@ -5,6 +5,7 @@ OUTPUTS  subsets.csv (accuracy before and after training, and of the SFT policy'
          intervals over prompts), held_out.csv
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,13 @@ def _of_reference(job: Job, store: Store, policy: Path) -> Scores:
 
 def _trained_on(store: Store, trained: Store) -> NDArray[np.bool_]:
     """Return which comparisons have a prompt of the training comparisons, token by token, [N]."""
-    seen = {trained[index].prompt.tobytes() for index in range(len(trained))}
-    return np.array([store[index].prompt.tobytes() in seen for index in range(len(store))])
+    seen = {_digest(trained, index) for index in range(len(trained))}
+    return np.array([_digest(store, index) in seen for index in range(len(store))])
+
+
+def _digest(store: Store, index: int) -> bytes:
+    """Return 16 bytes that stand for a comparison's prompt, so that memory does not grow with its length."""
+    return hashlib.blake2b(store[index].prompt.tobytes(), digest_size=16).digest()
 
 
 def _labels(columns: tuple[str, ...], rows: Path, store: Store, *, is_set: bool) -> list[list[str]]:
