@@ -154,10 +154,17 @@ def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside:
     for one, keys, chosen in located:
         if one["type"] == "missing" and one["loc"] in meant:
             continue
+        if one["type"] == "too_short" and _is_wrong_inside(one["loc"], errors):  # pydantic counts the right items alone
+            continue
         if all(depth[union][kind] == max(depth[union].values()) for union, kind in chosen.items()):
             key = ".".join(str(part) for part in (*filter(None, [inside]), *keys))
             places.setdefault(f"{where}: {key}" if key else where, []).append(_what(one, section))
     return "\n".join(f"{place}: {what}" for place, whats in places.items() for what in _joined(whats))
+
+
+def _is_wrong_inside(location: Sequence[Any], errors: Sequence[Any]) -> bool:
+    size = len(location)
+    return any(len(one["loc"]) > size and one["loc"][:size] == location for one in errors)
 
 
 def _joined(sentences: Sequence[str]) -> list[str]:

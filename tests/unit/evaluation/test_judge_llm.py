@@ -612,8 +612,8 @@ def test_a_users_prompt_is_relative_to_the_suite(
 
 
 SLIPS: dict[str, tuple[Any, str]] = {
-    "no prompt": ([{"model": "m"}], "judge.judges.0.model.prompt: missing"),
-    "key": ([{**MODEL, "temprature": 1}], "judge.judges.0.model.temprature: unknown key"),
+    "no prompt": ([{"model": "m"}], "judge.judges.0.prompt: missing"),
+    "key": ([{**MODEL, "temprature": 1}], "judge.judges.0.temprature: unknown key"),
     "prompt": ([{"model": "m", "prompt": "poem"}], "expected one of summarisation-simple"),
     "twice": (["reward", "reward"], "duplicate judge reward"),
     "names": (
@@ -627,7 +627,7 @@ SLIPS: dict[str, tuple[Any, str]] = {
     "two limits": ([{**MODEL, "max_tokens": 9, "max_completion_tokens": 9}], "are one limit"),
     "body": ([{**MODEL, "extra_body": {"messages": []}}], "messages is set by prefdag"),
     "heat": ([{**MODEL, "extra_body": {"temperature": 1}}], "temperature is set by prefdag"),
-    "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.model.max_requests: expected a number of at least 1"),
+    "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.max_requests: expected a number of at least 1"),
 }
 
 
@@ -636,7 +636,7 @@ def test_a_slip_in_the_section_is_a_sentence(what: str) -> None:
     judges, printed = SLIPS[what]
     with pytest.raises(UserError) as result:
         resolve(merge(yaml.safe_load(MINI), {"judge": {"judges": judges}}), "x.yaml")
-    assert printed in str(result.value)
+    assert printed in str(result.value) and len(str(result.value).splitlines()) == 1
 
 
 def free_port() -> int:

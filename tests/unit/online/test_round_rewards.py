@@ -19,7 +19,8 @@ def test_a_response_without_end_is_scored_lower() -> None:
 
     assert ruled("subtract") == [[1, -2], [-3, 2]]
     assert ruled("replace") == [[1, -5], [-5, 2]]
-    assert ruled("mask") == with_missing_ends(SCORES, ENDED, None).tolist() == SCORES.tolist()
+    for unchanged in (MissingEnd(how="mask"), None):
+        assert with_missing_ends(SCORES, ENDED, unchanged).tolist() == SCORES.tolist()
 
 
 def test_labels_by_hand() -> None:
