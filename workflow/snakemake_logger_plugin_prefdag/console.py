@@ -27,6 +27,7 @@ SILENT = re.compile(
 JOB_FAILURES = ("RuleException", "CalledProcessError", "SpawnedJobError")
 # Snakemake's warnings after a failed job: that it stops, and what it did with the job's former manifest.
 REPEATED = ("Exiting because a job execution failed", "Cannot restore", "Restored previous version")
+STOPPED = "prefdag: stopped by "  # the sentence of a job that a signal ended
 END_OF_FAILURE = "At least one job did not complete successfully"
 REASONS = {
     "Missing output": "output missing",
@@ -117,17 +118,21 @@ class ConsoleHandler(logging.Handler):
             self._print(f"{job.title:<32}  {format_seconds(now - job.started):>7}  {key_result(job)}".rstrip())
 
     def _fail_job(self, job: Job, logs: list[str], now: float) -> None:
-        job.status = "failed"
-        self._print(f"{job.title:<32}  {format_seconds(now - job.started):>7}  failed", style="red")
-        self._print(f"  {find_sentence(job)}\n  log: {', '.join(map(str, logs)) or 'none'}")
+        sentence = find_sentence(job)
+        job.status = "stopped" if sentence.startswith(STOPPED) else "failed"
+        style = "red" if job.status == "failed" else None
+        self._print(f"{job.title:<32}  {format_seconds(now - job.started):>7}  {job.status}", style=style)
+        self._print(f"  {sentence}\n  log: {', '.join(map(str, logs)) or 'none'}")
 
     def _handle_error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
         if END_OF_FAILURE in text:
             self._stop_live()
             count = Counter(job.status for job in self.jobs.values() if job.stage != "all")
-            waiting = sum(self.totals.values()) - count["failed"] - count["done"]
-            self._print(f"\n{count['failed']} failed, {count['done']} done, {waiting} not run. Fix the cause, then run")
+            named = [name for name in ("failed", "stopped") if count[name]]
+            waiting = sum(self.totals.values()) - sum(count[name] for name in (*named, "done"))
+            counts = ", ".join(f"{count[name]} {name}" for name in (*named, "done")) + f", {waiting} not run"
+            self._print(f"\n{counts}. {'Fix the cause, then run' if count['failed'] else 'To continue, run'}")
             self._print(f"  {shlex.join(['snakemake', *sys.argv[1:]])}")
             self._print("again: it keeps what is done, and continues trainings from their last saved state.")
         elif vars(record).get("exception") == "FileNotFoundError":  # of --configfile or --profile

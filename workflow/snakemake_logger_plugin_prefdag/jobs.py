@@ -20,7 +20,7 @@ class Job:
     name: str
     log: Path | None
     started: float
-    status: Literal["running", "done", "failed"] = "running"
+    status: Literal["running", "done", "failed", "stopped"] = "running"
     first_step: tuple[int, float] | None = field(default=None, repr=False)  # first step that was read, and its time
 
     @property

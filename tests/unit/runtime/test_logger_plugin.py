@@ -165,6 +165,22 @@ def test_a_run_in_a_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ]
 
 
+def test_a_run_that_a_signal_stops_has_nothing_to_fix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    records = run(tmp_path)
+    log = tmp_path / "preference/dpo/log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("step 3/10\nprefdag: stopped by SIGTERM; the next run continues from its saved state\n")
+    assert show(monkeypatch, *records[:-3], records[-1]).splitlines()[2:] == [
+        "preference dpo                    1.5 min  stopped",
+        "  prefdag: stopped by SIGTERM; the next run continues from its saved state",
+        f"  log: {log}",
+        "",
+        "1 stopped, 1 done, 0 not run. To continue, run",
+        "  snakemake --configfile 'a b.yaml'",
+        "again: it keeps what is done, and continues trainings from their last saved state.",
+    ]
+
+
 def test_a_locked_folder_is_a_sentence_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Snakemake's own words name neither the command nor that nothing is lost."""
     monkeypatch.chdir(tmp_path)
