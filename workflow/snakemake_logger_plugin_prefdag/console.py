@@ -128,7 +128,7 @@ class ConsoleHandler(logging.Handler):
         text = record.getMessage()
         if END_OF_FAILURE in text:
             self._stop_live()
-            count = Counter(job.status for job in self.jobs.values() if job.stage != "all")
+            count = Counter[str](job.status for job in self.jobs.values() if job.stage != "all")
             named = [name for name in ("failed", "stopped") if count[name]]
             waiting = sum(self.totals.values()) - sum(count[name] for name in (*named, "done"))
             counts = ", ".join(f"{count[name]} {name}" for name in (*named, "done")) + f", {waiting} not run"
