@@ -19,6 +19,7 @@ from prefdag.models.loading import build, save
 from prefdag.planning.graph import inputs_of, jobs_of
 
 HARMS = ("Privacy Violation", "Drugs")
+SECTIONS = {"private": ["Privacy Violation"], "both": [*HARMS]}
 TRAINING = {"batch_size": 4, "max_steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "tokens_per_batch": 2048}
 SIZES = {
     "prepare": {"validation_fraction": 0.2, "test_fraction": 0.3},
@@ -74,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, Path]:
     changes = {
         "model": {"source": str(folder / "model")},
         "data": {"source": data},
-        "evaluate_reward": {"align-anything": {"source": data}},
+        "evaluate_reward": {"align-anything": {"source": data}, "test": {"sections": SECTIONS}},
         **SIZES,
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(changes))
@@ -112,12 +113,17 @@ def test_the_reward_model_is_measured_by_harm_and_by_length(finished: tuple[Suit
     """Every unsafe response is longer, so there is one length class; the harms share the test split."""
     table = pd.read_csv(finished[1] / "evaluate_reward/test/subsets.csv")
     after = table[table["reward"] == "after"].set_index("subset")
-    assert sorted(after.index) == sorted(["all", *HARMS, "chosen shorter"])
+    assert [*after.index[:4]] == ["all", "mean of sections", *sorted(SECTIONS)]
+    assert sorted(after.index[4:]) == sorted([*HARMS, "chosen shorter"])
     assert after.loc["all", "pairs"] == after.loc[list(HARMS), "pairs"].sum()
     evaluation = json.loads((finished[1] / "reward/evaluation.json").read_text())
     assert after.loc["all", "accuracy"] == pytest.approx(evaluation["after"]["accuracy"])
+    assert after.loc["both", "accuracy"] == pytest.approx(after.loc["all", "accuracy"])
+    assert after.loc["private", ["accuracy", "pairs"]].tolist() == after.loc[HARMS[0], ["accuracy", "pairs"]].tolist()
+    facts = json.loads((finished[1] / "evaluate_reward/test/manifest.json").read_text())["facts"]
+    assert facts["mean_of_sections"] == after.loc[["private", "both"], "accuracy"].mean()
     page = (finished[1] / "report/index.html").read_text()
-    assert "Reward model by subset" in page and "Privacy Violation" in page
+    assert "Reward model by subset" in page and "Privacy Violation" in page and "<td>section private</td>" in page
 
 
 def test_the_two_reward_models_share_no_training_prompt(finished: tuple[Suite, Path]) -> None:
@@ -177,6 +183,11 @@ def test_prompts_that_were_trained_on_are_left_out(finished: tuple[Suite, Path])
         ("fetch/evaluated-align-anything", {"file": "absent*.json"}, "evaluate_reward.align-anything.file: no file "),
         ("fetch/evaluated-align-anything", {"source": "absent"}, "evaluate_reward.align-anything.source: absent"),
         ("evaluate_reward/align-anything", {"subset": ("harm",)}, "row 0: no column 'harm' for `subset`; it has quest"),
+        (
+            "evaluate_reward/align-anything",
+            {"subset": ("overall_response",), "sections": {"one": ("1", "3")}},
+            "evaluate_reward.align-anything.sections.one: no comparison is of the subset '3'; the comparisons have 1,",
+        ),
     ],
 )
 def test_a_set_that_cannot_be_read_is_one_sentence(

@@ -46,6 +46,14 @@ def test_other_jobs_are_as_without_the_section():
     assert "evaluate_reward" not in without.model_dump()
 
 
+def test_sections_reach_the_job_and_no_job_without_them():
+    sections = {"chat": ["easy", "hard"], "reasoning": {"math": 984, "code": 164}}
+    one = suite({"bench": {**BENCH, "sections": sections}, "test": {"subset": "s"}})
+    evaluation = json.loads(jobs.config_of(one, "evaluate_reward", "bench"))["evaluation"]
+    assert evaluation["sections"] == sections
+    assert "sections" not in json.loads(jobs.config_of(one, "evaluate_reward", "test"))["evaluation"]
+
+
 @pytest.mark.parametrize(
     ("sets", "sentence"),
     [
@@ -55,6 +63,10 @@ def test_other_jobs_are_as_without_the_section():
         ({"a": {"source": "x.json", "adapter": "labelled"}}, "evaluate_reward.a.adapter: expected one of "),
         ({"a/b": {}}, "evaluate_reward: 'a/b': a set's name names a folder"),
         ({"a": {"subsets": ["x"]}}, "evaluate_reward.a.subsets"),
+        ({"a": {"sections": {"chat": ["x"]}}}, "evaluate_reward.a: sections: they group the subsets that a column"),
+        ({"a": {"subset": "s", "sections": {"chat": []}}}, "evaluate_reward.a: sections.chat: no subset in it"),
+        ({"a": {"subset": "s", "sections": {"chat": ["x", "x"]}}}, "evaluate_reward.a: sections.chat: names x twice"),
+        ({"a": {"subset": "s", "sections": {"chat": {"x": 0}}}}, "evaluate_reward.a.sections.chat.x: expected a num"),
     ],
 )
 def test_a_mistake_is_one_sentence(sets: dict, sentence: str):

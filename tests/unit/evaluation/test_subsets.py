@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from prefdag.errors import UserError
-from prefdag.evaluation.subsets import LENGTHS, accuracy_by_subset, labels_of, length_classes
+from prefdag.evaluation.subsets import (
+    LENGTHS,
+    OVERALL,
+    accuracy_by_section,
+    accuracy_by_subset,
+    check_sections,
+    labels_of,
+    length_classes,
+)
 
 HARM = {"Drugs": True, "Violence": False, "Privacy": True}
 
@@ -62,3 +70,76 @@ def test_comparisons_without_a_label_are_counted_as_such():
     rewards = {"after": np.tile([1.0, 0.0], (3, 1))}
     table = accuracy_by_subset(rewards, np.arange(3), np.tile([2, 1], (3, 1)), [["a"], [], []])
     assert dict(zip(table["subset"], table["pairs"], strict=True)) == {"all": 3, "a": 1, "no label": 2, LENGTHS[0]: 3}
+
+
+# Subset: comparisons, of which ranked right. Chat 4/6; of math alone 6/8, of code alone 1/2.
+SIZES = {"easy": (4, 3), "hard": (2, 1), "math": (8, 6), "code": (2, 1)}
+LABELS = [[name] for name, (size, _) in SIZES.items() for _ in range(size)]
+RIGHT = np.array([k < right for size, right in SIZES.values() for k in range(size)])
+REWARDS = {"before": np.zeros((16, 2)), "after": np.stack([RIGHT, ~RIGHT], 1).astype(float)}
+POOLED = {"chat": ["easy", "hard"], "reasoning": ["math", "code"]}
+WEIGHTED = {"chat": ["easy", "hard"], "reasoning": {"math": 5, "code": 5}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "reasoning"), [(POOLED, 7 / 10), (WEIGHTED, (6 / 8 + 1 / 2) / 2)], ids=["pooled", "weighted"]
+)
+def test_sections_are_those_of_reward_bench(sections: dict, reasoning: float):
+    """Of a section: the mean of its subsets' accuracies by their sizes, or by stated weights; then the plain mean."""
+    table = accuracy_by_section(REWARDS, np.arange(16), LABELS, sections)
+    assert table["subset"].tolist() == [name for name in (OVERALL, *sections) for _ in REWARDS]
+    after = table[table["reward"] == "after"].set_index("subset")
+    assert after["kind"].tolist() == ["overall", "section", "section"]
+    assert after["accuracy"].tolist() == pytest.approx([(4 / 6 + reasoning) / 2, 4 / 6, reasoning])
+    assert after["pairs"].tolist() == after["prompts"].tolist() == [16, 6, 10]
+    assert (after["low"] < after["accuracy"]).all() and (after["accuracy"] < after["high"]).all()
+    tied = table[table["reward"] == "before"]
+    assert (tied["accuracy"] == 0.5).all() and (tied["low"] < 0.5).all() and (tied["high"] > 0.5).all()
+
+
+def test_the_interval_of_a_mean_of_sections_is_narrower_than_theirs_and_resamples_prompts():
+    """Two sections of 400 comparisons, half right: a section's deviation is sqrt(1/4/400) = 0.025, of the mean 0.0177.
+
+    With the 400 comparisons of 40 prompts, ten alike each, they are sqrt(10) times as large.
+    """
+    right = np.tile(np.repeat([1.0, 0.0], 10), 40)
+    rewards = {"after": np.stack([right, 1 - right], 1)}
+    labels = [["a"]] * 400 + [["b"]] * 400
+    widths = {}
+    for name, prompts in (("each", np.arange(800)), ("ten", np.arange(800) // 10)):
+        table = accuracy_by_section(rewards, prompts, labels, {"first": ["a"], "second": ["b"]})
+        widths[name] = (table["high"] - table["low"]).to_numpy() / (2 * 1.96)
+    assert widths["each"] == pytest.approx([0.0177, 0.025, 0.025], rel=0.1)
+    assert widths["ten"] == pytest.approx(np.sqrt(10) * widths["each"], rel=0.1)
+
+
+def test_a_comparison_in_two_subsets_of_a_section_counts_once_and_few_prompts_have_no_interval():
+    labels = [["a", "b"], ["a"], ["b"], ["c"]]
+    rewards = {"after": np.array([[1, 0], [0, 1], [0, 1], [1, 0]], float)}
+    table = accuracy_by_section(rewards, np.arange(4), labels, {"ab": ["a", "b"], "c": ["c"]}).set_index("subset")
+    assert table["accuracy"].tolist() == pytest.approx([(1 / 3 + 1) / 2, 1 / 3, 1])
+    assert table["pairs"].tolist() == [4, 3, 1] and table[["low", "high"]].isna().all(axis=None)
+
+
+def test_sections_that_are_all_right_have_an_interval_with_a_width():
+    """Wilson's lower end of 8 of 8 is 0.6756, of 16 of 16 is 0.8064."""
+    rewards = {"after": np.tile([1.0, 0.0], (24, 1))}
+    labels = [["a"]] * 8 + [["b"]] * 16
+    table = accuracy_by_section(rewards, np.arange(24), labels, {"a": ["a"], "b": ["b"]})
+    assert table["low"].tolist() == pytest.approx([(0.6756 + 0.8064) / 2, 0.6756, 0.8064], abs=1e-4)
+
+
+def test_sections_are_compared_with_the_subsets_that_there_are():
+    where = "evaluate_reward.bench"
+    assert check_sections(POOLED, LABELS, where) is None and check_sections({}, LABELS, where) is None
+    sentence = check_sections({"chat": ["easy", "hard"]}, [*LABELS, []], where)
+    assert sentence == (
+        "evaluate_reward.bench.sections: no section has code (2), math (8), no label (1); "
+        "the mean of sections leaves these comparisons out"
+    )
+    with pytest.raises(UserError) as error:
+        check_sections({"chat": ["easy", "esay"]}, LABELS, where)
+    assert str(error.value) == (
+        "evaluate_reward.bench.sections.chat: no comparison is of the subset 'esay'; "
+        "the comparisons have code, easy, hard, math"
+    )

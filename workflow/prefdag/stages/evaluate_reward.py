@@ -1,8 +1,8 @@
-"""Measure the reward model on a set of comparisons, by subset and by length difference.
+"""Measure the reward model on a set of comparisons, by subset, by section of subsets and by length difference.
 
 INPUTS   reward model, SFT policy, the suite's comparisons, fetched rows; the comparisons of a set with rows of its own
-OUTPUTS  subsets.csv (accuracy before and after training, and of the SFT policy's log-probs, of each subset, with
-         intervals over prompts), held_out.csv
+OUTPUTS  subsets.csv (accuracy before and after training, and of the SFT policy's log-probs, of each subset and
+         section, with intervals over prompts), held_out.csv
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from prefdag.config.sections.evaluate_reward import Evaluation
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-from prefdag.evaluation.subsets import accuracy_by_subset, labels_of
+from prefdag.evaluation.subsets import accuracy_by_section, accuracy_by_subset, check_sections, labels_of
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import logprobs
 from prefdag.provenance.manifest import read_manifest
@@ -63,33 +63,44 @@ def run(
         Accuracy after training, pairs, and the comparisons left out because their prompt was trained on.
 
     Raises:
-        UserError: a row lacks a column of `subset`, or no comparison is left.
+        UserError: a row lacks a column of `subset`, a section names a subset of no comparison, or none is left.
     """
     read_manifest(reward).check_weights("")
     store = Store.open((evaluated or comparisons).parent / "test")
-    scores = _of_set(job, store, reward, policy) if evaluated else _of_test_split(reward, store)
-    scores |= _of_reference(job, store, policy)
-    write_held_out(workspace.output / "held_out.csv", store, scores)
     new = ~_trained_on(store, Store.open(comparisons.parent / "train")) if evaluated else np.ones(len(store), bool)
     if not new.any():
         raise UserError(f"evaluate_reward.{workspace.name}: the reward model was trained on all of its prompts")
-    labels = _labels(job.evaluation.subset, rows, store, is_set=evaluated is not None)
-    ends = np.asarray(store.offsets)
-    table = accuracy_by_subset(
-        {name: values[new] for name, values in scores.items()},
-        np.asarray(store.prompts)[new],
-        (ends[:, 2:] - ends[:, 1:-1])[new],
-        [one for one, is_new in zip(labels, new, strict=True) if is_new],
-    )
+    every_label = _labels(job.evaluation.subset, rows, store, is_set=evaluated is not None)
+    labels = [one for one, is_new in zip(every_label, new, strict=True) if is_new]
+    if notice := check_sections(job.evaluation.sections, labels, f"evaluate_reward.{workspace.name}"):
+        print(notice, flush=True)
+    scores = _of_set(job, store, reward, policy) if evaluated else _of_test_split(reward, store)
+    scores |= _of_reference(job, store, policy)
+    write_held_out(workspace.output / "held_out.csv", store, scores)
+    table = _table(job, store, new, labels, {name: values[new] for name, values in scores.items()})
     table.insert(0, "set", workspace.name)
     table.to_csv(workspace.output / "subsets.csv", index=False, lineterminator="\n")
     workspace.journal.artifact(workspace.output / "subsets.csv", "subsets.csv")
-    last = table[(table["kind"] == "all") & (table["reward"] == "after")].iloc[0]
-    facts = {"accuracy": float(last["accuracy"]), "pairs": int(last["pairs"]), "trained_on": int((~new).sum())}
-    workspace.results({"accuracy": facts["accuracy"]})
+    after = table[table["reward"] == "after"].set_index("kind")
+    accuracy = {"accuracy": float(after.loc["all", "accuracy"])}
+    if job.evaluation.sections:
+        accuracy["mean_of_sections"] = float(after.loc["overall", "accuracy"])
+    workspace.results(accuracy)
+    facts = {**accuracy, "pairs": int(after.loc["all", "pairs"]), "trained_on": int((~new).sum())}
     if facts["trained_on"]:
         print(f"evaluate_reward: {facts['trained_on']} comparisons left out: their prompts were trained on", flush=True)
     return facts
+
+
+def _table(job: Job, store: Store, new: NDArray[np.bool_], labels: list[list[str]], scores: Scores) -> pd.DataFrame:
+    """Return the accuracies of the comparisons that are `new`: of all, of sections, of subsets and by length."""
+    prompts, ends = np.asarray(store.prompts)[new], np.asarray(store.offsets)
+    table = accuracy_by_subset(scores, prompts, (ends[:, 2:] - ends[:, 1:-1])[new], labels)
+    if not job.evaluation.sections:
+        return table
+    sections = accuracy_by_section(scores, prompts, labels, job.evaluation.sections)
+    is_all = table["kind"] == "all"
+    return pd.concat([table[is_all], sections, table[~is_all]], ignore_index=True)
 
 
 def _of_test_split(reward: Path, store: Store) -> Scores:

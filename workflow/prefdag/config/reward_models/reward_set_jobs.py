@@ -40,9 +40,10 @@ def prepare_config(suite: Suite, name: str | None) -> dict[str, Any]:
 
 def evaluation_config(suite: Suite, name: str | None) -> dict[str, Any]:
     """Return the config of a job of `evaluate_reward`."""
-    score = suite.score
+    score, one = suite.score, suite.evaluate_reward[str(name)]
     shared = {"seed": score.seed, "threads": score.threads, "tokens_per_batch": score.tokens_per_batch}
-    return {"evaluation": {"subset": list(suite.evaluate_reward[str(name)].subset), **shared}}
+    sections = {"sections": one.sections} if one.sections else {}
+    return {"evaluation": {"subset": list(one.subset), **sections, **shared}}
 
 
 def evaluation_inputs(suite: Suite, name: str) -> dict[str, list[str]]:

@@ -7,9 +7,10 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from prefdag.config.adapters import ADAPTERS
 from prefdag.config.data import Data
-from prefdag.schema import Compute, Count, Section
+from prefdag.schema import Compute, Count, Positive, Section
 
 SET = re.compile(r"[A-Za-z0-9][\w.-]*")
+SubsetSections = dict[str, tuple[str, ...] | dict[str, Positive]]
 
 
 class RewardSet(Section):
@@ -27,6 +28,12 @@ class RewardSet(Section):
     subset: tuple[str, ...] = Field(
         (), description="columns that name each row's subsets: a text, a list of texts, or an object of true and false"
     )
+    sections: SubsetSections = Field(
+        {},
+        description="section: its subsets, pooled, or an object of subset: weight. Their accuracies, and the mean over "
+        "sections, are further lines",
+        exclude_if=lambda value: not value,
+    )
 
     @field_validator("subset", mode="before")
     @classmethod
@@ -40,6 +47,17 @@ class RewardSet(Section):
         if name not in known:
             raise ValueError(f"expected one of {', '.join(known)}, got {name!r}")
         return name
+
+    @model_validator(mode="after")
+    def _sections_have_subsets(self) -> "RewardSet":
+        if self.sections and not self.subset:
+            raise ValueError("sections: they group the subsets that a column names; state the column in `subset`")
+        for name, subsets in self.sections.items():
+            if not subsets:
+                raise ValueError(f"sections.{name}: no subset in it; name some, or remove the section")
+            if twice := sorted({one for one in subsets if [*subsets].count(one) > 1}):
+                raise ValueError(f"sections.{name}: names {', '.join(twice)} twice; remove one")
+        return self
 
     @model_validator(mode="after")
     def _is_read(self) -> "RewardSet":
@@ -77,4 +95,5 @@ class Evaluation(Compute):
     """What a job of `evaluate_reward` reads."""
 
     subset: tuple[str, ...] = ()
+    sections: SubsetSections = Field({}, exclude_if=lambda value: not value)
     tokens_per_batch: Count = 4096

@@ -24,9 +24,9 @@ STAGES = {  # colour, place next to the others, label
 @FIGURES.add(
     "Accuracy of the reward model by subset and by length difference",
     "Share of comparisons ranked right by the reward model, and of those whose chosen response has the larger summed "
-    "log-prob under the SFT policy, on each set of <i>evaluate_reward</i>: of all, of each subset that its rows "
-    "name, and where the chosen response is longer, of like length (within a tenth) or shorter, with 95% intervals "
-    "over prompts. A comparison may be in several subsets; numbers in brackets count comparisons.",
+    "log-prob under the SFT policy, on each set of <i>evaluate_reward</i>: of all, of each section and "
+    "subset that its rows name, and where the chosen response is longer, of like length (within a tenth) or shorter, "
+    "with 95% intervals over prompts. A comparison may be in several subsets; numbers in brackets count comparisons.",
     section="reward-sets",
 )
 def reward_subsets(results: SuiteResults) -> Figure | None:
@@ -66,9 +66,10 @@ def _draw_set(axes, table: pd.DataFrame) -> None:
         spread = [100 * end.fillna(0).clip(lower=0) for end in ends]  # rounding may leave an end at -1e-16
         style = {"color": colour, "markersize": 4, "elinewidth": 1.1, "capsize": 2, "label": label}
         axes.errorbar(100 * rows["accuracy"], at, xerr=spread, fmt="o", **style)
-    for (kind, _), place in places.items():
-        if kind == "length" and not any(other == "length" and at < place for (other, _), at in places.items()):
-            axes.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
+    kinds = [kind for kind, _ in places]
+    for kind in ("overall", "subset", "length"):
+        if kind in kinds and (kind != "subset" or "overall" in kinds):
+            axes.axhline(kinds.index(kind) - 0.5, color="#cccccc", linewidth=0.8)
     axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_yticks(list(places.values()), [f"{subset} ({pairs[kind, subset]})" for kind, subset in places])
     axes.set_xlim(-2, 102)
