@@ -54,6 +54,13 @@ def test_the_documented_example_resolves() -> None:
     assert {"dpo@step50", "dpo@step350", "sft@t0.25", "dpo@nucleus", "sft@pool", "chosen"} < set(result)
 
 
+def test_a_variant_of_a_file_below_is_removed_by_null() -> None:
+    runs = [{"name": "dpo", "method": "dpo"}]
+    removed = suite(generate={"variants": {**COLD, "warm": None}}, runs=runs)
+    assert list(removed.generate.variants) == list(COLD)
+    assert removed.generate == suite(generate={"variants": COLD}, runs=runs).generate
+
+
 def test_without_variants_the_answers_are_the_policies() -> None:
     assert answers(suite()) == jobs.policies(suite()) == POLICIES
 

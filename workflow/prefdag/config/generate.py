@@ -1,9 +1,9 @@
 """Responses of a policy to held-out prompts."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefdag.config.answer_sets import NUMBERED, POOL
 from prefdag.config.data import Data
@@ -31,11 +31,21 @@ class Variant(Section):
 class Generate(Generation):
     """Which prompts, how many responses to each, and further sets of answers."""
 
-    variants: dict[str, Variant] = Field({}, description="further settings by name, each stating what differs")
+    variants: dict[str, Variant] = Field(
+        {}, description="further settings by name, each stating what differs; null: none, where a file below states one"
+    )
     best_of: int | None = Field(None, ge=2, description="samples per prompt of `sft@pool`, which Best-of-N picks from")
     best_of_prompts: Count | None = Field(None, description="prompts of the pool; default: those of `max_prompts`")
     best_of_temperature: Positive | None = Field(None, description="of the pool; default: `temperature`")
     chosen: bool = Field(False, description="the test split's best responses as one more set of answers, `chosen`")
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _without_removed(cls, variants: Any) -> Any:
+        """Leave out what a file on top sets to null: merging files adds keys and removes none."""
+        if not isinstance(variants, dict):
+            return variants
+        return {name: variant for name, variant in variants.items() if variant is not None}
 
     @model_validator(mode="after")
     def _every_set_differs(self) -> "Generate":
