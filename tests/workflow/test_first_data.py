@@ -41,7 +41,7 @@ def test_ten_minutes(project: Project):
     assert written.returncode == 0, written.stderr
     checked = prefdag(project, "check", "configs/mine.yaml")
     assert checked.returncode == 0, checked.stderr
-    assert "1 dropped, equal responses: rows 59" in checked.stdout
+    assert "1 dropped, equal responses: rows 60" in checked.stdout
     run = project.snakemake("--cores", "2", suite="configs/mine.yaml")
     assert run.returncode == 0, run.stderr
     results = project.folder / "results/mine"

@@ -182,7 +182,7 @@ def test_prompts_that_were_trained_on_are_left_out(finished: tuple[Suite, Path])
     [
         ("fetch/evaluated-align-anything", {"file": "absent*.json"}, "evaluate_reward.align-anything.file: no file "),
         ("fetch/evaluated-align-anything", {"source": "absent"}, "evaluate_reward.align-anything.source: absent"),
-        ("evaluate_reward/align-anything", {"subset": ("harm",)}, "row 0: no column 'harm' for `subset`; it has quest"),
+        ("evaluate_reward/align-anything", {"subset": ("harm",)}, "row 1: no column 'harm' for `subset`; it has quest"),
         (
             "evaluate_reward/align-anything",
             {"subset": ("overall_response",), "sections": {"one": ("1", "3")}},

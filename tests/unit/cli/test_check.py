@@ -76,7 +76,7 @@ def test_only_the_first_rows_are_read(model: Path, tmp_path: Path, capsys: pytes
     assert check(tmp_path, model, data) == 0
     output = capsys.readouterr().out
     assert "train 200 of 1,000" in output
-    assert "comparisons: train: 20 dropped, empty chosen: rows 0, 10, 20" in output
+    assert "comparisons: train: 20 dropped, empty chosen: rows 1, 11, 21" in output
     assert "splits: about train 765, validation 45, test 90 rows" in output
     assert "765" in output or "900 comparisons" in output
 
@@ -86,7 +86,7 @@ def test_many_dropped_rows_are_a_warning(model: Path, tmp_path: Path, capsys: py
     assert check(tmp_path, model, data) == 0
     output = capsys.readouterr().out
     assert "warning: comparisons: train: " in output and ") are dropped: 30 equal responses" in output
-    assert "dropped, equal responses: rows 1, 3, 5" in output
+    assert "dropped, equal responses: rows 2, 4, 6" in output
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_many_dropped_rows_are_a_warning(model: Path, tmp_path: Path, capsys: py
         (60, {"prepare": {"max_prompt_tokens": 3}}, "no row of the train split can be used"),
         (60, {"prepare": {"end_of_turn": "<none>"}}, "the tokenizer has no token '<none>'"),
         (60, {"prepare": {"adapter": "hh"}}, "no row of the train split can be used"),
-        (60, {"data": {"columns": {"prompt": "question"}}}, "row 0 has no column 'question'"),
+        (60, {"data": {"columns": {"prompt": "question"}}}, "row 1 has no column 'question'"),
         (60, {"data": {"source": "nowhere"}}, "nowhere does not exist"),
     ],
 )

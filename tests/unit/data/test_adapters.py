@@ -294,7 +294,7 @@ def test_a_column_map_needs_no_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     comparisons = [adapter_of("pairs")(row) for row in read_rows(tmp_path / "out/fetch/data/train.jsonl")]
     assert comparisons == [TextComparison(f"q{n}", ("yes", "no")) for n in range(3)]
     assert fetch(tmp_path, {**data, "columns": {"prompt": "ask.words"}}) == 2
-    assert "data.columns: row 0 has no column 'ask.words'; it has ask, answers" in capsys.readouterr().err
+    assert "data.columns: row 1 has no column 'ask.words'; it has ask, answers" in capsys.readouterr().err
 
 
 def test_texts_are_replaced_in_every_column_the_longest_first(tmp_path: Path):

@@ -186,7 +186,7 @@ def test_the_audit_is_a_page_and_an_artifact(tmp_path: Path):
         assert '<a href="../../report/index.html">' in text and f'<a href="{other}.html">' in text
         assert "--paper: #fdfdfc" in text, "the report's look"
     page = (folder / "audit.html").read_text()
-    assert "3 of 3 rows used" in page and "1 repeat an earlier row: rows 2" in page and "<script" not in page
+    assert "3 of 3 rows used" in page and "1 repeat an earlier row: rows 3" in page and "<script" not in page
     (journal,) = (tmp_path / "out/.journal").glob("prepare-*.jsonl")
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     names = {event["as"] for event in events if event["event"] == "artifact"}
@@ -235,7 +235,7 @@ def test_saferlhf(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert counts["dropped"] == {"empty chosen": {"count": 3, "rows": [781, 1301, 1678]}}
     assert counts["prompts"]["most_rows_of_one"] == 85
     output = capsys.readouterr().out
-    assert f"that of row {counts['prompts']['its_first_row']} comes 85 times" in output
+    assert f"that of row {counts['prompts']['its_first_row'] + 1} comes 85 times" in output
     assert "position bias: response 2 is best in 63.2% of 8208" in output
 
 
@@ -286,7 +286,7 @@ def test_hh_and_its_odd_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     dialogues = [row["chosen"] for row in read_rows(SHARED / "hh-harmless/test.jsonl.gz")]
     empty = [number for number, dialogue in enumerate(dialogues) if dialogue.rstrip().endswith("\n\nAssistant:")]
     assert counts["dropped"]["empty chosen"] == {"count": 4, "rows": empty}
-    listed = ", ".join(map(str, empty))
+    listed = ", ".join(str(row + 1) for row in empty)
     assert f"train: 4 dropped, empty chosen: rows {listed}" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         real_audit(tmp_path, "messy/lfs_pointer_helpful-base_train.jsonl.gz", "hh")
@@ -319,6 +319,20 @@ def test_pairs_against_their_scores_are_used_and_counted(tmp_path: Path, capsys:
     code, folder = prepare(tmp_path)
     assert (code, audit(folder)["used"], audit(folder)["against_scores"]) == (0, 4, {"count": 2, "rows": [0, 1]})
     assert (
-        "train: 2 with a lower score of the chosen response than of the rejected one: rows 0, 1"
+        "train: 2 with a lower score of the chosen response than of the rejected one: rows 1, 2"
         in capsys.readouterr().out
     )
+
+
+def test_empty_prompts_are_counted_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Text, a transcript and messages may each ask nothing; a system prompt asks nothing either."""
+    system, nothing = {"role": "system", "content": "Be brief."}, {"role": "user", "content": " "}
+    transcripts = ["\n\nHuman: q\n\nAssistant:", "\n\nHuman: \n\nAssistant:"]
+    prompts = ["q", transcripts[0], " \n", transcripts[1], [nothing], [system, nothing]]
+    rows = [
+        {"prompt": one if isinstance(one, str) else json.dumps(one), "chosen": "a", "rejected": "b"} for one in prompts
+    ]
+    assert fetch(tmp_path, {"source": str(write_rows(tmp_path / "rows.jsonl", rows))}) == 0
+    code, folder = prepare(tmp_path)
+    assert (code, audit(folder)["used"], audit(folder)["empty_prompts"]) == (0, 6, {"count": 4, "rows": [2, 3, 4, 5]})
+    assert "train: 4 with an empty prompt: rows 3, 4, 5, 6" in capsys.readouterr().out

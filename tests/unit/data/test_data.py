@@ -102,9 +102,9 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path):
 
 
 BROKEN = [
-    ("a.jsonl", b'{"a": 1}\n{"a": \n', "row 1: not valid JSON"),
-    ("a.jsonl", b'{"a": "\xe9"}\n', "row 0: not UTF-8 at byte 7"),
-    ("a.jsonl", b"[1]\n[2]\n", "row 0: expected an object with named fields, got a list"),
+    ("a.jsonl", b'{"a": 1}\n{"a": \n', "row 2: not valid JSON"),
+    ("a.jsonl", b'{"a": "\xe9"}\n', "row 1: not UTF-8 at byte 7"),
+    ("a.jsonl", b"[1]\n[2]\n", "row 1: expected an object with named fields, got a list"),
     ("a.json", b'{"a":\n1}', "expected a JSON list of rows, got an object"),
     ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 50, mtime=0)[:-9], "the archive is broken or cut short"),
     ("a.parquet", b"PAR1 is not enough", "not a readable parquet file"),
@@ -170,7 +170,7 @@ def test_over_long_rows_are_dropped_counted_and_named(prepared):
 def test_over_long_rows_are_an_error_where_the_suite_says_so(prepared, capsys: pytest.CaptureFixture[str]):
     code, folder = prepared(ROWS, over_long="error", max_prompt_tokens=5)
     assert code == 2
-    sentence = "train: row 0: a prompt of 17 tokens is over prepare.max_prompt_tokens 5; raise it or drop"
+    sentence = "train: row 1: a prompt of 17 tokens is over prepare.max_prompt_tokens 5; raise it or drop"
     assert sentence in capsys.readouterr().err
     assert not (folder / "manifest.json").exists()
 

@@ -49,8 +49,8 @@ def test_the_content_decides(tmp_path: Path, name: str, content: bytes):
     [
         ("a.json", b'{"a": {"0": 1},\n"b": {"0": 2}}', "got an object with a, b; write its rows as a list"),
         ("a.csv", b"a,b,a\n1,2,3\n", r"the header names a column twice \(a, b, a\)"),
-        ("a.jsonl", b'{"a": 1}\n' + b"{\n" * 12, r"row 1: .*12 bad rows of 13: 1, 2, .*, 10, \.\.\.\)$"),
-        ("a.jsonl", b'{"a": 1}\n{\n', r"row 1: not valid JSON \(.*\); fix or remove that line$"),
+        ("a.jsonl", b'{"a": 1}\n' + b"{\n" * 12, r"row 2: .*12 bad rows of 13: 2, 3, .*, 11, \.\.\.\)$"),
+        ("a.jsonl", b'{"a": 1}\n{\n', r"row 2: not valid JSON \(.*\); fix or remove that line$"),
     ],
 )
 def test_what_is_not_rows_is_said(tmp_path: Path, name: str, content: bytes, sentence: str):
@@ -64,7 +64,7 @@ def test_binary_columns_are_text_or_refused(tmp_path: Path):
     for value in ("é".encode(), b"\xff"):
         pyarrow.parquet.write_table(pyarrow.table({"a": [value], "b": [[{"c": value}]]}), path)
         if value == b"\xff":
-            with pytest.raises(UserError, match="row 0: the binary column `a` is not UTF-8 text"):
+            with pytest.raises(UserError, match="row 1: the binary column `a` is not UTF-8 text"):
                 [*read_rows(path)]
         else:
             assert [*read_rows(path)] == [{"a": "é", "b": [{"c": "é"}]}]

@@ -92,7 +92,7 @@ def test_sft_learns_the_desirable_responses(tmp_path: Path):
 def test_what_is_said_of_demonstrations(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, _ = prepared(tmp_path, rows([True, False, False]), "demonstrations")
     output = capsys.readouterr().out
-    assert code == 0 and "2 dropped, labelled bad: rows 1, 2" in output and "warning" not in output
+    assert code == 0 and "2 dropped, labelled bad: rows 2, 3" in output and "warning" not in output
 
 
 @pytest.mark.parametrize(("label", "kind"), [(True, "desirable"), (False, "undesirable")])
@@ -139,7 +139,7 @@ def test_pairs_among_single_responses_are_refused(tmp_path: Path, capsys, first:
     code, _ = prepared(tmp_path, [first, other], adapter=adapter)
     error = capsys.readouterr().err
     expected = "not one response with a label" if "label" in first else "1 response, but a comparison needs 2"
-    assert code == 2 and f"train: row 1: {expected}" in error and "Traceback" not in error
+    assert code == 2 and f"train: row 2: {expected}" in error and "Traceback" not in error
 
 
 def test_losses_of_pairs_refuse_the_store(tmp_path: Path):

@@ -110,5 +110,5 @@ def test_one_prompt_has_no_interval():
 
 
 def test_a_value_that_is_no_number_is_refused_with_its_row():
-    with pytest.raises(UserError, match="row 1"):
+    with pytest.raises(UserError, match="row 2"):
         bootstrap.summarise([1, float("nan")], [0, 1], seed="nan")

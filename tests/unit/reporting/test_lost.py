@@ -58,7 +58,7 @@ def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
 
 def allowing(folder: Path, leakage: str, shared: dict[str, int]) -> Path:
     folder.mkdir()
-    splits = {"test": {**split(9), "prompts": {"its_first_row": 5}}}
+    splits = {"test": {**split(9), "prompts": {"repeated_rows": 4, "its_first_row": 7}}}
     (folder / "audit.json").write_text(json.dumps({"splits": splits, "shared_prompts": shared}))
     (folder / "manifest.json").write_text(json.dumps({"config": {"prepare": {"leakage": leakage}}}))
     return folder / "manifest.json"

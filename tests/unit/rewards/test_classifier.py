@@ -125,10 +125,10 @@ def test_evaluation_by_hand():
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"text": "a film", "label": -1}, "row 80: expected the label 0 or 1 (or neg, pos), got -1"),
+        ({"text": "a film", "label": -1}, "row 81: expected the label 0 or 1 (or neg, pos), got -1"),
         ({"text": "a film", "label": None}, "got null"),
         ({"text": "a film", "label": 0.5}, "got 0.5"),
-        ({"review": "a film", "label": 1}, "row 80 has no text in `text` (its columns: review, label)"),
+        ({"review": "a film", "label": 1}, "row 81 has no text in `text` (its columns: review, label)"),
     ],
 )
 def test_a_row_without_text_or_label(

@@ -199,7 +199,7 @@ def test_what_is_not_finite_stops_at_once(what: str, tmp_path: Path) -> None:
     before = [torch.nn.utils.parameters_to_vector(model.parameters()).clone() for _ in zip(range(2), steps)][-1]
     named = {"loss": "loss is inf", "gradient": "gradient's norm is nan"}[what]
     ids = step_members(2, 4, 2, 0).tolist()
-    rows = f"{ids[0]}, {ids[1]} .source rows {10 + ids[0]}, {10 + ids[1]}.; "
+    rows = f"{ids[0]}, {ids[1]} .source rows {11 + ids[0]}, {11 + ids[1]}.; "
     good = f"the last good state is step 2's, {tmp_path}/resume/state.pt; lower learning_rate"
     with pytest.raises(UserError, match=f"step 3: the {named}; the step's comparisons are {rows}{good}"):
         next(steps)

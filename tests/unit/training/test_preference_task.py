@@ -319,7 +319,7 @@ def test_views_that_a_loss_cannot_be_given(tmp_path: Path) -> None:
         ),
         (plain, "rebel", "rebel reads scores, and these comparisons have none; give rows `scores`, or choose"),
         (plain, "nca_k", "nca_k reads scores"),
-        (turned, "odpo", "the chosen one has the lower score in source rows 1; put the better response first"),
+        (turned, "odpo", "the chosen one has the lower score in source rows 2; put the better response first"),
         (single, "kto", "kto reads labelled responses, and these single ones have no labels"),
         (single, "plackett_luce", "plackett_luce compares two responses or more, and each prompt of this store has 1"),
     ):

@@ -197,7 +197,7 @@ def _shown(suite: Suite, seen: Preview) -> Iterator[str]:
         yield f"\n{dataset} as the model sees them, `\u00b7` between tokens; the loss counts the tokens of responses:"
         for index in range(min(SHOWN, len(store))):
             one = store[index]
-            yield f"  row {store.rows[index]}"
+            yield f"  row {store.rows[index] + 1}"
             if store.num_responses == 1 and store.scores is not None:
                 names = [label_name(float(store.scores[index, 0]))]
             for name, ids in zip(["prompt", *names], [one.prompt, *one.responses]):

@@ -34,6 +34,7 @@ class SplitAudit:
     cut: dict[str, list[int]] = field(default_factory=dict)
     characters: dict[str, list[int]] = field(default_factory=dict)
     against_scores: list[int] = field(default_factory=list)  # rows whose chosen response has the lower score
+    empty_prompts: list[int] = field(default_factory=list)
     positions: Counter[int] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)  # of single responses: desirable or undesirable
     lengths: dict[str, Counter[int]] = field(default_factory=dict)
@@ -56,6 +57,8 @@ class SplitAudit:
             self.cut.setdefault(row.cut, []).append(row.row)
         for name in row.characters:
             self.characters.setdefault(name, []).append(row.row)
+        if row.is_prompt_empty:
+            self.empty_prompts.append(row.row)
         if row.scores and len(row.scores) == 2 and row.scores[0] < row.scores[1]:
             self.against_scores.append(row.row)
         if row.scores and len(row.scores) == 1:
@@ -106,6 +109,7 @@ class SplitAudit:
             "tokens": {name: _length_summary(counts) for name, counts in self.lengths.items()},
             "savings": {**self.tokens, **_savings(**self.tokens)},
             **({"against_scores": _rows(self.against_scores)} if self.against_scores else {}),
+            **({"empty_prompts": _rows(self.empty_prompts)} if self.empty_prompts else {}),
             **({"labels": self._labels()} if self.labels else {}),
         }
 
@@ -156,6 +160,8 @@ def findings(split: str, audit: dict[str, Any]) -> list[str]:
     for key, word in (("dropped", "dropped"), ("cut", "cut"), ("characters", "with")):
         for reason, entry in audit[key].items():
             lines.append(f"{split}: {entry['count']} {word}, {reason}: rows {_row_list(entry)}")
+    if empty := audit.get("empty_prompts"):
+        lines.append(f"{split}: {empty['count']} with an empty prompt: rows {_row_list(empty)}")
     if labels := audit.get("labels"):
         weights = f"; KTO balances them with {labels['balance']}" if split == "train" and labels["balance"] else ""
         counts = f"{labels['desirable']} desirable and {labels['undesirable']} undesirable responses"
@@ -174,7 +180,7 @@ def findings(split: str, audit: dict[str, Any]) -> list[str]:
             lines.append(f"{split}: {audit[key]['count']} {words}: rows {_row_list(audit[key])}")
     prompts = audit["prompts"]
     if prompts["repeated_rows"]:
-        most = f"that of row {prompts['its_first_row']} comes {prompts['most_rows_of_one']} times"
+        most = f"that of row {prompts['its_first_row'] + 1} comes {prompts['most_rows_of_one']} times"
         lines.append(f"{split}: {prompts['repeated_rows']} rows repeat a prompt; {most}")
     return lines + _position_bias(split, audit["best_position"])
 
@@ -206,8 +212,9 @@ def _position_bias(split: str, positions: dict[str, int]) -> list[str]:
 
 
 def _row_list(entry: dict[str, Any]) -> str:
+    """Return an entry's first rows, counted from 1 as in all messages."""
     rows = [row[0] if isinstance(row, list | tuple) else row for row in entry["rows"][:10]]
-    return ", ".join(map(str, rows)) + (", ..." if entry["count"] > 10 else "")
+    return ", ".join(str(row + 1) for row in rows) + (", ..." if entry["count"] > 10 else "")
 
 
 def audit_page(report: Mapping[str, Any]) -> str:

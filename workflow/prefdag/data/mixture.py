@@ -18,7 +18,7 @@ def iter_source_rows(source: Source, split_files: SourceFiles) -> Iterator[Row]:
     """Iterate over the rows of a split in the order of its files, with columns and texts changed as the source says."""
     rows = (row for file in split_files.files.values() for row in read_rows(file))
     adapter = {ADAPTER: source.adapter} if isinstance(source, Mixed) and source.adapter else {}
-    for number, row in enumerate(islice(rows, source.max_rows)):
+    for number, row in enumerate(islice(rows, source.max_rows), 1):
         named = {**row, **{name: _column(row, path, number) for name, path in source.columns.items()}}
         yield {**(_replaced(named, source.replace) if source.replace else named), **adapter}
 

@@ -60,6 +60,7 @@ class EncodedRow:
     position: int | None
     characters: tuple[str, ...]
     cut: str | None
+    is_prompt_empty: bool
 
 
 @dataclass
@@ -153,7 +154,7 @@ class ChunkEncoder:
             except Unusable as reason:
                 result.dropped.append((split, str(reason), number))
             except UserError as mistake:
-                raise UserError(f"{split}: row {number}: {mistake}") from None
+                raise UserError(f"{split}: row {number + 1}: {mistake}") from None
             else:
                 yield RenderedRow(split, number, comparison, prompt, texts)
 
@@ -163,14 +164,14 @@ class ChunkEncoder:
         if self.labelled:
             if not comparison.is_labelled:
                 raise UserError(
-                    f"{chunk.split or 'train'}: row {number}: not one response with a label, as the first row has; "
+                    f"{chunk.split or 'train'}: row {number + 1}: not one response with a label, as the first row has; "
                     "give single responses or pairs, not both"
                 )
             return [comparison]
         if self.rankings and len(responses) != num:
             raise Unusable(f"{len(responses)} responses, not {num} as the first row has")
         if len(responses) < num:
-            where = f"{chunk.split or 'train'}: row {number}"
+            where = f"{chunk.split or 'train'}: row {number + 1}"
             raise UserError(f"{where}: {len(responses)} response, but a comparison needs {num}")
         if num > 1:
             return [comparison if self.rankings else self._pair(comparison)]
@@ -195,7 +196,7 @@ class ChunkEncoder:
 
     def _finish(self, row: RenderedRow, prompt: list[int], responses: list[list[int]]) -> EncodedRow:
         """End each response with its end-of-turn and apply the limits. Raises `Unusable` for a row to be dropped."""
-        where, comparison = f"{row.split}: row {row.row}", row.comparison
+        where, comparison = f"{row.split}: row {row.row + 1}", row.comparison
         if not all(responses):
             raise UserError(f"{where}: a response comes to no token; remove it or change the tokenizer")
         prompt, ended, cut = self._cut(row, prompt, self._ended(responses))
@@ -204,7 +205,8 @@ class ChunkEncoder:
         text = "".join((as_text(comparison.prompt), *comparison.responses))
         characters = tuple(name for character, name in CHARACTERS.items() if character in text)
         scores = list(comparison.scores) if comparison.scores else None
-        return EncodedRow(row.split, row.row, prompt, ended, scores, comparison.position, characters, cut)
+        is_empty = not question_of(comparison.prompt)
+        return EncodedRow(row.split, row.row, prompt, ended, scores, comparison.position, characters, cut, is_empty)
 
     def _ended(self, responses: Sequence[list[int]]) -> list[list[int]]:
         return [end_response(ids, self.end, self.template.writes_end_of_turn) for ids in responses]
@@ -222,7 +224,7 @@ class ChunkEncoder:
             if length <= limit:
                 continue
             if prepare.over_long == "error":
-                key, where = f"prepare.max_{part}_tokens", f"{row.split}: row {row.row}"
+                key, where = f"prepare.max_{part}_tokens", f"{row.split}: row {row.row + 1}"
                 raise UserError(f"{where}: a {part} of {length} tokens is over {key} {limit}; raise it or drop")
             if not prepare.over_long.startswith(f"cut-{part}"):
                 raise Unusable(f"{part} over {limit} tokens")

@@ -34,7 +34,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     JSON is read as lines or as one list, independent of its name, and text as UTF-8, or as UTF-16 with its mark.
 
-    Raises `UserError` with file and row (from 0) for content that does not fit the file's name.
+    Raises `UserError` with file and row (from 1) for content that does not fit the file's name.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path in the suite's `data`")
@@ -48,7 +48,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         with open_packed(path) as stream:
             text = stream if reader is _parquet else _utf8(path, stream)
-            for number, row in enumerate(reader(path, text)):
+            for number, row in enumerate(reader(path, text), 1):
                 if not isinstance(row, dict):
                     raise UserError(f"{path}: row {number}: expected an object with named fields, got {_kind(row)}")
                 yield row
@@ -137,20 +137,20 @@ def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Any]:
             number += 1
         offset += len(line)
     if bad:
-        rows = ", ".join(str(number) for number, _ in bad[:LISTED])
+        rows = ", ".join(str(number + 1) for number, _ in bad[:LISTED])
         more = ", ..." if len(bad) > LISTED else ""
         others = f" ({len(bad)} bad rows of {number}: {rows}{more})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0][1]}{others}")
 
 
 def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> Any:
-    """Parse a line as JSON; row number and byte offset in the (uncompressed) file are for the `UserError` it raises."""
+    """Parse a line as JSON; row (from 0) and byte offset in the uncompressed file are for the `UserError` it raises."""
     try:
         text = line.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
         where = f"not UTF-8 at byte {error.start} of the row, byte {offset + error.start} of the file"
-        raise UserError(f"{path}: row {number}: {where}; convert the file") from None
-    return parse_json(text, f"{path}: row {number}", "fix or remove that line")
+        raise UserError(f"{path}: row {number + 1}: {where}; convert the file") from None
+    return parse_json(text, f"{path}: row {number + 1}", "fix or remove that line")
 
 
 def _csv(path: Path, stream: Any) -> Iterator[Any]:
@@ -166,7 +166,7 @@ def _csv(path: Path, stream: Any) -> Iterator[Any]:
         if len(set(names)) < len(names):
             raise UserError(f"{path}: the header names a column twice ({', '.join(names)[:80]}); rename one")
         reader.fieldnames = names
-        for number, row in enumerate(reader):
+        for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise UserError(f"{path}: row {number}: more or fewer fields than the header names; fix that row")
             yield row
@@ -217,7 +217,7 @@ def _decoded(value: Any, path: Path, number: int, column: str = "") -> Any:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
         raise UserError(
-            f"{path}: row {number}: the binary column `{column}` is not UTF-8 text; remove it or convert it to text"
+            f"{path}: row {number + 1}: the binary column `{column}` is not UTF-8 text; remove it or convert it to text"
         ) from None
 
 

@@ -138,7 +138,7 @@ def _scored(store: Store, objective: Objective) -> Store:
             f"{store.folder}: {objective.method} reads scores, and these comparisons have none; give rows `scores`, or "
             "choose a loss that reads none"
         )
-    if objective.method in LOG_OF_GAP and (wrong := store.rows[store.scores[:, 0] < store.scores[:, 1]]).size:
+    if objective.method in LOG_OF_GAP and (wrong := store.rows[store.scores[:, 0] < store.scores[:, 1]] + 1).size:
         named = ", ".join(map(str, wrong[:10])) + (", ..." if wrong.size > 10 else "")
         raise UserError(
             f"{store.folder}: {objective.method} takes the log of chosen minus rejected score, and the chosen one has "

@@ -125,7 +125,7 @@ def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     assert values.shape == prompts.shape and values.ndim == 1, (values.shape, prompts.shape)
     if not np.isfinite(values).all():
         raise UserError(
-            f"row {int(np.flatnonzero(~np.isfinite(values))[0])}: the value to average is not a finite number; "
+            f"row {int(np.flatnonzero(~np.isfinite(values))[0]) + 1}: the value to average is not a finite number; "
             "check what wrote it"
         )
     names, where = np.unique(prompts, return_inverse=True)

@@ -68,7 +68,7 @@ def _rows(path: Path) -> list[Row]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) and None not in row for row in rows):
         raise UserError(f"{path}: expected rows that are all objects with named columns")
     if any(None in row.values() for row in rows) and path.suffix == ".csv":
-        number = next(index for index, row in enumerate(rows) if None in row.values())
+        number = next(number for number, row in enumerate(rows, 1) if None in row.values())
         raise UserError(f"{path}: row {number} has fewer fields than the header; is the file cut off?")
     return rows
 
@@ -177,12 +177,12 @@ def _judged(path: Path, judge: str, prompts: list[str], verdicts: np.ndarray, **
 def _each(path: Path, rows: Iterable[Row], read: Callable[[Row], float], column: str, allowed: str) -> np.ndarray:
     """Read a number per row, between 0 and 1 or nan. Raises `UserError` for the first row without one."""
     values = []
-    for index, row in enumerate(rows):
+    for number, row in enumerate(rows, 1):
         try:
             value = read(row)
             if not (math.isnan(value) or 0 <= value <= 1) or isinstance(row[column], bool):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: row {index}: {column}: expected {allowed}, got {row.get(column)!r}") from None
+            raise UserError(f"{path}: row {number}: {column}: expected {allowed}, got {row.get(column)!r}") from None
         values.append(value)
     return np.array(values, dtype=np.float64)

@@ -53,9 +53,10 @@ def leaked(comparisons: Path) -> list[str]:
     path = comparisons.parent / "audit.json"
     audit: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"splits": {}, "shared_prompts": {}}
     shares = {name: number for name, number in audit["shared_prompts"].items() if name.startswith("test and ")}
-    prompts = audit["splits"].get("test", {}).get("prompts", {}).get("its_first_row", 0)
     if not shares:
         return ["This suite states leakage: allow; no prompt of the test split is in a split that trains."]
+    test = audit["splits"]["test"]
+    prompts = test["used"] - test["prompts"]["repeated_rows"]
     parts = [f"{number} are in {_owner(name.removeprefix('test and '))}" for name, number in shares.items()]
     return [f"This suite states leakage: allow. Of {prompts} prompts of the test split, {' and '.join(parts)} too."]
 

@@ -65,7 +65,7 @@ def run(job: Job, workspace: Workspace, *, data: Path) -> dict[str, Any]:
 def labelled_rows(path: Path) -> tuple[list[str], NDArray[np.int64]]:
     """Return texts and labels (0 or 1) of rows. Raises `UserError` for a row without one of them."""
     texts, labels = [], []
-    for number, row in enumerate(read_rows(path)):
+    for number, row in enumerate(read_rows(path), 1):
         if not isinstance(row.get("text"), str):
             known = ", ".join(row)
             raise UserError(

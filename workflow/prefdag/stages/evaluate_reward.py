@@ -154,7 +154,7 @@ def _labels(columns: tuple[str, ...], rows: Path, store: Store, *, is_set: bool)
         path = rows.parent / "train.jsonl"  # the test split is held out of it
     wanted = set(np.asarray(store.rows).tolist())
     labels = {
-        number: labels_of(row, columns, f"{path}: row {number}")
+        number: labels_of(row, columns, f"{path}: row {number + 1}")
         for number, row in enumerate(read_rows(path))
         if number in wanted
     }

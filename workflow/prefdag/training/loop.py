@@ -244,7 +244,7 @@ def _update(
     # The norm is checked too: a gradient may overflow where the loss is finite, and would destroy every weight.
     for what, value in (("loss", outcome.loss), ("gradient's norm", grad_norm)):
         if not math.isfinite(value):
-            ids, rows = (", ".join(str(int(one)) for one in some) for some in (batch.ids, store.rows[batch.ids]))
+            ids, rows = (", ".join(str(int(one)) for one in some) for some in (batch.ids, store.rows[batch.ids] + 1))
             raise UserError(
                 f"step {batch.number + 1}: the {what} is {value}; the step's comparisons are {ids} (source rows "
                 f"{rows}); {last_good}; lower learning_rate, or look at these rows"
