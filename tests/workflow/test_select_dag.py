@@ -1,14 +1,21 @@
-"""A search as jobs of the DAG: it runs to its end, and an edit of the grid reruns what it touches."""
+"""A search as jobs of the DAG: it runs to its end, and an edit of the grid reruns what it touches.
+
+A search of an on-policy row by its win rate, killed twice, chooses as one that ran through.
+"""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from test_run import planned
 
-from conftest import Project, with_rows
+from conftest import Project, environment, with_rows
 
 SUITE = "configs/mini.yaml"
 RESULTS = "results/mini"
@@ -94,3 +101,74 @@ def test_a_further_value_that_is_not_chosen_reruns_no_answers(run: Project, tmp_
     assert manifest(copy, "generate/rows-seed0") == before["generate/rows-seed0"]
     assert (copy.folder / RESULTS / "generate/rows-seed0/generations.jsonl").stat().st_mtime_ns == written
     assert planned(copy) == set()
+
+
+ON_POLICY = "  - {name: rloo, method: rloo, samples: 2, kl: 0.05, batch_size: 2, max_steps: 12, max_new_tokens: 16}\n"
+BY_WIN_RATE = "select: {grid: {learning_rate: [1e-3, 5e-3]}, criterion: win_rate, rows: [rloo], budget: 2}\n"
+RATES = ("rloo-learning_rate1e-3", "rloo-learning_rate5e-3")
+CHOICE = ("choice.json", "candidates.csv", "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def searched(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The finished suite with an on-policy row, whose learning rate is chosen by win rate. Read only."""
+    project = with_rows(finished, tmp_path_factory.mktemp("searched"), ON_POLICY + BY_WIN_RATE)
+    done = project.snakemake()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return project
+
+
+def test_an_on_policy_row_is_chosen_by_its_win_rate_on_validation_prompts(searched: Project) -> None:
+    results = searched.folder / RESULTS
+    table = pd.read_csv(results / "choose/rloo/candidates.csv")
+    summaries = [json.loads((results / f"judge/{name}@validation/summary.json").read_text()) for name in RATES]
+    assert table["win_rate"].tolist() == pytest.approx([one["win_rate"]["win_rate"] for one in summaries])
+    assert table["chosen"].tolist().index(True) == table["win_rate"].to_numpy().argmax() and table["chosen"].sum() == 1
+    choice = json.loads((results / "choose/rloo/choice.json").read_text())
+    assert (choice["criterion"], choice["candidates"], choice["prompts"]) == ("win_rate", 2, 8)
+    trained = manifest(searched, f"policy/{RATES[choice['candidate']]}")["files"]
+    files = manifest(searched, "selected/rloo")["files"]
+    assert trained and {name: files[name] for name in trained} == trained
+    runs = pd.read_csv(results / "report/runs.csv").set_index("run")
+    assert runs.loc["rloo", "method"] == "rloo" and not set(RATES) & set(runs.index)
+    assert "by win rate" in (results / "report/index.html").read_text()
+
+
+def started_training(project: Project, seen: set[Path], done: subprocess.Popen[bytes], rounds: int) -> Path:
+    """Return the journal of a candidate's training that has begun since, as soon as it has some rounds."""
+    while done.poll() is None:
+        for journal in set((project.folder / RESULTS / ".journal").glob("policy-rloo-*")) - seen:
+            if journal.read_text().count('"metrics"') >= rounds:
+                return journal
+        time.sleep(0.005)
+    raise AssertionError("Snakemake ended before a training began")
+
+
+def test_a_search_that_is_killed_twice_chooses_as_one_that_ran_through(
+    searched: Project, finished: Project, tmp_path: Path
+) -> None:
+    """SIGTERM to all processes in the middle of a training, which saves its state; then SIGKILL of one job."""
+    project = with_rows(finished, tmp_path, ON_POLICY + BY_WIN_RATE)
+    target = f"{RESULTS}/choose/rloo/manifest.json"
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target, "--configfile", SUITE]
+    seen: set[Path] = set()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with (tmp_path / f"{number.name}.txt").open("wb") as log:
+            inside = {**environment(), "PREFDAG_TRACK": "later"}
+            pipes = {"stdout": log, "stderr": log, "start_new_session": True}
+            done = subprocess.Popen(command, cwd=project.folder, env=inside, **pipes)
+            journal = started_training(project, seen, done, rounds=1 if number is signal.SIGTERM else 0)
+            seen.add(journal)
+            if number is signal.SIGTERM:
+                os.killpg(done.pid, number)
+            else:
+                os.kill(int(journal.stem.rpartition("-")[2]), number)
+            assert done.wait(timeout=120) != 0
+        saved = list((project.folder / RESULTS / ".resume").glob("policy-rloo-*/state.pt"))
+        assert saved and not (project.folder / target).exists()
+    again = project.snakemake(target)
+    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    folders = [f"policy/{name}/manifest.json" for name in RATES] + [f"choose/rloo/{name}" for name in CHOICE]
+    for name in folders:
+        expected = (searched.folder / RESULTS / name).read_bytes()
+        assert (project.folder / RESULTS / name).read_bytes() == expected, name
