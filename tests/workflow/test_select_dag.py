@@ -122,7 +122,7 @@ def test_an_on_policy_row_is_chosen_by_its_win_rate_on_validation_prompts(search
     results = searched.folder / RESULTS
     table = pd.read_csv(results / "choose/rloo/candidates.csv")
     summaries = [json.loads((results / f"judge/{name}@validation/summary.json").read_text()) for name in RATES]
-    assert table["win_rate"].tolist() == pytest.approx([one["win_rate"]["win_rate"] for one in summaries])
+    assert table["win_rate"].tolist() == pytest.approx([one["win_rate"] for one in summaries])
     assert table["chosen"].tolist().index(True) == table["win_rate"].to_numpy().argmax() and table["chosen"].sum() == 1
     choice = json.loads((results / "choose/rloo/choice.json").read_text())
     assert (choice["criterion"], choice["candidates"], choice["prompts"]) == ("win_rate", 2, 8)
@@ -131,7 +131,9 @@ def test_an_on_policy_row_is_chosen_by_its_win_rate_on_validation_prompts(search
     assert trained and {name: files[name] for name in trained} == trained
     runs = pd.read_csv(results / "report/runs.csv").set_index("run")
     assert runs.loc["rloo", "method"] == "rloo" and not set(RATES) & set(runs.index)
-    assert "by win rate" in (results / "report/index.html").read_text()
+    assert (
+        "largest win rate by the headline judge on 8 validation prompts" in (results / "report/index.html").read_text()
+    )
 
 
 def started_training(project: Project, seen: set[Path], done: subprocess.Popen[bytes], rounds: int) -> Path:

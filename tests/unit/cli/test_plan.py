@@ -108,11 +108,32 @@ def test_a_model_without_a_stated_size_is_measured(tmp_path: Path) -> None:
     local = suite(model={"source": str(folder), "scratch": None}, size=None)
     size, counted = sized(local, tmp_path)
     assert (size.parameters, size.layers, size.hidden_size) == (parameters, 1, 16)
-    assert counted == "assumed; `prefdag check` counts them"
+    assert counted == "number and tokens assumed; `prefdag check` counts both" and size.comparisons == 1000
     built = suite(size=None).model.scratch
     assert built is not None
     expected = sum(one.numel() for one in build(built, 500, 0, 1, 0).parameters())
     assert sized(suite(size=None), tmp_path)[0].parameters == expected
+
+
+def test_rows_of_local_files_are_counted(tmp_path: Path) -> None:
+    """Without test files a tenth is held out for test and a twentieth for validation: of 200 rows, 20 and 10."""
+    row = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
+    (tmp_path / "train.jsonl").write_text(f"{row}\n" * 200)
+    (tmp_path / "test.jsonl").write_text(f"{row}\n" * 7)
+    folder = write_model_folder(tmp_path / "mine", context=64)
+
+    def comparisons(data: dict[str, object], **changes: object) -> tuple[int, str]:
+        values = {"name": "x", "model": {"source": str(folder)}, "data": data, "runs": [{"name": "a", "method": "dpo"}]}
+        size, counted = sized(resolve({**values, **changes}, "x.yaml"), tmp_path)
+        return size.comparisons, counted
+
+    alone = {"source": str(tmp_path / "train.jsonl")}
+    counted = "rows counted, tokens assumed; `prefdag check` counts both"
+    assert comparisons(alone) == (170, counted)
+    assert comparisons({**alone, "max_rows": 20}) == (17, counted)
+    assert comparisons(alone, prepare={"test_fraction": 0.25, "validation_fraction": 0.25}) == (100, counted)
+    assert comparisons({"source": str(tmp_path), "train": "train*", "test": "test.jsonl"}) == (190, counted)
+    assert comparisons({"source": "hub:owner/name", "train": "*"})[0] == 1000
 
 
 def test_weights_that_are_links_take_no_space(tmp_path: Path) -> None:

@@ -161,6 +161,28 @@ def test_every_mistake_is_said_at_once_each_on_a_line():
     ]
 
 
+def test_a_wrong_row_hides_no_other_mistake():
+    """Neither in the row itself, of any kind, nor in how sections fit together; of seeds each mistake is said once."""
+    runs = [
+        {"name": "a", "method": "dop", "batch_size": 0, "dataset": "none"},
+        {"name": "b", "method": "rloo", "sampels": 4, "batch_size": 0, "seeds": [0, 1]},
+        {"name": "c", "method": "ppo", "kl": -1, "seeds": 3},
+        {"name": "d", "method": "dpo", "betta": 1, "batch_size": 0, "online": {"labels": "none"}, "seeds": []},
+    ]
+    lines = mistake(runs=runs, report={"gold": "none"}).split("\n")
+    assert [line.removeprefix("configs/x.yaml: ").partition(": ")[0] for line in lines] == [
+        *("runs.a.method", "runs.a.dataset", "runs.a.batch_size", "runs.b.sampels", "runs.b.batch_size"),
+        *("runs.c.seeds", "runs.c.kl.coefficient"),
+        *("runs.d.seeds", "runs.d.betta", "runs.d.batch_size", "runs.d.labels", "report.gold"),
+    ]
+
+
+def test_a_wrong_row_is_not_said_to_be_absent():
+    """The row that `score.implicit` names is there, with a mistake of its own."""
+    line = mistake(runs=[{"name": "a", "method": "dpo", "betta": 1}], score={"reward": "vader", "implicit": ["a"]})
+    assert line.startswith("configs/x.yaml: runs.a.betta: dpo does not read betta") and "\n" not in line
+
+
 def test_a_misspelt_section_is_not_missing_as_well():
     values = suite()
     values["modle"] = values.pop("model")

@@ -1,5 +1,6 @@
 """What an adapter asks of the model and the machine is checked when a run is planned."""
 
+import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from prefdag.config.model import Architectural, Architecture
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 from prefdag.models.loading import build
-from prefdag.planning.adapter_layers import LAYERS, layers_of
+from prefdag.planning.adapter_layers import LAYERS, adapter_doubts, layers_of
 from prefdag.planning.suite_paths import check_paths
 
 
@@ -73,3 +74,21 @@ def test_four_bits_need_a_device(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert line == ("x.yaml: runs.a.adapter.base: nf4 needs a CUDA device, and there is none; take bfloat16 or float32")
     monkeypatch.setattr("sys.argv", ["snakemake", "--executor", "slurm"])
     assert not mistakes({"base": "nf4"}), "its jobs run on other machines"
+
+
+def test_a_rank_above_a_matrix_is_doubted(folder: Path) -> None:
+    """The llama of the folder is 16 wide; built here with 4 heads and one for keys, its k_proj is 16 x 4."""
+    config = json.loads((folder / "model/config.json").read_text())
+    width = config["hidden_size"]
+    assert not adapter_doubts(suite({"rank": width, "target": ["q_proj", "o_proj"]}))
+    (line,) = adapter_doubts(suite({"rank": width + 1, "target": ["q_proj", "o_proj"]}))
+    assert line == (
+        f"runs.a.adapter.rank: {width + 1} is above the width of o_proj ({width}), q_proj ({width}): an adapter of "
+        f"that rank has more parameters than the matrix and can express no more; lower it to {width} or less"
+    )
+    shape = {"architecture": "llama", "hidden_size": 16, "heads": 4, "key_value_heads": 1}
+    scratch = {"model": {"source": "scratch", "scratch": shape}, "pretrain": {"learning_rate": 1e-3}}
+    (line,) = adapter_doubts(suite({"rank": 8}, **scratch))
+    assert "of k_proj (4), v_proj (4):" in line and line.endswith("lower it to 4 or less")
+    assert not adapter_doubts(suite({"rank": 4}, **scratch))
+    assert not adapter_doubts(suite({"rank": 4000}, model={"source": "hub:owner/name"})), "not known yet"

@@ -148,13 +148,14 @@ def test_a_model_that_cannot_answer_is_refused_before_anything_is_fetched(folder
 def test_a_gguf_file_is_read_when_the_run_is_planned(folder: Path):
     """Its content is part of the job's config: another file of the same name is fetched again."""
     write_gguf(folder / "small.gguf")
-    assert not mistakes(model={"source": "small.gguf"})
+    short = {"max_new_tokens": 64}
+    assert not mistakes(model={"source": "small.gguf"}, generate=short)
     values = {"name": "x", "data": {"source": "data/mine.jsonl"}, "runs": RUNS}
     suite = resolve({**values, "model": {"source": "small.gguf"}}, "x.yaml")
     digests = Digests(folder / "digests.json")
     assert files_of(suite, "fetch", "model", digests) == {"small.gguf": sha256_of(folder / "small.gguf")}
     (folder / "small.gguf").write_bytes((folder / "small.gguf").read_bytes()[:-100])
-    (line,) = mistakes(model={"source": "small.gguf"})
+    (line,) = mistakes(model={"source": "small.gguf"}, generate=short)
     assert line.startswith("model.source: small.gguf is cut short: it has ")
     packaged = resolve({**values, "model": {"source": "pypi:a==1.0"}}, "x.yaml")
     assert [one.key for one in repositories(packaged.data, packaged.model)] == ["wheel a==1.0"]
@@ -265,6 +266,17 @@ def test_vllm_is_looked_for_before_any_job(folder: Path, monkeypatch: pytest.Mon
     assert line.startswith("generate.backend: vllm is not installed")
     monkeypatch.setattr(sys, "argv", ["snakemake", "--executor", "slurm"])
     assert not mistakes(runs=[run]), "its jobs run on other machines"
+
+
+def test_answers_fit_the_context_that_a_gguf_file_states(folder: Path) -> None:
+    """The file's header says 128; a broken file is reported as such, once."""
+    write_gguf(folder / "small.gguf")
+    model = {"source": "small.gguf"}
+    (line,) = mistakes(model=model, generate={"max_new_tokens": 128})
+    assert line.startswith("generate.max_new_tokens: answers of 128 tokens leave no room") and "of 128 tokens;" in line
+    assert not mistakes(model=model, generate={"max_new_tokens": 127})
+    (line,) = mistakes(model={"source": "cut.gguf"}, generate={"max_new_tokens": 128})
+    assert line.startswith("model.source: cut.gguf is no GGUF file")
 
 
 def test_answers_leave_room_for_a_prompt_in_the_context(folder: Path) -> None:

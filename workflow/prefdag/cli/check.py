@@ -15,7 +15,7 @@ from typing import Any
 from prefdag.cli.commands import options
 from prefdag.cli.plan import job_costs
 from prefdag.cli.preview import Preview, preview
-from prefdag.cli.size import context_of, counted, counted_demonstrations, sized, this_machine
+from prefdag.cli.size import context_of, counted, counted_demonstrations, held_out_sizes, sized, this_machine
 from prefdag.config.data import SPLITS, Data
 from prefdag.config.prepare import Prepare
 from prefdag.config.sections.size import Size
@@ -24,11 +24,11 @@ from prefdag.data.audit import findings, label_name
 from prefdag.data.dropped import warnings
 from prefdag.data.preprocess import UNDESIRABLE
 from prefdag.data.row_counts import count_rows
-from prefdag.data.splits import default_sizes
 from prefdag.data.token_store import Store
 from prefdag.data.tokenization import load_tokenizer
 from prefdag.data.views import Mismatched, Unpaired, objective_view
 from prefdag.errors import UserError
+from prefdag.planning.adapter_layers import adapter_doubts
 from prefdag.planning.graph import jobs_of
 from prefdag.planning.machine import bf16_warning
 from prefdag.planning.suite_files import check_suite_files
@@ -59,6 +59,7 @@ def report_of(suite: Suite) -> Iterator[str]:
     """Yield the lines to print. Raises `UserError` for what a stage would refuse."""
     if warning := bf16_warning(suite, os.environ):
         yield f"precision: {warning}"
+    yield from (f"{WARNING}{doubt}" for doubt in adapter_doubts(suite))
     with tempfile.TemporaryDirectory() as folder:
         seen = preview(suite, Path(folder))
         total = seen.rows if seen.is_whole else _totals(suite.data, seen.folder / "fetch/data", seen.rows)
@@ -133,13 +134,7 @@ def _splits(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]
         used = {split: parts[split]["used"] for split in SPLITS if split in parts}
         yield f"splits: {', '.join(f'{split} {used[split]}' for split in used)} rows"
     elif "train" in total and (num := _usable(parts["train"], total["train"])):
-        stated = {"validation": suite.prepare.validation_fraction, "test": suite.prepare.test_fraction}
-        sizes = {split: round(num * share) if share is not None else None for split, share in stated.items()}
-        derived = default_sizes(num, [split for split in stated if split not in seen.rows])
-        held_out = {
-            split: derived[split] if size is None else size for split, size in sizes.items() if split in derived
-        }
-        held_out = {split: number for split, number in held_out.items() if number}
+        held_out = held_out_sizes(suite, num, seen.rows)
         others = {split: _usable(parts[split], total[split]) for split in parts if split != "train" and split in total}
         numbers = {"train": num - sum(held_out.values()), **held_out, **others}
         yield f"splits: about {', '.join(f'{split} {number:,}' for split, number in numbers.items())} rows"

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from prefdag.cli.commands import options
 from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.evaluation.over_seeds import ONE_SEED
@@ -21,11 +20,13 @@ COMMON = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    options(parser, "results")
+    parser.add_argument(
+        "results", type=Path, nargs="?", help="a suite's results, results/<suite> (default: if there are no others)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    results = arguments.results
+    results = arguments.results or _only_results(Path("results"))
     if results.is_file():  # a suite instead of its results
         results = Path("results", read_suite([str(results)]).name)
     path = results / "report" / "runs.csv"
@@ -46,6 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"table:   {path}")
     print(f"MLflow:  {_where_runs_are(results)}")
     return 0
+
+
+def _only_results(folder: Path) -> Path:
+    """Return the one suite's results in a folder. Raises `UserError` if there are none, or several."""
+    finished = sorted(path.parent.parent for path in folder.glob("*/report/runs.csv"))
+    if len(finished) == 1:
+        return finished[0]
+    if not finished:
+        raise UserError(f"runs: {folder} holds no finished suite; run one first, or name the folder of its results")
+    raise UserError(f"runs: {folder} holds several suites; name one of {', '.join(map(str, finished))}")
 
 
 def _where_runs_are(results: Path) -> str:

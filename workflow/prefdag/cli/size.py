@@ -4,7 +4,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from prefdag.config.gguf_header import read_header
 from prefdag.config.model import GGUF, PYPI, Architectural
 from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite
+from prefdag.data.preflight import training_files
+from prefdag.data.row_counts import count_rows
+from prefdag.data.splits import default_sizes
 from prefdag.errors import UserError
 
 ASSUMED = {"comparisons": 1000, "prompt_tokens": 100, "response_tokens": 200}  # where nothing is prepared or stated
@@ -59,10 +62,11 @@ def sized(suite: Suite, results: Path) -> tuple[Size, str]:
     """Return the suite's size, and where its tokens were counted.
 
     The model's size comes from `size`, or from its files: a local folder, what was fetched, or the shape to build.
-    Tokens are those that the audit counted, those of `size`, or a guess.
+    Tokens are those that the audit counted, those of `size`, or a guess; so are comparisons, which are counted in local
+    files where that is quick.
 
     Raises:
-        UserError: the model is on the Hub, was not fetched yet, and the suite has no `size`.
+        UserError: the model is on the Hub, was not fetched yet, and the suite has no `size`; or rows cannot be read.
     """
     values = suite.size.model_dump() if suite.size else {**_model_size(suite, results), **ASSUMED}
     audit = results / "prepare/comparisons/audit.json"
@@ -71,7 +75,38 @@ def sized(suite: Suite, results: Path) -> tuple[Size, str]:
         values |= counted_demonstrations(json.loads(of_sft.read_text())["splits"]["train"])
     if audit.is_file() and (counts := counted(json.loads(audit.read_text())["splits"]["train"])):
         return Size(**{**values, **counts}), "counted by the audit"
-    return Size(**values), "as the suite states" if suite.size else "assumed; `prefdag check` counts them"
+    if suite.size:
+        return Size(**values), "as the suite states"
+    if rows := _local_training_rows(suite):
+        return Size(**{**values, "comparisons": rows}), "rows counted, tokens assumed; `prefdag check` counts both"
+    return Size(**values), "number and tokens assumed; `prefdag check` counts both"
+
+
+def _local_training_rows(suite: Suite) -> int | None:
+    """Return the rows of the suite's local files less those to hold out; None where they cannot be counted quickly."""
+    data = suite.data
+    numbers = [count_rows(path) for path in training_files(data)]
+    if suite.pairs is not None or data.sources or not numbers or None in numbers:
+        return None
+    rows = sum(number for number in numbers if number is not None)
+    rows = min(rows, data.max_rows or rows)
+    return max(1, rows - sum(held_out_sizes(suite, rows, ("train", *data.named)).values()))
+
+
+def held_out_sizes(suite: Suite, rows: int, splits: Collection[str]) -> dict[str, int]:
+    """Return about how many of the training rows are held out, by split.
+
+    Args:
+        suite: its section `prepare` may state the shares.
+        rows: the training rows.
+        splits: the splits that have rows of their own.
+    """
+    stated = {"validation": suite.prepare.validation_fraction, "test": suite.prepare.test_fraction}
+    derived = default_sizes(rows, [split for split in stated if split not in splits])
+    sizes = {
+        split: size if (share := stated[split]) is None else round(rows * share) for split, size in derived.items()
+    }
+    return {split: size for split, size in sizes.items() if size}
 
 
 def counted(train: dict[str, Any]) -> dict[str, int]:

@@ -16,6 +16,7 @@ VERSIONS = (2, 3)
 # Types of values by their number in the file; 8 is a string, 9 an array.
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+BROKEN = (ValueError, KeyError, struct.error, UnicodeDecodeError, MemoryError, OverflowError)  # headers
 UNREADABLE = "is no GGUF file, or is cut short; download it again"
 
 
@@ -43,11 +44,19 @@ class Header:
         return int(value) if isinstance(value, int | float) else None
 
 
+def gguf_context(path: Path) -> int | None:
+    """Return the positions that the model of a GGUF file was made for; None if it states none or cannot be read."""
+    try:
+        return read_header(path).size("context_length")
+    except (OSError, *BROKEN):
+        return None  # `gguf_mistake` says what is wrong with it
+
+
 def gguf_mistake(path: Path) -> str | None:
     """Return why a GGUF file cannot be used, as the rest of a sentence that starts with its name; None if it can."""
     try:
         header = read_header(path)
-    except (ValueError, KeyError, struct.error, UnicodeDecodeError, MemoryError, OverflowError):
+    except BROKEN:
         return UNREADABLE
     if (parts := header.values.get("split.count") or 1) > 1:
         return f"is one of {parts} parts of a model; merge them with llama.cpp's `llama-gguf-split --merge`"

@@ -17,6 +17,11 @@ PATH_KEYS = frozenset(
     + ("adapter", "template", "prompt", "people", "method")
 )
 
+
+class SectionsDisagree(ValueError):
+    """Sections of a suite do not fit together, whatever its rows state."""
+
+
 MOST_VALUES = 100_000
 # Sections that every suite has, stated or not, with the suite's seed. An empty one has its defaults.
 ALWAYS = ("prepare", "sft", "reference", "preference", "generate", "score")
@@ -149,10 +154,15 @@ def checked_suite(kind: type[Any], values: dict[str, Any], where: str, mistakes:
         suite = kind.model_validate(values)
     except ValidationError as error:
         # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
-        errors = [one for one in error.errors() if one["loc"] or not mistakes.sentences]
+        is_whole = not mistakes.sentences
+        errors = [one for one in error.errors() if one["loc"] or is_whole or _is_of_sections(one)]
         mistakes.add(explain(errors, kind, where))
     mistakes.check()
     return suite
+
+
+def _is_of_sections(error: Any) -> bool:
+    return isinstance(error.get("ctx", {}).get("error"), SectionsDisagree)
 
 
 def with_extended(values: dict[str, Any], stated: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

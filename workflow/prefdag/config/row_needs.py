@@ -1,10 +1,12 @@
-"""What a suite needs of its rows, as far as their adapters show, and of the prompts that are held out of them."""
+"""What a suite needs of its sections, of its rows, as far as their adapters show, and of prompts that are held out."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
+from prefdag.config.answer_sets import VALIDATION
 from prefdag.config.data import Data
+from prefdag.config.generate import check_prompts
 from prefdag.config.model import Origin
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
@@ -106,3 +108,32 @@ def check_unseen(prepare: Prepare, data: Data, has_pairs: bool, has_demonstratio
         has_file = any(getattr(source, split) for source in (*data.sources, data))
         if not has_file and getattr(prepare, f"{split}_fraction") is None:
             raise ValueError(f"prepare.{split}_fraction is missing: with leakage `unseen` the share must be stated")
+
+
+def check_sections(suite: Any, adapters: Sequence[str]) -> None:
+    """Raise ValueError if sections of a suite do not fit together, whatever its runs read.
+
+    Args:
+        suite: the suite.
+        adapters: of its comparisons; none if they are sampled.
+    """
+    if suite.model.from_scratch and suite.pretrain is None:
+        raise ValueError("pretrain is missing: a model from scratch needs it")
+    asking = {"generate.chosen": suite.generate.chosen, "judge.against": suite.judge.against == "chosen"}
+    check_single(adapters, suite.reward is not None, (key for key, asks in asking.items() if asks))
+    if suite.score.reward == "trained" and suite.reward is None:
+        raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
+    if suite.report.gold and suite.report.gold not in (suite.reward.variants if suite.reward else ()):
+        raise ValueError(f"report.gold: reward.variants names no {suite.report.gold!r}; correct one of the two")
+    if suite.evaluate_reward and suite.reward is None:
+        raise ValueError("evaluate_reward: there is no reward model; state the section `reward`")
+    if suite.pairs and suite.pairs.reward == "trained" and not (suite.reward and suite.reward.source):
+        raise ValueError("pairs.reward: a reward model trained here needs pairs first; state reward.source")
+    if suite.pairs is None and suite.data.source == "world":
+        raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
+    check_prompts(suite.generate, suite.data, suite.prepare)
+    check_unseen(suite.prepare, suite.data, suite.pairs is not None, suite.sft.data is not None)
+    if suite.select and VALIDATION in suite.generate.variants:
+        raise ValueError(
+            "generate.variants.validation: `select` answers validation prompts by this name; choose another"
+        )

@@ -164,12 +164,9 @@ def _stated_names(row: dict[str, Any]) -> list[str]:
     """Return the names of the runs that a row states, none if it states no name."""
     if row.get("name") is None:
         return []
-    seeds = row.get("seeds")
-    return (
-        [f"{row['name']}-seed{seed}" for seed in dict.fromkeys(map(str, seeds))]
-        if isinstance(seeds, list)
-        else [str(row["name"])]
-    )
+    if isinstance(seeds := row.get("seeds"), list):
+        return [f"{row['name']}-seed{seed}" for seed in dict.fromkeys(map(str, seeds))]
+    return [str(row["name"])]
 
 
 def named_once(names: list[str], where: str) -> None:
@@ -195,10 +192,10 @@ def _name_of_row(name: Any, where: str) -> str:
 
 
 def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) -> list[Run]:
-    name, inside = _place_of_row(row, where)
-    mistakes = Mistakes()
+    (name, inside), mistakes = _place_of_row(row, where), Mistakes()
     seeds = mistakes.attempt(_seeds_of, row, where, inside)
-    options = entry_of(row.get("method"), where, inside).model_fields
+    entry = mistakes.attempt(entry_of, row.get("method"), where, inside)
+    options = entry.model_fields if entry else {}
     training = {key: row.pop(key) for key in list(row) if key in Preference.model_fields and key not in options}
     training = over_section(preference, training)
     about: dict[str, Any] = {}
@@ -206,25 +203,21 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
         about = {"dataset": mistakes.attempt(_dataset, row.pop("dataset"), where, inside)}
     rounds = {key: row.pop(key) for key in list(row) if key in Rounds.model_fields and key not in options}
     others = ("name", "seeds", "dataset", *Rounds.model_fields, *Preference.model_fields)
-    loss = mistakes.attempt(objective, row, where, inside, others)
-    settings = mistakes.attempt(Preference.parse, training, where, inside)
+    loss = mistakes.attempt(objective, row, where, inside, others) if entry else None
+    chosen = _per_seed(training, seeds)
+    made = [(seed, mistakes.attempt(Preference.parse, one, where, inside)) for seed, one in chosen]
     if rounds:
         about["rounds"] = mistakes.attempt(Rounds.parse, rounds, where, inside)
     mistakes.check()
     if rounds:
         _check_rounds(about["rounds"], loss, where, inside)
-    runs = []
-    for seed in seeds:
-        suffix = "" if seed is None else f"-seed{seed}"
-        if seed is not None:
-            settings = Preference.parse({**training, "seed": seed}, where, inside)
-        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings, **about))
-    return runs
+    return _seeded(name, loss, made, **about)
 
 
 def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
     name, inside = _place_of_row(row, where)
-    seeds = _seeds_of(row, where, inside)
+    mistakes = Mistakes()
+    seeds = mistakes.attempt(_seeds_of, row, where, inside)
     if (preset := row.pop("preset", None)) is not None:
         if preset not in PRESETS:
             raise UserError(f"{where}: {inside}.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
@@ -233,38 +226,48 @@ def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> lis
         if stated not in (None, row["method"]):
             raise UserError(f"{where}: {inside}.method: the preset {preset} is of {PRESETS[preset]['method']}")
     options = METHODS[row["method"]].model_fields
-    method = policy_method(
-        {key: row[key] for key in row if key in options or key not in Online.model_fields}, where, inside
-    )
-    settings = over_section(online, {key: value for key, value in row.items() if key not in options})
-    runs = []
-    for seed in seeds:
-        chosen = {**settings, **({} if seed is None else {"seed": seed})}
-        suffix = "" if seed is None else f"-seed{seed}"
-        runs.append(
-            Run(name=f"{name}{suffix}", objective=method, preference=settings_of(chosen, method, where, inside))
-        )
-    return runs
+    stated_settings = {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
+    settings = over_section(online, stated_settings)
+    method = mistakes.attempt(policy_method, row, where, inside)
+    if method is None:
+        mistakes.attempt(Online.parse, {"samples": 2, **settings}, where, inside)
+    chosen = _per_seed(settings, seeds) if method else []
+    made = [(seed, mistakes.attempt(settings_of, values, method, where, inside)) for seed, values in chosen]
+    mistakes.check()
+    return _seeded(name, method, made)
+
+
+def _per_seed(settings: dict[str, Any], seeds: list[Any] | None) -> list[tuple[Any, dict[str, Any]]]:
+    """Return each seed of a row, and its settings with that seed; None for no seed."""
+    return [(seed, settings if seed is None else {**settings, "seed": seed}) for seed in seeds or [None]]
+
+
+def _seeded(name: str, loss: Objective, settings: list[tuple[Any, Preference]], **about: Any) -> list[Run]:
+    """Return a run for each seed and its settings; a row without seeds has the seed None."""
+    return [
+        Run(name=name if seed is None else f"{name}-seed{seed}", objective=loss, preference=one, **about)
+        for seed, one in settings
+    ]
 
 
 def _online_pairs(row: dict[str, Any], online: dict[str, Any], where: str) -> list[Run]:
     """Make the runs of a pair loss on pairs that the policy samples as it is trained."""
     name, inside = _place_of_row(row, where)
-    seeds, stated = _seeds_of(row, where, inside), row.pop("online")
+    stated, mistakes = row.pop("online"), Mistakes()
     if row.get("method") in METHODS or not isinstance(stated, dict):
         raise UserError(
             f"{where}: {inside}.online: expected a mapping such as {{labels: bradley_terry}} next to a pair loss, got "
             f"{stated!r}"
         )
-    options = entry_of(row.get("method"), where, inside).model_fields
+    seeds = mistakes.attempt(_seeds_of, row, where, inside)
+    entry = mistakes.attempt(entry_of, row.get("method"), where, inside)
+    options = entry.model_fields if entry else {}
     values = stated | {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
-    loss = pair_loss(row, where, inside)
-    runs = []
-    for seed in seeds:
-        suffix, seeded = ("", {}) if seed is None else (f"-seed{seed}", {"seed": seed})
-        settings = pair_settings({**values, **seeded}, online, where, inside)
-        runs.append(Run(name=f"{name}{suffix}", objective=loss, preference=settings))
-    return runs
+    loss = mistakes.attempt(pair_loss, row, where, inside) if entry else None
+    chosen = _per_seed(values, seeds)
+    made = [(seed, mistakes.attempt(pair_settings, one, online, where, inside)) for seed, one in chosen]
+    mistakes.check()
+    return _seeded(name, loss, made)
 
 
 def _place_of_row(row: dict[str, Any], where: str) -> tuple[str, str]:

@@ -7,18 +7,17 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from prefdag.config import loading
-from prefdag.config.answer_sets import VALIDATION
 from prefdag.config.classifier import Classifier
 from prefdag.config.data import Data
 from prefdag.config.demonstrations import SupervisedTraining, sft_located
 from prefdag.config.exact import Exact, Sweep
-from prefdag.config.generate import Generate, check_prompts
+from prefdag.config.generate import Generate
 from prefdag.config.hub_lock import lock_path
 from prefdag.config.model import Model
 from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.rounds import IMPLICIT, JUDGE
-from prefdag.config.row_needs import check_single, check_unseen, lacking
+from prefdag.config.row_needs import check_sections, lacking
 from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
 from prefdag.config.sections.evaluate_reward import RewardSets
 from prefdag.config.sections.judge import Judge
@@ -76,32 +75,20 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Suite":
-        if self.model.from_scratch and self.pretrain is None:
-            raise ValueError("pretrain is missing: a model from scratch needs it")
-        asking = {"generate.chosen": self.generate.chosen, "judge.against": self.judge.against == "chosen"}
-        check_single(self._adapters, self.reward is not None, (key for key, asks in asking.items() if asks))
-        if self.score.reward == "trained" and self.reward is None:
-            raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
-        if self.report.gold and self.report.gold not in (self.reward.variants if self.reward else ()):
-            raise ValueError(f"report.gold: reward.variants names no {self.report.gold!r}; correct one of the two")
-        if self.evaluate_reward and self.reward is None:
-            raise ValueError("evaluate_reward: there is no reward model; state the section `reward`")
+        try:
+            check_sections(self, self._adapters)
+        except ValueError as error:
+            raise loading.SectionsDisagree(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _runs_agree(self) -> "Suite":
         for run in self.runs:
             try:
                 self._check_rounds(run)
             except ValueError as error:
                 raise ValueError(f"runs.{run.name}.{error}") from None
-        if self.pairs and self.pairs.reward == "trained" and not (self.reward and self.reward.source):
-            raise ValueError("pairs.reward: a reward model trained here needs pairs first; state reward.source")
         self._check_classifier()
-        if self.pairs is None and self.data.source == "world":
-            raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
-        check_prompts(self.generate, self.data, self.prepare)
-        check_unseen(self.prepare, self.data, self.pairs is not None, self.sft.data is not None)
-        if self.select and VALIDATION in self.generate.variants:
-            raise ValueError(
-                "generate.variants.validation: `select` answers validation prompts by this name; choose another"
-            )
         for name in self.score.implicit:
             self._check_implicit(name, "score.implicit")
         self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))

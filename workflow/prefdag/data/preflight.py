@@ -40,12 +40,12 @@ def check_first_rows(suite: Suite | ExactSuite) -> None:
 def _check_rows(key: str, data: Data, prepare: Prepare) -> None:
     for source in data.sources or (data,):
         adapter = getattr(source, "adapter", None) or prepare.adapter
-        files = _training_files(source)
+        files = training_files(source)
         if files and not is_user_adapter(adapter):
             _check_source(key, source, files, adapter)
 
 
-def _training_files(source: Source | Data) -> list[Path]:
+def training_files(source: Source | Data) -> list[Path]:
     """Return the files of a local source's training rows."""
     if source.source in ("world", "mixed") or source.source.startswith(HUB) or ADDRESS.match(source.source):
         return []

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.sections.adapter import Adapter
-from prefdag.config.suite import Suite
+from prefdag.config.suite import ExactSuite, Suite
 from prefdag.distributed.gpu_lease import devices
 from prefdag.planning.machine import asks_for_slurm
 
@@ -43,6 +43,23 @@ def adapter_mistakes(suite: Suite) -> Iterator[str]:
                 yield f"{key}.target: the model has no linear layer {name}; name some of {known}, or all-linear"
 
 
+def adapter_doubts(suite: Suite | ExactSuite) -> list[str]:
+    """Return a sentence for each adapter of a rank that is above the width of a matrix that it adapts."""
+    adapters = _adapters(suite) if isinstance(suite, Suite) else {}
+    widths = _widths(suite) if adapters and isinstance(suite, Suite) else {}
+    doubts = []
+    for key, adapter in adapters.items():
+        names = widths if adapter.target == "all-linear" else [name for name in adapter.target if name in widths]
+        narrow = {name: widths[name] for name in names if widths[name] < adapter.rank}
+        if narrow:
+            layers = ", ".join(f"{name} ({width})" for name, width in sorted(narrow.items()))
+            doubts.append(
+                f"{key}.rank: {adapter.rank} is above the width of {layers}: an adapter of that rank has more "
+                f"parameters than the matrix and can express no more; lower it to {min(narrow.values())} or less"
+            )
+    return doubts
+
+
 def _adapters(suite: Suite) -> dict[str, Adapter]:
     """Return the adapters of a suite by their keys; rows that share one are named by the first of them."""
     trainings = {"sft": suite.sft, "reward": suite.reward}
@@ -65,17 +82,26 @@ def _no_nf4() -> str | None:
 
 def layers_of(suite: Suite) -> set[str]:
     """Return the last names of the linear layers of a suite's model; empty if they are not known yet."""
-    if suite.model.scratch is not None:
-        return LAYERS[suite.model.scratch.architecture]
+    return set(_widths(suite))
+
+
+def _widths(suite: Suite) -> dict[str, int]:
+    """Return the smaller side of each linear layer by its last name; empty if the layers are not known yet."""
+    if (shape := suite.model.scratch) is not None:
+        shared = shape.hidden_size * (shape.key_value_heads or shape.heads) // shape.heads
+        layers = LAYERS[shape.architecture]
+        return {name: shared if name in ("k_proj", "v_proj") else shape.hidden_size for name in layers}
     folder = Path(base_of_model(suite.model) or suite.model.source)
-    names: set[str] = set()
+    widths: dict[str, int] = {}
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
         try:
             with safe_open(path, framework="numpy") as weights:
                 for key in weights.keys():  # noqa: SIM118
                     layer, _, kind = key.rpartition(".")
-                    if kind == "weight" and len(weights.get_slice(key).get_shape()) == 2:
-                        names.add(layer.rpartition(".")[2])
+                    shape_of_weight = weights.get_slice(key).get_shape() if kind == "weight" else []
+                    name = layer.rpartition(".")[2]
+                    if len(shape_of_weight) == 2 and name not in OUTSIDE:
+                        widths[name] = min(widths.get(name, shape_of_weight[0]), *shape_of_weight)
         except (OSError, SafetensorError):
-            return set()  # `fetch` says that the weights cannot be read
-    return names - OUTSIDE
+            return {}  # `fetch` says that the weights cannot be read
+    return widths

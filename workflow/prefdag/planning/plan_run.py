@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefdag.config.suite import ExactSuite, Suite
+from prefdag.planning.adapter_layers import adapter_doubts
 from prefdag.planning.freshness import left_over_rounds, outdated, take_over_renamed
 from prefdag.planning.machine import check_machine, is_dry_run
 from prefdag.planning.suite_files import check_results, check_suite_files, record_suite_files
@@ -34,7 +35,7 @@ def plan_run(suite: Suite | ExactSuite, results: Path, files: Sequence[str], dig
     if not is_dry_run(sys.argv[1:]) and not any(Path(".snakemake/locks").glob("*")):
         for new, old in take_over_renamed(suite, results, digests).items():
             print(f"{new}: takes over the result of {old}, made with the same config, code and inputs", file=sys.stderr)
-    for line in (*objectives_in_doubt(suite), *left_over_lines(suite, results)):
+    for line in (*objectives_in_doubt(suite), *adapter_doubts(suite), *left_over_lines(suite, results)):
         print(line, file=sys.stderr)
     stale = outdated(suite, results, digests)
     if not stale:  # otherwise `onstart` records it

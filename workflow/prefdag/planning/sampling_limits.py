@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefdag.config.adapter_folder import base_of_model
+from prefdag.config.gguf_header import gguf_context
+from prefdag.config.model import GGUF
 from prefdag.config.suite import Suite
 from prefdag.planning.machine import asks_for_slurm
 
@@ -60,6 +62,8 @@ def _context_of(suite: Suite) -> int | None:
     """Return the positions that the suite's model was made for; None if they are not known yet."""
     if suite.model.scratch is not None:
         return suite.model.scratch.context
+    if suite.model.source.endswith(GGUF):
+        return gguf_context(Path(suite.model.source))
     path = Path(base_of_model(suite.model) or suite.model.source) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
