@@ -172,7 +172,7 @@ def test_scores_that_are_not_there_are_missed_before_training(
     config = read_manifest(folder / "prepare/comparisons/manifest.json").content["config"]
     for rows, sentence in (
         (plain, "rebel reads scores, and these comparisons have none; give rows `scores`, or choose"),
-        ([row("train", 6), *plain], ": row 2: only some rows have scores; give every row scores or none"),
+        ([row("train", 6), *plain], ": row 2: only some have scores; give every row scores or none"),
     ):
         (suite / "raw/train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
         _stage(suite, "fetch/data", {"data": {"source": str(suite / "raw"), "train": "train.jsonl"}})

@@ -220,9 +220,7 @@ class _SplitWriter:
         if self.writer is None:
             self.writer = StoreWriter(self.folder, self.num_responses, scored)
         if self.writer.scored != scored:
-            raise UserError(
-                f"{row.split}: row {row.row + 1}: only some rows have scores; give every row scores or none"
-            )
+            raise UserError(f"{row.split}: row {row.row + 1}: only some have scores; give every row scores or none")
         self.writer.add(row.prompt, row.responses, row=row.row, prompt=prompt, scores=row.scores)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
