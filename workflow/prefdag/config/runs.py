@@ -203,7 +203,7 @@ def _runs_of_row(row: dict[str, Any], preference: dict[str, Any], where: str) ->
         about = {"dataset": mistakes.attempt(_dataset, row.pop("dataset"), where, inside)}
     rounds = {key: row.pop(key) for key in list(row) if key in Rounds.model_fields and key not in options}
     others = ("name", "seeds", "dataset", *Rounds.model_fields, *Preference.model_fields)
-    loss = mistakes.attempt(objective, row, where, inside, others) if entry else None
+    loss: Any = mistakes.attempt(objective, row, where, inside, others) if entry else None
     chosen = _per_seed(training, seeds)
     made = [(seed, mistakes.attempt(Preference.parse, one, where, inside)) for seed, one in chosen]
     if rounds:
@@ -263,7 +263,7 @@ def _online_pairs(row: dict[str, Any], online: dict[str, Any], where: str) -> li
     entry = mistakes.attempt(entry_of, row.get("method"), where, inside)
     options = entry.model_fields if entry else {}
     values = stated | {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
-    loss = mistakes.attempt(pair_loss, row, where, inside) if entry else None
+    loss: Any = mistakes.attempt(pair_loss, row, where, inside) if entry else None
     chosen = _per_seed(values, seeds)
     made = [(seed, mistakes.attempt(pair_settings, one, online, where, inside)) for seed, one in chosen]
     mistakes.check()
