@@ -21,7 +21,7 @@ STAGES = "Run a stage, which reads manifests and writes one"
 TOOLS = {
     "Set up": ("init", "check", "doctor", "lock", "imdb"),
     "Inspect": ("show", "plan", "why", "runs", "costs", "schema", "objectives"),
-    "Compare": ("compare", "winrate", "sheet"),
+    "Compare": ("compare", "winrate", "ask", "sheet"),
     "Export": ("export", "register"),
     "Track": ("track", "ui"),
     "Measure": ("tune", "loss", "world"),

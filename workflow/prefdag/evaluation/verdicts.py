@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prefdag.errors import UserError
+from prefdag.evaluation.judge.run import Pair
 from prefdag.evaluation.win_rates import JudgedPairs
 from prefdag.schema import parse_json
 
@@ -37,6 +38,17 @@ def read_verdicts(path: Path) -> list[JudgedPairs]:
         if {column, partners[column]} <= columns:
             return [_one(path, who, part, read) for who, part in _parts(path, rows).items()]
     raise UserError(f"{path}: no column holds a verdict; expected {FORMS}, got {', '.join(map(str, columns))}")
+
+
+def read_judged_pairs(path: Path) -> list[Pair]:
+    """Read the pairs of a judged csv that have a verdict. Raises `UserError` for a file of another form."""
+    rows, columns = _rows(path), ("query", "postprocessed_response", "reference_responses", "preferred")
+    if missing := [name for name in columns if not rows or name not in rows[0]]:
+        raise UserError(f"{path}: no column {missing[0]!r}; a file of judged pairs has {', '.join(columns)}")
+    pairs = [Pair(row["query"], *(row[name].strip() for name in columns[1:3])) for row in rows if row["preferred"]]
+    if not pairs:
+        raise UserError(f"{path}: no row has a verdict in `preferred`; expected ours, reference or tie")
+    return pairs
 
 
 def _rows(path: Path) -> list[Row]:
@@ -165,7 +177,7 @@ def _numbers(path: Path, rows: Sequence[Row], column: str) -> np.ndarray:
 
 
 def _judged(path: Path, judge: str, prompts: list[str], verdicts: np.ndarray, **about: Any) -> JudgedPairs:
-    keys = about.pop("keys", None) or [(prompt,) for prompt in prompts]
+    keys = about.pop("keys", None) or [(prompt, "0") for prompt in prompts]
     judged = JudgedPairs(judge, keys, verdicts, np.array(prompts), **about)
     if len(set(judged.prompts[judged.has_verdict])) < 2:
         raise UserError(
