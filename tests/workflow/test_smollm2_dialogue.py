@@ -97,8 +97,8 @@ def test_every_training_is_of_an_adapter_alone(finished: tuple[Suite, Path]) -> 
 def test_win_rates_are_over_temperature_and_against_the_chosen_responses(finished: tuple[Suite, Path]) -> None:
     name, results = kind(finished), finished[1]
     policies = ("sft", TRAINED[name], "rloo")
-    own = {"base", *policies}
-    sets = own | {f"{policy}@{heat}" for policy in policies for heat in HEATS[name]}
+    standard = {"base", *policies}
+    sets = standard | {f"{policy}@{heat}" for policy in policies for heat in HEATS[name]}
     assert {path.name for path in (results / "judge").iterdir()} == sets
     for one in sets:
         summary = json.loads((results / f"judge/{one}/summary.json").read_text())
