@@ -99,7 +99,14 @@ def test_a_model_without_a_chat_template(models: Path, tmp_path: Path, capsys: p
     assert suite.prepare.template.endswith("suite.jinja") and suite.sft.max_steps is None
     assert main(["check", str(tmp_path / "suite.yaml")]) == 0
     assert "·H·u·m·a·n·:· ·W·h·a·t· ·i·s· ·1·?·" in capsys.readouterr().out
-    assert init(tmp_path, models / "base", write(tmp_path / "hh.jsonl", HH), "--force").prepare.template == "plain"
+    dialogue = init(tmp_path, models / "base", write(tmp_path / "hh.jsonl", HH), "--force").prepare
+    assert dialogue.template == "plain" and not dialogue.bos
+
+
+def test_an_empty_prompt_gets_a_bos(models: Path, tmp_path: Path):
+    """Its response would follow nothing."""
+    rows = [{**row, "prompt": row["prompt"] * (number != 3)} for number, row in enumerate(ROWS)]
+    assert init(tmp_path, models / "base", write(tmp_path / "x.jsonl", rows)).prepare.bos
 
 
 def test_a_model_without_a_chat_template_keeps_system_turns(

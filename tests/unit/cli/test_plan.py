@@ -100,7 +100,7 @@ def test_what_is_prepared_counts_instead(tmp_path: Path) -> None:
     assert (size.comparisons, size.prompt_tokens, size.response_tokens, counted) == (10, 7, 4, "counted by the audit")
 
 
-def test_a_model_without_a_stated_size_is_measured(tmp_path: Path) -> None:
+def test_a_model_that_is_here_is_measured(tmp_path: Path) -> None:
     """A folder's weights are counted from their headers; a model to build without building it."""
     folder = write_model_folder(tmp_path / "mine", context=64)
     parameters = sum(one.numel() for one in load_policy(folder, torch.device("cpu")).parameters())
@@ -109,6 +109,8 @@ def test_a_model_without_a_stated_size_is_measured(tmp_path: Path) -> None:
     size, counted = sized(local, tmp_path)
     assert (size.parameters, size.layers, size.hidden_size) == (parameters, 1, 16)
     assert counted == "number and tokens assumed; `prefdag check` counts both" and size.comparisons == 1000
+    size, counted = sized(suite(model={"source": str(folder), "scratch": None}), tmp_path)  # of a suite that it extends
+    assert (size.parameters, size.comparisons, counted) == (parameters, SIZE["comparisons"], "as the suite states")
     built = suite(size=None).model.scratch
     assert built is not None
     expected = sum(one.numel() for one in build(built, 500, 0, 1, 0).parameters())

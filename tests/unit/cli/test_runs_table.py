@@ -36,5 +36,6 @@ def test_of_several_suites_one_is_to_be_named(folder: Path, capsys: pytest.Captu
     finish(folder, "yours")
     assert main(["runs"]) == 2
     assert "results holds several suites; name one of results/mine, results/yours" in capsys.readouterr().err
-    assert main(["runs", "results/yours"]) == 0
-    assert "dpo-of-yours" in capsys.readouterr().out
+    for named in ("results/yours", "yours"):
+        assert main(["runs", named]) == 0
+        assert "dpo-of-yours" in capsys.readouterr().out

@@ -173,6 +173,7 @@ def test_the_estimate_counts_every_set() -> None:
         ({"variants": {"a": {"policies": ["sft"]}}}, "variants.a: its settings are those of generate"),
         ({"variants": {"a": {"top_p": 0.5}, "b": {"top_p": 0.5}}}, "variants.b: its settings are those of variants.a"),
         ({"variants": {"a": {"num_samples": 4}}, "best_of": 4}, "best_of: its settings are those of variants.a"),
+        ({"variants": {"a b": {"top_p": 0.5}}}, "generate: variants: expected letters, digits"),
         ({"variants": {"pool": {"top_p": 0.5}}}, "variants.pool: this name is taken by other answers"),
         ({"variants": {"step7": {"top_p": 0.5}}}, "variants.step7: this name is taken by other answers"),
         ({"variants": {"a/b": {"top_p": 0.5}}}, "expected letters, digits"),

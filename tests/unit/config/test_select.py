@@ -122,6 +122,7 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
             {"grid": {"learning_rat": [1e-3, 1]}, "kl": 5},
             "s.yaml: select.grid.learning_rat: dpo, rloo do not read it; did you mean `learning_rate`?",
         ),
+        ({"grid": {}, "kl": 5}, "select.grid: has no key; "),
         ({"grid": {"beta": [1, 2]}, "kl": 5}, "select.grid.beta: rloo does not read it; "),
         (
             {"grid": {"dpo": {"beta": [1, 2]}, "rloo": {"kl_coef": [1, 2]}}, "kl": 5},

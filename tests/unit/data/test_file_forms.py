@@ -51,6 +51,7 @@ def test_the_content_decides(tmp_path: Path, name: str, content: bytes):
         ("a.csv", b"a,b,a\n1,2,3\n", r"the header names a column twice \(a, b, a\)"),
         ("a.jsonl", b'{"a": 1}\n' + b"{\n" * 12, r"row 2: .*12 bad rows of 13: 2, 3, .*, 11, \.\.\.\)$"),
         ("a.jsonl", b'{"a": 1}\n{\n', r"row 2: not valid JSON \(.*\); fix or remove that line$"),
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"row 2: not valid JSON \(Expecting value: column \d \(char \d\)\); fix"),
     ],
 )
 def test_what_is_not_rows_is_said(tmp_path: Path, name: str, content: bytes, sentence: str):

@@ -108,8 +108,10 @@ def test_a_few_pairs_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["judged.csv", "model", "verdicts.csv", "--pairs", "0"], "at least one pair"),
         (["other.csv", "model", "verdicts.csv"], "other.csv: no column 'query'; a file of judged pairs has query"),
         (["unjudged.csv", "model", "verdicts.csv"], "unjudged.csv: no row has a verdict in `preferred`"),
-        (["judged.csv", "absent", "verdicts.csv"], "absent: no tokenizer can be loaded"),
+        (["judged.csv", "absent", "verdicts.csv"], "ask: absent holds no config.json; name the folder"),
         (["judged.csv", "model", "verdicts.csv", "--prompt", "form.txt"], "last line is not the form of a verdict"),
+        (["judged.csv", "model", "verdicts.csv", "--prompt", "absent"], "ask: prompt: expected one of summarisation"),
+        (["long.csv", "model", "verdicts.csv"], "tokens, beyond the context of 1,024 of the model in model; ask"),
     ],
 )
 def test_what_cannot_be_asked_is_a_sentence(
@@ -119,6 +121,7 @@ def test_what_cannot_be_asked_is_a_sentence(
     judged(tmp_path, ["", ""]).rename("unjudged.csv")
     judged(tmp_path, ["ours", "reference"])
     tiny_model(tmp_path, CHATML)
+    (tmp_path / "long.csv").write_text(f"{','.join(COLUMNS)}\n{'POST: a b ' * 400},x,y,ours,0\n")
     (tmp_path / "other.csv").write_text("prompt,preferred\na,ours\n")
     (tmp_path / "form.txt").write_text("{prompt} {A} {B}\nA or B?")
     assert main(["ask", *arguments]) == 2

@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Sample judged pairs, compute the log-odds in both orders, and write two judges' verdicts."""
     if arguments.verdicts.suffix != ".csv" or arguments.pairs < 1 or arguments.threads < 1:
-        raise UserError("prefdag ask: expected verdicts in a .csv file, and at least one pair and one thread")
-    template = read_template(LLM(model="local", prompt=arguments.prompt))
+        raise UserError("ask: expected verdicts in a .csv file, and at least one pair and one thread")
+    template = read_template(LLM.parse({"model": "local", "prompt": arguments.prompt}, "ask"))
     pairs = read_judged_pairs(arguments.file)
     sampled = [pairs[index] for index in generator(0, "ask").permutation(len(pairs))[: arguments.pairs]]
     first, second = log_odds(sampled, template, arguments.model, arguments.threads)
@@ -68,12 +68,12 @@ def log_odds(pairs: Sequence[Pair], template: str, folder: Path, threads: int) -
     from prefdag.models.logprobs import logprobs
     from prefdag.rewards.evaluation import score_all
 
+    if not (folder / "config.json").is_file():
+        raise UserError(f"ask: {folder} holds no config.json; name the folder of a model and its tokenizer")
     tokenizer = load_tokenizer(folder)
     label, colon, _ = template.rpartition("\n")[2].partition(":")
     if not colon:
-        raise UserError(
-            "prefdag ask: the prompt's last line is not the form of a verdict; end it with `Preferred: <A or B>`"
-        )
+        raise UserError("ask: the prompt's last line is not the form of a verdict; end it with `Preferred: <A or B>`")
     texts = []
     for pair in pairs:
         for answers in ((pair.ours, pair.theirs), (pair.theirs, pair.ours)):
@@ -87,11 +87,24 @@ def log_odds(pairs: Sequence[Pair], template: str, folder: Path, threads: int) -
             texts.append(f"{opened}{label}:")
     letters = tuple(np.array(ids, dtype=np.int32) for ids in encode_texts(tokenizer, [" A", " B"]))
     questions = [Comparison(np.array(ids, dtype=np.int32), letters) for ids in encode_texts(tokenizer, texts)]
+    _check_context(folder, max(len(one.prompt) + max(map(len, letters)) for one in questions))
     device = set_up(threads)
     model = load_policy(folder, device).eval()
     values = score_all(lambda segments: logprobs(model, segments).total, questions, TOKENS_PER_BATCH, device)
     of_a = (values[:, 0] - values[:, 1]).astype(np.float64)
     return of_a[::2], -of_a[1::2]
+
+
+def _check_context(folder: Path, longest: int) -> None:
+    """Raise `UserError` if a question is longer than what the model can see. longest: tokens of the longest one."""
+    from prefdag.cli.size import context_of
+
+    context = context_of(folder)
+    if context is not None and longest > context:
+        raise UserError(
+            f"ask: the longest question has {longest:,} tokens, beyond the context of {context:,} of the model in "
+            f"{folder}; ask a model of a longer one, or about shorter pairs"
+        )
 
 
 def write_verdicts(path: Path, pairs: Sequence[Pair], name: str, first: Values, second: Values) -> None:

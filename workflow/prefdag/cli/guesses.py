@@ -186,7 +186,8 @@ def guess_writing(tokenizer: PreTrainedTokenizerBase, comparisons: Sequence[Text
     if tokenizer.chat_template:
         return _chat(tokenizer)
     eos = "eos" if tokenizer.eos_token else "none"
-    bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    adds = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    bos = tokenizer.bos_token_id is not None and (adds or not all(one.prompt for one in comparisons))
     if eos == "eos" and any(_runs_together(one) or _opens_with_system(one) for one in comparisons):
         return Writing("", None, bos, eos, DIALOGUE)
     return Writing("plain", None, bos, eos)

@@ -21,7 +21,7 @@ COMMON = ("reward", "kl", "length", "k1", "k3", "distinct1", "distinct2", "train
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "results", type=Path, nargs="?", help="a suite's results, results/<suite> (default: if there are no others)"
+        "results", type=Path, nargs="?", help="results/<suite>, or the suite's name (default: if there are no others)"
     )
 
 
@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     results = arguments.results or _only_results(Path("results"))
     if results.is_file():  # a suite instead of its results
         results = Path("results", read_suite([str(results)]).name)
+    elif not results.exists() and (named := Path("results") / results).is_dir():
+        results = named
     path = results / "report" / "runs.csv"
     if not path.is_file():
         raise UserError(f"{path}: does not exist yet; run the suite first")

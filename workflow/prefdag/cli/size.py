@@ -61,14 +61,17 @@ def _seconds(work: Any) -> float:
 def sized(suite: Suite, results: Path) -> tuple[Size, str]:
     """Return the suite's size, and where its tokens were counted.
 
-    The model's size comes from `size`, or from its files: a local folder, what was fetched, or the shape to build.
+    The model's size is that of a local folder, whatever `size` states (a suite that it extends may have another model),
+    else of `size`, of what was fetched, or of the shape to build.
     Tokens are those that the audit counted, those of `size`, or a guess; so are comparisons, which are counted in local
     files where that is quick.
 
     Raises:
         UserError: the model is on the Hub, was not fetched yet, and the suite has no `size`; or rows cannot be read.
     """
-    values = suite.size.model_dump() if suite.size else {**_model_size(suite, results), **ASSUMED}
+    stated = suite.size.model_dump() if suite.size else {}
+    is_local = (_whole_model(suite) / "config.json").is_file()
+    values = {**(stated or ASSUMED), **(_model_size(suite, results) if is_local or not stated else {})}
     audit = results / "prepare/comparisons/audit.json"
     of_sft = results / "prepare/demonstrations/audit.json"
     if suite.sft.data is not None and of_sft.is_file():
@@ -127,13 +130,17 @@ def counted_demonstrations(train: dict[str, Any]) -> dict[str, int]:
     return {"demonstrations": counts["comparisons"], "demonstration_tokens": tokens}
 
 
+def _whole_model(suite: Suite) -> Path:
+    """Return the folder of the model, or of its base, if it is a local one."""
+    return Path(base_of_model(suite.model) or suite.model.source)
+
+
 def _model_size(suite: Suite, results: Path) -> dict[str, Any]:
     if suite.model.source.endswith(GGUF):
         header = read_header(Path(suite.model.source))
         sizes = {"layers": header.size("block_count"), "hidden_size": header.size("embedding_length")}
         return {"parameters": header.parameters, **sizes}
-    whole = Path(base_of_model(suite.model) or suite.model.source)
-    for folder in (whole, results / "fetch/model/model", results / "pretrain/model"):
+    for folder in (_whole_model(suite), results / "fetch/model/model", results / "pretrain/model"):
         if (folder / "config.json").is_file():
             return {"parameters": parameters_of(folder), **shape_of(folder)}
     if suite.model.from_scratch:

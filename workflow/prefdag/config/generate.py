@@ -51,7 +51,10 @@ class Generate(Generation):
     def _every_set_differs(self) -> "Generate":
         known = {"generate": (self.prompts_of(""), self.settings(""))}
         for name in (*self.variants, *([POOL] if self.best_of else [])):
-            checked_name(name)
+            try:
+                checked_name(name)
+            except ValueError as error:
+                raise ValueError(f"variants: {error}") from None
             if name in self.variants and (name == POOL or NUMBERED.fullmatch(name)):
                 raise ValueError(f"variants.{name}: this name is taken by other answers; choose another")
             settings = (self.prompts_of(name), self.settings(name))

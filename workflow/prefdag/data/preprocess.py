@@ -122,7 +122,8 @@ class ChunkEncoder:
             for row in self._render(chunk, number, line, result)
         ]
         # The tokenizer is called once for all prompts and once for all responses: many calls are slow.
-        prompts = encode_rendered(self.tokenizer, [row.prompt for row in rendered], self.prepare)
+        names = [f"{row.split}: row {row.row + 1}" for row in rendered]
+        prompts = encode_rendered(self.tokenizer, [row.prompt for row in rendered], self.prepare, names)
         flat = encode_texts(self.tokenizer, [text for row in rendered for text in row.responses])
         comparisons = []
         for index, row in enumerate(rendered):

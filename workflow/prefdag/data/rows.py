@@ -150,7 +150,10 @@ def decode_line(line: bytes, path: Path, number: int = 0, offset: int = 0) -> An
     except UnicodeDecodeError as error:
         where = f"not UTF-8 at byte {error.start} of the row, byte {offset + error.start} of the file"
         raise UserError(f"{path}: row {number + 1}: {where}; convert the file") from None
-    return parse_json(text, f"{path}: row {number + 1}", "fix or remove that line")
+    try:
+        return parse_json(text.rstrip("\r\n"), f"{path}: row {number + 1}", "fix or remove that line")
+    except UserError as error:  # the row is one line: its number in the row would be taken for the file's
+        raise UserError(str(error).replace(": line 1 column ", ": column ")) from None
 
 
 def _csv(path: Path, stream: Any) -> Iterator[Any]:

@@ -41,11 +41,13 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
         raise UserError(f"prepare.template: a prompt cannot be written: {reason}; remove it from the rows") from None
 
 
-def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prepare: Prepare) -> list[list[int]]:
+def encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], prepare: Prepare, names: Sequence[str] = ()
+) -> list[list[int]]:
     """Return the token ids of prompts that a template wrote, after one BOS if the suite sets `prepare.bos`.
 
     Raises `UserError` if the tokenizer has no BOS, if a text already starts with one, or if a prompt has no token:
-    the first token of its response would have nothing to be predicted from.
+    the first token of its response would have nothing to be predicted from. names: what that error calls each text.
     """
     ids = encode_texts(tokenizer, texts)
     bos = tokenizer.bos_token_id
@@ -56,11 +58,13 @@ def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pr
             if tokens[:1] == [bos]:
                 raise UserError(f"prepare.bos: two BOS, since the text {text[:40]!r} begins with one; set it to false")
         ids = [[bos, *tokens] for tokens in ids]
-    for text, tokens in zip(texts, ids, strict=True):
+    for number, (text, tokens) in enumerate(zip(texts, ids, strict=True)):
         if bos is not None and tokens[:2] == [bos, bos]:
             raise UserError(f"prepare.template: two BOS at the beginning of {text[:40]!r}; let it write one")
         if not tokens:
-            raise UserError(f"a prompt comes to no token: {text[:40]!r}; set prepare.bos to true or remove it")
+            where = f"{names[number]}: " if names else ""
+            remedy = "remove the row" if bos is None else "set prepare.bos to true, or remove the row"
+            raise UserError(f"{where}the prompt {text[:40]!r} comes to no token; {remedy}")
     return ids
 
 

@@ -121,6 +121,8 @@ def _keys(row: Row, where: str) -> list[str]:
 
 def _check_names(select: Select, names: dict[str, Row], where: str) -> None:
     """Raise `UserError` for a grid by row that no selected row reads."""
+    if not select.grid:
+        raise UserError(f"{where}: select.grid: has no key; name keys of a row with the values to try")
     if all(isinstance(values, list) for values in select.grid.values()):
         return
     read = {name if name in select.grid else _method(names[name]) for name in select.rows or names}
