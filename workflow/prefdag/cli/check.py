@@ -219,7 +219,9 @@ def _costs(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
     if suite.pairs is None and (counts := counted(seen.audit("comparisons")["splits"]["train"])):
         if not seen.is_whole:
             part = seen.audit("comparisons")["splits"]["train"]
-            counts["comparisons"] = _usable(part, total["train"]) if "train" in total else size.comparisons
+            num = _usable(part, total["train"]) if "train" in total else size.comparisons
+            held_out = held_out_sizes(suite, num, seen.rows) if "train" in total else {}
+            counts["comparisons"] = max(1, num - sum(held_out.values()))
         size = Size(**{**size.model_dump(), **counts})
     if suite.sft.data is not None:
         part = seen.audit("demonstrations")["splits"]["train"]
