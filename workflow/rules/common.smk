@@ -41,9 +41,9 @@ try:
     DIGESTS = Digests(Path(RESULTS, ".cache/digests.json"))
     # Jobs whose results do not fit the suite. A cluster's job runs what it was submitted for.
     OUTDATED = plan_run(SUITE, Path(RESULTS), SUITE_FILES, DIGESTS) if workflow.is_main_process else {}
-    if OUTDATED.keys() & {"fetch/data", "fetch/sft_data"}:
-        from prefdag.data.preflight import check_first_rows  # numpy, which a run without new rows does not need
-        check_first_rows(SUITE)
+    if any(folder.startswith(("fetch/", "evaluate_reward/")) for folder in OUTDATED):
+        from prefdag.data.preflight import check_new_rows  # numpy, which a run without new rows does not need
+        check_new_rows(SUITE, OUTDATED)
 except UserError as error:
     stop(error)
 MARKER = f"{RESULTS}/.cache/outdated"

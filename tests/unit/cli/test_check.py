@@ -150,3 +150,16 @@ def test_rows_of_sft_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "sft.data: rows read: train 60 of 60; adapter demonstrations, template chat" in output
     assert "demonstrations: train: 57 of 57 rows used" in output and "response   " in output
     assert "is in SFT's training too; remove such rows from the source of sft.data" in error
+
+
+def test_subsets_that_the_rows_do_not_have(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Of the suite's own test split and of a set, by their first rows; sections need all rows, which a file has."""
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text("".join(json.dumps({**row, "kind": "easy"}) + "\n" for row in rows(300)))
+    one = {"source": str(bench), "subset": "kind", "sections": {"chat": ["easy"]}}
+    assert check(tmp_path, model, rows(60), evaluate_reward={"bench": one, "test": {}}) == 0
+    assert check(tmp_path, model, rows(60), evaluate_reward={"test": {"subset": "kind"}}) == 2
+    assert "rows.jsonl: row 1: no column 'kind'; `subset` may name prompt, chosen, rejected" in capsys.readouterr().err
+    typo = {**one, "sections": {"chat": ["esay"]}}
+    assert check(tmp_path, model, rows(60), evaluate_reward={"bench": typo}) == 2
+    assert "bench.sections.chat: no comparison is of the subset 'esay'" in capsys.readouterr().err

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
+from prefdag.data.subset_labels import check_sections, labels_of
 from prefdag.errors import UserError
 from prefdag.evaluation.subsets import (
     LENGTHS,
     OVERALL,
     accuracy_by_section,
     accuracy_by_subset,
-    check_sections,
-    labels_of,
     length_classes,
 )
 
@@ -26,7 +25,7 @@ def test_labels_are_texts_lists_and_true_keys():
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"other": 1}, "x: no column 'subset' for `subset`; it has other"),
+        ({"other": 1}, "x: no column 'subset'; `subset` may name other"),
         ({"subset": {"a": 1}}, "x: subset is an object with other values than true and false"),
         ({"subset": True}, "x: subset holds 'True'; `subset` reads texts and numbers"),
         ({"subset": [["a"]]}, "x: subset holds"),
@@ -141,5 +140,5 @@ def test_sections_are_compared_with_the_subsets_that_there_are():
         check_sections({"chat": ["easy", "esay"]}, LABELS, where)
     assert str(error.value) == (
         "evaluate_reward.bench.sections.chat: no comparison is of the subset 'esay'; "
-        "the comparisons have code, easy, hard, math"
+        "they have code, easy, hard, math: correct the name, or leave it out"
     )

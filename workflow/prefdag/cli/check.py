@@ -22,6 +22,7 @@ from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite, read_ordinary_suite
 from prefdag.data.audit import findings, label_name
 from prefdag.data.dropped import warnings
+from prefdag.data.preflight import check_subsets
 from prefdag.data.preprocess import UNDESIRABLE
 from prefdag.data.row_counts import count_rows
 from prefdag.data.token_store import Store
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     suite = read_ordinary_suite(arguments.suite)
     check_suite_files(Path("results") / suite.name, arguments.suite)
     check_paths(suite, arguments.suite[-1])
+    check_subsets(suite)
     for line in report_of(suite):
         print(line)
     print(f"\nNothing was refused. Run it: snakemake --configfile {' '.join(arguments.suite)}")

@@ -16,8 +16,9 @@ from prefdag.config import jobs
 from prefdag.config.adapter_folder import base_of_model, with_adapters_tokenizer
 from prefdag.config.data import SPLITS, Data, Mixed
 from prefdag.config.model import TOKENIZER_FILES, Origin, is_gguf
-from prefdag.config.reward_models.reward_set_jobs import set_of
+from prefdag.config.reward_models.reward_set_jobs import PREFIX, set_of
 from prefdag.config.suite import Suite
+from prefdag.data.preflight import check_subsets
 from prefdag.data.sources.resolve import gguf_file, model_files
 from prefdag.errors import UserError
 from prefdag.planning.graph import jobs_of
@@ -90,11 +91,38 @@ def preview(suite: Suite, folder: Path) -> Preview:
             has_all = _is_whole(of_sft, sft_rows) if of_sft else is_whole
             config = jobs.config_of(shortened if has_all else in_part, "prepare", dataset)
             _run("prepare", dataset, folder, config, **inputs)
+        _evaluated(shortened, folder, tokenizer, is_whole)
     return Preview(folder, rows, sft_rows, is_whole, datasets)
 
 
+def _evaluated(suite: Suite, folder: Path, tokenizer: Path, is_whole: bool) -> None:
+    """Fetch and prepare the first rows of each set that the reward model is measured on; only all rows have sections.
+
+    Args:
+        suite: its data are cut to the first rows.
+        folder: where the suite's rows were fetched to.
+        tokenizer: manifest of the tokenizer.
+        is_whole: whether the suite's rows are all rows of its data.
+    """
+    for name, one in suite.evaluate_reward.items():
+        job, no_sections = f"{PREFIX}{name}", one.model_copy(update={"sections": {}})
+        if one.source is not None:
+            cut = one.model_copy(update={"max_rows": min(one.max_rows or ROWS, ROWS)})
+            rows = _fetch(suite.model_copy(update={"evaluate_reward": {name: cut}}), job, folder)
+            stated = one if _is_whole(one.rows(), rows) else no_sections
+            config = jobs.config_of(suite.model_copy(update={"evaluate_reward": {name: stated}}), "prepare", job)
+            _run("prepare", job, folder, config, rows=folder / "fetch" / job / MANIFEST, tokenizer=tokenizer)
+        elif suite.pairs is None:
+            fetched = folder / "fetch/data"
+            splits = {split: f"{split}.jsonl" for split in SPLITS if (fetched / f"{split}.jsonl").is_file()}
+            changes = {"data": Data(source=str(fetched), **splits)}
+            check_subsets(
+                suite.model_copy(update={**changes, "evaluate_reward": {name: one if is_whole else no_sections}})
+            )
+
+
 def _fetch(suite: Suite, name: str, folder: Path) -> dict[str, int]:
-    """Fetch the rows `data` or `sft_data`; return their number by split."""
+    """Fetch the rows `data`, `sft_data` or of a set; return their number by split."""
     _run("fetch", name, folder, jobs.config_of(suite, "fetch", name))
     facts = json.loads((folder / "fetch" / name / MANIFEST).read_text())["facts"]
     return {split: facts[split] for split in SPLITS if split in facts}

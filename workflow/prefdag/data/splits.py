@@ -13,6 +13,7 @@ from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import TextComparison, as_text
 from prefdag.errors import UserError
 
+SPLITS = ("train", "validation", "test")
 RESAMPLED = 2  # fewest prompts that an interval can resample
 FEWEST = 6  # prompts that can be split by default: 3 for train, 1 for validation, 2 for test
 SHARE = {"validation": 0.05, "test": 0.1}  # of the prompts
@@ -115,3 +116,18 @@ def check_sizes(
             f"{split}: the {split} split has {num} prompt{'s' * (num != 1)}, but needs at least {fewest}; usable rows "
             f"are {', '.join(f'{other} {number}' for other, number in used.items())}; {advice}"
         )
+
+
+class HeldOutPrompts:
+    """Prompts by the split that holds them out. Splits must be read from the last, test, to the first."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, set[int]] = {split: set() for split in SPLITS[1:]}
+
+    def holder(self, split: str, prompt: int) -> str | None:
+        """Return the later split that holds the prompt of a row out; if there is none, `split` holds it from now on."""
+        later = SPLITS[SPLITS.index(split) + 1 :]
+        holder = next((other for other in later if prompt in self._prompts[other]), None)
+        if holder is None and split in self._prompts:
+            self._prompts[split].add(prompt)
+        return holder

@@ -3,54 +3,23 @@
 Shapes: N comparisons of two responses, the chosen one first.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefdag.errors import UserError
+from prefdag.config.sections.evaluate_reward import UNLABELLED
 from prefdag.evaluation.bootstrap import RESAMPLED_AT_ONCE, bootstrap_interval, wilson
 from prefdag.evaluation.calibration import FEWEST_PROMPTS, ranked_correctly
 from prefdag.seeds import generator
 
 ALIKE = 0.1  # lengths that differ by no more than this share of the longer one
 LENGTHS = ("chosen longer", "of like length", "chosen shorter")
-UNLABELLED = "no label"
 OVERALL = "mean of sections"
 RESAMPLES = 1000
 
 Sections = Mapping[str, Sequence[str] | Mapping[str, float]]  # section -> its subsets, or subset -> weight
-
-
-def labels_of(row: Mapping[str, Any], columns: Sequence[str], where: str) -> list[str]:
-    """Return the subsets of a row, in the order of its columns.
-
-    Args:
-        row: a fetched row.
-        columns: the columns that name its subsets: a text or number, a list of them, an object whose true keys are the
-            labels, or null.
-        where: file and number of the row, for errors.
-
-    Raises:
-        UserError: the row lacks a column, or holds another kind of value.
-    """
-    labels: dict[str, None] = {}
-    for column in columns:
-        if column not in row:
-            raise UserError(f"{where}: no column {column!r} for `subset`; it has {', '.join(row)}")
-        value = row[column]
-        parts: Iterable[Any] = value if isinstance(value, list) else [] if value is None else [value]
-        if isinstance(value, dict):
-            if not all(isinstance(one, bool) for one in value.values()):
-                raise UserError(f"{where}: {column} is an object with other values than true and false; name its parts")
-            parts = [name for name, is_true in value.items() if is_true]
-        for part in parts:
-            if isinstance(part, bool) or not isinstance(part, str | int | float):
-                raise UserError(f"{where}: {column} holds {str(part)[:40]!r}; `subset` reads texts and numbers")
-            labels[str(part)] = None
-    return [*labels]
 
 
 def length_classes(tokens: NDArray[np.int64]) -> NDArray[np.str_]:
@@ -110,39 +79,6 @@ def _interval(right: NDArray[np.float64], prompts: NDArray[np.int64], seed: str)
         return float(low), float(high)
     low, high = bootstrap_interval(right, prompts, seed=seed, bootstrap=RESAMPLES)
     return float(low), float(high)
-
-
-def check_sections(sections: Sections, labels: Sequence[Sequence[str]], where: str) -> str | None:
-    """Compare sections with the subsets that the comparisons have.
-
-    Args:
-        sections: section -> its subsets.
-        labels: the subsets of each comparison.
-        where: the set's key in the suite, for the messages.
-
-    Returns:
-        A sentence that names the subsets in no section; None if each is in one, or there are no sections.
-
-    Raises:
-        UserError: a section names a subset that no comparison has.
-    """
-    sizes: dict[str, int] = {}
-    for names in labels:
-        for name in names or [UNLABELLED]:
-            sizes[name] = sizes.get(name, 0) + 1
-    for section, subsets in sections.items():
-        absent = [name for name in subsets if name not in sizes or name == UNLABELLED]
-        if absent:
-            there = ", ".join(sorted(sizes.keys() - {UNLABELLED})) or "no subset at all"
-            raise UserError(
-                f"{where}.sections.{section}: no comparison is of the subset {', '.join(map(repr, absent))}; "
-                f"the comparisons have {there}"
-            )
-    inside = {name for subsets in sections.values() for name in subsets}
-    outside = [f"{name} ({size})" for name, size in sorted(sizes.items()) if name not in inside]
-    if not outside or not sections:
-        return None
-    return f"{where}.sections: no section has {', '.join(outside)}; the mean of sections leaves these comparisons out"
 
 
 def accuracy_by_section(

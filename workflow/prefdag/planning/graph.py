@@ -38,10 +38,11 @@ def made_before(suite: Suite | ExactSuite, stage: str) -> list[str]:
 
     Comparisons that are not sampled from SFT come first, so that rows that `prepare` refuses cost no training.
     """
-    if isinstance(suite, ExactSuite) or suite.pairs is not None:
+    if isinstance(suite, ExactSuite) or stage != "sft":
         return []
-    prepared = [folder for folder in jobs_of(suite) if folder.startswith("prepare/")]
-    return prepared if stage == "sft" else []
+    sampled = suite.pairs is not None
+    first = f"prepare/{reward_set_jobs.PREFIX}" if sampled else "prepare/"
+    return [folder for folder in jobs_of(suite) if folder.startswith(first)]
 
 
 def targets_of(suite: Suite | ExactSuite) -> list[str]:

@@ -14,10 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefdag.config.sections.evaluate_reward import Evaluation
-from prefdag.data.rows import read_rows
+from prefdag.data.subset_labels import check_sections, labels_of_store
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-from prefdag.evaluation.subsets import accuracy_by_section, accuracy_by_subset, check_sections, labels_of
+from prefdag.evaluation.subsets import accuracy_by_section, accuracy_by_subset
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import logprobs
 from prefdag.provenance.manifest import read_manifest
@@ -70,9 +70,10 @@ def run(
     new = ~_trained_on(store, Store.open(comparisons.parent / "train")) if evaluated else np.ones(len(store), bool)
     if not new.any():
         raise UserError(f"evaluate_reward.{workspace.name}: the reward model was trained on all of its prompts")
-    every_label = _labels(job.evaluation.subset, rows, store, is_set=evaluated is not None)
+    key, named_by = f"evaluate_reward.{workspace.name}", _labelled_rows(rows, is_set=evaluated is not None)
+    every_label = labels_of_store(job.evaluation.subset, named_by, store, key)
     labels = [one for one, is_new in zip(every_label, new, strict=True) if is_new]
-    if notice := check_sections(job.evaluation.sections, labels, f"evaluate_reward.{workspace.name}"):
+    if notice := check_sections(job.evaluation.sections, labels, key):
         print(notice, flush=True)
     scores = _of_set(job, store, reward, policy) if evaluated else _of_test_split(reward, store)
     scores |= _of_reference(job, store, policy)
@@ -145,17 +146,7 @@ def _digest(store: Store, index: int) -> bytes:
     return hashlib.blake2b(store[index].prompt.tobytes(), digest_size=16).digest()
 
 
-def _labels(columns: tuple[str, ...], rows: Path, store: Store, *, is_set: bool) -> list[list[str]]:
-    """Return the subsets of each comparison as its source row names them, [N]."""
-    if not columns:
-        return [[] for _ in range(len(store))]
+def _labelled_rows(rows: Path, *, is_set: bool) -> Path:
+    """Return the file of the rows that the comparisons were made of."""
     path = rows.parent / "test.jsonl"
-    if is_set or not path.is_file():
-        path = rows.parent / "train.jsonl"  # the test split is held out of it
-    wanted = set(np.asarray(store.rows).tolist())
-    labels = {
-        number: labels_of(row, columns, f"{path}: row {number + 1}")
-        for number, row in enumerate(read_rows(path))
-        if number in wanted
-    }
-    return [labels[number] for number in np.asarray(store.rows).tolist()]
+    return path if path.is_file() and not is_set else rows.parent / "train.jsonl"  # test may be held out of train

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from prefdag.config.prepare import Prepare
+from prefdag.config.sections.evaluate_reward import SubsetSections
 from prefdag.data.adapters.registry import has_prompts, iter_comparisons
 from prefdag.data.audit import SplitAudit, audit_page, findings, samples_page
 from prefdag.data.dedup import DuplicateIndex
@@ -19,7 +21,8 @@ from prefdag.data.dropped import warnings
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
 from prefdag.data.preprocess import UNDESIRABLE, ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
 from prefdag.data.settled import changes_of, settle
-from prefdag.data.splits import check_sizes, held_out_shares
+from prefdag.data.splits import SPLITS, HeldOutPrompts, check_sizes, held_out_shares
+from prefdag.data.subset_labels import check_sections, labels_of_store
 from prefdag.data.token_store import Store, StoreWriter
 from prefdag.data.tokenization import check_rows, load_tokenizer
 from prefdag.errors import UserError
@@ -27,7 +30,6 @@ from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
-SPLITS = ("train", "validation", "test")
 SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",), "evaluated": ("test",)}  # of a dataset; others have no test split
 FILE_OF = {"ood": "ood", "evaluated": "train"}  # whose rows are its one split; others have a file for each
 RESPONSES_OF = {"demonstrations": 1, "ood": 1, "evaluated": 2}  # of a dataset; of others the first row decides
@@ -40,6 +42,9 @@ SFT_QUESTIONS = "questions.npy"  # the same, in any format, where SFT has rows o
 class Job(Section):
     prepare: Prepare
     dataset: Literal["demonstrations", "comparisons", "rankings", "ood", "evaluated"]
+    # Of comparisons to measure the reward model on: what `evaluate_reward` will read of their rows.
+    subset: tuple[str, ...] = ()
+    sections: SubsetSections = Field({})
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ def run(
     for key, value in settled.items():
         print(f"prepare: {job.dataset}: prepare.{key} is {value!r}, which the suite leaves open", flush=True)
     _print_findings(report, inputs)
+    _check_subsets(job, workspace, inputs)
     num_prompts = {split: len(np.unique(index.prompts)) for split, index in duplicates.items()}
     if job.dataset == "demonstrations" and set(audits["validation"].dropped) == {UNDESIRABLE}:
         del num_prompts["validation"]  # SFT measures nothing on held-out prompts without a desirable response
@@ -149,7 +155,7 @@ def _write_stores(
 ) -> dict[str, SplitAudit]:
     """Read all rows once; write token stores to `output` and signatures to `scratch`, and return the counts."""
     audits = {split: SplitAudit() for split in inputs.splits}
-    held_out = _HeldOutPrompts()
+    held_out = HeldOutPrompts()
     with ExitStack() as stack:
         stores = {
             split: stack.enter_context(_SplitWriter(output / split, encoder.num_responses)) for split in inputs.splits
@@ -188,21 +194,6 @@ def _encoded_chunks(job: Job, files: dict[str, Path], encoder: ChunkEncoder) -> 
     workers = min(num_cores(), 1 + total // BYTES_PER_WORKER)
     encoded = map_ordered(encoder, chunks, workers)
     return with_progress(encoded, lambda chunk: chunk.size, total, f"prepare: {job.dataset}")
-
-
-class _HeldOutPrompts:
-    """Prompts by the split that holds them out. Splits must be read from the last, test, to the first."""
-
-    def __init__(self) -> None:
-        self._prompts: dict[str, set[int]] = {split: set() for split in SPLITS[1:]}
-
-    def holder(self, split: str, prompt: int) -> str | None:
-        """Return the later split that holds the prompt of a row out; if there is none, `split` holds it from now on."""
-        later = SPLITS[SPLITS.index(split) + 1 :]
-        holder = next((other for other in later if prompt in self._prompts[other]), None)
-        if holder is None and split in self._prompts:
-            self._prompts[split].add(prompt)
-        return holder
 
 
 class _SplitWriter:
@@ -287,6 +278,14 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
         raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
     lines += [f"warning: {sentence}" for sentence in warnings(report["splits"], (UNDESIRABLE,))]
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
+
+
+def _check_subsets(job: Job, workspace: Workspace, inputs: RowFiles) -> None:
+    """Raise `UserError` now, before any training, if `evaluate_reward` cannot read the subsets of its set's rows."""
+    if job.subset:
+        key = f"evaluate_reward.{(workspace.name or '').removeprefix('evaluated-')}"
+        labels = labels_of_store(job.subset, inputs.files["test"], Store.open(workspace.output / "test"), key)
+        check_sections(job.sections, labels, key)
 
 
 def _write_pages(workspace: Workspace, report: dict[str, Any], samples: str) -> None:

@@ -33,8 +33,11 @@ def further_rows(suite: Suite) -> list[Data]:
 def prepare_config(suite: Suite, name: str | None) -> dict[str, Any]:
     """Return the config of a job of `prepare`."""
     if one := set_of(name):
-        prepare = suite.prepare.model_copy(update={"adapter": suite.evaluate_reward[one].adapter})
-        return {"prepare": prepare, "dataset": "evaluated"}
+        evaluated = suite.evaluate_reward[one]
+        prepare = suite.prepare.model_copy(update={"adapter": evaluated.adapter})
+        # Checked before any training. `evaluate_reward` reads them again.
+        read = {"subset": list(evaluated.subset), "sections": evaluated.sections}
+        return {"prepare": prepare, "dataset": "evaluated", **{key: value for key, value in read.items() if value}}
     return {"prepare": suite.sft.prepare(suite.prepare, str(name)), "dataset": name}
 
 

@@ -9,6 +9,7 @@ from prefdag.config.adapters import ADAPTERS
 from prefdag.config.data import Data
 from prefdag.schema import Compute, Count, Positive, Section
 
+UNLABELLED = "no label"  # the subset of comparisons that no column names one for
 SET = re.compile(r"[A-Za-z0-9][\w.-]*")
 SubsetSections = dict[str, tuple[str, ...] | dict[str, Positive]]
 
