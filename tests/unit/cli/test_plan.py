@@ -51,6 +51,23 @@ def test_by_hand() -> None:
     assert (costs["preference"].jobs, costs["generate"].jobs) == (3, 5)
 
 
+def test_pretraining_by_epochs_by_hand() -> None:
+    """3 epochs of 100 documents of 10 + 20 + 2 tokens. Blocks of 16 tokens share one with the block before, so three of
+    11 tokens in a document, and 300 in an epoch: 57 steps of 16. The world's reviews are documents, else rows are.
+    """
+    pretrain = {"epochs": 3, "max_steps": None, "batch_size": 16, "max_tokens": 64}
+    world = suite(pretrain=pretrain, data={"world": {"reviews": 100}})
+    costs = {one.stage: one for one in job_costs(world, Size.model_validate(SIZE))}
+    assert costs["pretrain"].hours * 3600 == pytest.approx(6e9 * 19 * 16 * 32 / FLOPS)
+    short = suite(pretrain={**pretrain, "max_tokens": 16}, data={"world": {"reviews": 100}})
+    costs = {one.stage: one for one in job_costs(short, Size.model_validate(SIZE))}
+    assert costs["pretrain"].hours * 3600 == pytest.approx(6e9 * 57 * 16 * 11 / FLOPS)
+    data = {"source": "hub:o/n", "train": "x.jsonl", "world": None}
+    stated = {"data": data, "pairs": None, "prepare": {"adapter": "pairs"}, "score": {"reward": "trained"}}
+    costs = {one.stage: one for one in job_costs(suite(pretrain=pretrain, **stated), Size.model_validate(SIZE))}
+    assert costs["pretrain"].hours * 3600 == pytest.approx(6e9 * 113 * 16 * 32 / FLOPS), "600 rows"
+
+
 def test_adapters_by_hand() -> None:
     """Rank 4, 10 layers of 100: about 4 x 20 x 1000 trained weights of 16 bytes; the base as it is held, or loaded."""
     trained, activations = 4 * 20 * 1000, 34 * 1000 * 10**5

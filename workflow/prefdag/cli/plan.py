@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefdag.cli.commands import options
-from prefdag.cli.size import H100, Machine, sized
+from prefdag.cli.size import H100, Machine, blocks_of, sized
 from prefdag.config import jobs
 from prefdag.config.jobs import against
 from prefdag.config.online.methods import TokenMethod, reads_values
@@ -106,9 +106,8 @@ def job_costs(suite: Suite, size: Size, machine: Machine = H100) -> Iterator[Job
     tokens = pairs * (prompt + 2 * response)
     weights = 4 * size.parameters / 1e9  # float32, in GB
     prompts = pairs * 2 // (suite.pairs.num_samples * (suite.pairs.num_samples - 1)) if suite.pairs else pairs
-    if suite.pretrain and suite.pretrain.max_steps:
-        documents = suite.pretrain.max_steps * suite.pretrain.batch_size
-        yield _training("pretrain", [suite.pretrain], size, machine, documents, suite.pretrain.max_tokens)
+    if suite.pretrain:
+        yield _training("pretrain", [suite.pretrain], size, machine, *blocks_of(suite, suite.pretrain, size, prompts))
     if suite.sft.max_steps != 0:
         rows, length = size.demonstrations or prompts, size.demonstration_tokens or prompt + response
         yield _training("sft", [suite.sft], size, machine, rows, length)

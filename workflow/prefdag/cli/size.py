@@ -13,6 +13,7 @@ from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.data import HUB
 from prefdag.config.gguf_header import read_header
 from prefdag.config.model import GGUF, PYPI, Architectural
+from prefdag.config.sections.pretrain import Pretrain
 from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite
 from prefdag.data.preflight import training_files
@@ -110,6 +111,20 @@ def held_out_sizes(suite: Suite, rows: int, splits: Collection[str]) -> dict[str
         split: size if (share := stated[split]) is None else round(rows * share) for split, size in derived.items()
     }
     return {split: size for split, size in sizes.items() if size}
+
+
+def blocks_of(suite: Suite, pretrain: Pretrain, size: Size, prompts: int) -> tuple[int, int]:
+    """Return the blocks of an epoch of pre-training, and their tokens: of a step count, full ones.
+
+    A document is a prompt with its best response, between two tokens. What is beyond `max_tokens` continues in further
+    blocks.
+    """
+    if pretrain.max_steps:
+        return pretrain.max_steps * pretrain.batch_size, pretrain.max_tokens
+    documents = suite.data.world.reviews if suite.data.world else prompts
+    length = size.prompt_tokens + size.response_tokens + 2
+    num = math.ceil((length - 1) / max(1, pretrain.max_tokens - 1))
+    return documents * num, math.ceil(length / num)
 
 
 def counted(train: dict[str, Any]) -> dict[str, int]:
