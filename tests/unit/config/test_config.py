@@ -113,6 +113,14 @@ def test_a_mistake_is_a_sentence(changes: dict[str, Any], sentence: str):
     assert mistake(**changes) == sentence
 
 
+def test_a_row_without_a_name_is_named_by_its_number():
+    unnamed = {key: value for key, value in ROW.items() if key != "name"}
+    sentence = "configs/x.yaml: runs: row {}: has no name; state one, such as `name: dpo`"
+    assert mistake(runs=[{**ROW, "name": "a"}, unnamed]) == sentence.format(2)
+    both = mistake(runs=[{**unnamed, "name": ""}, {**ROW, "name": "a"}, {**unnamed, "name": None}])
+    assert both.split("\n") == [sentence.format(1), sentence.format(3)]
+
+
 def test_an_unknown_method_names_the_known_ones():
     assert mistake(runs=[{"name": "a", "method": "dop"}]) == (
         "configs/x.yaml: runs.a.method: there is no loss 'dop', did you mean `dpo`?; the losses are "
@@ -124,7 +132,8 @@ def test_an_unknown_method_names_the_known_ones():
     "name", ["a; rm -rf x", "../x", "a b", "ä", "", "a/b", "$(x)", "a'b", ".hidden", "x" * 81, "a..b"]
 )
 def test_names_that_could_hurt_are_refused(name: str):
-    assert mistake(runs=[{**ROW, "name": name}]).startswith("configs/x.yaml: runs.name: expected letters, digits")
+    if name:
+        assert mistake(runs=[{**ROW, "name": name}]).startswith("configs/x.yaml: runs.name: expected letters, digits")
     assert mistake(name=name).startswith("configs/x.yaml: name: expected letters, digits")
 
 

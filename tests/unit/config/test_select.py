@@ -117,7 +117,15 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "kl": 5}, "the criterion win_rate does not read"),
         ({"grid": {"max_steps": [4, 8]}, "kl": 5}, "runs.dpo.checkpoints: their steps depend on the max_steps"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "held_out_accuracy"}, "rloo is trained on its own answers"),
-        ({"grid": {"learning_rate": [1e-3, -1]}, "kl": 5}, "runs.dpo-learning_rate-1.learning_rate: expected a number"),
+        ({"grid": {"learning_rate": [1e-3, -1]}, "kl": 5}, "s.yaml: select.grid.learning_rate: expected a number"),
+        (
+            {"grid": {"dpo": {"beta": [1, -2.5]}, "rloo": {"kl": [1, 2]}}, "kl": 5},
+            "s.yaml: select.grid.dpo.beta: expected",
+        ),
+        (
+            {"grid": {"learning_rate": 1e-4, "x": [1, 2]}, "kl": 5},
+            "s.yaml: select.grid: learning_rate: expected a list of ",
+        ),
         (
             {"grid": {"learning_rat": [1e-3, 1]}, "kl": 5},
             "s.yaml: select.grid.learning_rat: dpo, rloo do not read it; did you mean `learning_rate`?",

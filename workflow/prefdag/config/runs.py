@@ -23,6 +23,7 @@ from prefdag.config.optimum import Optimum, preference_optimum
 from prefdag.config.rounds import Rounds
 from prefdag.config.sections.adapter import over_section
 from prefdag.config.sections.preference import Preference
+from prefdag.config.sections.run_names import named_once
 from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Section
@@ -109,7 +110,7 @@ def _named(value: Any) -> str:
 
 def _title(entry: dict[str, Any]) -> str:
     """Return the name of a grid's entry, by default its method."""
-    return str(entry.get("name", entry.get("method"))).rpartition(":")[2]
+    return str(entry.get("name") or entry.get("method", "dpo")).rpartition(":")[2]
 
 
 def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
@@ -151,7 +152,10 @@ def expanded(
     """
     runs: list[Run] = []
     names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is reported too
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if row.get("name") in (None, ""):
+            mistakes.add(f"{where}: runs: row {number}: has no name; state one, such as `name: {_title(row)}`")
+            continue
         make = (_online_pairs if "online" in row else _online_runs) if is_on_policy(row) else _runs_of_row
         made = mistakes.attempt(make, dict(row), online if is_on_policy(row) else preference, where)
         runs += made or []
@@ -167,21 +171,6 @@ def _stated_names(row: dict[str, Any]) -> list[str]:
     if isinstance(seeds := row.get("seeds"), list):
         return [f"{row['name']}-seed{seed}" for seed in dict.fromkeys(map(str, seeds))]
     return [str(row["name"])]
-
-
-def named_once(names: list[str], where: str) -> None:
-    """Raise `UserError` if two names are equal, or differ in case alone."""
-    first: dict[str, str] = {}
-    for name in names:
-        before = first.setdefault(name.casefold(), name)
-        if before != name:
-            raise UserError(
-                f"{where}: runs.{name}: differs from `{before}` in case only, and some file systems ignore case; "
-                "rename one of them"
-            )
-    if len(first) < len(names):
-        name = next(name for name, other in itertools.combinations(names, 2) if name == other)
-        raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
 
 
 def _name_of_row(name: Any, where: str) -> str:

@@ -18,7 +18,7 @@ from prefdag.config.online.settings import Online
 from prefdag.config.prepare import Prepare, with_relative_paths
 from prefdag.config.rounds import IMPLICIT, JUDGE
 from prefdag.config.row_needs import check_sections, lacking
-from prefdag.config.runs import Run, checked_name, expanded, grid_of, named_once, rows_located, rows_of, sweep_of
+from prefdag.config.runs import Run, checked_name, expanded, grid_of, rows_located, rows_of, sweep_of
 from prefdag.config.sections.evaluate_reward import RewardSets
 from prefdag.config.sections.judge import Judge
 from prefdag.config.sections.judge import with_relative_paths as judges_located
@@ -28,6 +28,7 @@ from prefdag.config.sections.pretrain import Pretrain
 from prefdag.config.sections.reference import Reference
 from prefdag.config.sections.report import Expected, Report
 from prefdag.config.sections.reward import Reward
+from prefdag.config.sections.run_names import named_once
 from prefdag.config.sections.score import Score
 from prefdag.config.sections.score import with_relative_paths as score_located
 from prefdag.config.sections.select import Select

@@ -1,12 +1,14 @@
 """Expand the rows of a suite with a section `select` to candidates: a row for each setting of its grid."""
 
+import re
 from typing import Any
 
 from prefdag.config.objectives import entry_of
 from prefdag.config.online.methods import METHODS, PRESETS
 from prefdag.config.online.settings import Online
-from prefdag.config.runs import Run, expanded, grid_of, is_on_policy, named_once
+from prefdag.config.runs import Run, expanded, grid_of, is_on_policy
 from prefdag.config.sections.preference import Preference
+from prefdag.config.sections.run_names import named_once
 from prefdag.config.sections.select import Select
 from prefdag.errors import Mistakes, UserError
 from prefdag.schema import wording
@@ -41,7 +43,11 @@ def with_candidates(
             continue
         settings = settings_of(grids[name])
         tried = [{**row, **setting, "name": f"{name}-{label}"} for label, setting in settings.items()]
-        made = {run.name: run for run in expanded(tried, *sections, where, mistakes)}
+        of_candidates = Mistakes()
+        made = {run.name: run for run in expanded(tried, *sections, where, of_candidates)}
+        grid_key = f"select.grid{_part_of(select, row, grids[name])}"
+        for sentence in of_candidates.sentences:
+            mistakes.add(_located(sentence, where, name, settings, grid_key))
         for suffix in [f"-seed{seed}" for seed in row["seeds"]] if "seeds" in row else [""]:
             named = [(made.get(f"{name}-{label}{suffix}"), setting) for label, setting in settings.items()]
             candidates = [one.model_copy(update={"setting": _parsed(one, setting)}) for one, setting in named if one]
@@ -51,6 +57,22 @@ def with_candidates(
             selected[f"{name}{suffix}"] = {"candidates": tuple(candidates), "row": name}
     mistakes.attempt(named_once, [run.name for run in runs] + _names(selected), where)
     return [run.model_copy(update=selected.get(run.name, {})) for run in runs]
+
+
+def _located(sentence: str, where: str, name: str, settings: dict[str, Row], grid_key: str) -> str:
+    """Return a candidate's mistake as one of its grid, or of its row, so that all candidates share the sentence."""
+    for label in sorted(settings, key=len, reverse=True):  # the longest first: `beta1` begins `beta1.5` as well
+        place = f"{where}: runs.{name}-{label}."
+        if sentence.startswith(place):
+            rest = sentence.removeprefix(place)
+            key = re.split(r"[.:]", rest, maxsplit=1)[0]
+            return f"{where}: {grid_key if key in settings[label] else f'runs.{name}'}.{rest}"
+    return sentence
+
+
+def _part_of(select: Select, row: Row, grid: dict[str, list[Any]]) -> str:
+    """Return the key of a row's own grid inside `select.grid`, nothing if all rows share one."""
+    return next((f".{one}" for one in (str(row.get("name")), _method(row)) if select.grid.get(one) is grid), "")
 
 
 def _names(selected: dict[str, dict[str, Any]]) -> list[str]:
@@ -86,7 +108,7 @@ def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, l
         _check_row(name, names[name], grid, select, where)
         grids[name] = grid
         known = _keys(names[name], where)
-        part = next((f".{one}" for one in (name, method) if select.grid.get(one) is grid), "")
+        part = _part_of(select, names[name], grid)
         for key in set(grid) - set(known) if known else ():
             hint = "; ".join(wording().hints(key, known)) or "leave it out, or give each row its own grid"
             unread.setdefault(f"{where}: select.grid{part}.{key}: {{}} not read it; {hint}", []).append(name)
