@@ -85,6 +85,24 @@ def test_a_win_rate_over_training_goes_from_sft_to_the_run(answers: pd.DataFrame
     assert list(line.get_xdata()) == [0, 4, 8] and list(line.get_ydata()) == [50.0, 75.0, 75.0]
 
 
+def test_many_runs_over_training_have_a_panel_for_each_method():
+    betas = (0.05, 0.1, 0.3, 1.0, 5.0)
+    runs = [
+        {"name": f"{method}{beta}", "method": method, "seed": 0, "objective": {"beta": beta}}
+        for method in ("dpo", "ipo")
+        for beta in betas
+    ]
+    names = ["base", "sft", *(run["name"] for run in runs), *(f"{run['name']}@step4" for run in runs)]
+    one = {metric: {"mean": 1.0, "low": 0.9, "high": 1.1, "se": 0.05, "n": 4} for metric in METRICS}
+    wins = {name: {"win_rate": 0.75, "low": 0.6, "high": 0.9} for name in names[2:]}
+    policies = runs_table(runs, dict.fromkeys(names, one), wins, dict.fromkeys(names, (2, 4)))
+    expected = [{"name": name, **SAMPLING} for name in names]
+    steps = {run["name"]: 8 for run in runs}
+    figure = over_training(answers_table(expected, policies, dict.fromkeys(names, one), wins, steps), "win rate")
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == ["DPO", "IPO"]
+
+
 def test_nothing_is_drawn_of_what_a_suite_does_not_have(answers: pd.DataFrame):
     of_policy = answers[answers["variant"] == ""]
     assert by_temperature(of_policy, "win rate") is None and over_training(of_policy, "win rate") is None

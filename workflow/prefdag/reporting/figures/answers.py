@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from prefdag.reporting.figures.curves import setting_colours, settings_legend
 from prefdag.reporting.figures.style import BEFORE_STYLES, BLUE, GREY, VERMILLION, method_styles, new_figure, use_style
-from prefdag.reporting.tables import BEFORE_ALIGNMENT, checkpoints, ood_win_rates, temperature_variants
+from prefdag.reporting.tables import BEFORE_ALIGNMENT, checkpoints, ood_win_rates, temperature_variants, title
 
 TOGETHER = 7  # policies that one panel can hold
 ACROSS = 3  # panels in a row
@@ -109,7 +109,7 @@ def _curves(table: pd.DataFrame, x: str, x_label: str, label: str) -> Figure:
             colours = dict(zip(members_of_method["run"], setting_colours(members_of_method), strict=True))
             members = table[table["run"].isin(colours) | table["method"].isin(BEFORE_ALIGNMENT)]
             _draw(axes, members, x, BEFORE_STYLES | {run: (colour, "o") for run, colour in colours.items()})
-            settings_legend(axes, members_of_method)
+            settings_legend(axes, title(method), members_of_method)
         for axes in panels[len(groups) :]:
             axes.set_visible(False)
         for axes in panels[: len(groups)][-columns:]:

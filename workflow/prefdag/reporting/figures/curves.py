@@ -84,7 +84,7 @@ def _panels(
     for spare in axes[len(members) :]:
         spare.set_visible(False)
     for panel, runs_of_method in zip(axes, members, strict=False):
-        settings_legend(panel, runs_of_method, named=not many)
+        settings_legend(panel, _name(runs_of_method), runs_of_method, named=not many)
     figure.supxlabel("optimizer step", fontsize=9)
     return figure, list(zip(axes, members, strict=False))
 
@@ -108,7 +108,7 @@ def training(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> Figure:
                     _draw(axes, curves[run], column, colour, "-")
                 if column == "accuracy":
                     axes.axhline(0.5, color=GREY, linewidth=0.7, zorder=1)
-            settings_legend(row[0], members)
+            settings_legend(row[0], _name(members), members)
         for axes in panels[-1]:
             axes.set_xlabel("optimizer step")
     return figure
@@ -148,6 +148,11 @@ def _losses(curves: Mapping[str, pd.DataFrame], runs: pd.DataFrame) -> list[pd.D
     return [members for _, members in trained.groupby(["method", "form"], sort=False)]
 
 
+def _name(members: pd.DataFrame) -> str:
+    """Return the name of a loss, with the choices that tell it from others of its method."""
+    return title(members["method"].iloc[0], members["form"].iloc[0])
+
+
 def _has(curves: Mapping[str, pd.DataFrame], members: pd.DataFrame, column: str) -> bool:
     return any(column in curves[run] and np.isfinite(curves[run][column]).any() for run in members["run"])
 
@@ -158,10 +163,9 @@ def setting_colours(members: pd.DataFrame) -> list:
     return [shades(len(groups))[groups.index(group)] for group in members["group"]]
 
 
-def settings_legend(axes: Axes, members: pd.DataFrame, named: bool = True) -> None:
-    """The method as the panel's title and, above the data, the colour of each setting."""
+def settings_legend(axes: Axes, name: str, members: pd.DataFrame, named: bool = True) -> None:
+    """The name as the panel's title and, above the data, the colour of each setting."""
     labels = dict(zip(members["label"], setting_colours(members), strict=True))
-    name = " ".join(filter(None, [title(members["method"].iloc[0]), members["form"].iloc[0]]))
     axes.set_title(name, pad=16 if named and len(labels) > 1 else None)
     if named and len(labels) > 1:
         handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]
