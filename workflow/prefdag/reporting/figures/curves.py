@@ -17,6 +17,7 @@ PANELS_A_ROW = 3
 MANY = 12  # methods with panels of full size; more methods get small ones
 PANELS_OF_MANY = 6
 PROBED = 48  # held-out comparisons that a training watches (`training.preference_metrics`, which needs torch)
+LEGEND_WIDTH = 48  # characters of a legend above a panel, of which each entry has four for its line and the space
 QUANTITIES = {"loss": "loss", "margin": "margin", "accuracy": "accuracy"}
 OF_SUMS, OF_MEANS = "margin of sums (nats)", "margin of means\n(nats a token)"  # with a reference, and without
 NOT_COMPARED = "the loss reads\nsingle responses"  # why a training has no margin and no accuracy
@@ -166,18 +167,21 @@ def setting_colours(members: pd.DataFrame) -> list:
 def settings_legend(axes: Axes, name: str, members: pd.DataFrame, named: bool = True) -> None:
     """The name as the panel's title and, above the data, the colour of each setting."""
     labels = dict(zip(members["label"], setting_colours(members), strict=True))
-    axes.set_title(name, pad=16 if named and len(labels) > 1 else None)
+    columns = min(len(labels), max(1, LEGEND_WIDTH // (max(map(len, labels)) + 4)))
+    rows = -(-len(labels) // columns)
+    axes.set_title(name, pad=6 + 10 * rows if named and len(labels) > 1 else None)
     if named and len(labels) > 1:
         handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in labels.items()]
         axes.legend(
             handles=handles,
             loc="lower left",
             bbox_to_anchor=(-0.02, 0.98),
-            ncols=len(handles),
+            ncols=columns,
             fontsize=6.5,
             handlelength=0.9,
             handletextpad=0.3,
             columnspacing=0.7,
+            labelspacing=0.2,
             borderaxespad=0,
         )
 
