@@ -182,11 +182,15 @@ def test_prompts_that_were_trained_on_are_left_out(finished: tuple[Suite, Path])
     [
         ("fetch/evaluated-align-anything", {"file": "absent*.json"}, "evaluate_reward.align-anything.file: no file "),
         ("fetch/evaluated-align-anything", {"source": "absent"}, "evaluate_reward.align-anything.source: absent"),
-        ("evaluate_reward/align-anything", {"subset": ("harm",)}, "row 1: no column 'harm' for `subset`; it has quest"),
+        (
+            "evaluate_reward/align-anything",
+            {"subset": ("harm",)},
+            "row 1: no column 'harm'; `subset` may name question",
+        ),
         (
             "evaluate_reward/align-anything",
             {"subset": ("overall_response",), "sections": {"one": ("1", "3")}},
-            "evaluate_reward.align-anything.sections.one: no comparison is of the subset '3'; the comparisons have 1,",
+            "evaluate_reward.align-anything.sections.one: no comparison is of the subset '3'; they have 1, 2",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def _named(value: Any) -> str:
 
 def _title(entry: dict[str, Any]) -> str:
     """Return the name of a grid's entry, by default its method."""
-    return str(entry.get("name") or entry.get("method", "dpo")).rpartition(":")[2]
+    return str(entry.get("name", entry.get("method"))).rpartition(":")[2]
 
 
 def sweep_of(entry: dict[str, Any], rows: list[dict[str, Any]], where: str) -> Sweep:
@@ -154,7 +154,8 @@ def expanded(
     names: list[str] = []  # also of rows with a mistake, so that a name which two rows have is reported too
     for number, row in enumerate(rows, 1):
         if row.get("name") in (None, ""):
-            mistakes.add(f"{where}: runs: row {number}: has no name; state one, such as `name: {_title(row)}`")
+            example = _title({"method": row.get("method") or "dpo"})
+            mistakes.add(f"{where}: runs: row {number}: has no name; state one, such as `name: {example}`")
             continue
         make = (_online_pairs if "online" in row else _online_runs) if is_on_policy(row) else _runs_of_row
         made = mistakes.attempt(make, dict(row), online if is_on_policy(row) else preference, where)
