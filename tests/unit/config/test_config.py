@@ -171,7 +171,7 @@ def test_every_mistake_is_said_at_once_each_on_a_line():
 
 
 def test_a_wrong_row_hides_no_other_mistake():
-    """Neither in the row itself, of any kind, nor in how sections fit together; of seeds each mistake is said once."""
+    """Neither in the row itself, of any kind, nor in how sections fit together; one sentence for all seeds."""
     runs = [
         {"name": "a", "method": "dop", "batch_size": 0, "dataset": "none"},
         {"name": "b", "method": "rloo", "sampels": 4, "batch_size": 0, "seeds": [0, 1]},

@@ -110,7 +110,7 @@ def locked(path: Path, repository: Repository) -> Locked:
     """Return the entry of a repository. Raises `UserError` if there is none: only locked files are fetched."""
     entry = read_lock(path).get(repository.key)
     if entry is None:
-        raise UserError(f"{path}: no entry for {repository.key}; `prefdag lock` writes it, given the same suite files")
+        raise UserError(f"{path}: no entry for {repository.key}; `prefdag lock` writes it for the same suite files")
     return Locked(repository, entry["commit"], entry["files"])
 
 
