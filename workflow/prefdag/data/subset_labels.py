@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.config.sections.evaluate_reward import UNLABELLED
+from prefdag.config.sections.evaluate_reward import UNLABELLED, Sections
 from prefdag.data.rows import read_rows
 from prefdag.data.token_store import Store
 from prefdag.errors import UserError
-
-Sections = Mapping[str, Sequence[str] | Mapping[str, float]]  # section -> its subsets, or subset -> weight
 
 
 def labels_of(row: Mapping[str, Any], columns: Sequence[str], where: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from prefdag.config.sections.evaluate_reward import UNLABELLED
+from prefdag.config.sections.evaluate_reward import UNLABELLED, Sections
 from prefdag.evaluation.bootstrap import RESAMPLED_AT_ONCE, bootstrap_interval, wilson
 from prefdag.evaluation.calibration import FEWEST_PROMPTS, ranked_correctly
 from prefdag.seeds import generator
@@ -18,8 +18,6 @@ ALIKE = 0.1  # lengths that differ by no more than this share of the longer one
 LENGTHS = ("chosen longer", "of like length", "chosen shorter")
 OVERALL = "mean of sections"
 RESAMPLES = 1000
-
-Sections = Mapping[str, Sequence[str] | Mapping[str, float]]  # section -> its subsets, or subset -> weight
 
 
 def length_classes(tokens: NDArray[np.int64]) -> NDArray[np.str_]:

@@ -1,6 +1,7 @@
 """Sets of comparisons on which the reward model's accuracy is measured by subset."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
@@ -12,6 +13,7 @@ from prefdag.schema import Compute, Count, Positive, Section
 UNLABELLED = "no label"  # the subset of comparisons that no column names one for
 SET = re.compile(r"[A-Za-z0-9][\w.-]*")
 SubsetSections = dict[str, tuple[str, ...] | dict[str, Positive]]
+Sections = Mapping[str, Sequence[str] | Mapping[str, float]]  # section -> its subsets, or subset -> weight
 
 
 class RewardSet(Section):
