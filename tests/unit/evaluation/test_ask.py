@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chat_templates import CHATML, chat
-from prefdag.cli import ask
 from prefdag.cli.main import main
 from prefdag.config.model import Architectural
 from prefdag.evaluation.judge.run import Pair
 from prefdag.models.loading import build, save
+from prefdag.rewards import local_judge
 
 COLUMNS = ("query", "postprocessed_response", "reference_responses", "preferred", "shuffled_index")
 TEMPLATE = "Which?\n{prompt}\nA: {A}\nB: {B}\nBetter: <A or B>"
@@ -47,7 +47,7 @@ def test_log_odds_are_those_of_the_letters_after_the_question(template: str | No
     """By transformers' own forward of each question in each order, letter by letter."""
     folder = tiny_model(tmp_path, template)
     pairs = [Pair("Long post.\n\nTL;DR:", "one", "another"), Pair("Post.", "x", "y")]
-    first, second = ask.log_odds(pairs, TEMPLATE, folder, 1)
+    first, second = local_judge.log_odds(pairs, TEMPLATE, folder, 1)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
 
     def log_prob(text: str, letter: str) -> float:
@@ -78,7 +78,7 @@ def test_a_judge_that_follows_the_order_knows_the_labels_on_average(
         quality = np.array([1.0 if labels[int(pair.ours.split()[1])] == "ours" else -1.0 for pair in pairs])
         return quality + 2, quality - 2
 
-    monkeypatch.setattr(ask, "log_odds", biased)
+    monkeypatch.setattr(local_judge, "log_odds", biased)
     assert main(["ask", str(file), str(tmp_path / "results/hh/sft/model"), str(verdicts)]) == 0
     assert "5 of 5 judged pairs" in capsys.readouterr().out
     assert main(["winrate", str(file), str(verdicts), "--bootstrap", "50"]) == 0
@@ -94,7 +94,7 @@ def test_a_judge_that_follows_the_order_knows_the_labels_on_average(
 
 def test_a_few_pairs_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, verdicts = judged(tmp_path, ["ours"] * 9), tmp_path / "verdicts.csv"
-    monkeypatch.setattr(ask, "log_odds", lambda pairs, *_: (np.ones(len(pairs)), np.zeros(len(pairs))))
+    monkeypatch.setattr(local_judge, "log_odds", lambda pairs, *_: (np.ones(len(pairs)), np.zeros(len(pairs))))
     assert main(["ask", str(file), "model", str(verdicts), "--pairs", "4", "--name", "small"]) == 0
     rows = list(csv.DictReader(verdicts.open(newline="")))
     assert len({row["prompt_id"] for row in rows}) == 4 and len(rows) == 8

@@ -13,6 +13,7 @@ from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.data import HUB
 from prefdag.config.gguf_header import read_header
 from prefdag.config.model import GGUF, PYPI, Architectural
+from prefdag.config.model_folder import positions_of
 from prefdag.config.sections.pretrain import Pretrain
 from prefdag.config.sections.size import Size
 from prefdag.config.suite import Suite
@@ -191,8 +192,7 @@ def shape_of(folder: Path) -> dict[str, int]:
 
 def context_of(folder: Path) -> int | None:
     """Return the positions that a model was made for, if its config states them."""
-    config = model_config(folder)
-    return next((int(config[key]) for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
+    return positions_of(model_config(folder))
 
 
 def parameters_of(folder: Path) -> int:

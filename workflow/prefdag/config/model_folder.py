@@ -56,6 +56,12 @@ def _unsuitable(config: dict[str, Any], architecture: Any, kind: Kind) -> str | 
     return refused_setting(config)
 
 
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return the positions that a model was made for, as its config.json states them; None if it does not."""
+    sizes = (config.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
 def refused_setting(config: Mapping[str, Any]) -> str | None:
     """Return the setting of a model's config that no training here can follow; None if there is none."""
     text = config.get("text_config") or {}

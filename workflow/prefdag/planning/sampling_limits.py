@@ -10,6 +10,7 @@ from pathlib import Path
 from prefdag.config.adapter_folder import base_of_model
 from prefdag.config.gguf_header import gguf_context
 from prefdag.config.model import GGUF
+from prefdag.config.model_folder import positions_of
 from prefdag.config.suite import Suite
 from prefdag.planning.machine import asks_for_slurm
 
@@ -69,5 +70,4 @@ def _context_of(suite: Suite) -> int | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # `model_folder` says what is wrong with it
-    sizes = [config.get(key) for key in ("max_position_embeddings", "n_positions")] if isinstance(config, dict) else []
-    return next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return positions_of(config) if isinstance(config, dict) else None

@@ -21,6 +21,7 @@ from prefdag.data.adapters.records import Prompt, as_text
 from prefdag.data.adapters.registry import has_prompts, iter_prompts
 from prefdag.data.detokenize import decode_response
 from prefdag.data.settled import settle
+from prefdag.data.splits import SPLITS
 from prefdag.data.tokenization import encode_prompts, load_tokenizer, stop_token
 from prefdag.data.unseen import UnseenPrompts
 from prefdag.errors import UserError
@@ -32,7 +33,6 @@ from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 from prefdag.seeds import named_seed
 
-SPLITS = ("train", "validation", "test")
 Scored = tuple[float, str]  # reward, response
 Label = Callable[[Prompt, Sequence[str]], NDArray[np.float64]]  # a prompt and N responses -> [N]
 
