@@ -4,12 +4,13 @@ import argparse
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prefdag.config.suite import ExactSuite, Suite, read_suite
 from prefdag.errors import UserError
-from prefdag.planning.freshness import outdated
+from prefdag.planning.freshness import NEVER_RUN, outdated
 from prefdag.planning.graph import inputs_of, jobs_of
 from prefdag.planning.plan_run import left_over_lines
 from prefdag.planning.suite_files import check_suite_files
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every job that would run, with what changed since its results were made."""
+    """Print every job that would run, with what changed since its results were made; of new stages their number."""
     names = [*arguments.names, *arguments.configfile]
     files = [name for name in names if name.endswith((".yaml", ".yml"))]
     suite = read_suite(files or [DEFAULT_SUITE])
@@ -41,10 +42,32 @@ def run(arguments: argparse.Namespace) -> int:
         print(line)
     if not jobs:
         print("nothing would run")
+    new = stages_never_run(reasons_by_job, jobs_of(suite))
     for folder in jobs:
-        lines = [_with_lines(reason, results / folder) for reason in reasons_by_job[folder]]
-        print(folder.replace("/", " "), *lines, sep="\n  ")
+        if _stage(folder) not in new:
+            lines = [_with_lines(reason, results / folder) for reason in reasons_by_job[folder]]
+            print(folder.replace("/", " "), *lines, sep="\n  ")
+    if numbers := Counter(_stage(folder) for folder in jobs if _stage(folder) in new):
+        print(f"{sum(numbers.values())} jobs of stages that have never run:")
+        for stage, number in numbers.items():
+            print(f"  {stage:<13} {number:>4}")
     return 0
+
+
+def stages_never_run(reasons_by_job: Mapping[str, list[str]], jobs: Iterable[str]) -> set[str]:
+    """Return the stages of which no job has ever run: a list of their jobs would explain nothing.
+
+    Args:
+        reasons_by_job: jobs that would run, with their reasons.
+        jobs: all jobs of the suite.
+    """
+    jobs = list(jobs)
+    tried = {_stage(folder) for folder in jobs if NEVER_RUN not in reasons_by_job.get(folder, ())}
+    return {_stage(folder) for folder in jobs} - tried
+
+
+def _stage(folder: str) -> str:
+    return folder.partition("/")[0]
 
 
 def needed_by(suite: Suite | ExactSuite, targets: Iterable[str]) -> set[str]:
@@ -54,8 +77,8 @@ def needed_by(suite: Suite | ExactSuite, targets: Iterable[str]) -> set[str]:
         folder = waiting.pop()
         if folder not in needed:
             needed.add(folder)
-            stage, _, name = folder.partition("/")
-            waiting += [each for folders in inputs_of(suite, stage, name or None).values() for each in folders]
+            name = folder.partition("/")[2]
+            waiting += [each for folders in inputs_of(suite, _stage(folder), name or None).values() for each in folders]
     return needed
 
 
