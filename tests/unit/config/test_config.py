@@ -17,7 +17,8 @@ from prefdag.config.objectives import OBJECTIVES, ON_POLICY
 from prefdag.config.online.methods import METHODS
 from prefdag.config.suite import Suite, read_suite, resolve
 from prefdag.errors import UserError
-from prefdag.mistakes import FAMILIAR, LEFT_OUT, models_in
+from prefdag.familiar_keys import FAMILIAR, LEFT_OUT
+from prefdag.mistakes import models_in
 from prefdag.schema import Section
 
 
@@ -412,3 +413,21 @@ def test_a_suite_extends_one_that_extends_another(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("extends: top.yaml\n")
     with pytest.raises(UserError, match="middle.yaml is extended already; a suite cannot extend itself"):
         read_suite([str(tmp_path / "top.yaml")])
+
+
+def test_keys_of_peft_are_answered_wherever_they_are_stated() -> None:
+    rows = [
+        {"name": "a", "method": "dpo", "lora_r": 8, "adapter": {"lora_dropout": 0.1}},
+        {"name": "b", "method": "rloo", "target_modules": ["q_proj"]},
+    ]
+    with pytest.raises(UserError) as mistake:
+        resolve({**MINIMAL, "sft": {"lora_rank": 8}, "preference": {"adapter": {"r": 8}}, "runs": rows}, "x.yaml")
+    answers = dict(line.removeprefix("x.yaml: ").split(": ", 1) for line in str(mistake.value).splitlines())
+    meant = {key: re.findall(r"here it is `([\w.]+)`", answer) for key, answer in answers.items()}
+    assert meant == {
+        "preference.adapter.r": ["adapter.rank"],
+        "runs.a.lora_r": ["adapter.rank"],
+        "runs.a.adapter.lora_dropout": ["adapter.dropout"],
+        "runs.b.target_modules": ["adapter.target"],
+        "sft.lora_rank": ["adapter.rank"],
+    }
