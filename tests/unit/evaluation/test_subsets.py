@@ -128,6 +128,15 @@ def test_sections_that_are_all_right_have_an_interval_with_a_width():
     assert table["low"].tolist() == pytest.approx([(0.6756 + 0.8064) / 2, 0.6756, 0.8064], abs=1e-4)
 
 
+def test_a_resample_without_a_section_does_not_count():
+    """Of 1,000 resamples of 405 prompts some 7 have none of the 5 prompts of the small section."""
+    right = np.tile([1.0, 0.0], 203)[:405]
+    rewards = {"after": np.stack([right, 1 - right], 1)}
+    labels = [["large"]] * 400 + [["small"]] * 5
+    table = accuracy_by_section(rewards, np.arange(405), labels, {"large": ["large"], "small": ["small"]})
+    assert table[["low", "high"]].notna().all(axis=None)
+
+
 def test_sections_are_compared_with_the_subsets_that_there_are():
     where = "evaluate_reward.bench"
     assert check_sections(POOLED, LABELS, where) is None and check_sections({}, LABELS, where) is None

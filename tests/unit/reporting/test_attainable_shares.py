@@ -22,20 +22,25 @@ def by_prompt(reward: object, kl: object, prompts: int = PROMPTS) -> pd.DataFram
 
 
 def test_shares_of_policies_on_below_and_beyond_the_frontier() -> None:
-    """One has the frontier's own gain and KL, one half of that gain; one is further away than the pool shows."""
+    """One has the frontier's own gain and KL, one half of that gain; two are further than the pool is trusted."""
     pool = PoolFrontier(pool_table())
     at = int(np.argmin(abs(pool.frontier.kl.mean(0) - 0.5)))
     gain, kl = pool.frontier.reward[:, at] - pool.frontier.reward[:, 0], pool.frontier.kl[:, at]
+    between = (pool.frontier.trusted_kl + np.log(SAMPLES)) / 2
     means = {
         "sft": by_prompt(1.0, 0.0),
         "best": by_prompt(1.0 + gain, kl),
         "half": by_prompt(1.0 + gain / 2, kl),
         "far": by_prompt(4.0, 9.0),
+        "between": by_prompt(2.0, between),
         "few": by_prompt(1.0, 0.5, prompts=3),
     }
     runs = pd.DataFrame(
-        [{"run": n, "method": m, "group": n, "reward": t["reward"].mean()} for (n, t), m in zip(means.items(), "sddef")]
-    ).assign(method=["sft", "dpo", "dpo", "ipo", "kto"], form="")
+        [
+            {"run": n, "method": m, "group": n, "reward": t["reward"].mean()}
+            for (n, t), m in zip(means.items(), "sddeff")
+        ]
+    ).assign(method=["sft", "dpo", "dpo", "ipo", "ipo", "kto"], form="")
     league = pd.DataFrame({"method": ["dpo", "ipo", "kto"], "form": ""})
     table, ranking = add_shares(runs, league, means, pool, "")
     table = table.set_index("run")
@@ -43,7 +48,7 @@ def test_shares_of_policies_on_below_and_beyond_the_frontier() -> None:
     assert table.loc["half", ["attainable_share", "attainable_share_low"]].tolist() == pytest.approx([0.5, 0.5])
     assert table.loc["best", "attainable_gain"] == pytest.approx(gain.mean())
     assert table.loc["best", "attainable_gain_low"] < gain.mean() < table.loc["best", "attainable_gain_high"]
-    assert np.isnan(table.loc["far", "attainable_share"])
+    assert table.loc[["far", "between"], "attainable_share"].isna().all()
     assert table.loc["far", "attainable_note"].startswith("its KL of 9.00 is beyond KL ")
     assert table.loc["few", "attainable_note"] == "some prompts of the pool have no answer of this run"
     assert ranking is not None

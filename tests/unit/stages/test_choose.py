@@ -74,6 +74,14 @@ def test_a_win_rate_is_that_of_the_headline_judge(tmp_path: Path, inputs: dict) 
     assert table["win_rate"].tolist() == pytest.approx([0.3, 0.65]) and choice["candidate"] == 1
 
 
+def test_the_largest_value_is_chosen_however_wide_its_interval(tmp_path: Path, inputs: dict) -> None:
+    """The second setting has less reward on average, and much more on one of three prompts."""
+    even, uneven = np.full(3, 1.0), np.array([-0.6, -0.5, 3.8])
+    made = [scores(tmp_path, f"w{at}@validation", one, 1.0) for at, one in enumerate([even, even, uneven, uneven])]
+    choice, table = chosen(tmp_path, {**inputs, "scores": made}, criterion="reward_at_kl", kl=2)
+    assert choice["candidate"] == 0 and table["high"].argmax() == 1
+
+
 def test_a_held_out_accuracy_is_read_from_the_trainings(tmp_path: Path, inputs: dict) -> None:
     facts = [{"validation_accuracy": value} for value in (0.7, 0.9, 0.6, 0.8)]
     made = [write(tmp_path / f"preference/c{at}", "preference", {}, one) for at, one in enumerate(facts)]
