@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from conftest import MINI
 from model_folder import write_model_folder
+from prefdag.cli.check import _tokens
 from prefdag.cli.main import main
 from prefdag.data.splits import place_of
 
@@ -163,3 +166,14 @@ def test_subsets_that_the_rows_do_not_have(model: Path, tmp_path: Path, capsys: 
     typo = {**one, "sections": {"chat": ["esay"]}}
     assert check(tmp_path, model, rows(60), evaluate_reward={"bench": typo}) == 2
     assert "bench.sections.chat: no comparison is of the subset 'esay'" in capsys.readouterr().err
+
+
+def test_tokens_of_sentencepiece_are_shown_with_their_mark():
+    """Decoded alone, a token that begins with the mark loses it, and the mark alone is nothing."""
+    vocabulary = [("<unk>", 0.0), ("\u2581Lily", -1.0), ("\u2581", -2.0), (",", -2.0), ("s", -2.0), ("\n", -2.0)]
+    inner = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    ids = tokenizer("Lily , Lilys\n")["input_ids"]
+    assert tokenizer.decode(ids[0]) == "Lily"
+    assert _tokens(tokenizer, ids) == "\u2581Lily·\u2581·,·\u2581Lily·s·\u21b5"

@@ -203,12 +203,17 @@ def _shown(suite: Suite, seen: Preview) -> Iterator[str]:
 
 def _tokens(tokenizer: Any, ids: list[int]) -> str:
     left_out = len(ids) - HEAD - TAIL
-    texts = [
-        str(tokenizer.decode([one]) or tokenizer.convert_ids_to_tokens(one)).replace("\n", "\u21b5") for one in ids
-    ]
+    texts = [_token(tokenizer, one) for one in ids]
     if left_out > 0:
         texts = [*texts[:HEAD], f" ... {left_out} tokens ... ", *texts[-TAIL:]]
     return "\u00b7".join(texts)
+
+
+def _token(tokenizer: Any, one: int) -> str:
+    """Return a token as text; one of SentencePiece with its `\u2581`, for which decoding gives a space or nothing."""
+    piece = str(tokenizer.convert_ids_to_tokens(one))
+    text = piece if piece.startswith("\u2581") else str(tokenizer.decode([one]) or piece)
+    return text.replace("\n", "\u21b5")
 
 
 def _costs(suite: Suite, seen: Preview, total: dict[str, int]) -> Iterator[str]:
