@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,18 @@ import benchmarks.half
 from artifacts import cache_of, manifest_of
 from benchmarks.half import errors_in_half
 from comparisons import comparisons, stored, tiny
+from on_policy import ROWS, online_training, watched
 from prefdag.config.objectives import objective
 from prefdag.config.sections.training import Training
 from prefdag.data.token_store import Store
+from prefdag.models.attention import tiled
 from prefdag.models.logprobs import LogProbs, logprobs
 from prefdag.models.naive import naive_logprobs
 from prefdag.models.ops.device import autocast, use_precision
 from prefdag.models.ops.half_linear import HalfLinear, use_half_linears, use_plain_linears
 from prefdag.models.ops.vocabulary import half_copy, in_place_gradients
 from prefdag.models.packing import Segments, pack
+from prefdag.online.round import Round
 from prefdag.training.checkpoint import Checkpoint
 from prefdag.training.loop import train
 from prefdag.training.preference_task import PreferenceTask
@@ -149,6 +153,34 @@ def test_the_first_step_is_not_compared_with_a_reference_in_float32(tmp_path: Pa
     in_half = cache_key(manifest, manifest, CPU)
     use_precision(None)
     assert in_half["dtype"] == "bfloat16" and cache_key(manifest, manifest, CPU)["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("rloo", {}), ("dr_grpo", {}), ("ppo shared", {}), ("ppo one update", {"entropy": 0.01})]
+)
+def test_an_on_policy_update_in_bf16_is_near_that_in_float32(
+    name: str, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampled in float32; in the update rows attend in tiles, whose backward pass is in float32 in both."""
+    monkeypatch.setattr(tiled, "MIN_LENGTH", 0)
+    update, gradients = Round.update, list[torch.Tensor]()
+    for precision in ("float32", "bfloat16"):
+
+        def in_precision(*arguments: Any, precision: Any = precision) -> Any:
+            use_precision(precision)
+            try:
+                return update(*arguments)
+            finally:
+                use_precision("float32")
+
+        use_precision("float32")
+        monkeypatch.setattr(Round, "update", in_precision)
+        training = online_training({**ROWS[name], **changes, "max_steps": 1})
+        use_half_linears(training.models.policy)
+        training.optimizers = watched(training, seen := list[torch.Tensor]())
+        assert len(list(training.rounds())) == 1
+        gradients.append(seen[0])
+    assert 0 < (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
 
 
 def test_two_processes_are_one_within_the_rounding_of_their_gradients(tmp_path: Path) -> None:

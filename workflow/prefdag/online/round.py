@@ -176,8 +176,9 @@ class Round:
 
     def _forwards(self, plan: Plan, measuring: bool) -> Iterator[Forward]:
         for members, rows in plan:
-            with autocast(self.models.device):
-                yield self._forward(members, rows, measuring)
+            with autocast(self.models.device):  # left before the backward pass, which it would round
+                forward = self._forward(members, rows, measuring)
+            yield forward
 
     def _forward(self, members: list[int], rows: list[list[int]], measuring: bool) -> Forward:
         segments = pack([self.comparisons[row] for row in members], rows).to(self.models.device)
@@ -203,10 +204,11 @@ class Round:
         wants_kl = self.settings.kl.where == "loss" and self.settings.kl.estimator == "full"
         if getattr(self.method, "entropy", 0.0) or wants_kl:
             other = None
-            if wants_kl and self.models.reference is not None:
-                with torch.no_grad():
-                    other = self.models.reference, states_of(self.models.reference, one.segments)
-            sums = distribution(self.models.policy, one.states, self.settings.temperature, other)
+            with autocast(self.models.device):
+                if wants_kl and self.models.reference is not None:
+                    with torch.no_grad():
+                        other = self.models.reference, states_of(self.models.reference, one.segments)
+                sums = distribution(self.models.policy, one.states, self.settings.temperature, other)
             entropy, kl = sums.entropy, sums.kl
         inputs = Inputs(one.rows, one.segments.owner, one.logprobs, one.values, entropy, kl)
         normaliser = Normaliser.of(self.method, self.settings, targets, rollouts, members)
