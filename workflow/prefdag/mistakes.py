@@ -48,6 +48,8 @@ def hints(key: str, known: Sequence[str]) -> list[str]:
 def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside: str = "") -> str:
     """Return one sentence for each mistake of a validation: where, key, what is allowed, what was stated.
 
+    A section's own check raises `key: what is wrong`, or a line for each mistake; the key is joined to the section's.
+
     A key that is missing is left out if an unknown key next to it is like it: that one is misspelt. Of a key with
     several types, the types that fit the value furthest are named, in one sentence.
 
@@ -74,9 +76,17 @@ def explain(errors: Sequence[Any], section: type[BaseModel], where: str, inside:
         if one["type"] == "too_short" and _is_wrong_inside(one["loc"], errors):  # pydantic counts the right items alone
             continue
         if all(depth[union][kind] == max(depth[union].values()) for union, kind in chosen.items()):
-            key = ".".join(str(part) for part in (*filter(None, [inside]), *keys))
-            places.setdefault(f"{where}: {key}" if key else where, []).append(_what(one, section))
+            for what in _what(one, section).split("\n"):
+                inner, rest = _key_in(what, _fields_at(section, one["loc"]))
+                key = ".".join(str(part) for part in (*filter(None, [inside]), *keys, *inner))
+                places.setdefault(f"{where}: {key}" if key else where, []).append(rest)
     return "\n".join(f"{place}: {what}" for place, whats in places.items() for what in _joined(whats))
+
+
+def _key_in(sentence: str, fields: Iterable[str]) -> tuple[list[str], str]:
+    """Split the sentence of a section's own check, `key: what is wrong`; without such a key there is none."""
+    key, colon, what = sentence.partition(": ")
+    return ([key], what) if colon and key.partition(".")[0] in fields else ([], sentence)
 
 
 def _is_wrong_inside(location: Sequence[Any], errors: Sequence[Any]) -> bool:

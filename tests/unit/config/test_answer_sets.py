@@ -116,7 +116,7 @@ def test_prompts_of_another_distribution_are_held_against_their_own_references()
 def test_other_prompts_are_there_and_answered_or_a_sentence_says_so() -> None:
     with pytest.raises(UserError, match="data.ood: nothing reads it"):
         with_other_prompts(t0={"temperature": 0})
-    with pytest.raises(UserError, match="data.ood is missing: generate.variants.far answers these prompts"):
+    with pytest.raises(UserError, match="data.ood: missing; generate.variants.far answers these prompts"):
         suite(generate={"variants": {"far": {"prompts": "ood"}}})
     with pytest.raises(UserError, match="prompts differs, so SFT's own answers are no match"):
         with_other_prompts("sft", far={"prompts": "ood", "policies": ["dpo"]})
@@ -173,7 +173,7 @@ def test_the_estimate_counts_every_set() -> None:
         ({"variants": {"a": {"policies": ["sft"]}}}, "variants.a: its settings are those of generate"),
         ({"variants": {"a": {"top_p": 0.5}, "b": {"top_p": 0.5}}}, "variants.b: its settings are those of variants.a"),
         ({"variants": {"a": {"num_samples": 4}}, "best_of": 4}, "best_of: its settings are those of variants.a"),
-        ({"variants": {"a b": {"top_p": 0.5}}}, "generate: variants: expected letters, digits"),
+        ({"variants": {"a b": {"top_p": 0.5}}}, "generate.variants: expected letters, digits"),
         ({"variants": {"pool": {"top_p": 0.5}}}, "variants.pool: this name is taken by other answers"),
         ({"variants": {"step7": {"top_p": 0.5}}}, "variants.step7: this name is taken by other answers"),
         ({"variants": {"a/b": {"top_p": 0.5}}}, "expected letters, digits"),

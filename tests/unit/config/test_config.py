@@ -1,5 +1,6 @@
 """Suites: every mistake is one sentence; grids, seeds and files are resolved as they say."""
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -56,14 +57,14 @@ MISTAKES = [
     (
         {"runs": [ROW, {**ROW, "beta": -1}]},
         "configs/x.yaml: runs.a.beta: expected a number above 0, got -1\n"
-        "configs/x.yaml: duplicate run name `a`; run names must be unique",
+        "configs/x.yaml: runs.a: duplicate run name; run names must be unique",
     ),
     (
         {"runs": [{**ROW, "beta": -1, "seeds": [0, 1]}, {**ROW, "name": "a-seed1"}]},
         "configs/x.yaml: runs.a.beta: expected a number above 0, got -1\n"
-        "configs/x.yaml: duplicate run name `a-seed1`; run names must be unique",
+        "configs/x.yaml: runs.a-seed1: duplicate run name; run names must be unique",
     ),
-    ({"runs": [ROW, ROW]}, "configs/x.yaml: duplicate run name `a`; run names must be unique"),
+    ({"runs": [ROW, ROW]}, "configs/x.yaml: runs.a: duplicate run name; run names must be unique"),
     ({"runs": [{**ROW, "gamma": 1}]}, "configs/x.yaml: runs.a.gamma: dpo does not read gamma; its options are beta"),
     (
         {"runs": [{"name": "a", "method": "ipo"}]},
@@ -342,16 +343,16 @@ REWARDS = "configs/x.yaml: reward"
 REWARD_MISTAKES = [
     (
         {"loss": "plackett_luce", "margin": "scores"},
-        f"{REWARDS}: margin: the loss plackett_luce does not read it; take ",
+        f"{REWARDS}.margin: the loss plackett_luce does not read it; take ",
     ),
-    ({"loss": "plackett_luce", "label_smoothing": 0.1}, f"{REWARDS}: label_smoothing: the loss plackett_luce does not"),
+    ({"loss": "plackett_luce", "label_smoothing": 0.1}, f"{REWARDS}.label_smoothing: the loss plackett_luce does not"),
     ({"label_smoothing": 0.6}, f"{REWARDS}.label_smoothing: expected a number of at most 0.5, got 0.6"),
-    ({"centring": "each"}, f"{REWARDS}: centring_coefficient: missing; centring `each` needs its weight, such as 0.01"),
-    ({"centring_coefficient": 0.1}, f"{REWARDS}: centring_coefficient: read only with centring `pair_sum` or `each`;"),
-    ({"combine": "minimum"}, f"{REWARDS}: combine: there is one head, so `minimum` is not read; state several heads"),
-    ({"combine": "minimum", "seeds": [3]}, f"{REWARDS}: combine: there is one head, so `minimum` is not read"),
-    ({"heads": 2, "head_std": 0}, f"{REWARDS}: head_std: 0 starts every head equal, so they stay equal; state a "),
-    ({"seeds": [1, 1]}, f"{REWARDS}: seeds: expected different whole numbers, got [1, 1]"),
+    ({"centring": "each"}, f"{REWARDS}.centring_coefficient: missing; centring `each` needs its weight, such as 0.01"),
+    ({"centring_coefficient": 0.1}, f"{REWARDS}.centring_coefficient: read only with centring `pair_sum` or `each`;"),
+    ({"combine": "minimum"}, f"{REWARDS}.combine: there is one head, so `minimum` is not read; state several heads"),
+    ({"combine": "minimum", "seeds": [3]}, f"{REWARDS}.combine: there is one head, so `minimum` is not read"),
+    ({"heads": 2, "head_std": 0}, f"{REWARDS}.head_std: 0 starts every head equal, so they stay equal; state a "),
+    ({"seeds": [1, 1]}, f"{REWARDS}.seeds: expected different whole numbers, got [1, 1]"),
     ({"length_normalisation": -1}, f"{REWARDS}.length_normalisation: expected a number of at least 0, got -1"),
 ]
 
@@ -431,3 +432,66 @@ def test_keys_of_peft_are_answered_wherever_they_are_stated() -> None:
         "runs.b.target_modules": ["adapter.target"],
         "sft.lora_rank": ["adapter.rank"],
     }
+
+
+WHOLE_ROW = {"{} has no population loss to minimise: {}; leave the row out"}
+
+
+def test_a_check_of_a_section_names_the_key_first() -> None:
+    """Then its place is `section.key` in every message, as in those of values; a check of a whole row names the row."""
+    checks = [
+        function
+        for path in (ROOT / "workflow/prefdag/config").rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        and any("model_validator" in ast.unparse(decorator) for decorator in function.decorator_list)
+    ]
+    messages = []
+    for one in (one for check in checks for one in ast.walk(check) if isinstance(one, ast.Raise)):
+        assert isinstance(one.exc, ast.Call)
+        text = one.exc.args[0]
+        parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+        messages.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in parts))
+    assert len(messages) > 40
+    assert [
+        text for text in messages if not re.match(r"[\w.{}]+: |expected |{}$", text) and text not in WHOLE_ROW
+    ] == []
+
+
+def test_a_check_of_a_section_is_placed_at_its_key() -> None:
+    row = {**ROW, "warmup_ratio": 0.1, "warmup_steps": 3, "adapter": {"rank": 0}}
+    changes = {
+        "reward": {"variants": {"wide": {"combine": "minimum", "batch_size": -1}, "one": {"combine": "minimum"}}}
+    }
+    lines = mistake(**changes, sft={"checkpoints": 1, "processes": 3, "nodes": 2}, runs=[row]).splitlines()
+    assert [line.removeprefix("configs/x.yaml: ").partition(": ")[0] for line in lines] == [
+        "runs.a.adapter.rank",
+        "sft.checkpoints",
+        "reward.variants.wide.batch_size",
+    ]
+    lines = mistake(sft={"processes": 3, "nodes": 2}, reward={"variants": {"one": {"combine": "minimum"}}}).splitlines()
+    assert [line.removeprefix("configs/x.yaml: ").partition(": ")[0] for line in lines] == [
+        "sft.processes",
+        "reward.variants.one.combine",
+    ]
+
+
+def test_what_sections_and_rows_lack_is_said_at_once() -> None:
+    """One sentence for the seeds of a row."""
+    rows = [
+        {"name": "a", "method": "ppo", "reward": "implicit:none", "seeds": [0, 1]},
+        {"name": "b", "method": "ppo", "value_from": "reward", "reward": "trained"},
+        {"name": "c", "method": "rebel"},
+    ]
+    changes = {"reward": None, "score": {"reward": "vader", "implicit": ["none"]}, "report": {"gold": "none"}}
+    variants = {"far": {"policies": ["none"], "temperature": 0}}
+    lines = mistake(**changes, generate={"variants": variants}, evaluate_reward={"x": {}}, runs=rows).splitlines()
+    assert sorted(line.removeprefix("configs/x.yaml: ").partition(": ")[0] for line in lines) == [
+        "evaluate_reward",
+        "generate.variants.far.policies",
+        "report.gold",
+        "runs.a-seed0.reward",
+        "runs.b.reward",
+        "runs.b.value_from",
+        "score.implicit",
+    ]

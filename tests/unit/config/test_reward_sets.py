@@ -57,15 +57,15 @@ def test_sections_reach_the_job_and_no_job_without_them():
 @pytest.mark.parametrize(
     ("sets", "sentence"),
     [
-        ({"a": {"file": "x.json"}}, "evaluate_reward.a: file: belongs to rows of their own; state their `source`"),
-        ({"a": {"source": "hub:o/n"}}, "evaluate_reward.a: file is missing: name the file (or glob)"),
-        ({"a": {"source": "world"}}, "evaluate_reward.a: source: world holds no comparisons by itself"),
+        ({"a": {"file": "x.json"}}, "evaluate_reward.a.file: belongs to rows of their own; state their `source`"),
+        ({"a": {"source": "hub:o/n"}}, "evaluate_reward.a.file: missing; name the file (or glob)"),
+        ({"a": {"source": "world"}}, "evaluate_reward.a.source: world holds no comparisons by itself"),
         ({"a": {"source": "x.json", "adapter": "labelled"}}, "evaluate_reward.a.adapter: expected one of "),
         ({"a/b": {}}, "evaluate_reward: 'a/b': a set's name names a folder"),
         ({"a": {"subsets": ["x"]}}, "evaluate_reward.a.subsets"),
-        ({"a": {"sections": {"chat": ["x"]}}}, "evaluate_reward.a: sections: they group the subsets that a column"),
-        ({"a": {"subset": "s", "sections": {"chat": []}}}, "evaluate_reward.a: sections.chat: no subset in it"),
-        ({"a": {"subset": "s", "sections": {"chat": ["x", "x"]}}}, "evaluate_reward.a: sections.chat: names x twice"),
+        ({"a": {"sections": {"chat": ["x"]}}}, "evaluate_reward.a.sections: they group the subsets that a column"),
+        ({"a": {"subset": "s", "sections": {"chat": []}}}, "evaluate_reward.a.sections.chat: no subset in it"),
+        ({"a": {"subset": "s", "sections": {"chat": ["x", "x"]}}}, "evaluate_reward.a.sections.chat: names x twice"),
         ({"a": {"subset": "s", "sections": {"chat": {"x": 0}}}}, "evaluate_reward.a.sections.chat.x: expected a num"),
     ],
 )
@@ -115,10 +115,10 @@ def test_a_further_reward_model_is_trained_and_scores_every_answer():
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"reward": {"variants": {"a": {"batch_size": 0}}}}, "reward: variants.a.batch_size: "),
-        ({"reward": {"variants": {"a": {"seeds": [1]}}}}, "reward: variants.a.seeds: belongs to the section `reward`"),
-        ({"reward": {"variants": {"a/b": {}}}}, "reward: variants: 'a/b': use letters"),
-        ({"reward": {"variants": {"x_low": {}}}}, "reward: variants: 'x_low': use letters"),
+        ({"reward": {"variants": {"a": {"batch_size": 0}}}}, "reward.variants.a.batch_size: "),
+        ({"reward": {"variants": {"a": {"seeds": [1]}}}}, "reward.variants.a.seeds: belongs to the section `reward`"),
+        ({"reward": {"variants": {"a/b": {}}}}, "reward.variants: 'a/b': use letters"),
+        ({"reward": {"variants": {"x_low": {}}}}, "reward.variants: 'x_low': use letters"),
         ({"report": {"gold": "gold"}}, "report.gold: reward.variants names no 'gold'"),
     ],
 )

@@ -120,7 +120,7 @@ def test_seeds_and_grids_draw_other_samples():
         ({"pairs": {"law": "max_min", "reward": "vaderr"}}, "pairs.reward: expected one of vader, classifier, trained"),
         ({"pairs": {"law": "max_min", "reward": "implicit:no"}}, "pairs.reward: there is no run 'no'"),
         ({"pairs": {"law": "max_min", "reward": "implicit:it"}}, "it has another reference|the loss of it has another"),
-        ({"pairs": {"law": "max_min", "reward": "classifier"}}, "pairs.reward is `classifier`, so the section"),
+        ({"pairs": {"law": "max_min", "reward": "classifier"}}, "pairs.reward: `classifier`, so the section"),
         ({"pairs": None}, "pairs"),
         (
             {"pairs": {"law": "max_min", "reward": "judge:no"}},
@@ -134,7 +134,7 @@ def test_seeds_and_grids_draw_other_samples():
         ({"discriminator": {"gold_pairs": 8, "gold": "judge:no"}}, "discriminator.gold: judge:no: no model"),
         (
             {"discriminator": {"gold_pairs": 8, "gold": "classifier"}},
-            "discriminator.gold is `classifier`, so the section",
+            "discriminator.gold: `classifier`, so the section",
         ),
         (
             {"discriminator": {"gold_pairs": 8, "gold": "judge:m", "labels": "bradley_terry"}},
@@ -161,7 +161,7 @@ def test_a_trained_reward_needs_its_section():
     values = yaml.safe_load(MINI)
     values.pop("reward")
     values["runs"] = [row(pairs={"law": "max_min", "reward": "trained"})]
-    with pytest.raises(UserError, match=r"runs.it.pairs.reward is `trained`, so the section `reward`"):
+    with pytest.raises(UserError, match=r"runs.it.pairs.reward: `trained`, so the section `reward`"):
         resolve(values, "mini.yaml")
 
 

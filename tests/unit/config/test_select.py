@@ -102,18 +102,18 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
     ("select", "message"),
     [
         ({"grid": UNEQUAL, "kl": 5}, "select.grid: the grids differ in size (dpo 2, rloo 1), so the search would not"),
-        ({**SELECT, "budget": 1}, "select.grid: 2 candidates for dpo, and the budget is 1"),
+        ({**SELECT, "budget": 1}, "select.grid: 2 candidates, and the budget is 1"),
         ({**SELECT, "rows": ["ppo"]}, "select.rows: there is no row 'ppo'; the rows are dpo, rloo"),
         ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo; add one"),
         (
             {"grid": {**UNEQUAL, "nope": {}}, "kl": 5},
-            "select.grid: there is no row or method `nope`; known are dpo, rloo",
+            "select.grid.nope: there is no row or method of this name; known are dpo, rloo",
         ),
         ({"grid": UNEQUAL, "rows": ["dpo"], "kl": 5}, "select.grid.rloo: no selected row reads this grid"),
         ({"grid": {"learning_rate": [1e-3, 1e-3]}, "kl": 5}, "select.grid.learning_rate: expected a list of different"),
         ({"grid": {"learning_rate": [0.001, "1e-3"]}, "kl": 5}, "are one setting; remove one"),
         ({"grid": {"seed": [0, 1]}, "kl": 5}, "select.grid.seed: a grid is of a row's settings"),
-        ({"grid": {"learning_rate": [1e-3]}}, "select: kl: reward_at_kl compares at a KL"),
+        ({"grid": {"learning_rate": [1e-3]}}, "select.kl: reward_at_kl compares at a KL"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "kl": 5}, "the criterion win_rate does not read"),
         ({"grid": {"max_steps": [4, 8]}, "kl": 5}, "runs.dpo.checkpoints: their steps depend on the max_steps"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "held_out_accuracy"}, "rloo is trained on its own answers"),
@@ -124,7 +124,7 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ),
         (
             {"grid": {"learning_rate": 1e-4, "x": [1, 2]}, "kl": 5},
-            "s.yaml: select.grid: learning_rate: expected a list of ",
+            "s.yaml: select.grid.learning_rate: expected a list of ",
         ),
         (
             {"grid": {"learning_rat": [1e-3, 1]}, "kl": 5},
@@ -149,6 +149,21 @@ def test_mistakes(select: dict[str, Any], message: str) -> None:
         suite(select)
     assert message in str(caught.value)
     assert not message.startswith("s.yaml") or "\n" not in str(caught.value), "one mistake is one sentence"
+
+
+def test_all_mistakes_of_a_search_are_said_at_once() -> None:
+    grid = {"dpo": {"learning_rate": [1e-3, 1e-3], "seed": [1, 2]}, "nope": {"beta": [1]}}
+    with pytest.raises(UserError) as caught:
+        suite({"grid": grid, "kl": 5, "rows": ["dpo", "rloo", "none"]})
+    lines = [line.removeprefix("s.yaml: ") for line in str(caught.value).splitlines()]
+    assert [line.partition(": ")[0] for line in lines] == [
+        "select.rows",
+        "select.grid.nope",
+        "select.grid.dpo.learning_rate",
+        "select.grid.dpo.seed",
+        "select.grid",
+    ]
+    assert lines[-1].startswith("select.grid: no grid for the row rloo")
 
 
 def test_unequal_grids_may_be_allowed() -> None:

@@ -80,10 +80,10 @@ def test_paths_are_relative_to_the_suite_and_hub_sources_are_locked():
 @pytest.mark.parametrize(
     ("sft", "sentence"),
     [
-        ({"data": {**CHATS, "adapter": "demonstration"}}, "sft.data: adapter: expected one of world, hh"),
-        ({"data": {**CHATS, "template": "chatty"}}, "sft.data: template: expected one of continuation"),
-        ({"data": {"source": "chats", "train": "a", "test": "b"}}, "sft.data: test: nothing reads it"),
-        ({"data": CHATS, "max_steps": 0}, "sft: data: nothing trains on it while max_steps is 0"),
+        ({"data": {**CHATS, "adapter": "demonstration"}}, "sft.data.adapter: expected one of world, hh"),
+        ({"data": {**CHATS, "template": "chatty"}}, "sft.data.template: expected one of continuation"),
+        ({"data": {"source": "chats", "train": "a", "test": "b"}}, "sft.data.test: nothing reads it"),
+        ({"data": CHATS, "max_steps": 0}, "sft.data: nothing trains on it while max_steps is 0"),
         ({"data": {**CHATS, "sourse": "x"}}, "sft.data.sourse: unknown key; did you mean `source`?"),
         ({"data": {"adapter": "pairs"}}, "sft.data.source: missing"),
         ({"data": "chats.jsonl"}, "sft.data: expected keys and values"),

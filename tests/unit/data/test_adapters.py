@@ -379,11 +379,11 @@ def test_a_mixtures_source_may_hold_other_splits_alone(tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ({"source": "mixed"}, "source `mixed` and the list `sources` go together"),
-        ({"source": "x", "sources": [{"source": "a", "weight": 1}]}, "go together: state both or neither"),
+        ({"source": "mixed"}, "data.sources: source `mixed` and this list go together"),
+        ({"source": "x", "sources": [{"source": "a", "weight": 1}]}, "go together; state both or neither"),
         ({"source": "mixed", "sources": [{"source": "a"}]}, "sources: state a weight for each of them, or a count"),
-        ({"source": "https://a.b/c.jsonl"}, "sha256 is missing: a file behind an address must state its own"),
-        ({"source": "hub:a/b"}, "train is missing"),
+        ({"source": "https://a.b/c.jsonl"}, "data.sha256: missing; a file behind an address must state its own"),
+        ({"source": "hub:a/b"}, "data.train: missing"),
     ],
 )
 def test_a_source_that_cannot_be_meant_is_refused(data: dict[str, Any], sentence: str):

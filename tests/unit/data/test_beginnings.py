@@ -87,7 +87,7 @@ def test_unseen_prompts_begin_no_text_that_is_read(has_test_file: bool, tmp_path
 def test_a_suite_states_what_unseen_needs():
     imdb = yaml.safe_load((ROOT / "configs/imdb-scratch.yaml").read_text())
     mistakes = {
-        "prepare.test_fraction is missing": {"prepare": {**imdb["prepare"], "test_fraction": None}},
+        "prepare.test_fraction: missing": {"prepare": {**imdb["prepare"], "test_fraction": None}},
         "`unseen` is for pairs that are sampled": {"sft": {"data": {"source": "a.jsonl"}}},
     }
     for sentence, changes in mistakes.items():

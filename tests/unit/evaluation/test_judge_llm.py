@@ -624,7 +624,10 @@ SLIPS: dict[str, tuple[Any, str]] = {
     "none": ([], "judge.judges"),
     "reader": ([{**MODEL, "reader": "mtbench"}], "expected one of prefdag, mt-bench"),
     "expression": ([{**MODEL, "reader": "([AB]"}], "is neither"),
-    "two limits": ([{**MODEL, "max_tokens": 9, "max_completion_tokens": 9}], "are one limit"),
+    "two limits": (
+        [{**MODEL, "max_tokens": 9, "max_completion_tokens": 9}],
+        "max_completion_tokens: the same limit as max_tokens",
+    ),
     "body": ([{**MODEL, "extra_body": {"messages": []}}], "messages is set by prefdag"),
     "heat": ([{**MODEL, "extra_body": {"temperature": 1}}], "temperature is set by prefdag"),
     "cap": ([{**MODEL, "max_requests": 0}], "judge.judges.0.max_requests: expected a number of at least 1"),

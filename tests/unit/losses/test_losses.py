@@ -192,7 +192,7 @@ def test_an_option_is_read_or_refused() -> None:
         {"method": "exo_pair", "target": "authors", "label_smoothing": 0.1},
         {"method": "simpo", "loss": "hinge", "label_smoothing": 0.1},
     ):
-        with pytest.raises(UserError, match=r"row: \w+ is read with \w+: \w+ alone; leave it out"):
+        with pytest.raises(UserError, match=r"row\.\w+: read with \w+: \w+ alone; leave it out"):
             objective(row, "suite.yaml", "row")
 
 

@@ -116,7 +116,7 @@ def test_the_adapters_own_tokenizer_is_taken(folder: Path) -> None:
 def test_what_is_no_adapter_of_the_base_is_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "base holds no adapter_config.json, but model.base is for adapters" in mistake(source="base", base="base")
     assert "model.base: adapter is an adapter too" in mistake(base="adapter")
-    with pytest.raises(UserError, match="base is read only where source is an adapter"):
+    with pytest.raises(UserError, match="model.base: read only where source is an adapter"):
         suite(source="a.gguf", base="base")
     state("base", revision="0" * 64)
     assert fetched(base="base") == 2

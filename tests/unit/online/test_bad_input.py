@@ -318,3 +318,18 @@ def test_two_rounds_of_every_option(row: dict[str, Any]) -> None:
     assert all(one.metrics["first_ratio_error"] == 0 for one in records)
     moved = {name.split(".")[0] for name, value in state_of(training).items() if not torch.equal(value, before[name])}
     assert moved == {"policy"} | ({"value"} if row.get("baseline") == "learned" else set())
+
+
+@pytest.mark.parametrize(
+    ("row", "keys"),
+    [
+        ({"method": "rloo", "samples": 1, "labels": "hard", "minibatches": 9}, ["labels", "samples", "minibatches"]),
+        ({"method": "ppo", "clip": -1, "betta": 1, "batch_size": 0}, ["betta", "clip", "batch_size"]),
+        ({"preset": "none", "batch_size": 0, "seeds": 3}, ["seeds", "preset", "batch_size"]),
+        ({"preset": "nplus", "method": "dpo", "batch_size": 0}, ["method", "batch_size"]),
+        ({"method": "kto", "online": {"kl": 1, "samples": 3}, "dataset": "x"}, ["dataset", "method", "kl", "samples"]),
+    ],
+)
+def test_all_mistakes_of_a_row_are_said_at_once(row: dict[str, Any], keys: list[str]) -> None:
+    lines = mistake_of(row).splitlines()
+    assert [line.removeprefix("suite.yaml: runs.row.").partition(":")[0] for line in lines] == keys

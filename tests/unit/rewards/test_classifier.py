@@ -219,18 +219,18 @@ def test_from_the_hub_at_its_locked_commit(classifiers_hub: Hub, tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"score": ASKING}, "score.reward is `classifier`, so the section `classifier` must be there"),
-        ({"pairs": ASKING}, "pairs.reward is `classifier`, so the section `classifier` must be there"),
+        ({"score": ASKING}, "score.reward: `classifier`, so the section `classifier` must be there"),
+        ({"pairs": ASKING}, "pairs.reward: `classifier`, so the section `classifier` must be there"),
         ({"classifier": {}}, "classifier: nothing reads it; say `reward: classifier` in score or pairs, or remove it"),
-        ({"classifier": {}, "score": ASKING}, "data.labelled is missing: the classifier is trained on these rows"),
+        ({"classifier": {}, "score": ASKING}, "data.labelled: missing; the classifier is trained on these rows"),
         ({"data": {"labelled": "a.jsonl"}}, "data.labelled: nothing reads it; a `classifier` with source `trained`"),
-        ({"classifier": {"source": "some/folder"}}, "classifier: positive is missing: name the label of some/folder"),
-        ({"classifier": {"positive": "POSITIVE"}}, "classifier: positive: read only of a fetched classifier"),
+        ({"classifier": {"source": "some/folder"}}, "classifier.positive: missing; name the label of some/folder"),
+        ({"classifier": {"positive": "POSITIVE"}}, "classifier.positive: read only of a fetched classifier"),
         (
             {"classifier": {"source": "a", "positive": "b", "tfidf": {"ngrams": 1}}},
-            "classifier: tfidf: read only with source `trained`",
+            "classifier.tfidf: read only with source `trained`",
         ),
-        ({"data": {"replace": {"": "x"}}}, "data: replace: an empty text matches everywhere"),
+        ({"data": {"replace": {"": "x"}}}, "data.replace: an empty text matches everywhere"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(changes: dict[str, Any], sentence: str, tmp_path: Path):

@@ -259,7 +259,7 @@ def test_a_job_of_every_shipped_row_reads_its_methods_again():
         ({"method": "dpo", "flips": 0.5}, "runs.it.flips: expected a number below 0.5, got 0.5"),
         (
             {"method": "plackett_luce", "flips": 0.1},
-            "runs.it: flips applies to pairs, and plackett_luce reads rankings",
+            "runs.it.flips: it applies to pairs, and plackett_luce reads rankings",
         ),
     ],
 )

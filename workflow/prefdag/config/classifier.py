@@ -35,7 +35,7 @@ class Classifier(Section):
         if self.is_trained and self.positive is not None:
             raise ValueError("positive: read only of a fetched classifier; a trained one learns the label 1")
         if not self.is_trained and self.positive is None:
-            raise ValueError(f"positive is missing: name the label of {self.source} whose probability is the reward")
+            raise ValueError(f"positive: missing; name the label of {self.source} whose probability is the reward")
         if not self.is_trained and self.tfidf != TfIdf():
             raise ValueError("tfidf: read only with source `trained`; remove it")
         return self

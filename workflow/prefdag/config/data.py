@@ -60,11 +60,13 @@ class Source(Section):
     @model_validator(mode="after")
     def _files_are_named(self) -> "Source":
         if self.source.startswith(HUB) and not self.named:
-            raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
+            raise ValueError("train: missing; name the file (or glob) of training rows inside the source")
         if ADDRESS.match(self.source) and self.sha256 is None:
-            raise ValueError("sha256 is missing: a file behind an address must state its own (`sha256sum` prints it)")
+            raise ValueError("sha256: missing; a file behind an address must state its own (`sha256sum` prints it)")
         if ADDRESS.match(self.source) and (self.validation or self.test or self.labelled or self.ood):
-            raise ValueError("an address is one file and holds train alone; mix further sources in for other splits")
+            raise ValueError(
+                "source: an address is one file and holds train alone; mix further sources in for other splits"
+            )
         if "" in self.replace:
             raise ValueError("replace: an empty text matches everywhere; name the text to replace")
         return self
@@ -95,11 +97,11 @@ class Data(Source):
     @model_validator(mode="after")
     def _source_and_sizes_agree(self) -> "Data":
         if self.source == "world" and self.world is None:
-            raise ValueError("source is `world`, so the key `world` must state its sizes")
+            raise ValueError("world: missing; with source `world` it states the sizes")
         if (self.source == "mixed") != bool(self.sources):
-            raise ValueError("source `mixed` and the list `sources` go together: state both or neither")
+            raise ValueError("sources: source `mixed` and this list go together; state both or neither")
         if not self.sources and self.source != "world" and not self.trains:
-            raise ValueError("train is missing: name the file (or glob) of training rows inside the source")
+            raise ValueError("train: missing; name the file (or glob) of training rows inside the source")
         self._check_mixture()
         return self
 

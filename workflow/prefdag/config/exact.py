@@ -53,13 +53,13 @@ class Sweep(Section):
             raise ValueError("rounds: only `online` rows have rounds; leave it out")
         for loss in self.objectives:
             if self.online and (loss.responses != "two" or "state" in loss.reads):
-                raise ValueError(f"online applies to losses of pairs, and {loss.method} is none; leave it out")
+                raise ValueError(f"online: it applies to losses of pairs, and {loss.method} is none; leave it out")
             if self.flips and (self.online or isinstance(loss, ExactPolicy)):
-                raise ValueError("flips applies to pairs that the reference draws; leave it out")
+                raise ValueError("flips: it applies to pairs that the reference draws; leave it out")
             if why := without_population(loss):
                 raise ValueError(f"{loss.method} has no population loss to minimise: {why}; leave the row out")
             if self.flips and loss.responses == "many":
-                raise ValueError(f"flips applies to pairs, and {loss.method} reads rankings; leave it out")
+                raise ValueError(f"flips: it applies to pairs, and {loss.method} reads rankings; leave it out")
         return self
 
     def user_files(self) -> tuple[Path, ...]:

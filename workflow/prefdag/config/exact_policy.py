@@ -42,7 +42,7 @@ class ExactPolicy(Objective):
     def _options_are_read(self) -> Self:
         for option in sorted(OF_SOME - READ[self.method]):
             if getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"{self.method} does not read {option}; leave it out")
+                raise ValueError(f"{option}: {self.method} does not read it; leave it out")
         return self
 
     def parameters(self) -> dict[str, Any]:

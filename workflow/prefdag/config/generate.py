@@ -10,6 +10,7 @@ from prefdag.config.data import Data
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import checked_name
 from prefdag.config.sections.generation import Generation
+from prefdag.errors import UserError
 from prefdag.schema import Count, NonNegative, Positive, Section, Seed
 
 
@@ -86,46 +87,46 @@ class Generate(Generation):
         return self.variants[variant].prompts if variant in self.variants else "test"
 
     def check_policies(self, known: Sequence[str]) -> None:
-        """Raise ValueError for a variant of an unknown policy, or one whose win rate would have no opponent."""
+        """Raise `UserError` for a variant of an unknown policy, or one whose win rate would have no opponent."""
         for name, variant in self.variants.items():
             unknown = next((policy for policy in variant.policies or () if policy not in known), None)
             if unknown is not None:
-                raise ValueError(
+                raise UserError(
                     f"generate.variants.{name}.policies: there is no policy {unknown!r}; known are {', '.join(known)}"
                 )
             other = [key for key in ("num_samples", "max_prompts") if getattr(variant, key) is not None]
             other += ["prompts"] if variant.prompts != "test" else []
             if other and "sft" not in (variant.policies or known):
-                raise ValueError(
+                raise UserError(
                     f"generate.variants.{name}: {other[0]} differs, so SFT's own answers are no match for these in a "
                     "win rate; add sft to its policies"
                 )
 
 
 def check_prompts(generate: Generate, data: Data, prepare: Prepare) -> None:
-    """Raise ValueError if no prompt is tested, if an interval has one prompt, or if `ood` prompts are absent or unread.
+    """Raise `UserError` if no prompt is tested, if an interval has one prompt, or `ood` prompts are absent or unread.
 
     Intervals resample prompts, so they need two at least.
     """
     sources = (*data.sources, data)
     named = data.source == "world" or any(source.test for source in sources)
     if not named and prepare.test_fraction == 0:
-        raise ValueError(
+        raise UserError(
             "prepare.test_fraction: 0, and data.test names no file, so no prompt would be tested; leave the key "
             "out to hold some of train out"
         )
     there = any(source.ood for source in sources)
     asking = [name for name, variant in generate.variants.items() if variant.prompts == "ood"]
     if asking and not there:
-        raise ValueError(f"data.ood is missing: generate.variants.{asking[0]} answers these prompts")
+        raise UserError(f"data.ood: missing; generate.variants.{asking[0]} answers these prompts")
     if there and not asking:
-        raise ValueError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
+        raise UserError("data.ood: nothing reads it; a variant with `prompts: ood` in generate would")
     for key in ("max_prompts", "best_of_prompts"):
         if getattr(generate, key) == 1:
-            raise ValueError(f"generate.{key}: intervals need at least 2 prompts, got 1")
+            raise UserError(f"generate.{key}: intervals need at least 2 prompts, got 1")
     for name, variant in generate.variants.items():
         if variant.max_prompts == 1:
-            raise ValueError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
+            raise UserError(f"generate.variants.{name}.max_prompts: intervals need at least 2 prompts, got 1")
 
 
 def _key(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -18,10 +18,19 @@ PATH_KEYS = frozenset(
 )
 
 
-class SectionsDisagree(ValueError):
-    """Sections of a suite do not fit together, whatever its rows state."""
+class WholeSuite(Section):
+    """A suite of any kind."""
+
+    def disagreements(self, *, rows_are_whole: bool) -> list[str]:
+        """Return a sentence for whatever its sections and its rows need of one another and do not have.
+
+        Args:
+            rows_are_whole: whether every row is there; one with a mistake of its own is not.
+        """
+        return []
 
 
+SuiteType = TypeVar("SuiteType", bound=WholeSuite)
 MOST_VALUES = 100_000
 # Sections that every suite has, stated or not, with the suite's seed. An empty one has its defaults.
 ALWAYS = ("prepare", "sft", "reference", "preference", "generate", "score")
@@ -148,21 +157,18 @@ def share_defaults(values: dict[str, Any], kind: type[Section]) -> dict[str, Any
     return shared
 
 
-def checked_suite(kind: type[Any], values: dict[str, Any], where: str, mistakes: Mistakes) -> Any:
+def checked_suite(kind: type[SuiteType], values: dict[str, Any], where: str, mistakes: Mistakes) -> SuiteType:
     """Validate a suite's sections. Raises `UserError` with all mistakes, those of the rows included."""
     try:
         suite = kind.model_validate(values)
     except ValidationError as error:
+        mistakes.add(explain(error.errors(), kind, where))
+    else:
         # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
-        is_whole = not mistakes.sentences
-        errors = [one for one in error.errors() if one["loc"] or is_whole or _is_of_sections(one)]
-        mistakes.add(explain(errors, kind, where))
+        for sentence in suite.disagreements(rows_are_whole=not mistakes.sentences):
+            mistakes.add(f"{where}: {sentence}")
     mistakes.check()
     return suite
-
-
-def _is_of_sections(error: Any) -> bool:
-    return isinstance(error.get("ctx", {}).get("error"), SectionsDisagree)
 
 
 def with_extended(values: dict[str, Any], stated: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

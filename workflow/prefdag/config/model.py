@@ -51,7 +51,9 @@ class Architectural(Section):
     @model_validator(mode="after")
     def _divisible(self) -> "Architectural":
         if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}")
+            raise ValueError(
+                f"hidden_size: {self.hidden_size} is not a multiple of heads, {self.heads}; change one of them"
+            )
         return self
 
 
@@ -72,11 +74,11 @@ class Model(Section):
     @model_validator(mode="after")
     def _scratch_has_a_shape(self) -> "Model":
         if self.source == "scratch" and self.scratch is None:
-            raise ValueError("source is `scratch`, so the key `scratch` must state the model's shape")
+            raise ValueError("scratch: missing; with source `scratch` it states the model's shape")
         if self.source != "scratch" and self.tokenizer is not None:
-            raise ValueError("tokenizer is read only with source `scratch`; a fetched model brings its own")
+            raise ValueError("tokenizer: read only with source `scratch`; a fetched model brings its own, so remove it")
         if self.source == "scratch" and self.resize:
-            raise ValueError("resize is not read with source `scratch`, whose model fits its tokenizer; remove it")
+            raise ValueError("resize: not read with source `scratch`, whose model fits its tokenizer; remove it")
         return self
 
     @model_validator(mode="after")
@@ -90,7 +92,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _base_is_of_an_adapter(self) -> "Model":
         if self.base is not None and (self.from_scratch or is_gguf(self.source)):
-            raise ValueError("base is read only where source is an adapter of peft; remove it")
+            raise ValueError("base: read only where source is an adapter of peft; remove it")
         if self.base is not None and (self.base == "scratch" or is_gguf(self.base)):
             raise ValueError("base: expected the folder of a transformers model, or hub:owner/name")
         return self

@@ -57,7 +57,7 @@ class Objective(Section):
     def _check_unread_options(self) -> Self:
         for option, (other, choice) in self.read_with.items():
             if getattr(self, other) != choice and getattr(self, option) != type(self).model_fields[option].default:
-                raise ValueError(f"{option} is read with {other}: {choice} alone; leave it out")
+                raise ValueError(f"{option}: read with {other}: {choice} alone; leave it out")
         return self
 
     @property

@@ -17,6 +17,7 @@ from prefdag.config.sections.generation import Generation
 from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.sections.pairing import Pairing
 from prefdag.config.user_paths import FORM
+from prefdag.errors import UserError
 from prefdag.schema import Count, Positive, Section, Seed
 
 MOST = 20  # rounds; each is a chain of jobs that Snakemake parses
@@ -130,7 +131,7 @@ class Rounds(Section):
             of_pairs: the suite's `pairs.reward`, if it has the section.
 
         Raises:
-            ValueError: the row names no reward of the suite.
+            UserError: the row names no reward of the suite.
         """
         if self.discriminator:
             return "trained"
@@ -138,7 +139,7 @@ class Rounds(Section):
         if stated.startswith((IMPLICIT, JUDGE)) or stated in (*GROUND_TRUTHS, "trained") or FORM.fullmatch(stated):
             return stated
         known = ", ".join([*GROUND_TRUTHS, "trained", f"{IMPLICIT}<run>", f"{JUDGE}<name>", "<file>.py:<function>"])
-        raise ValueError(f"pairs.reward: expected one of {known}, got {stated!r}")
+        raise UserError(f"pairs.reward: expected one of {known}, got {stated!r}")
 
     def gold(self, headline: str, of_pairs: str | None) -> str | None:
         """Return what gives gold labels, None without a discriminator; as `reward`, without trained rewards."""
@@ -148,7 +149,7 @@ class Rounds(Section):
         if stated.startswith(JUDGE) or stated in GROUND_TRUTHS or FORM.fullmatch(stated):
             return stated
         known = ", ".join([*GROUND_TRUTHS, f"{JUDGE}<name>", "<file>.py:<function>"])
-        raise ValueError(f"discriminator.gold: expected one of {known}, got {stated!r}")
+        raise UserError(f"discriminator.gold: expected one of {known}, got {stated!r}")
 
     def check(self, objective: Objective) -> None:
         """Raise ValueError if the run's loss cannot be trained on these pairs."""

@@ -10,6 +10,7 @@ from prefdag.config.generate import check_prompts
 from prefdag.config.model import Origin
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
+from prefdag.errors import Mistakes, UserError
 
 SINGLES = "hold one labelled response each"
 
@@ -59,22 +60,22 @@ def check_single(adapters: Sequence[str], has_reward: bool, chosen: Iterable[str
         chosen: keys of the suite that ask for the chosen responses as answers.
 
     Raises:
-        ValueError: something does, or single responses are mixed with others.
+        UserError: something does, or single responses are mixed with others.
     """
     if (adapter := single_adapter(adapters)) is None:
         return
     if other := next((name for name in adapters if adapter_info(name).single is False), None):
-        raise ValueError(
+        raise UserError(
             f"data.sources: rows of the adapter `{adapter}` {SINGLES}, those of `{other}` do not; train on one of the "
             "two in each suite"
         )
     if has_reward:
-        raise ValueError(
+        raise UserError(
             f"reward: a reward model compares responses, and rows of the adapter `{adapter}` {SINGLES}; leave the "
             "section `reward` out, and name a ground truth as score.reward"
         )
     if key := next(iter(chosen), None):
-        raise ValueError(
+        raise UserError(
             f"{key}: rows of the adapter `{adapter}` {SINGLES}, so a prompt may have no good one; leave the key out"
         )
 
@@ -90,7 +91,7 @@ def _without(adapters: Iterable[str], kind: Literal["ranked", "scored"]) -> str 
 
 
 def check_unseen(prepare: Prepare, data: Data, has_pairs: bool, has_demonstrations: bool) -> None:
-    """Raise ValueError if `pretrain` and `pairs` do not know which prompts `prepare` holds out of the rows they read.
+    """Raise `UserError` if `pretrain` and `pairs` do not know which prompts `prepare` holds out of the rows they read.
 
     Args:
         prepare, data: the suite's sections.
@@ -100,40 +101,39 @@ def check_unseen(prepare: Prepare, data: Data, has_pairs: bool, has_demonstratio
     if prepare.unseen is None:
         return
     if not has_pairs or has_demonstrations or data.source == "world":
-        raise ValueError(
+        raise UserError(
             "prepare.leakage: `unseen` is for pairs that are sampled at the prompts of SFT's own rows; state "
             "`pairs` and no `sft.data`, or `drop` (the prompts of the embedded world are unseen without it)"
         )
     for split in ("validation", "test"):
         has_file = any(getattr(source, split) for source in (*data.sources, data))
         if not has_file and getattr(prepare, f"{split}_fraction") is None:
-            raise ValueError(f"prepare.{split}_fraction is missing: with leakage `unseen` the share must be stated")
+            raise UserError(f"prepare.{split}_fraction: missing; with leakage `unseen` the share must be stated")
 
 
-def check_sections(suite: Any, adapters: Sequence[str]) -> None:
-    """Raise ValueError if sections of a suite do not fit together, whatever its runs read.
+def check_sections(suite: Any, adapters: Sequence[str], mistakes: Mistakes) -> None:
+    """Check that sections of a suite fit together, whatever its runs read.
 
     Args:
         suite: the suite.
         adapters: of its comparisons; none if they are sampled.
+        mistakes: receives a sentence for what does not fit.
     """
     if suite.model.from_scratch and suite.pretrain is None:
-        raise ValueError("pretrain is missing: a model from scratch needs it")
+        mistakes.add("pretrain: missing; a model from scratch needs this section")
     asking = {"generate.chosen": suite.generate.chosen, "judge.against": suite.judge.against == "chosen"}
-    check_single(adapters, suite.reward is not None, (key for key, asks in asking.items() if asks))
+    mistakes.attempt(check_single, adapters, suite.reward is not None, [key for key, asks in asking.items() if asks])
     if suite.score.reward == "trained" and suite.reward is None:
-        raise ValueError("score.reward is `trained`, so the section `reward` must be there to train it")
+        mistakes.add("score.reward: `trained`, so the section `reward` must be there to train it")
     if suite.report.gold and suite.report.gold not in (suite.reward.variants if suite.reward else ()):
-        raise ValueError(f"report.gold: reward.variants names no {suite.report.gold!r}; correct one of the two")
+        mistakes.add(f"report.gold: reward.variants names no {suite.report.gold!r}; correct one of the two")
     if suite.evaluate_reward and suite.reward is None:
-        raise ValueError("evaluate_reward: there is no reward model; state the section `reward`")
+        mistakes.add("evaluate_reward: there is no reward model; state the section `reward`")
     if suite.pairs and suite.pairs.reward == "trained" and not (suite.reward and suite.reward.source):
-        raise ValueError("pairs.reward: a reward model trained here needs pairs first; state reward.source")
+        mistakes.add("pairs.reward: a reward model trained here needs pairs first; state reward.source")
     if suite.pairs is None and suite.data.source == "world":
-        raise ValueError("pairs is missing: the embedded world holds no comparisons, they are sampled")
-    check_prompts(suite.generate, suite.data, suite.prepare)
-    check_unseen(suite.prepare, suite.data, suite.pairs is not None, suite.sft.data is not None)
+        mistakes.add("pairs: missing; the embedded world holds no comparisons, this section samples them")
+    mistakes.attempt(check_prompts, suite.generate, suite.data, suite.prepare)
+    mistakes.attempt(check_unseen, suite.prepare, suite.data, suite.pairs is not None, suite.sft.data is not None)
     if suite.select and VALIDATION in suite.generate.variants:
-        raise ValueError(
-            "generate.variants.validation: `select` answers validation prompts by this name; choose another"
-        )
+        mistakes.add("generate.variants.validation: `select` answers validation prompts by this name; choose another")

@@ -53,6 +53,11 @@ class Run(Section):
         return self.preference if isinstance(self.preference, Online) else None
 
     @property
+    def without_seed(self) -> str:
+        """Return the row's name."""
+        return self.name.removesuffix(f"-seed{self.preference.seed}")
+
+    @property
     def reported_method(self) -> str:
         """Return the method as the report groups it: one loss of fixed, online and own pairs are three methods."""
         pairs = "online" if self.online and self.online.labels else "own-pairs" if self.rounds else ""
@@ -209,16 +214,19 @@ def _online_runs(row: dict[str, Any], online: dict[str, Any], where: str) -> lis
     mistakes = Mistakes()
     seeds = mistakes.attempt(_seeds_of, row, where, inside)
     if (preset := row.pop("preset", None)) is not None:
-        if preset not in PRESETS:
-            raise UserError(f"{where}: {inside}.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        stated = row.pop("method", None)
-        row = {**PRESETS[preset], **row}
-        if stated not in (None, row["method"]):
-            raise UserError(f"{where}: {inside}.method: the preset {preset} is of {PRESETS[preset]['method']}")
-    options = METHODS[row["method"]].model_fields
+        stated, known = row.pop("method", None), PRESETS.get(str(preset))
+        if known is None:
+            mistakes.add(f"{where}: {inside}.preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
+        elif stated not in (None, known["method"]):
+            mistakes.add(
+                f"{where}: {inside}.method: the preset {preset} is of {known['method']}; remove one of the two"
+            )
+        row = {**(known or {"method": stated}), **row}
+    entry = METHODS.get(str(row["method"]))  # none if the preset is unknown and no method is stated
+    options = entry.model_fields if entry else {}
     stated_settings = {key: row.pop(key) for key in list(row) if key in Online.model_fields and key not in options}
     settings = over_section(online, stated_settings)
-    method = mistakes.attempt(policy_method, row, where, inside)
+    method: Any = mistakes.attempt(policy_method, row, where, inside) if entry else None
     if method is None:
         mistakes.attempt(Online.parse, {"samples": 2, **settings}, where, inside)
     chosen = _per_seed(settings, seeds) if method else []

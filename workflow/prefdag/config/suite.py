@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from prefdag.config import loading
 from prefdag.config.classifier import Classifier
@@ -36,10 +36,10 @@ from prefdag.config.sections.size import Size
 from prefdag.config.selection.candidates import with_candidates
 from prefdag.config.user_paths import relative_path
 from prefdag.errors import Mistakes, UserError
-from prefdag.schema import Count, Section, Seed
+from prefdag.schema import Count, Seed
 
 
-class Suite(Section):
+class Suite(loading.WholeSuite):
     """A suite as resolved: defaults filled in, the grid and the seeds expanded."""
 
     name: str
@@ -74,44 +74,39 @@ class Suite(Section):
     def _plain_name(cls, name: str) -> str:
         return checked_name(name)
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "Suite":
-        try:
-            check_sections(self, self._adapters)
-        except ValueError as error:
-            raise loading.SectionsDisagree(str(error)) from None
-        return self
-
-    @model_validator(mode="after")
-    def _runs_agree(self) -> "Suite":
+    def disagreements(self, *, rows_are_whole: bool) -> list[str]:
+        """As of every suite. Runs that differ in their seed alone share a sentence."""
+        mistakes = Mistakes()
+        check_sections(self, self._adapters, mistakes)
+        if not rows_are_whole:
+            return mistakes.sentences
+        of_rows = dict[tuple[str, str], str]()
         for run in self.runs:
-            try:
-                self._check_rounds(run)
-            except ValueError as error:
-                raise ValueError(f"runs.{run.name}.{error}") from None
-        self._check_classifier()
+            for sentence in self._lacking(run):
+                of_rows.setdefault((run.without_seed, sentence), f"runs.{run.name}.{sentence}")
+        if not of_rows:  # it asks what each row is rewarded by
+            mistakes.attempt(self._check_classifier)
         for name in self.score.implicit:
-            self._check_implicit(name, "score.implicit")
-        self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
-        for run in self.runs:
-            if run.online is not None:
-                self._check_reward(run, run.online.resolved(self.score.reward))
-            if mistake := lacking(run, self._adapters, self.reward.origin if self.reward else None):
-                raise ValueError(f"runs.{run.name}.{mistake}")
-        return self
+            mistakes.attempt(self._check_implicit, name, "score.implicit")
+        mistakes.attempt(self.generate.check_policies, ("base", "sft", *(run.name for run in self.runs)))
+        return [*of_rows.values(), *mistakes.sentences]
 
-    def _check_reward(self, run: Run, online: Online) -> None:
-        """Check that what an on-policy run is rewarded by, or starts from, exists."""
-        wanted = {
-            "reward": online.reward == "trained",
-            "value_from": getattr(run.objective, "value_from", "") == "reward",
-        }
-        for key in (key for key, is_wanted in wanted.items() if is_wanted and self.reward is None):
-            raise ValueError(f"runs.{run.name}.{key}: the section `reward` must be there to train the reward model")
-        if name := online.implicit_run:
-            self._check_implicit(name, f"runs.{run.name}.reward")
-        if online.judge:
-            self.judge.model_named(online.judge, f"runs.{run.name}.reward")
+    def _lacking(self, run: Run) -> list[str]:
+        """Return what a run needs that the suite does not have, without the run's place."""
+        mistakes = Mistakes()
+        mistakes.attempt(self._check_rounds, run)
+        if run.online is not None:
+            online = run.online.resolved(self.score.reward)
+            from_reward = getattr(run.objective, "value_from", "") == "reward"
+            for key, is_wanted in {"reward": online.reward == "trained", "value_from": from_reward}.items():
+                if is_wanted and self.reward is None:
+                    mistakes.add(f"{key}: the section `reward` must be there to train the reward model")
+            if name := online.implicit_run:
+                mistakes.attempt(self._check_implicit, name, "reward")
+            if online.judge:
+                mistakes.attempt(self.judge.model_named, online.judge, "reward")
+        mistakes.add(lacking(run, self._adapters, self.reward.origin if self.reward else None) or "")
+        return mistakes.sentences
 
     def _check_classifier(self) -> None:
         """Check that a classifier that is read exists, has labelled rows if trained, and that neither is unused."""
@@ -122,13 +117,13 @@ class Suite(Section):
         asking = [key for key, reward in rewards.items() if reward == "classifier"]
         labelled = any(source.labelled for source in (*self.data.sources, self.data))
         if asking and self.classifier is None:
-            raise ValueError(f"{asking[0]} is `classifier`, so the section `classifier` must be there")
+            raise UserError(f"{asking[0]}: `classifier`, so the section `classifier` must be there")
         if self.classifier and not asking:
-            raise ValueError("classifier: nothing reads it; say `reward: classifier` in score or pairs, or remove it")
+            raise UserError("classifier: nothing reads it; say `reward: classifier` in score or pairs, or remove it")
         if self.classifier and self.classifier.is_trained and not labelled:
-            raise ValueError("data.labelled is missing: the classifier is trained on these rows")
+            raise UserError("data.labelled: missing; the classifier is trained on these rows")
         if labelled and not (self.classifier and self.classifier.is_trained):
-            raise ValueError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
+            raise UserError("data.labelled: nothing reads it; a `classifier` with source `trained` would")
 
     def reward_of_rounds(self, name: str) -> str:
         """Return what scores the samples of a run's rounds, as `Rounds.reward` names it."""
@@ -147,22 +142,22 @@ class Suite(Section):
         if run.rounds is None:
             return
         if run.dataset != "comparisons":
-            raise ValueError("dataset: a run with `pairs` draws its own; leave `dataset` out")
+            raise UserError("dataset: a run with `pairs` draws its own; leave `dataset` out")
         gold = self.gold_of_rounds(run.name)
         if (reward := self.reward_of_rounds(run.name)) == "trained" and self.reward is None:
-            trained = "discriminator: its settings are those of" if gold else "pairs.reward is `trained`, so"
-            raise ValueError(f"{trained} the section `reward`{', which' if gold else ''} must be there to train it")
+            trained = "discriminator: its settings are those of" if gold else "pairs.reward: `trained`, so"
+            raise UserError(f"{trained} the section `reward`{', which' if gold else ''} must be there to train it")
         if gold and self.reward and self.reward.source:
-            raise ValueError("discriminator: `reward.source` names a model that nothing trains; remove one of the two")
+            raise UserError("discriminator: `reward.source` names a model that nothing trains; remove one of the two")
         for key, scorer in {"pairs.reward": reward, "discriminator.gold": gold or ""}.items():
             if scorer.startswith(JUDGE):
                 self.judge.model_named(scorer.removeprefix(JUDGE), key)
         if gold and gold.startswith(JUDGE) and self.reward and self.reward.margin == "scores":
-            raise ValueError("discriminator.gold: a judge gives no scores, which `reward.margin: scores` reads")
+            raise UserError("discriminator.gold: a judge gives no scores, which `reward.margin: scores` reads")
         if other := reward.removeprefix(IMPLICIT) if reward.startswith(IMPLICIT) else None:
             self._check_implicit(other, "pairs.reward")
             if self.run(other).rounds:
-                raise ValueError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
+                raise UserError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
 
     @property
     def _adapters(self) -> list[str]:
@@ -175,16 +170,16 @@ class Suite(Section):
         """Check that a run has an implicit reward: beta times its log-ratio to SFT. key: what names the run."""
         if name not in [run.name for run in self.runs]:
             known = ", ".join(run.name for run in self.runs)
-            raise ValueError(f"{key}: there is no run {name!r}; the runs are {known}")
+            raise UserError(f"{key}: there is no run {name!r}; the runs are {known}")
         rounds = self.run(name).rounds
         if rounds and rounds.rounds > 1 and rounds.pairs.reference != "sft":
-            raise ValueError(f"{key}: the loss of {name} has another reference in each round; state `reference: sft`")
+            raise UserError(f"{key}: the loss of {name} has another reference in each round; state `reference: sft`")
         objective = self.run(name).objective
         beta = objective.parameters().get("beta")
         if self.run(name).candidates:
-            raise ValueError(f"{key}: `select` chooses the settings of {name}; name a row that it does not select")
+            raise UserError(f"{key}: `select` chooses the settings of {name}; name a row that it does not select")
         if "reference" not in objective.reads or "state" in objective.reads or not isinstance(beta, float):
-            raise ValueError(
+            raise UserError(
                 f"{key}: {name} ({objective.method}) has no implicit reward; its loss must read "
                 "the reference and have one beta"
             )
@@ -199,7 +194,7 @@ class Suite(Section):
         return next(run for run in (*self.runs, *self.trained) if run.name == name.partition("@")[0])
 
 
-class ExactSuite(Section):
+class ExactSuite(loading.WholeSuite):
     """A suite with a section `exact`: losses minimised in a world that can be enumerated."""
 
     name: str

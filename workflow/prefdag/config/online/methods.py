@@ -12,7 +12,7 @@ from prefdag.config.objectives import Objective, objective
 from prefdag.config.online.settings import JUDGE, TRUNCATION_BIAS, Online
 from prefdag.config.optimum import Optimum, policy_gradient_optimum, preference_optimum
 from prefdag.config.sections.adapter import over_section
-from prefdag.errors import Mistakes, UserError
+from prefdag.errors import Mistakes
 from prefdag.schema import NonNegative, Positive, wording
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -193,20 +193,26 @@ def policy_method(values: dict[str, Any], where: str, inside: str) -> PolicyMeth
                 f"{values['method']} does not read {key}; its options are {', '.join(options)}, and keys of `online`"
             )
             mistakes.add(f"{where}: {inside}.{key}: {'; '.join([unread, *wording().hints(key, known)])}")
+    stated = {key: value for key, value in values.items() if key in entry.model_fields}
+    method: PolicyMethod = mistakes.attempt(entry.parse, stated, where, inside)
     mistakes.check()
-    return entry.parse(values, where, inside)
+    return method
 
 
 def pair_loss(values: dict[str, Any], where: str, inside: str) -> Objective:
     """Validate the loss of a row with `online`. Raises `UserError` for one that two responses do not suffice for."""
+    mistakes = Mistakes()
     if "dataset" in values:
-        raise UserError(f"{where}: {inside}.dataset: {NO_DATASET}")
-    loss = objective(values, where, inside)
-    if not loss.of_pairs_alone:
-        raise UserError(
+        mistakes.add(f"{where}: {inside}.dataset: {NO_DATASET}")
+    stated = {key: value for key, value in values.items() if key != "dataset"}
+    loss: Objective | None = mistakes.attempt(objective, stated, where, inside)
+    if loss and not loss.of_pairs_alone:
+        mistakes.add(
             f"{where}: {inside}.method: {loss.method} needs more than the log-probs of two responses to a prompt, so "
             "it cannot be trained online; take dpo, ipo or another pair loss"
         )
+    mistakes.check()
+    assert loss is not None
     return loss
 
 
@@ -219,38 +225,43 @@ def pair_settings(values: dict[str, Any], shared: dict[str, Any], where: str, in
         where: the suite's file, for messages.
         inside: the row's place in it, for messages.
     """
-    for key in ("kl", "samples", "missing_eos", "normalise_rewards"):
+    unread, mistakes = ("kl", "samples", "missing_eos", "normalise_rewards"), Mistakes()
+    for key in unread:
         if key in values:
-            raise UserError(f"{where}: {inside}.{key}: a pair loss does not read it; its KL is in the loss, by beta")
-    unread = ("kl", "samples", "missing_eos", "normalise_rewards")
+            mistakes.add(f"{where}: {inside}.{key}: a pair loss does not read it; its KL is in the loss, by beta")
     below = {key: value for key, value in shared.items() if key not in unread}
     judged = str({**below, **values}.get("reward")).startswith(JUDGE)
     chosen = {"labels": "hard" if judged else "bradley_terry", **over_section(below, values), "samples": 2, "kl": 0}
-    settings = Online.parse(chosen, where, inside)
-    if settings.judge and settings.labels != "hard":
-        raise UserError(
-            f"{where}: {inside}.labels: a judge's verdicts are labels themselves; leave {settings.labels} out"
-        )
+    settings: Online | None = mistakes.attempt(Online.parse, chosen, where, inside)
+    if settings and settings.judge and settings.labels != "hard":
+        mistakes.add(f"{where}: {inside}.labels: a judge's verdicts are labels themselves; leave {settings.labels} out")
+    mistakes.check()
+    assert settings is not None
     return settings
 
 
 def settings_of(values: dict[str, Any], method: PolicyMethod, where: str, inside: str) -> Online:
     """Validate a row's settings, with the method's number of samples where none is stated."""
     settings = Online.parse({"samples": method.default_samples, **values}, where, inside)
+    mistakes = Mistakes()
     if settings.judge:
-        raise UserError(
+        mistakes.add(
             f"{where}: {inside}.reward: a judge compares two responses, and {method.method} reads a score of each; "
             "take a pair loss with `online:`, such as dpo"
         )
     if settings.labels is not None:
-        raise UserError(f"{where}: {inside}.labels: only a pair loss, such as dpo, reads labels")
+        mistakes.add(f"{where}: {inside}.labels: only a pair loss, such as dpo, reads labels; leave it out")
     if settings.samples < method.least_samples:
-        raise UserError(f"{where}: {inside}.samples: {method.method} compares a prompt's responses; state 2 or more")
+        mistakes.add(f"{where}: {inside}.samples: {method.method} compares a prompt's responses; state 2 or more")
     if isinstance(method, Reinforce) and settings.epochs * settings.minibatches > 1:
-        raise UserError(
-            f"{where}: {inside}: reinforce has no ratio to the sampling policy, so it takes one update per round; "
-            "leave epochs and minibatches at 1, or take ppo"
+        key = "epochs" if settings.epochs > 1 else "minibatches"
+        mistakes.add(
+            f"{where}: {inside}.{key}: reinforce has no ratio to the sampling policy, so it takes one update per "
+            "round; leave epochs and minibatches at 1, or take ppo"
         )
     if settings.minibatches > settings.batch_size:
-        raise UserError(f"{where}: {inside}.minibatches: a round has {settings.batch_size} prompts to share out")
+        mistakes.add(
+            f"{where}: {inside}.minibatches: a round has {settings.batch_size} prompts to share out; state fewer"
+        )
+    mistakes.check()
     return settings

@@ -52,11 +52,11 @@ class KL(Section):
     def _has_an_effect(self) -> Self:
         if self.where == "loss" and self.estimator == "k1":
             raise ValueError(
-                "k1 in the loss is no penalty: its expected gradient is zero, and the policy runs to the largest "
-                "reward; say `where: reward`, or estimator k2, k3, ratio_k3 or full"
+                "estimator: k1 in the loss is no penalty: its expected gradient is zero, and the policy runs to the "
+                "largest reward; say `where: reward`, or estimator k2, k3, ratio_k3 or full"
             )
         if self.where == "reward" and self.estimator == "ratio_k3":
-            raise ValueError("ratio_k3 is k3 in the reward, where the ratio is 1; say k3, or `where: loss`")
+            raise ValueError("estimator: ratio_k3 is k3 in the reward, where the ratio is 1; say k3, or `where: loss`")
         if self.target is not None and not self.coefficient:
             raise ValueError("coefficient: 0 cannot be adapted to the target; state a number above 0")
         if self.target is None and self.horizon != type(self).model_fields["horizon"].default:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from prefdag.errors import UserError
 from prefdag.schema import Count, Positive, Section, Seed
 
 PROMPTS = ("summarisation-simple", "summarisation-concise", "dialogue-helpfulness")
@@ -80,7 +81,9 @@ class LLM(Section):
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens and max_completion_tokens are one limit; set only the one the model takes")
+            raise ValueError(
+                "max_completion_tokens: the same limit as max_tokens; set only the one that the model takes"
+            )
         return self
 
     def user_files(self) -> tuple[Path, ...]:
@@ -142,11 +145,11 @@ class Judge(Section):
         return tuple(judge for judge in self.judges if isinstance(judge, LLM))
 
     def model_named(self, name: str, key: str = "judge") -> LLM:
-        """Return a model by its name. Raises ValueError if no model has it. key: what names it, for the message."""
+        """Return a model by its name. Raises `UserError` if no model has it. key: what names it, for the message."""
         by_name = {name_of(judge): judge for judge in self.models}
         if name not in by_name:
             models = f"the models there are {', '.join(by_name)}" if by_name else "no model is there"
-            raise ValueError(f"{key}: judge:{name}: no model of `judge.judges` has this name; {models}")
+            raise UserError(f"{key}: judge:{name}: no model of `judge.judges` has this name; {models}")
         return by_name[name]
 
     @property

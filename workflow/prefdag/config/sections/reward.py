@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from prefdag.config.model import Origin
 from prefdag.config.reward_source import RewardSource
 from prefdag.config.sections.training import AdaptableTraining
-from prefdag.schema import Count, NonNegative, Positive, Seed
+from prefdag.schema import Count, NonNegative, Positive, Seed, wording
 
 VARIANT = re.compile(r"(?!.*(?:^|_)(?:low|high|se)$)[A-Za-z0-9][\w-]*")
 
@@ -82,9 +82,8 @@ class Reward(AdaptableTraining):
             try:
                 self.variant(name)
             except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, ("variants", name, *first["loc"])))
-                raise ValueError(f"{where}: {str(first['msg']).removeprefix('Value error, ')}") from None
+                lines = wording().explain(error.errors(), type(self), "", f"variants.{name}").split("\n")
+                raise ValueError("\n".join(line.removeprefix(": ") for line in lines)) from None
         return self
 
     def variant(self, name: str) -> "Reward":

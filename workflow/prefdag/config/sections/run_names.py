@@ -17,4 +17,4 @@ def named_once(names: list[str], where: str) -> None:
             )
     if len(first) < len(names):
         name = next(name for name, other in itertools.combinations(names, 2) if name == other)
-        raise UserError(f"{where}: duplicate run name `{name}`; run names must be unique")
+        raise UserError(f"{where}: runs.{name}: duplicate run name; run names must be unique")

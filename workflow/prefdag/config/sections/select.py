@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from prefdag.schema import Count, Positive, Section
 
@@ -44,16 +44,17 @@ class Select(Choice):
     budget: Count | None = Field(None, description="most candidates of a row; default: no limit")
     unequal: bool = Field(False, description="allow rows to have grids of different sizes")
 
-    @field_validator("grid", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _lists(cls, grid: Any) -> Any:
+    def _lists(cls, values: Any) -> Any:
         """Refuse a value that is no list in a grid of lists: as a grid for each row, all of it would be wrong."""
-        values = grid if isinstance(grid, dict) else {}
-        if any(isinstance(value, list) for value in values.values()):
-            for key, value in values.items():
-                if not isinstance(value, list | dict):
-                    raise ValueError(f"{key}: expected a list of the values to try, got {value!r}")
-        return grid
+        grid = values.get("grid") if isinstance(values, dict) else None
+        if isinstance(grid, dict) and any(isinstance(value, list) for value in grid.values()):
+            wrong = {key: value for key, value in grid.items() if not isinstance(value, list | dict)}
+            if wrong:
+                expected = "expected a list of the values to try"
+                raise ValueError("\n".join(f"grid.{key}: {expected}, got {value!r}" for key, value in wrong.items()))
+        return values
 
     def choice(self) -> Choice:
         """Return what decides, without the grids: a job that chooses reads no more."""

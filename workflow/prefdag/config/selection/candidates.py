@@ -93,29 +93,32 @@ def settings_of(grid: dict[str, list[Any]]) -> dict[str, Row]:
 
 def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, list[Any]]]:
     """Return the grid of each selected row. Raises `UserError` for a grid that is no fair search."""
-    names = {str(row.get("name")): row for row in rows}
+    names, mistakes = {str(row.get("name")): row for row in rows}, Mistakes()
     for name in select.rows or ():
         if name not in names:
-            raise UserError(f"{where}: select.rows: there is no row {name!r}; the rows are {', '.join(names)}")
-    _check_names(select, names, where)
+            mistakes.add(f"{where}: select.rows: there is no row {name!r}; the rows are {', '.join(names)}")
+    selected = [name for name in select.rows or names if name in names]
+    mistakes.attempt(_check_names, select, names, selected, where)
     grids, unread = {}, dict[str, list[str]]()
-    for name in select.rows or names:
+    for name in selected if select.grid else ():
         method = _method(names[name])
         grid = select.grid_of(name, method)
         if grid is None:
             row = name if name == method else f"{name} ({method})"
-            raise UserError(f"{where}: select.grid: no grid for the row {row}; add one, or name select.rows")
-        _check_row(name, names[name], grid, select, where)
+            mistakes.add(f"{where}: select.grid: no grid for the row {row}; add one, or name select.rows")
+            continue
+        mistakes.attempt(_check_row, name, names[name], grid, select, where)
         grids[name] = grid
         known = _keys(names[name], where)
         part = _part_of(select, names[name], grid)
-        for key in set(grid) - set(known) if known else ():
+        for key in [key for key in grid if key not in (*known, *FIXED)] if known else ():
             hint = "; ".join(wording().hints(key, known)) or "leave it out, or give each row its own grid"
             unread.setdefault(f"{where}: select.grid{part}.{key}: {{}} not read it; {hint}", []).append(name)
     if unread:
         verb = {True: "does", False: "do"}
         by = {line: f"{', '.join(rows)} {verb[len(rows) == 1]}" for line, rows in unread.items()}
-        raise UserError("\n".join(line.replace("{}", rows, 1) for line, rows in by.items()))
+        mistakes.add("\n".join(line.replace("{}", rows, 1) for line, rows in by.items()))
+    mistakes.check()
     sizes = {name: len(settings_of(grid)) for name, grid in grids.items()}
     least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[least] < sizes[most] and not select.unequal:
@@ -141,43 +144,44 @@ def _keys(row: Row, where: str) -> list[str]:
     return [key for key in (*entry.model_fields, *settings.model_fields) if key not in FIXED]
 
 
-def _check_names(select: Select, names: dict[str, Row], where: str) -> None:
+def _check_names(select: Select, names: dict[str, Row], selected: list[str], where: str) -> None:
     """Raise `UserError` for a grid by row that no selected row reads."""
     if not select.grid:
         raise UserError(f"{where}: select.grid: has no key; name keys of a row with the values to try")
     if all(isinstance(values, list) for values in select.grid.values()):
         return
-    read = {name if name in select.grid else _method(names[name]) for name in select.rows or names}
-    methods = [_method(row) for row in names.values()]
+    read = {name if name in select.grid else _method(names[name]) for name in selected}
+    methods, mistakes = [_method(row) for row in names.values()], Mistakes()
     for name in select.grid:
         if name not in (*names, *methods):
             known = ", ".join(dict.fromkeys([*names, *methods]))
-            raise UserError(f"{where}: select.grid: there is no row or method `{name}`; known are {known}")
-        if name not in read:
-            raise UserError(f"{where}: select.grid.{name}: no selected row reads this grid; remove it, or name its row")
+            mistakes.add(f"{where}: select.grid.{name}: there is no row or method of this name; known are {known}")
+        elif name not in read:
+            mistakes.add(f"{where}: select.grid.{name}: no selected row reads this grid; remove it, or name its row")
+    mistakes.check()
 
 
 def _check_row(name: str, row: Row, grid: dict[str, list[Any]], select: Select, where: str) -> None:
     """Raise `UserError` if a row cannot be selected with a grid."""
+    mistakes, place = Mistakes(), f"{where}: select.grid{_part_of(select, row, grid)}"
     for key, values in grid.items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
-            raise UserError(f"{where}: select.grid.{key}: expected a list of different values, got {values!r}")
-        if key in FIXED:
-            raise UserError(
-                f"{where}: select.grid.{key}: a grid is of a row's settings, and this is not one; leave it out"
-            )
-    size = len(settings_of(grid))
+            mistakes.add(f"{place}.{key}: expected a list of different values, got {values!r}")
+        elif key in FIXED:
+            mistakes.add(f"{place}.{key}: a grid is of a row's settings, and this is not one; leave it out")
+    size = 1 if mistakes.sentences else len(settings_of(grid))
     if select.budget is not None and size > select.budget:
-        raise UserError(f"{where}: select.grid: {size} candidates for {name}, and the budget is {select.budget}")
+        mistakes.add(f"{place}: {size} candidates, and the budget is {select.budget}; change one of them")
     if "pairs" in row:
-        raise UserError(f"{where}: runs.{name}: a row with rounds cannot be selected; name the others in select.rows")
+        mistakes.add(f"{where}: runs.{name}: a row with rounds cannot be selected; name the others in select.rows")
     if row.get("checkpoints") and "max_steps" in grid:
-        raise UserError(
+        mistakes.add(
             f"{where}: runs.{name}.checkpoints: their steps depend on the max_steps that is chosen; leave one of the "
             "two out"
         )
     if select.criterion == "held_out_accuracy" and is_on_policy(row):
-        raise UserError(
+        mistakes.add(
             f"{where}: select.criterion: {name} is trained on its own answers, so no held-out accuracy is measured; "
             "choose reward_at_kl or win_rate"
         )
+    mistakes.check()
