@@ -112,3 +112,12 @@ def test_one_prompt_has_no_interval():
 def test_a_value_that_is_no_number_is_refused_with_its_row():
     with pytest.raises(UserError, match="row 2"):
         bootstrap.summarise([1, float("nan")], [0, 1], seed="nan")
+
+
+@pytest.mark.parametrize("verdict", [0.0, 1.0])
+def test_a_win_rate_of_all_or_nothing_has_an_interval_with_a_width(verdict: float):
+    """Wilson's of 0 of 8 is [0, 0.3244], of 8 of 8 [0.6756, 1]; two answers to each prompt add nothing."""
+    low, high = (0.6756, 1) if verdict else (0, 0.3244)
+    for repeats in (1, 2):
+        rate = bootstrap.win_rate(np.full(8 * repeats, verdict), np.arange(8 * repeats) % 8, seed="all")
+        assert (rate.low, rate.high) == pytest.approx((low, high), abs=1e-4)

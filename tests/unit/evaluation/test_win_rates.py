@@ -67,6 +67,9 @@ def test_matched_length_leaves_out_pairs_of_other_lengths() -> None:
     result = matched_length([1, 0, 0], np.array([100, 50, 100]), np.array([91, 50, 89]), np.arange(3), **ABOUT)
     assert (result["win_rate"], result["n"]) == (0.5, 2)
     assert matched_length([1], np.array([9]), np.array([1]), np.arange(1), **ABOUT) == {"win_rate": None, "n": 0}
+    for number in (4, 5):  # fewer than five prompts have no interval
+        result = matched_length([1] * number, np.full(number, 9), np.full(number, 9), np.arange(number), **ABOUT)
+        assert ("low" in result) == (number == 5) and result.get("low", 0) < 1
 
 
 def test_order_bias_of_pairs_shown_both_ways() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from prefdag.errors import UserError
 from prefdag.seeds import generator
 
+FEWEST_PROMPTS = 5  # of a part of the prompts, below which it has no interval
 RESAMPLED_AT_ONCE = 4_000_000  # sampled prompts in memory at a time: 32 MB of indices
 
 
@@ -89,6 +90,19 @@ def bootstrap_interval(values, prompts, *, seed: str, bootstrap: int = 2000, lev
     return float(low), float(high)
 
 
+def share_interval(values, prompts, *, seed: str, bootstrap: int = 2000) -> tuple[float, float]:
+    """Return the 95% interval of a share, the mean of `values` [N] between 0 and 1, over `prompts` [N].
+
+    It is `bootstrap_interval`'s, and Wilson's over prompts where all values are 0 or all 1: a bootstrap would have no
+    width. Only ties have none.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not (np.all(values == 0) or np.all(values == 1)):
+        return bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap)
+    low, high = wilson(values[0], len(np.unique(prompts)))
+    return float(low), float(high)
+
+
 def summarise(values, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> Summary:
     """Return the mean of `values` [N], its standard error and its bootstrap interval over `prompts` [N]."""
     low, high = bootstrap_interval(values, prompts, seed=seed, bootstrap=bootstrap, level=level)
@@ -96,8 +110,8 @@ def summarise(values, prompts, *, seed: str, bootstrap: int = 2000, level: float
     return Summary(float(values.mean()), low, high, standard_error(values, prompts), len(values))
 
 
-def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: float = 0.95) -> WinRate:
-    """Return the win rate of `verdicts` [N] with its bootstrap interval over `prompts` [N].
+def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000) -> WinRate:
+    """Return the win rate of `verdicts` [N] with its interval over `prompts` [N].
 
     A verdict is 1 for a win, 0.5 for a tie, 0 for a loss; other values between 0 and 1 are the mean of two orders that
     disagree in part, or a preference expressed as a probability.
@@ -105,7 +119,7 @@ def win_rate(verdicts, prompts, *, seed: str, bootstrap: int = 2000, level: floa
     verdicts = np.asarray(verdicts, dtype=np.float64)
     assert ((verdicts >= 0) & (verdicts <= 1)).all(), "a verdict is between 0 and 1"
     wins, ties, losses = (int(rows.sum()) for rows in (verdicts > 0.5, verdicts == 0.5, verdicts < 0.5))
-    low, high = bootstrap_interval(verdicts, prompts, seed=seed, bootstrap=bootstrap, level=level)
+    low, high = share_interval(verdicts, prompts, seed=seed, bootstrap=bootstrap)
     error = standard_error(verdicts, prompts)
     return WinRate(float(verdicts.mean()), low, high, error, wins, ties, losses, len(verdicts))
 

@@ -9,12 +9,11 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from prefdag.evaluation.bootstrap import bootstrap_interval
+from prefdag.evaluation.bootstrap import FEWEST_PROMPTS, bootstrap_interval
 from prefdag.seeds import generator
 
 BINS = 10  # of confidence, each 5 percentage points wide
 CHANCE_DRAWS = 200
-FEWEST_PROMPTS = 5  # fewer prompts give a bin no interval
 
 
 @dataclass(frozen=True)

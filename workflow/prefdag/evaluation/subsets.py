@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from prefdag.config.sections.evaluate_reward import UNLABELLED, Sections
-from prefdag.evaluation.bootstrap import RESAMPLED_AT_ONCE, bootstrap_interval, wilson
-from prefdag.evaluation.calibration import FEWEST_PROMPTS, ranked_correctly
+from prefdag.evaluation.bootstrap import FEWEST_PROMPTS, RESAMPLED_AT_ONCE, share_interval, wilson
+from prefdag.evaluation.calibration import ranked_correctly
 from prefdag.seeds import generator
 
 ALIKE = 0.1  # lengths that differ by no more than this share of the longer one
@@ -69,14 +69,9 @@ def accuracy_by_subset(
 
 
 def _interval(right: NDArray[np.float64], prompts: NDArray[np.int64], seed: str) -> tuple[float, float]:
-    num_prompts = len(np.unique(prompts))
-    if num_prompts < FEWEST_PROMPTS:
+    if len(np.unique(prompts)) < FEWEST_PROMPTS:
         return float("nan"), float("nan")
-    if np.ptp(right) == 0:  # a bootstrap would have no width
-        low, high = wilson(right.mean(), num_prompts)
-        return float(low), float(high)
-    low, high = bootstrap_interval(right, prompts, seed=seed, bootstrap=RESAMPLES)
-    return float(low), float(high)
+    return share_interval(right, prompts, seed=seed, bootstrap=RESAMPLES)
 
 
 def accuracy_by_section(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdag.evaluation.bootstrap import bootstrap_interval, standard_error, win_rate
+from prefdag.evaluation.bootstrap import FEWEST_PROMPTS, share_interval, standard_error, win_rate
 from prefdag.seeds import generator
 
 BIASED_BELOW = 0.01  # the p value below which a judge counts as biased by order
@@ -150,14 +150,14 @@ def matched_length(verdicts, ours, theirs, prompts, *, seed: str, bootstrap: int
         bootstrap: number of resamples.
 
     Returns:
-        `win_rate` (None without a pair), `n`, and from two prompts on `low` and `high`.
+        `win_rate` (None without a pair), `n`, and from `FEWEST_PROMPTS` prompts on `low` and `high`.
     """
     longer = np.maximum(ours, theirs)
     near = np.abs(np.asarray(ours) - theirs) <= NEARLY_EQUAL * longer
     matched = np.asarray(verdicts)[near]
-    if len(np.unique(np.asarray(prompts)[near])) < 2:
+    if len(np.unique(np.asarray(prompts)[near])) < FEWEST_PROMPTS:
         return {"win_rate": float(matched.mean()) if len(matched) else None, "n": len(matched)}
-    low, high = bootstrap_interval(matched, np.asarray(prompts)[near], seed=f"{seed}/matched", bootstrap=bootstrap)
+    low, high = share_interval(matched, np.asarray(prompts)[near], seed=f"{seed}/matched", bootstrap=bootstrap)
     return {"win_rate": float(matched.mean()), "low": low, "high": high, "n": len(matched)}
 
 
@@ -230,7 +230,7 @@ def agreement(one: JudgedPairs, other: JudgedPairs, *, seed: str, bootstrap: int
     same = (ours == theirs)[decided].astype(np.float64)
     result["agreement"] = float(same.mean()) if len(same) else None
     if len(np.unique(prompts[decided])) > 1:
-        low, high = bootstrap_interval(same, prompts[decided], seed=f"{seed}/agreement", bootstrap=bootstrap)
+        low, high = share_interval(same, prompts[decided], seed=f"{seed}/agreement", bootstrap=bootstrap)
         error = standard_error(same, prompts[decided])
         result |= {"agreement_low": low, "agreement_high": high, "agreement_standard_error": error}
     return {**result, **_kappa(ours, theirs, prompts, seed, bootstrap)}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prefdag.data.token_store import Comparison, Store
-from prefdag.evaluation.bootstrap import bootstrap_interval
+from prefdag.evaluation.bootstrap import share_interval
 from prefdag.models.ops.device import autocast
 from prefdag.models.packing import Segments
 from prefdag.models.repeats import iter_packed
@@ -46,7 +46,7 @@ def evaluation(values: NDArray[np.float32], prompts: NDArray[np.int64]) -> dict[
     better, worse = np.triu_indices(values.shape[1], 1)
     above, below = values[:, better], values[:, worse]
     right = ((above > below) + 0.5 * (above == below)).mean(1)
-    low, high = bootstrap_interval(right, prompts, seed="reward accuracy")
+    low, high = share_interval(right, prompts, seed="reward accuracy")
     accuracy = {"accuracy": float(right.mean()), "accuracy_low": low, "accuracy_high": high}
     return {
         **accuracy,
