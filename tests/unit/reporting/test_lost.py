@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
+import pandas as pd
 import pytest
 
 from artifacts import manifest_of
 from prefdag.data.dropped import lost_rows, reasons, warnings
-from prefdag.reporting.lost import leaked, losses_of_runs
+from prefdag.reporting.lost import leaked, losses_of_runs, silent_share
+from prefdag.reporting.sections.overview import lost_content
 from snakemake_logger_plugin_prefdag.jobs import describe_audit, describe_facts
 
 
@@ -54,6 +57,20 @@ def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
     assert table.loc["dpo"].tolist() == [20, 17, 0.25]
     assert table["rows_used"].isna().tolist() == [True, False, True]
     assert table["ended"].isna().tolist() == [False, False, True]
+
+
+def test_an_answer_of_the_end_alone_is_silent():
+    """One of four ended at once; one token that was cut, or two tokens, are text."""
+    answers = pd.DataFrame({"length": [1, 1, 2, 9], "ended": [1, 0, 1, 1]})
+    assert silent_share(answers) == 0.25 and silent_share(answers[["length"]]) == 0
+
+
+def test_the_top_of_the_page_names_cut_and_silent_answers(comparisons: Path):
+    tables = {"sft": pd.DataFrame({"length": [9] * 20, "ended": 1}), "rloo": pd.DataFrame({"length": [1, 9, 9, 9]})}
+    tables["rloo"]["ended"] = [1, 1, 1, 0]
+    runs = pd.DataFrame({"run": list(tables), "display": ["SFT", "RLOO"], "ended": [1, 0.75]})
+    content = lost_content(Mock(inputs=Mock(comparisons=comparisons), runs=runs, tables=tables))
+    assert (content["cut_answers"], content["silent_answers"]) == ("RLOO 25%", "RLOO 25%")
 
 
 def allowing(folder: Path, leakage: str, shared: dict[str, int]) -> Path:

@@ -38,6 +38,13 @@ def losses_of_runs(
     return table
 
 
+def silent_share(answers: pd.DataFrame) -> float:
+    """Return the share of answers that ended with their first token. answers: scores.csv; 0 without the columns."""
+    if not {"length", "ended"} <= set(answers.columns):
+        return 0.0
+    return float(((answers["length"] <= 1) & (answers["ended"] == 1)).mean())
+
+
 def audit_of(comparisons: Path) -> dict[str, Any]:
     """Return the splits of a dataset's audit.json; {} if it has none."""
     path = comparisons.parent / "audit.json"

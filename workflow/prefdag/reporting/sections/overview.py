@@ -12,7 +12,7 @@ from prefdag.data.dropped import MANY, lost_rows, warnings
 from prefdag.evaluation.over_seeds import ONE_SEED
 from prefdag.reporting.candidates import candidates_rows, protocol
 from prefdag.reporting.load import SuiteResults, evenly_spaced
-from prefdag.reporting.lost import audit_of, leaked
+from prefdag.reporting.lost import audit_of, leaked, silent_share
 from prefdag.reporting.rows import (
     answers_row,
     best_of_n_rows,
@@ -28,6 +28,8 @@ from prefdag.reporting.rows import (
 from prefdag.reporting.sections.judges import agreements, rates
 from prefdag.reporting.seeds import published_rows, seeds_table
 from prefdag.reporting.tables import METRICS, ood_win_rates
+
+SILENT = 0.05  # share of answers without text that is warned of
 
 
 def overview(results: SuiteResults, expected: Sequence[Expected]) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def lost_content(results: SuiteResults) -> dict[str, Any]:
         for row in results.runs.to_dict("records")
         if not pd.isna(row["ended"]) and 1 - row["ended"] > MANY
     ]
+    shares = [(row["display"], silent_share(results.tables[row["run"]])) for row in results.runs.to_dict("records")]
     return {
         "rows_read": sum(read for _, read in rows.values()),
         "rows_dropped": sum(lost for lost, _ in rows.values()),
@@ -98,6 +101,7 @@ def lost_content(results: SuiteResults) -> dict[str, Any]:
         "leaked": leaked(results.inputs.comparisons),
         "rows_labels": splits.get("train", {}).get("labels"),
         "cut_answers": ", ".join(cut),
+        "silent_answers": ", ".join(f"{name} {share:.0%}" for name, share in shares if share > SILENT),
     }
 
 
