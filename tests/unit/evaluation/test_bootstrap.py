@@ -121,3 +121,6 @@ def test_a_win_rate_of_all_or_nothing_has_an_interval_with_a_width(verdict: floa
     for repeats in (1, 2):
         rate = bootstrap.win_rate(np.full(8 * repeats, verdict), np.arange(8 * repeats) % 8, seed="all")
         assert (rate.low, rate.high) == pytest.approx((low, high), abs=1e-4)
+    for number in range(2, 200):  # whatever is rounded, the interval holds the share
+        rate = bootstrap.win_rate(np.full(number, verdict), np.arange(number), seed="all")
+        assert rate.low <= rate.win_rate <= rate.high

@@ -129,7 +129,7 @@ def wilson(share: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     z = 1.959964
     centre = (share + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * np.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
-    return centre - half, centre + half
+    return np.minimum(centre - half, share), np.maximum(centre + half, share)  # rounding may leave the share out
 
 
 def _by_prompt(values, prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
