@@ -297,7 +297,7 @@ def test_sampled_updates_come_within_a_thousandth_of_a_nat(token: World, method:
 
 
 def test_an_option_that_is_not_read_is_a_mistake() -> None:
-    with pytest.raises(UserError, match="reinforce does not read samples; leave it out"):
+    with pytest.raises(UserError, match="runs.it.samples: reinforce does not read it; leave it out"):
         exact_policy({"method": "reinforce", "samples": 4}, "x.yaml", "runs.it")
     with pytest.raises(UserError, match=r"runs.it.clip: ppo does not read clip; its options are beta"):
         exact_policy({"method": "ppo", "clip": 3}, "x.yaml", "runs.it")
