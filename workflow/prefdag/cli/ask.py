@@ -40,13 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample judged pairs, compute the log-odds in both orders, and write two judges' verdicts."""
-    from prefdag.rewards import local_judge
-
     if arguments.verdicts.suffix != ".csv" or arguments.pairs < 1 or arguments.threads < 1:
         raise UserError("ask: expected verdicts in a .csv file, and at least one pair and one thread")
     template = read_template(LLM.parse({"model": "local", "prompt": arguments.prompt}, "ask"))
     pairs = read_judged_pairs(arguments.file)
     sampled = [pairs[index] for index in generator(0, "ask").permutation(len(pairs))[: arguments.pairs]]
+    from prefdag.rewards import local_judge  # torch, after the arguments and the file are checked
+
     first, second = local_judge.log_odds(sampled, template, arguments.model, arguments.threads)
     name = arguments.name or "-".join(arguments.model.parts[-3:-1]) or arguments.model.name
     write_verdicts(arguments.verdicts, sampled, name, first, second)
