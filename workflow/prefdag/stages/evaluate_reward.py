@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prefdag.config.sections.evaluate_reward import Evaluation
 from prefdag.data.subset_labels import check_sections, labels_of_store
@@ -20,6 +22,7 @@ from prefdag.errors import UserError
 from prefdag.evaluation.subsets import accuracy_by_section, accuracy_by_subset
 from prefdag.models.loading import load_policy, set_up
 from prefdag.models.logprobs import logprobs
+from prefdag.models.packing import Segments
 from prefdag.provenance.manifest import read_manifest
 from prefdag.rewards.adoption import load_any_reward
 from prefdag.rewards.evaluation import score_all, write_held_out
@@ -129,10 +132,13 @@ def _of_reference(job: Job, store: Store, policy: Path) -> Scores:
     """Return the SFT policy's log-probs of the responses, [N, 2]: summed, and the mean over tokens."""
     budget, device = job.evaluation.tokens_per_batch, set_up(job.evaluation.threads)
     model = load_policy(policy.parent / "model", device)
-    return {
-        "reference": score_all(lambda segments: logprobs(model, segments).total, store, budget, device),
-        "reference_mean": score_all(lambda segments: logprobs(model, segments).mean, store, budget, device),
-    }
+
+    def total_and_mean(segments: Segments) -> Tensor:
+        values = logprobs(model, segments)
+        return torch.stack((values.total, values.mean), -1)
+
+    scores = score_all(total_and_mean, store, budget, device)  # one pass for both
+    return {"reference": scores[..., 0], "reference_mean": scores[..., 1]}
 
 
 def _trained_on(store: Store, trained: Store) -> NDArray[np.bool_]:
