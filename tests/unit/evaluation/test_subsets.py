@@ -19,7 +19,15 @@ HARM = {"Drugs": True, "Violence": False, "Privacy": True}
 def test_labels_are_texts_lists_and_true_keys():
     row = {"subset": "math", "tags": ["a", "b", "a"], "harm": HARM, "year": 2024, "none": None}
     assert labels_of(row, ["subset"], "x") == ["math"]
-    assert labels_of(row, ["tags", "harm", "none", "year"], "x") == ["a", "b", "Drugs", "Privacy", "2024"]
+    assert labels_of(row, ["tags", "harm", "none"], "x") == ["a", "b", "Drugs", "Privacy"]
+    assert labels_of(row, ["year"], "x") == ["2024"]
+
+
+def test_bare_numbers_of_several_columns_name_their_column():
+    """0 of `order` and 0 of `worker` are two subsets; with one column the number alone is the label."""
+    row = {"by": "ours", "order": "0", "worker": [0, 1.5], "version": "v2"}
+    assert labels_of(row, [*row], "x") == ["ours", "order 0", "worker 0", "worker 1.5", "v2"]
+    assert labels_of(row, ["worker"], "x") == ["0", "1.5"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from prefdag.errors import UserError
 def labels_of(row: Mapping[str, Any], columns: Sequence[str], where: str) -> list[str]:
     """Return the subsets of a row, in the order of its columns.
 
+    If there are several columns, a label that is a bare number has its column's name before it: `order 0`.
+
     Args:
         row: a fetched row.
         columns: the columns that name its subsets: a text or number, a list of them, an object whose true keys are the
@@ -37,8 +39,17 @@ def labels_of(row: Mapping[str, Any], columns: Sequence[str], where: str) -> lis
         for part in parts:
             if isinstance(part, bool) or not isinstance(part, str | int | float):
                 raise UserError(f"{where}: {column} holds {str(part)[:40]!r}; `subset` reads texts and numbers")
-            labels[str(part)] = None
+            labels[f"{column} {part}" if len(columns) > 1 and _is_number(part) else str(part)] = None
     return [*labels]
+
+
+def _is_number(label: str | float) -> bool:
+    """Return whether a label says nothing without its column."""
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
 
 
 def check_sections(sections: Sections, labels: Sequence[Sequence[str]], where: str) -> str | None:
