@@ -1,6 +1,6 @@
 """A search as jobs of the DAG: it runs to its end, and an edit of the grid reruns what it touches.
 
-A search of an on-policy row by its win rate, killed twice, chooses as one that ran through.
+A search of an on-policy row by its win rate and over its length, killed twice, chooses as one that ran through.
 """
 
 import json
@@ -103,8 +103,8 @@ def test_a_further_value_that_is_not_chosen_reruns_no_answers(run: Project, tmp_
     assert planned(copy) == set()
 
 
-ON_POLICY = "  - {name: rloo, method: rloo, samples: 2, kl: 0.05, batch_size: 2, max_steps: 12, max_new_tokens: 16}\n"
-BY_WIN_RATE = "select: {grid: {learning_rate: [5e-3, 1e-3]}, criterion: win_rate, rows: [rloo], budget: 2}\n"
+ON_POLICY = "  - {name: rloo, method: rloo, samples: 2, kl: 0.05, batch_size: 2, max_steps: 12, checkpoints: 1, max_new_tokens: 16}\n"
+BY_WIN_RATE = "select: {grid: {learning_rate: [5e-3, 1e-3]}, criterion: win_rate, early_stopping: true, rows: [rloo], budget: 4}\n"
 RATES = ("rloo-learning_rate5e-3", "rloo-learning_rate1e-3")  # in the order of the grid
 CHOICE = ("choice.json", "candidates.csv", "manifest.json")
 
@@ -118,7 +118,7 @@ def with_search(finished: Project, folder: Path) -> Project:
 
 @pytest.fixture(scope="module")
 def searched(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The finished suite with an on-policy row, whose learning rate is chosen by win rate. Read only."""
+    """The finished suite with an on-policy row, whose learning rate and length are chosen by win rate. Read only."""
     project = with_search(finished, tmp_path_factory.mktemp("searched"))
     done = project.snakemake()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -128,14 +128,20 @@ def searched(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def test_an_on_policy_row_is_chosen_by_its_win_rate_on_validation_prompts(searched: Project) -> None:
     results = searched.folder / RESULTS
     table = pd.read_csv(results / "choose/rloo/candidates.csv")
-    summaries = [json.loads((results / f"judge/{name}@validation/summary.json").read_text()) for name in RATES]
+    sets = [f"{name}@{variant}" for name in RATES for variant in ("validation-step6", "validation")]
+    summaries = [json.loads((results / f"judge/{one}/summary.json").read_text()) for one in sets]
+    assert table["learning_rate"].tolist() == [5e-3, 5e-3, 1e-3, 1e-3] and table["steps"].tolist() == [6, 12] * 2
     assert table["win_rate"].tolist() == pytest.approx([one["win_rate"] for one in summaries])
     assert table["chosen"].tolist().index(True) == table["win_rate"].to_numpy().argmax() and table["chosen"].sum() == 1
     choice = json.loads((results / "choose/rloo/choice.json").read_text())
-    assert (choice["criterion"], choice["candidates"]) == ("win_rate", 2)
-    trained = manifest(searched, f"policy/{RATES[choice['candidate']]}")["files"]
-    files = manifest(searched, "selected/rloo")["files"]
-    assert trained and {name: files[name] for name in trained} == trained
+    assert (choice["criterion"], choice["candidates"], choice["lengths"]) == ("win_rate", 4, 2)
+    training, length = divmod(choice["candidate"], 2)
+    trained = manifest(searched, f"policy/{RATES[training]}")["files"]
+    files, folder = manifest(searched, "selected/rloo")["files"], ("checkpoints/6", "model")[length]
+    assert files["model/model.safetensors"] == trained[f"{folder}/model.safetensors"]
+    answers = (results / "generate/rloo/generations.jsonl").read_bytes()
+    checkpoint = (results / "generate/rloo@step6/generations.jsonl").read_bytes()
+    assert (answers == checkpoint) is (folder == "checkpoints/6")
     runs = pd.read_csv(results / "report/runs.csv").set_index("run")
     assert runs.loc["rloo", "method"] == "rloo" and not set(RATES) & set(runs.index)
     assert (

@@ -74,6 +74,81 @@ def test_a_win_rate_is_judged_on_validation_prompts_against_sft() -> None:
     assert inputs_of(one, "judge", "rloo-learning_rate0.001@validation")["against"] == ["score/sft@validation"]
 
 
+EARLY = {**SELECT, "early_stopping": True}
+ROWS = (DPO, {**RLOO, "max_steps": 8, "checkpoints": 1})
+
+
+def test_with_early_stopping_checkpoints_are_candidates_of_the_same_trainings() -> None:
+    less, more = suite(rows=ROWS), suite(EARLY, rows=ROWS)
+    assert inputs_of(more, "choose", "dpo")["scores"] == [
+        f"score/dpo-learning_rate{rate}-seed{seed}@{variant}"
+        for rate in ("5e-4", "0.002")
+        for variant in ("validation-step4", "validation")
+        for seed in (0, 1)
+    ]
+    assert json.loads(jobs.config_of(more, "choose", "dpo"))["steps"] == [4, 8]
+    config = json.loads(jobs.config_of(more, "generate", "rloo-learning_rate0.002@validation-step4"))
+    assert (config.pop("checkpoint"), config["split"]) == (4, "validation")
+    assert config == json.loads(jobs.config_of(more, "generate", "rloo-learning_rate0.002@validation"))
+    scoring = json.loads(jobs.config_of(more, "score", "rloo-learning_rate0.002@validation-step4"))
+    assert scoring.pop("checkpoint") == 4 and scoring == json.loads(jobs.config_of(more, "score", "rloo"))
+    new = set(jobs_of(more)) - set(jobs_of(less))
+    assert len(new) == 12 and all(folder.endswith("@validation-step4") for folder in new)
+    same = set(jobs_of(less)) - {"choose/dpo", "choose/rloo"}
+    assert all(jobs.config_of(less, *split(one)) == jobs.config_of(more, *split(one)) for one in same)
+
+
+def split(folder: str) -> tuple[str, str | None]:
+    stage, _, name = folder.partition("/")
+    return stage, name or None
+
+
+def test_checkpoints_by_win_rate_are_judged_against_sft() -> None:
+    one = suite({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "early_stopping": True}, rows=ROWS)
+    judges = inputs_of(one, "choose", "rloo")["judges"]
+    assert judges == [f"judge/rloo-learning_rate0.001@{name}" for name in ("validation-step4", "validation")]
+    assert inputs_of(one, "judge", "rloo-learning_rate0.001@validation-step4")["against"] == ["score/sft@validation"]
+
+
+@pytest.mark.parametrize(
+    ("select", "rows", "message"),
+    [
+        (EARLY, (DPO, RLOO), "s.yaml: runs.rloo.checkpoints: early_stopping chooses between checkpoints, and this row"),
+        ({**EARLY, "budget": 3}, ROWS, "select.grid: 4 candidates, and the budget is 3"),
+        (
+            EARLY,
+            (DPO, {**ROWS[1], "checkpoints": 2}),
+            "select.early_stopping: the numbers of checkpoints differ (rloo 2, dpo 1), so the search would not be fair",
+        ),
+        (
+            {**EARLY, "grid": {"max_steps": [8, 16]}},
+            ROWS,
+            "runs.rloo.checkpoints: their steps depend on the max_steps that is chosen",
+        ),
+        (
+            {
+                "grid": {"learning_rate": [1e-3]},
+                "rows": ["dpo"],
+                "criterion": "held_out_accuracy",
+                "early_stopping": True,
+            },
+            ROWS,
+            "select.early_stopping: checkpoints have no held-out accuracy",
+        ),
+    ],
+)
+def test_mistakes_of_early_stopping(select: dict[str, Any], rows: tuple, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        suite(select, rows)
+    assert message in str(caught.value)
+
+
+def test_steps_of_checkpoints_that_a_section_states_may_not_depend_on_the_choice() -> None:
+    section = {**QUICKSTART["preference"], "max_steps": 8, "checkpoints": 1}
+    with pytest.raises(UserError, match=r"runs\.dpo\.checkpoints: their steps depend on the max_steps that is chosen"):
+        suite({"grid": {"max_steps": [4, 8]}, "kl": 5}, ({"name": "dpo", "method": "dpo"},), preference=section)
+
+
 def test_an_edit_of_the_grid_changes_no_other_candidate() -> None:
     """A further value adds jobs, and the config of `choose` alone changes."""
     less, more = suite(), suite({**SELECT, "grid": {"learning_rate": ["5e-4", 0.002, 0.1]}})
@@ -101,7 +176,10 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
 @pytest.mark.parametrize(
     ("select", "message"),
     [
-        ({"grid": UNEQUAL, "kl": 5}, "select.grid: the grids differ in size (dpo 2, rloo 1), so the search would not"),
+        (
+            {"grid": UNEQUAL, "kl": 5},
+            "select.grid: the sizes of the grids differ (dpo 2, rloo 1), so the search would not",
+        ),
         ({**SELECT, "budget": 1}, "select.grid: 2 candidates, and the budget is 1"),
         ({**SELECT, "rows": ["ppo"]}, "select.rows: there is no row 'ppo'; the rows are dpo, rloo"),
         ({"grid": {"dpo": {"beta": [1, 2]}}, "kl": 5}, "select.grid: no grid for the row rloo; add one"),

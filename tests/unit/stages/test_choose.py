@@ -33,8 +33,10 @@ def scores(root: Path, name: str, reward: np.ndarray, kl: float) -> Path:
     return write(root / "score" / name, "score", {"scores.csv": table.to_csv(index=False)})
 
 
-def chosen(root: Path, inputs: dict, **choice: object) -> tuple[dict, pd.DataFrame]:
-    config = json.dumps({"choice": choice, "settings": SETTINGS, "num_seeds": 2, "seed": 0})
+def chosen(
+    root: Path, inputs: dict, steps: tuple[int, ...] = (), seeds: int = 2, **choice: object
+) -> tuple[dict, pd.DataFrame]:
+    config = json.dumps({"choice": choice, "settings": SETTINGS, "steps": steps, "num_seeds": seeds, "seed": 0})
     output = root / "choose/dpo" / MANIFEST
     run_stage("choose", choose, config, {"judges": [], "trainings": [], **inputs}, output)
     return json.loads((output.parent / "choice.json").read_text()), pd.read_csv(output.parent / "candidates.csv")
@@ -128,6 +130,63 @@ def test_readers_of_a_selected_training_depend_on_that_training_alone(tmp_path: 
     assert read_manifest(output).sha256 == read_manifest(candidates[1]).sha256
     with pytest.raises(UserError, match="1 manifests, and the choice is of 2"):
         link(candidates[:1])
+
+
+def stopping(root: Path) -> tuple[list[Path], Path]:
+    """Two trainings with checkpoints at step 4, each file of another text; the manifest of `selected`."""
+    made = []
+    for name in ("a", "b"):
+        files = {"model/model.safetensors": f"{name} end", "checkpoints/4/model.safetensors": f"{name} at 4"}
+        files |= {"curves.csv": "step,loss\n2,0.7\n4,0.6\n8,0.5\n", "samples.csv": "round,score\n1,2\n4,3\n5,4\n"}
+        files |= {"held_out.csv": "prompt\n1\n", "checkpoints/6/model.safetensors": f"{name} at 6"}
+        made.append(write(root / "preference" / name, "preference", files, {"kl": 9.0}, {"preference": {"beta": 1}}))
+    return made, root / "selected/dpo" / MANIFEST
+
+
+def test_a_checkpoint_that_is_best_becomes_the_policy(tmp_path: Path, inputs: dict) -> None:
+    """Lengths 4 and 8 of each setting, one seed: within 8 nats the rewards are 1, 1, 2, 2; the first 2 is at step 4."""
+    choice, table = chosen(tmp_path, inputs, (4, 8), seeds=1, criterion="reward_at_kl", kl=8)
+    assert choice["setting"] == {"learning_rate": 0.01, "steps": 4} and choice["candidate"] == 2
+    assert (choice["training"], choice["checkpoint"], choice["lengths"]) == (1, 4, 2)
+    assert table["steps"].tolist() == [4, 8, 4, 8] and table["learning_rate"].tolist() == [0.001, 0.001, 0.01, 0.01]
+    trainings, output = stopping(tmp_path)
+    run_stage(
+        "selected", selected, "{}", {"choice": [tmp_path / "choose/dpo" / MANIFEST], "candidates": trainings}, output
+    )
+    policy = read_training(output)
+    assert (output.parent / "model/model.safetensors").read_text() == "b at 4"
+    assert (output.parent / "checkpoints/6/model.safetensors").read_text() == "b at 6"  # answers of all checkpoints
+    assert (output.parent / "curves.csv").read_text() == "step,loss\n2,0.7\n4,0.6\n"
+    assert (output.parent / "samples.csv").read_text() == "round,score\n1,2\n4,3\n"
+    assert not (output.parent / "held_out.csv").exists() and policy.content["facts"] == {"stopped_at": 4}
+    assert policy.content["config"] == {"preference": {"beta": 1}}
+    policy.check_weights("")
+    policy.check_but_weights()
+    assert read_manifest(output).sha256 == policy.sha256 != read_manifest(trainings[1]).sha256
+
+
+def test_a_training_that_is_best_at_its_end_is_passed_on_whole(tmp_path: Path, inputs: dict) -> None:
+    """Within 4 nats the rewards are 1, 1, 2 * 4 / 8 and 2."""
+    choice, _ = chosen(tmp_path, inputs, (4, 8), seeds=1, criterion="reward_at_kl", kl=4)
+    assert choice["setting"] == {"learning_rate": 0.01, "steps": 8} and "checkpoint" not in choice
+    trainings, output = stopping(tmp_path)
+    run_stage(
+        "selected", selected, "{}", {"choice": [tmp_path / "choose/dpo" / MANIFEST], "candidates": trainings}, output
+    )
+    assert read_training(output).content == read_manifest(trainings[1]).content
+    assert read_manifest(output).sha256 == read_manifest(trainings[1]).sha256
+    assert (output.parent / "model/model.safetensors").read_text() == "b end"
+
+
+def test_the_report_names_the_lengths(tmp_path: Path, inputs: dict) -> None:
+    chosen(tmp_path, inputs, (4, 8), seeds=1, criterion="reward_at_kl", kl=8)
+    table = candidates_table([tmp_path / "choose/dpo" / MANIFEST])
+    assert table is not None and table["steps"].tolist() == [4, 8, 4, 8]
+    assert table["setting"].tolist()[1:3] == ["learning_rate 0.001, steps 8", "learning_rate 0.01, steps 4"]
+    assert table["training"].tolist()[1:3] == ["learning_rate 0.001", "learning_rate 0.01"]
+    assert "2 settings were trained with 1 seed each, measured at 2 lengths, and the one" in protocol(
+        [tmp_path / "choose/dpo" / MANIFEST]
+    )
 
 
 def test_the_table_and_the_protocol_of_the_report(tmp_path: Path, inputs: dict) -> None:

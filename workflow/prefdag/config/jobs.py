@@ -98,6 +98,8 @@ def _score(suite: Suite, name: str | None) -> dict[str, Any]:
 
 def _checkpoint(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the step of the answering policy within its training, if it is a checkpoint."""
+    if (step := select_jobs.validation_step(answer_set)) is not None:
+        return {"checkpoint": step}
     if answer_set.step is None:
         return {}
     steps = suite.run(answer_set.policy).preference.max_steps or 0
@@ -183,7 +185,7 @@ def prompts_of(suite: Suite, answer_set: AnswerSet) -> str:
 
 def is_validation(suite: Suite, answer_set: AnswerSet) -> bool:
     """Whether these answers are to validation prompts, by which `select` chooses."""
-    return suite.select is not None and answer_set.variant == VALIDATION
+    return suite.select is not None and select_jobs.is_validation(answer_set)
 
 
 def prompts_folder(suite: Suite, answer_set: AnswerSet) -> str:

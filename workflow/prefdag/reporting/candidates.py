@@ -1,7 +1,7 @@
 """The candidates that `select` compared on validation prompts, and what it chose."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ CRITERIA = {
     "win_rate": "win rate by the headline judge",
     "held_out_accuracy": "accuracy on held-out validation pairs",
 }
+STEPS = "steps"
 VALUES = ["value", "low", "high", "reward", "kl", "chosen"]
 
 
 def candidates_table(choices: Sequence[Path]) -> pd.DataFrame | None:
     """Tabulate the candidates of every selected row: row, setting, criterion and `VALUES`; None without any.
+
+    With early stopping also `training`, the setting without its length, and `steps`, the length.
 
     choices: manifests of `choose`, one for each row.
     """
@@ -29,13 +32,19 @@ def candidates_table(choices: Sequence[Path]) -> pd.DataFrame | None:
             json.loads((path.parent / "choice.json").read_text()),
             pd.read_csv(path.parent / "candidates.csv"),
         )
-        settings = [
-            ", ".join(f"{SYMBOLS.get(key, key)} {row[key]}" for key in choice["setting"]) for row in _plain(path)
-        ]
+        settings = _settings(path, choice["setting"])
         table = table.rename(columns={choice["criterion"]: "value"})
         about = {"row": path.parent.name, "setting": settings, "criterion": choice["criterion"]}
+        if "lengths" in choice:
+            about |= {"training": _settings(path, [key for key in choice["setting"] if key != STEPS])}
+            about |= {"steps": table[STEPS]}
         tables.append(pd.DataFrame(about).join(table[VALUES]))
     return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _settings(path: Path, keys: Iterable[str]) -> list[str]:
+    """Return the values of these keys of each candidate, as one text."""
+    return [", ".join(f"{SYMBOLS.get(key, key)} {row[key]}" for key in keys) for row in _plain(path)]
 
 
 def _plain(path: Path) -> list[dict[str, str]]:
@@ -48,11 +57,13 @@ def protocol(choices: Sequence[Path]) -> str:
     if not choices:
         return ""
     made = [json.loads((path.parent / "choice.json").read_text()) for path in choices]
-    first, sizes = made[0], sorted({one["candidates"] for one in made})
+    first, sizes = made[0], sorted({one["candidates"] // one.get("lengths", 1) for one in made})
+    lengths = sorted({one.get("lengths", 1) for one in made})
+    stopped = f", measured at {' or '.join(map(str, lengths))} lengths" if lengths != [1] else ""
     seeds = sorted({one["seeds"] for one in made})
     return (
         f"Of each row, {' or '.join(map(str, sizes))} settings were trained with {' or '.join(map(str, seeds))} "
-        f"seed{'' if seeds == [1] else 's'} each, and the one of largest "
+        f"seed{'' if seeds == [1] else 's'} each{stopped}, and the one of largest "
         f"{CRITERIA[first['criterion']].format(kl=first['kl'] or 0)} on {first['prompts']} validation prompts was "
         "chosen, averaged over its seeds, of equal ones the first; the test prompts saw the chosen setting alone."
     )

@@ -232,8 +232,13 @@ def answers_table(
 
 
 def checkpoints(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers of checkpoints, the ends of rounds included."""
-    return table[_is_checkpoint(table)]
+    """Return the answers of checkpoints, the ends of rounds included.
+
+    Column `is_later` tells those of a run that `select` stopped at an earlier step.
+    """
+    ends = table[table["variant"] == ""].set_index("run")["step"]
+    rows = table[_is_checkpoint(table)]
+    return rows.assign(is_later=(rows["step"] > rows["run"].map(ends)).fillna(False).astype(bool))
 
 
 def _is_checkpoint(table: pd.DataFrame) -> pd.Series:

@@ -43,6 +43,9 @@ class Select(Choice):
     prompts: Literal["validation"] = Field("validation", description="prompts that candidates answer")
     budget: Count | None = Field(None, description="most candidates of a row; default: no limit")
     unequal: bool = Field(False, description="allow rows to have grids of different sizes")
+    early_stopping: bool = Field(
+        False, description="the checkpoints of each training are candidates too, so that its length is chosen as well"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -55,6 +58,14 @@ class Select(Choice):
                 expected = "expected a list of the values to try"
                 raise ValueError("\n".join(f"grid.{key}: {expected}, got {value!r}" for key, value in wrong.items()))
         return values
+
+    @model_validator(mode="after")
+    def _checkpoints_are_measured(self) -> "Select":
+        if self.early_stopping and self.criterion == "held_out_accuracy":
+            raise ValueError(
+                "early_stopping: checkpoints have no held-out accuracy; choose the criterion reward_at_kl or win_rate"
+            )
+        return self
 
     def choice(self) -> Choice:
         """Return what decides, without the grids: a job that chooses reads no more."""

@@ -36,12 +36,14 @@ def with_candidates(
         where: the file that error messages name.
         mistakes: receives those of the grids and of the candidates.
     """
-    grids = mistakes.attempt(_grids, select, rows, where) or {}
+    lengths = {run.without_seed: len(run.preference.kept_steps) + 1 for run in runs} if select.early_stopping else {}
+    grids = mistakes.attempt(_grids, select, rows, lengths, where) or {}
     selected: dict[str, dict[str, Any]] = {}
     for row in rows:
         if (name := str(row.get("name"))) not in grids:
             continue
         settings = settings_of(grids[name])
+        mistakes.attempt(_check_lengths, name, runs, select, grids[name], where)
         tried = [{**row, **setting, "name": f"{name}-{label}"} for label, setting in settings.items()]
         of_candidates = Mistakes()
         made = {run.name: run for run in expanded(tried, *sections, where, of_candidates)}
@@ -91,8 +93,11 @@ def settings_of(grid: dict[str, list[Any]]) -> dict[str, Row]:
     return {row["name"].removeprefix("x-"): {key: row[key] for key in grid} for row in rows}
 
 
-def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, list[Any]]]:
-    """Return the grid of each selected row. Raises `UserError` for a grid that is no fair search."""
+def _grids(select: Select, rows: list[Row], lengths: dict[str, int], where: str) -> dict[str, dict[str, list[Any]]]:
+    """Return the grid of each selected row. Raises `UserError` for a grid that is no fair search.
+
+    lengths: of each row with early stopping, the numbers of lengths that its trainings are measured at.
+    """
     names, mistakes = {str(row.get("name")): row for row in rows}, Mistakes()
     for name in select.rows or ():
         if name not in names:
@@ -107,7 +112,7 @@ def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, l
             row = name if name == method else f"{name} ({method})"
             mistakes.add(f"{where}: select.grid: no grid for the row {row}; add one, or name select.rows")
             continue
-        mistakes.attempt(_check_row, name, names[name], grid, select, where)
+        mistakes.attempt(_check_row, name, names[name], grid, lengths.get(name, 1), select, where)
         grids[name] = grid
         known = _keys(names[name], where)
         part = _part_of(select, names[name], grid)
@@ -119,14 +124,22 @@ def _grids(select: Select, rows: list[Row], where: str) -> dict[str, dict[str, l
         by = {line: f"{', '.join(rows)} {verb[len(rows) == 1]}" for line, rows in unread.items()}
         mistakes.add("\n".join(line.replace("{}", rows, 1) for line, rows in by.items()))
     mistakes.check()
-    sizes = {name: len(settings_of(grid)) for name, grid in grids.items()}
-    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
-    if sizes[least] < sizes[most] and not select.unequal:
+    _check_equal(
+        {name: len(settings_of(grid)) for name, grid in grids.items()}, "grid: the sizes of the grids", select, where
+    )
+    saved = {name: lengths[name] - 1 for name in grids if lengths.get(name, 1) > 1}
+    _check_equal(saved, "early_stopping: the numbers of checkpoints", select, where)
+    return grids
+
+
+def _check_equal(sizes: dict[str, int], what: str, select: Select, where: str) -> None:
+    """Raise `UserError` if the rows of a search get different numbers of candidates."""
+    least, most = min(sizes, key=sizes.__getitem__, default=""), max(sizes, key=sizes.__getitem__, default="")
+    if sizes and sizes[least] < sizes[most] and not select.unequal:
         raise UserError(
-            f"{where}: select.grid: the grids differ in size ({most} {sizes[most]}, {least} {sizes[least]}), so the "
+            f"{where}: select.{what} differ ({most} {sizes[most]}, {least} {sizes[least]}), so the "
             "search would not be fair; give every row as many candidates, or state `unequal: true`"
         )
-    return grids
 
 
 def _method(row: Row) -> str:
@@ -161,27 +174,37 @@ def _check_names(select: Select, names: dict[str, Row], selected: list[str], whe
     mistakes.check()
 
 
-def _check_row(name: str, row: Row, grid: dict[str, list[Any]], select: Select, where: str) -> None:
-    """Raise `UserError` if a row cannot be selected with a grid."""
+def _check_row(name: str, row: Row, grid: dict[str, list[Any]], lengths: int, select: Select, where: str) -> None:
+    """Raise `UserError` if a row cannot be selected with a grid. lengths: at which each training is measured."""
     mistakes, place = Mistakes(), f"{where}: select.grid{_part_of(select, row, grid)}"
     for key, values in grid.items():
         if not isinstance(values, list) or not values or len(set(map(str, values))) < len(values):
             mistakes.add(f"{place}.{key}: expected a list of different values, got {values!r}")
         elif key in FIXED:
             mistakes.add(f"{place}.{key}: a grid is of a row's settings, and this is not one; leave it out")
-    size = 1 if mistakes.sentences else len(settings_of(grid))
+    size = 1 if mistakes.sentences else len(settings_of(grid)) * lengths
     if select.budget is not None and size > select.budget:
         mistakes.add(f"{place}: {size} candidates, and the budget is {select.budget}; change one of them")
     if "pairs" in row:
         mistakes.add(f"{where}: runs.{name}: a row with rounds cannot be selected; name the others in select.rows")
-    if row.get("checkpoints") and "max_steps" in grid:
-        mistakes.add(
-            f"{where}: runs.{name}.checkpoints: their steps depend on the max_steps that is chosen; leave one of the "
-            "two out"
-        )
     if select.criterion == "held_out_accuracy" and is_on_policy(row):
         mistakes.add(
             f"{where}: select.criterion: {name} is trained on its own answers, so no held-out accuracy is measured; "
             "choose reward_at_kl or win_rate"
         )
     mistakes.check()
+
+
+def _check_lengths(name: str, runs: list[Run], select: Select, grid: dict[str, list[Any]], where: str) -> None:
+    """Raise `UserError` if the steps of a row's checkpoints depend on the choice, or early stopping has none."""
+    run = next((one for one in runs if name in (one.name, one.without_seed)), None)  # none if the row has a mistake
+    if run is None:
+        return
+    place, keys = f"{where}: runs.{name}.checkpoints", [key for key in ("max_steps", "checkpoints") if key in grid]
+    if keys and (run.preference.kept_steps or select.early_stopping):
+        raise UserError(f"{place}: their steps depend on the {keys[0]} that is chosen; leave one of the two out")
+    if select.early_stopping and not run.preference.kept_steps:
+        raise UserError(
+            f"{place}: early_stopping chooses between checkpoints, and this row saves none; state how many, or leave "
+            "early_stopping out"
+        )

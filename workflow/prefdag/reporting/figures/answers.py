@@ -43,7 +43,9 @@ def over_training(answers: pd.DataFrame, label: str) -> Figure | None:
     ends = answers[(answers["variant"] == "") & answers["run"].isin(saved["run"])]
     start = answers[answers["answers"] == "sft"]
     whole = [
-        pd.concat([start.assign(**_identity(end)), saved[saved["run"] == end["run"]], end.to_frame().T])
+        pd.concat([start.assign(**_identity(end)), saved[saved["run"] == end["run"]], end.to_frame().T]).sort_values(
+            "step"
+        )
         for _, end in ends.iterrows()
     ]
     table = pd.concat(whole)

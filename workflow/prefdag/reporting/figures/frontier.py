@@ -90,12 +90,14 @@ def _extent(pool: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def draw_checkpoints(
     axes: Axes, members: pd.DataFrame, checkpoints: pd.DataFrame, colour: str, sft: pd.DataFrame
 ) -> None:
-    """Small marks on a thin line from SFT, where every training starts, to its run; intervals as thin bars."""
+    """Small marks on a thin line from SFT, where every training starts, to its run and what is after it; intervals."""
     for run in members.to_dict("records"):
         rows = checkpoints[checkpoints["run"] == run["run"]].sort_values("step") if len(checkpoints) else checkpoints
         if rows.empty:
             continue
-        path = pd.concat([sft[["kl", "reward"]], rows[["kl", "reward"]], pd.DataFrame([run])[["kl", "reward"]]])
+        later = rows["is_later"]
+        parts = [sft, rows[~later], pd.DataFrame([run]), rows[later]]
+        path = pd.concat([part[["kl", "reward"]] for part in parts])
         axes.plot(path["kl"], path["reward"], color=colour, linewidth=0.6, alpha=0.7, linestyle=(0, (1, 1)), zorder=2)
         spread = [rows["reward"] - rows["reward_low"], rows["reward_high"] - rows["reward"]]
         wide = [np.minimum(1.96 * rows["kl_se"], rows["kl"].clip(lower=0)), 1.96 * rows["kl_se"]]
