@@ -103,8 +103,14 @@ def test_a_further_value_that_is_not_chosen_reruns_no_answers(run: Project, tmp_
     assert planned(copy) == set()
 
 
-ON_POLICY = "  - {name: rloo, method: rloo, samples: 2, kl: 0.05, batch_size: 2, max_steps: 12, checkpoints: 1, max_new_tokens: 16}\n"
-BY_WIN_RATE = "select: {grid: {learning_rate: [5e-3, 1e-3]}, criterion: win_rate, early_stopping: true, rows: [rloo], budget: 4}\n"
+ON_POLICY = (
+    "  - {name: rloo, method: rloo, samples: 2, kl: 0.05, batch_size: 2, max_steps: 12, checkpoints: 1, "
+    "max_new_tokens: 16}\n"
+)
+BY_WIN_RATE = (
+    "select: {grid: {learning_rate: [5e-3, 1e-3]}, criterion: win_rate, rows: [rloo], budget: 4, "
+    "early_stopping: true}\n"
+)
 RATES = ("rloo-learning_rate5e-3", "rloo-learning_rate1e-3")  # in the order of the grid
 CHOICE = ("choice.json", "candidates.csv", "manifest.json")
 
