@@ -1,7 +1,9 @@
 """The league of methods: reward at matched KL to the reference, displacement, length drift and cost.
 
-A method is represented by all its settings: SFT at KL 0, then its settings in the order of their KL, joined by
-straight lines. Another choice of an option that is no number, such as summed or averaged log-probs, is another method.
+A method is represented by all its settings. Its reward at a matched KL is that of the setting that goes so far and
+least far beyond, read along the path of its training (`reporting.matched_kl`). Without checkpoints this is the line
+through SFT and the settings in the order of their KL. Another choice of an option that is no number, such as summed or
+averaged log-probs, is another method.
 Shapes: S settings, G prompts, B bootstrap draws, M matched KLs.
 """
 
@@ -16,6 +18,7 @@ import pandas as pd
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.evaluation.bootstrap import summarise, wilson
 from prefdag.evaluation.over_seeds import Variance, half_width, mean_over_seeds
+from prefdag.reporting.matched_kl import by_prompt, draws_of, path_of, reward_within, seed_variances
 from prefdag.reporting.tables import BEFORE_ALIGNMENT
 from prefdag.seeds import generator
 
@@ -30,6 +33,7 @@ def league(
     bootstrap: int = 1000,
     seconds: Mapping[str, float] | None = None,
     displaced: Mapping[str, pd.DataFrame] | None = None,
+    checkpoints: Mapping[str, Mapping[int, pd.DataFrame]] | None = None,
 ) -> pd.DataFrame:
     """Compare methods at matched KL, a row per method, the largest reward at the first matched KL first.
 
@@ -41,23 +45,30 @@ def league(
         bootstrap: number of resamples.
         seconds: run -> median seconds of a training step.
         displaced: run -> prompt, chosen_logratio, rejected_logratio of held-out comparisons at the end of training.
+        checkpoints: run -> step -> table as in `tables`, of the policies along its training.
 
-    Columns: method, settings, runs, max_kl; for each matched KL reward_at_<kl>, _low and _high (NaN
-    where no setting went so far); at the setting of largest reward: best_reward, best_kl and
-    length_drift (tokens against SFT), each with _low and _high, and chosen_logratio, rejected_logratio, chosen_fell
-    (share of held-out comparisons); seconds_per_step; form; fewest_seeds and most_seeds of a setting, best_seeds of
-    that of largest reward; _low and _high of the displacement. Intervals resample prompts, the same ones for every
-    policy; where a number has settings of several seeds, they are those of `evaluation.over_seeds`.
+    Columns: method, settings, runs, max_kl (of checkpoints too); for each matched KL reward_at_<kl>, _low and _high, of
+    a mixture of two policies within that KL (NaN where no path went so far); of the final policies of the setting of
+    largest reward: best_reward, best_kl and length_drift (tokens against SFT), each with _low and _high, and
+    chosen_logratio, rejected_logratio, chosen_fell (share of held-out comparisons); seconds_per_step; form;
+    fewest_seeds and most_seeds of a setting, best_seeds of that of largest reward; _low and _high of the displacement.
+    Intervals resample prompts, the same ones for every policy; where a number has settings of several seeds, they are
+    those of `evaluation.over_seeds`.
     """
-    means = {name: _by_prompt(table) for name, table in tables.items()}
+    prompts = by_prompt(tables["sft"]).index
+    aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
+    means = {name: by_prompt(tables[name], prompts, name) for name in ("sft", *aligned["run"])}
+    saved = {
+        run: {step: by_prompt(table, prompts, f"{run} at step {step}") for step, table in steps.items()}
+        for run, steps in (checkpoints or {}).items()
+    }
     num_prompts = len(means["sft"])
     draws = generator(0, "bootstrap", "league").multinomial(
         num_prompts, np.full(num_prompts, 1 / num_prompts), bootstrap
     )
     weights = np.vstack([np.full(num_prompts, 1.0), draws]) / num_prompts  # the first row is the plain mean: [1 + B, G]
-    aligned = runs[~runs["run"].isin(BEFORE_ALIGNMENT)]
     rows = [
-        {"method": method, **_row(members, means, curves, weights, matched, seconds or {}, displaced or {})}
+        {"method": method, **_row(members, means, saved, curves, weights, matched, seconds or {}, displaced or {})}
         for (method, _), members in aligned.groupby(["method", "form"], sort=False)
     ]
     table = pd.DataFrame(rows)
@@ -67,6 +78,7 @@ def league(
 def _row(
     members: pd.DataFrame,
     means: Mapping[str, pd.DataFrame],
+    saved: Mapping[str, Mapping[int, pd.DataFrame]],
     curves: Mapping[str, pd.DataFrame],
     weights: np.ndarray,
     matched: Sequence[float],
@@ -81,6 +93,8 @@ def _row(
     reward, kl, length = (
         np.stack([weights @ values.mean(axis=0) for values in by_seed[column]], 1) for column in by_seed
     )  # [1 + B, S], a setting's seeds averaged
+    paths = [path_of(runs, means, saved) for runs in settings.values()]
+    draws = [draws_of(path, weights) for path in paths]
     start = {column: weights @ means["sft"][column].to_numpy() for column in ("reward", "length")}
     best = int(np.argmax(reward[0]))
     drift = by_seed["length"][best] - means["sft"]["length"].to_numpy()
@@ -89,12 +103,13 @@ def _row(
     moved = _displacement([curves[run] for run in runs if run in curves])
     at: dict[str, float] = {}
     for target in matched:
-        values = _at_kl(target, start["reward"], kl, reward)
-        at |= _centred(_at(target), values, _variances(target, start["reward"][0], by_seed), weights.shape[1])
+        values = reward_within(target, start["reward"], draws)
+        seeds = seed_variances(target, start["reward"][0], paths)
+        at |= _centred(_at(target), values, seeds, weights.shape[1])
     return {
         "settings": len(settings),
         "runs": len(members),
-        "max_kl": kl[0].max(),
+        "max_kl": max(reached[0].max() for reached, _ in draws),
         **at,
         **_of_setting("best_reward", reward[:, best], by_seed["reward"][best]),
         **_of_setting("best_kl", kl[:, best], by_seed["kl"][best]),
@@ -115,37 +130,6 @@ def _of_setting(name: str, draws: np.ndarray, by_seed: np.ndarray) -> dict[str, 
         return _interval(name, draws)
     values = mean_over_seeds(by_seed[:, None], seed=name)
     return {name: float(draws[0]), f"{name}_low": values.low, f"{name}_high": values.high}
-
-
-def _variances(target: float, start: float, by_seed: Mapping[str, Sequence[np.ndarray]]) -> list[Variance]:
-    """Return what the seeds of each setting add to the variance of the reward at a matched KL.
-
-    By the jackknife: a setting's point without one of its seeds moves the line. Of a mean this is its variance over
-    seeds, divided by their number.
-
-    Reference: Efron and Tibshirani 1993, eq. 11.5.
-    """
-    reward, kl = ([values.mean(axis=1) for values in by_seed[column]] for column in ("reward", "kl"))  # [seeds] each
-    parts = []
-    for index, seeds in enumerate(reward):
-        number = len(seeds)
-        moved = []
-        for left_out in range(number if number > 1 else 0):
-            points = [
-                np.array([(np.delete(one, left_out) if at == index else one).mean() for at, one in enumerate(side)])
-                for side in (kl, reward)
-            ]
-            moved.append(_along(target, start, *points))
-        if moved and np.ptp(moved) > 0:
-            parts.append(Variance((number - 1) * float(np.var(moved)), number - 1))
-    return parts
-
-
-def _along(target: float, start: float, kl: np.ndarray, reward: np.ndarray) -> float:
-    """Return the reward at `target` nats along SFT and points [S]; that of the furthest where none goes so far."""
-    order = np.argsort(kl)
-    along = np.concatenate([[0.0], kl[order]]), np.concatenate([[start], reward[order]])
-    return float(np.interp(target, *along))
 
 
 def _centred(name: str, draws: np.ndarray, seeds: list[Variance], num_prompts: int) -> dict[str, float]:
@@ -181,24 +165,10 @@ def _at(target: float) -> str:
     return f"reward_at_{target:g}"
 
 
-def _at_kl(target: float, start: np.ndarray, kl: np.ndarray, reward: np.ndarray) -> np.ndarray:
-    """Reward at `target` nats along SFT and the settings in the order of their KL: [1 + B]; NaN if out of reach.
-
-    A draw in which no setting goes so far counts with the reward of the one that went furthest.
-    """
-    if kl[0].max() < target:
-        return np.full(len(start), np.nan)
-    return np.array([_along(target, *points) for points in zip(start, kl, reward, strict=True)])
-
-
 def _interval(name: str, values: np.ndarray) -> dict[str, float]:
     """Return the plain value, `values[0]`, and the 95% percentile interval of the bootstrap draws, `values[1:]`."""
     low, high = np.quantile(values[1:], [0.025, 0.975]) if np.isfinite(values).all() else (np.nan, np.nan)
     return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def _by_prompt(table: pd.DataFrame) -> pd.DataFrame:
-    return table.groupby("prompt_id")[["reward", "kl", "length"]].mean()
 
 
 def _displacement(curves: Sequence[pd.DataFrame]) -> dict[str, float | None]:

@@ -21,6 +21,7 @@ from prefdag.reporting.attainable import POOL_NAME, PoolFrontier, add_shares, no
 from prefdag.reporting.candidates import candidates_table
 from prefdag.reporting.league import league, seconds_per_step
 from prefdag.reporting.lost import losses_of_runs
+from prefdag.reporting.matched_kl import read_checkpoints
 from prefdag.reporting.proxy_gold import proxy_gold_table, with_gold
 from prefdag.reporting.rows import accuracies_of, accuracies_of_variants, reward_names
 from prefdag.reporting.seeds import GAIN, gains, means_by_prompt
@@ -220,13 +221,16 @@ def load_results(
     every, steps = _curves(inputs.preferences)
     online = {name: curve for name, curve in every.items() if "score" in curve}
     curves = {name: curve for name, curve in every.items() if name not in online}
+    answered = answers_table(answers, table, summaries, wins, steps)
     ranking = None
     if settings.matched_kl and curves:
         seconds = seconds_per_step(journals) if journals is not None else None
         displaced = _held_out(inputs.preferences)
-        ranking = league(table, tables, curves, settings.matched_kl, seconds=seconds, displaced=displaced)
-    if ranking is not None and settings.gold:
-        ranking = with_gold(ranking, table, tables, curves, settings.matched_kl, settings.gold)
+        parts = table, tables, curves, settings.matched_kl
+        saved = read_checkpoints(answered, inputs.scores)
+        ranking = league(*parts, seconds=seconds, displaced=displaced, checkpoints=saved)
+        if settings.gold:
+            ranking = with_gold(ranking, *parts, settings.gold, saved)
     pool = next((path for path in inputs.scores if path.parent.name == POOL_NAME), None) if inputs.best_of_n else None
     best = PoolFrontier(pd.read_csv(pool.parent / "scores.csv")) if pool else None
     if best:
@@ -235,7 +239,7 @@ def load_results(
         settings=settings,
         inputs=inputs,
         runs=table,
-        answers=answers_table(answers, table, summaries, wins, steps),
+        answers=answered,
         shown=["sft", *compared(table, settings.compare)],
         tables=tables,
         means=means,

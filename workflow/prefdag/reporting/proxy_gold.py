@@ -1,6 +1,6 @@
 """The reward model that policies are trained on, the proxy, against a held-out one, the gold, over KL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,16 +55,29 @@ def proxy_gold_table(answers: pd.DataFrame, scores: Sequence[Path], gold: str) -
     return pd.DataFrame(rows)
 
 
-def with_gold(ranking: pd.DataFrame, runs, tables, curves, matched: Sequence[float], gold: str) -> pd.DataFrame:
+def with_gold(
+    ranking: pd.DataFrame,
+    runs: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
+    curves: Mapping[str, pd.DataFrame],
+    matched: Sequence[float],
+    gold: str,
+    checkpoints: Mapping[str, Mapping[int, pd.DataFrame]],
+) -> pd.DataFrame:
     """Return the league with the held-out reward model's reward at the same KLs as last columns.
 
     Args:
         ranking: `league.league` of the headline reward.
-        runs, tables, curves, matched: what `league.league` takes.
+        runs, tables, curves, matched, checkpoints: what `league.league` takes.
         gold: name of the held-out reward model.
     """
-    column = gold_column(gold)
-    other = league(runs, {name: one.assign(reward=one[column]) for name, one in tables.items()}, curves, matched)
+
+    def golden(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(reward=table[gold_column(gold)])
+
+    finals = {name: golden(table) for name, table in tables.items()}
+    saved = {run: {step: golden(table) for step, table in steps.items()} for run, steps in checkpoints.items()}
+    other = league(runs, finals, curves, matched, checkpoints=saved)
     names = {
         f"reward_at_{target:g}{end}": f"{GOLD_AT}{target:g}{end}" for target in matched for end in ("", "_low", "_high")
     }
