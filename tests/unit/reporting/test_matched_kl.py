@@ -152,7 +152,8 @@ def test_the_gold_reward_is_read_along_the_same_path() -> None:
 
 
 def test_checkpoints_and_ends_of_rounds_are_read_by_their_steps(tmp_path: Path) -> None:
-    names = {"dpo": 40, "dpo@step30": 30, "dpo@round1": 20, "dpo@cold": None, "sft@pool": None}
+    """A checkpoint after the end, at which early stopping chose to stop, is no part of the path."""
+    names = {"dpo": 40, "dpo@step30": 30, "dpo@round1": 20, "dpo@cold": None, "sft@pool": None, "dpo@step50": 50}
     for number, name in enumerate(names):
         (tmp_path / name).mkdir()
         scores(float(number), 1.0).to_csv(tmp_path / name / "scores.csv", index=False)
@@ -166,7 +167,7 @@ def test_checkpoints_and_ends_of_rounds_are_read_by_their_steps(tmp_path: Path) 
 def test_the_results_of_a_suite_have_the_league_along_its_checkpoints(tmp_path: Path) -> None:
     """The checkpoint at step 30 is beyond 10 nats, so the league reads between SFT and it."""
     name = RUNS[0]["name"]
-    inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=3)
+    inputs = write_results(tmp_path, RUNS[:1], num_prompts=6, num_steps=40)
     half_way = score_table(f"{name}@step30", 6)
     inputs["scores"].append(write_scores(tmp_path / "score" / f"{name}@step30", half_way, "half way", True))
     answers = [{"name": path.parent.name} for path in inputs["scores"]]

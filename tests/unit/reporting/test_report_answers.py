@@ -230,3 +230,15 @@ def test_the_whole_report_shows_them_and_is_the_same_twice(tmp_path: Path):
         assert words in page
     names = {path.stem for path in first.glob("figures/*.svg")}
     assert {"temperature", "over_training", "displacement", "frontier"} <= names
+
+
+def test_checkpoints_after_the_step_that_was_chosen_are_later() -> None:
+    """A run that `select` stopped at step 4 of 8: its path goes SFT, step 4, the run itself, and then step 6."""
+    names = {"sft": 0, "dpo": 4, "dpo@step4": 4, "dpo@step6": 6, "kto@step6": 6, "kto": 8}
+    rows = [{"answers": name, "run": name.partition("@")[0], "step": step} for name, step in names.items()]
+    saved = checkpoints(pd.DataFrame(rows).astype({"step": "Int64"}))
+    assert saved.set_index("answers")["is_later"].to_dict() == {
+        "dpo@step4": False,
+        "dpo@step6": True,
+        "kto@step6": False,
+    }

@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 def read_checkpoints(answers: pd.DataFrame, scores: Iterable[Path]) -> dict[str, dict[int, pd.DataFrame]]:
-    """Read the scores of each run's checkpoints: run -> step -> scores.csv.
+    """Read the scores of each run's checkpoints up to its end: run -> step -> scores.csv.
 
     Args:
         answers: `tables.answers_table`.
@@ -38,7 +38,8 @@ def read_checkpoints(answers: pd.DataFrame, scores: Iterable[Path]) -> dict[str,
     """
     folders = {path.parent.name: path.parent for path in scores}
     tables: dict[str, dict[int, pd.DataFrame]] = {}
-    for row in checkpoints(answers).to_dict("records"):
+    saved = checkpoints(answers)
+    for row in saved[~saved["is_later"]].to_dict("records"):
         tables.setdefault(row["run"], {})[int(row["step"])] = pd.read_csv(folders[row["answers"]] / "scores.csv")
     return tables
 

@@ -236,7 +236,7 @@ def checkpoints(table: pd.DataFrame) -> pd.DataFrame:
 
     Column `is_later` tells those of a run that `select` stopped at an earlier step.
     """
-    ends = table[table["variant"] == ""].set_index("run")["step"]
+    ends = table[table["answers"] == table["run"]].set_index("run")["step"]
     rows = table[_is_checkpoint(table)]
     return rows.assign(is_later=(rows["step"] > rows["run"].map(ends)).fillna(False).astype(bool))
 
