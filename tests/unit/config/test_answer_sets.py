@@ -179,7 +179,10 @@ def test_the_estimate_counts_every_set() -> None:
         ({"variants": {"a/b": {"top_p": 0.5}}}, "expected letters, digits"),
         ({"variants": {"a@b": {"top_p": 0.5}}}, "expected letters, digits"),
         ({"variants": {"a": {"threads": 2}}}, "generate.variants.a.threads: unknown key"),
-        ({"variants": {"a": {"top_p": 0.5, "policies": ["dpo", "ipo"]}}}, "no policy 'ipo'; known are base, sft, dpo"),
+        (
+            {"variants": {"a": {"top_p": 0.5, "policies": ["dpo", "ipo"]}}},
+            "no policy 'ipo'; did you mean `simpo`? the ",
+        ),
         ({"variants": {"a": {"num_samples": 2, "policies": ["dpo"]}}}, "num_samples differs, so SFT's own answers"),
         ({"best_of": 1}, "generate.best_of: expected a number of at least 2, got 1"),
         ({"best_of": 4, "temperature": 0}, "best_of: samples at temperature 0 are all equal"),

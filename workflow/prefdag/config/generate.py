@@ -10,7 +10,8 @@ from prefdag.config.data import Data
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import checked_name
 from prefdag.config.sections.generation import Generation
-from prefdag.errors import UserError
+from prefdag.config.sections.run_names import check_names
+from prefdag.errors import Mistakes, UserError
 from prefdag.schema import Count, NonNegative, Positive, Section, Seed
 
 
@@ -87,20 +88,19 @@ class Generate(Generation):
         return self.variants[variant].prompts if variant in self.variants else "test"
 
     def check_policies(self, known: Sequence[str]) -> None:
-        """Raise `UserError` for a variant of an unknown policy, or one whose win rate would have no opponent."""
+        """Raise `UserError` for variants of unknown policies, and those whose win rate would have no opponent."""
+        mistakes = Mistakes()
         for name, variant in self.variants.items():
-            unknown = next((policy for policy in variant.policies or () if policy not in known), None)
-            if unknown is not None:
-                raise UserError(
-                    f"generate.variants.{name}.policies: there is no policy {unknown!r}; known are {', '.join(known)}"
-                )
+            key = f"generate.variants.{name}.policies"
+            mistakes.attempt(check_names, variant.policies or (), known, key, "policy", "policies")
             other = [key for key in ("num_samples", "max_prompts") if getattr(variant, key) is not None]
             other += ["prompts"] if variant.prompts != "test" else []
             if other and "sft" not in (variant.policies or known):
-                raise UserError(
+                mistakes.add(
                     f"generate.variants.{name}: {other[0]} differs, so SFT's own answers are no match for these in a "
                     "win rate; add sft to its policies"
                 )
+        mistakes.check()
 
 
 def check_prompts(generate: Generate, data: Data, prepare: Prepare) -> None:

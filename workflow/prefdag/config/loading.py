@@ -1,11 +1,11 @@
 """Read the YAML of suites, merge mappings key by key, and add the defaults that follow from other sections."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from prefdag.errors import Mistakes, UserError
 from prefdag.mistakes import explain, models_in
@@ -159,16 +159,42 @@ def share_defaults(values: dict[str, Any], kind: type[Section]) -> dict[str, Any
 
 def checked_suite(kind: type[SuiteType], values: dict[str, Any], where: str, mistakes: Mistakes) -> SuiteType:
     """Validate a suite's sections. Raises `UserError` with all mistakes, those of the rows included."""
+    # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
+    rows_are_whole = not mistakes.sentences
     try:
         suite = kind.model_validate(values)
     except ValidationError as error:
         mistakes.add(explain(error.errors(), kind, where))
-    else:
-        # Rows with mistakes are missing from the runs, so what the whole suite says of its runs does not hold.
-        for sentence in suite.disagreements(rows_are_whole=not mistakes.sentences):
-            mistakes.add(f"{where}: {sentence}")
+        suite = _parsed_part(kind, values, {str(one["loc"][0]) for one in error.errors() if one["loc"]})
+    for sentence in suite.disagreements(rows_are_whole=rows_are_whole):
+        mistakes.add(f"{where}: {sentence}")
     mistakes.check()
     return suite
+
+
+class Unparsed:
+    """Take the place of a section with a mistake of its own: of what reads it, `Mistakes.attempt` says nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError("")
+
+    def __bool__(self) -> bool:
+        raise UserError("")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise UserError("")
+
+
+def _parsed_part(kind: type[SuiteType], values: Mapping[str, Any], failed: set[str]) -> SuiteType:
+    """Return a suite with `Unparsed` in place of the sections that failed, to compare the others with one another."""
+    parsed: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if name in failed:
+            parsed[name] = Unparsed()
+        elif name in values:
+            annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+            parsed[name] = TypeAdapter(annotation).validate_python(values[name])
+    return cast(SuiteType, kind.model_construct(**parsed))
 
 
 def with_extended(values: dict[str, Any], stated: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -1,6 +1,8 @@
 """What a suite needs of its sections, of its rows, as far as their adapters show, and of prompts that are held out."""
 
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
@@ -10,9 +12,12 @@ from prefdag.config.generate import check_prompts
 from prefdag.config.model import Origin
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
+from prefdag.config.sections.run_names import check_names, meant
+from prefdag.config.user_paths import split_path
 from prefdag.errors import Mistakes, UserError
 
 SINGLES = "hold one labelled response each"
+METRICS = Path(__file__).parents[1] / "stages" / "score.py"  # read as text: the stage imports torch
 
 
 def lacking(run: Run, adapters: Sequence[str], fetched: Origin | None = None) -> str | None:
@@ -111,29 +116,75 @@ def check_unseen(prepare: Prepare, data: Data, has_pairs: bool, has_demonstratio
             raise UserError(f"prepare.{split}_fraction: missing; with leakage `unseen` the share must be stated")
 
 
-def check_sections(suite: Any, adapters: Sequence[str], mistakes: Mistakes) -> None:
+def check_sections(suite: Any, mistakes: Mistakes) -> None:
     """Check that sections of a suite fit together, whatever its runs read.
 
     Args:
-        suite: the suite.
-        adapters: of its comparisons; none if they are sampled.
+        suite: the suite. What reads an `Unparsed` section is not checked.
         mistakes: receives a sentence for what does not fit.
     """
-    if suite.model.from_scratch and suite.pretrain is None:
-        mistakes.add("pretrain: missing; a model from scratch needs this section")
+    is_wrong = {
+        "pretrain: missing; a model from scratch needs this section": lambda: (
+            suite.model.from_scratch and suite.pretrain is None
+        ),
+        "score.reward: `trained`, so the section `reward` must be there to train it": lambda: (
+            suite.score.reward == "trained" and suite.reward is None
+        ),
+        "evaluate_reward: there is no reward model; state the section `reward`": lambda: (
+            suite.evaluate_reward and suite.reward is None
+        ),
+        "pairs.reward: a reward model trained here needs pairs first; state reward.source": lambda: (
+            suite.pairs and suite.pairs.reward == "trained" and not (suite.reward and suite.reward.source)
+        ),
+        "pairs: missing; the embedded world holds no comparisons, this section samples them": lambda: (
+            suite.pairs is None and suite.data.source == "world"
+        ),
+        "generate.variants.validation: `select` answers validation prompts by this name; choose another": lambda: (
+            suite.select and VALIDATION in suite.generate.variants
+        ),
+    }
+    for sentence, holds in is_wrong.items():
+        mistakes.add(sentence if mistakes.attempt(holds) else "")
+    for check in (_check_single, _check_gold, _check_judges, _check_prompts, _check_unseen):
+        mistakes.attempt(check, suite)
+
+
+def _check_single(suite: Any) -> None:
     asking = {"generate.chosen": suite.generate.chosen, "judge.against": suite.judge.against == "chosen"}
-    mistakes.attempt(check_single, adapters, suite.reward is not None, [key for key, asks in asking.items() if asks])
-    if suite.score.reward == "trained" and suite.reward is None:
-        mistakes.add("score.reward: `trained`, so the section `reward` must be there to train it")
-    if suite.report.gold and suite.report.gold not in (suite.reward.variants if suite.reward else ()):
-        mistakes.add(f"report.gold: reward.variants names no {suite.report.gold!r}; correct one of the two")
-    if suite.evaluate_reward and suite.reward is None:
-        mistakes.add("evaluate_reward: there is no reward model; state the section `reward`")
-    if suite.pairs and suite.pairs.reward == "trained" and not (suite.reward and suite.reward.source):
-        mistakes.add("pairs.reward: a reward model trained here needs pairs first; state reward.source")
-    if suite.pairs is None and suite.data.source == "world":
-        mistakes.add("pairs: missing; the embedded world holds no comparisons, this section samples them")
-    mistakes.attempt(check_prompts, suite.generate, suite.data, suite.prepare)
-    mistakes.attempt(check_unseen, suite.prepare, suite.data, suite.pairs is not None, suite.sft.data is not None)
-    if suite.select and VALIDATION in suite.generate.variants:
-        mistakes.add("generate.variants.validation: `select` answers validation prompts by this name; choose another")
+    check_single(suite.adapters, suite.reward is not None, [key for key, asks in asking.items() if asks])
+
+
+def _check_prompts(suite: Any) -> None:
+    check_prompts(suite.generate, suite.data, suite.prepare)
+
+
+def _check_unseen(suite: Any) -> None:
+    check_unseen(suite.prepare, suite.data, suite.pairs is not None, suite.sft.data is not None)
+
+
+def _check_gold(suite: Any) -> None:
+    gold = suite.report.gold
+    variants = [*suite.reward.variants] if gold and suite.reward else []
+    if gold and gold not in variants:
+        raise UserError(
+            f"report.gold: reward.variants names no {gold!r};{meant(gold, variants) or ' correct one of the two'}"
+        )
+
+
+def _check_judges(suite: Any) -> None:
+    """Raise `UserError` if a judge is no column of scores.csv; models and people are checked elsewhere."""
+    columns = [one for one in suite.judge.judges if isinstance(one, str)]
+    check_names(columns, _columns(suite), "judge.judges", "column", "columns")
+
+
+def _columns(suite: Any) -> list[str]:
+    """Return the columns of scores.csv that every set of answers of a suite has."""
+    truths = {suite.score.reward, *(["classifier"] if suite.classifier else [])} - {"trained"}
+    models = ["trained", *(f"trained_{name}" for name in suite.reward.variants)] if suite.reward else []
+    if suite.reward and suite.reward.source is None:
+        models.append("untrained")
+    implicit = [f"implicit_{run}" for run in suite.score.implicit]
+    of_policies = ["kl", "k1", "k3"] if suite.judge.against == "sft" else []  # the chosen responses have no divergence
+    metrics = re.findall(r"^@metric\ndef (\w+)", METRICS.read_text(encoding="utf-8"), re.MULTILINE)
+    users = [split_path(metric)[1] for metric in suite.score.metrics]
+    return ["reward", *sorted(truths), *models, *implicit, *of_policies, *metrics, *users]

@@ -28,7 +28,7 @@ from prefdag.config.sections.pretrain import Pretrain
 from prefdag.config.sections.reference import Reference
 from prefdag.config.sections.report import Expected, Report
 from prefdag.config.sections.reward import Reward
-from prefdag.config.sections.run_names import named_once
+from prefdag.config.sections.run_names import check_names, named_once
 from prefdag.config.sections.score import Score
 from prefdag.config.sections.score import with_relative_paths as score_located
 from prefdag.config.sections.select import Select
@@ -77,19 +77,31 @@ class Suite(loading.WholeSuite):
     def disagreements(self, *, rows_are_whole: bool) -> list[str]:
         """As of every suite. Runs that differ in their seed alone share a sentence."""
         mistakes = Mistakes()
-        check_sections(self, self._adapters, mistakes)
+        check_sections(self, mistakes)
         if not rows_are_whole:
             return mistakes.sentences
         of_rows = dict[tuple[str, str], str]()
         for run in self.runs:
-            for sentence in self._lacking(run):
+            for sentence in mistakes.attempt(self._lacking, run) or ():
                 of_rows.setdefault((run.without_seed, sentence), f"runs.{run.name}.{sentence}")
         if not of_rows:  # it asks what each row is rewarded by
             mistakes.attempt(self._check_classifier)
-        for name in self.score.implicit:
-            mistakes.attempt(self._check_implicit, name, "score.implicit")
-        mistakes.attempt(self.generate.check_policies, ("base", "sft", *(run.name for run in self.runs)))
+        for check in (self._check_compared, self._check_policies, self._check_all_implicit):
+            mistakes.attempt(check)
         return [*of_rows.values(), *mistakes.sentences]
+
+    def _check_compared(self) -> None:
+        check_names(self.report.compare or (), [run.name for run in self.runs], "report.compare")
+
+    def _check_policies(self) -> None:
+        self.generate.check_policies(("base", "sft", *(run.name for run in self.runs)))
+
+    def _check_all_implicit(self) -> None:
+        mistakes, key = Mistakes(), "score.implicit"
+        mistakes.attempt(check_names, self.score.implicit, [run.name for run in self.runs], key)
+        for name in self.score.implicit:
+            mistakes.attempt(self._check_implicit, name, key)
+        mistakes.check()
 
     def _lacking(self, run: Run) -> list[str]:
         """Return what a run needs that the suite does not have, without the run's place."""
@@ -105,7 +117,7 @@ class Suite(loading.WholeSuite):
                 mistakes.attempt(self._check_implicit, name, "reward")
             if online.judge:
                 mistakes.attempt(self.judge.model_named, online.judge, "reward")
-        mistakes.add(lacking(run, self._adapters, self.reward.origin if self.reward else None) or "")
+        mistakes.add(lacking(run, self.adapters, self.reward.origin if self.reward else None) or "")
         return mistakes.sentences
 
     def _check_classifier(self) -> None:
@@ -160,7 +172,7 @@ class Suite(loading.WholeSuite):
                 raise UserError(f"pairs.reward: {other} has rounds of its own; name a run without `pairs`")
 
     @property
-    def _adapters(self) -> list[str]:
+    def adapters(self) -> list[str]:
         """The adapters of the suite's comparisons; none if they are sampled."""
         if self.pairs is not None:
             return []
@@ -168,9 +180,7 @@ class Suite(loading.WholeSuite):
 
     def _check_implicit(self, name: str, key: str) -> None:
         """Check that a run has an implicit reward: beta times its log-ratio to SFT. key: what names the run."""
-        if name not in [run.name for run in self.runs]:
-            known = ", ".join(run.name for run in self.runs)
-            raise UserError(f"{key}: there is no run {name!r}; the runs are {known}")
+        check_names([name], [run.name for run in self.runs], key)
         rounds = self.run(name).rounds
         if rounds and rounds.rounds > 1 and rounds.pairs.reference != "sft":
             raise UserError(f"{key}: the loss of {name} has another reference in each round; state `reference: sft`")
