@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import ROOT
+from manifests import bare
 from prefdag.cli.main import main
 
 SHARED = ROOT.parent / "shared/data"
@@ -63,7 +64,7 @@ def prepare(
     if not at.exists():
         (at / "tokenizer").mkdir(parents=True)
         (tokenizer or byte_tokenizer()).save_pretrained(at / "tokenizer")
-        (at / "manifest.json").write_text('{"stage": "fetch", "files": {}}')
+        (at / "manifest.json").write_text(bare("fetch"))
     output = folder / f"out/prepare/{dataset}/manifest.json"
     config = json.dumps({"prepare": {**PREPARE, **changes}, "dataset": dataset})
     command = ["prepare", "--config", config, "--rows", str(folder / "out/fetch/data/manifest.json")]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from manifests import bare
 from prefdag.config.answer_sets import AnswerSet
 from prefdag.config.sections.best_of_n import BestOfN
 from prefdag.config.sections.judge import Judge
@@ -104,7 +105,7 @@ def write_scores(folder: Path, table: pd.DataFrame, name: str, with_reward_model
 
 
 def touched(folder: Path) -> Path:
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(bare())
     return folder / "manifest.json"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, environment, run_snakemake
+from manifests import bare
 from prefdag.cli.main import main
 from prefdag.config.model import Architectural
 from prefdag.models.loading import build
@@ -67,7 +68,7 @@ def test_a_missing_input(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 
 def test_answers_of_nobody_need_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text(bare())
     arguments = ["--config", '{"generate": {}}', "--comparisons", f"{tmp_path}/manifest.json"]
     message = error_of(capsys, "generate", *arguments, "--output", f"{tmp_path}/generate/chosen/manifest.json")
     assert "give a policy's manifest, or --tokenizer one for the chosen responses" in message

@@ -1,6 +1,5 @@
 """Subsets that the rows of `evaluate_reward` do not have are refused before anything is trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 
 from conftest import MINI
+from manifests import bare
 from prefdag.cli.main import main
 from prefdag.config import jobs
 from prefdag.config.loading import merge
@@ -100,7 +100,7 @@ def test_the_job_that_prepares_a_set_refuses_them(
     config = jobs.config_of(stated, "fetch", "evaluated-bench")
     assert main(["fetch", "--config", config, "--output", str(fetched / "manifest.json")]) == 0
     byte_tokenizer().save_pretrained(tmp_path / "fetch/model/tokenizer")
-    (tmp_path / "fetch/model/manifest.json").write_text(json.dumps({"stage": "fetch", "files": {}}))
+    (tmp_path / "fetch/model/manifest.json").write_text(bare("fetch"))
     command = ["prepare", "--config", jobs.config_of(stated, "prepare", "evaluated-bench")]
     command += ["--rows", str(fetched / "manifest.json"), "--tokenizer", str(tmp_path / "fetch/model/manifest.json")]
     capsys.readouterr()

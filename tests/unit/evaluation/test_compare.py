@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from manifests import bare
 from prefdag.cli.main import main
 from prefdag.evaluation.over_seeds import ONE_SEED
 
@@ -20,7 +21,7 @@ def scored(results: Path, name: str, rewards: list[float], prompts: list[int] | 
     (folder / "scores.csv").write_text("prompt_id,sample,reward,length\n" + "".join(rows))
     training = results / "preference" / name
     training.mkdir(parents=True)
-    (training / "manifest.json").write_text(json.dumps({"stage": "preference", "config": config}))
+    (training / "manifest.json").write_text(bare("preference", config=config))
     return folder
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from conftest import MINI, OWN_LOSS, OWN_METHOD
+from manifests import bare
 from prefdag.config.jobs import user_files_of
 from prefdag.config.loading import merge
 from prefdag.config.suite import Suite, resolve
@@ -222,6 +223,16 @@ def test_another_config_code_or_input(results: Path, monkeypatch: pytest.MonkeyP
     manifest = RESULTS / "prepare/comparisons/manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sael"'))
     assert freshness.outdated(suite(), RESULTS, digests())["prepare/comparisons"] == [f"changed: {manifest}"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "1", "", '{"config": {}}', bare("sft", files={"result.txt": {}})])
+def test_a_damaged_manifest_is_a_reason_to_run(results: Path, text: str) -> None:
+    """Also one that lacks keys: `why` names it, the job makes it again, and no other job is held against it."""
+    manifest = RESULTS / "sft/manifest.json"
+    manifest.write_text(text)
+    reasons = freshness.outdated(suite(), RESULTS, digests())
+    assert reasons["sft"] == [f"changed: {manifest}"]
+    assert all(reason.startswith("after: ") for job, (reason,) in reasons.items() if job != "sft")
 
 
 def test_an_input_that_was_made_again_reruns_what_read_it(results: Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from artifacts import manifest_of
+from manifests import bare
 from prefdag.data.dropped import lost_rows, reasons, warnings
 from prefdag.reporting.lost import leaked, losses_of_runs, silent_share
 from prefdag.reporting.sections.overview import lost_content
@@ -48,7 +49,7 @@ def test_the_columns_of_runs_csv(comparisons: Path, tmp_path: Path):
     for name, digest in (("dpo", manifest_of(comparisons.parent).sha256), ("on-rankings", "another")):
         path = tmp_path / f"preference/{name}/manifest.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"stage": "preference", "inputs": {"comparisons": digest}, "files": {}}))
+        path.write_text(bare("preference", inputs={"comparisons": digest}))
         preferences.append(path)
     policies = ["sft", "dpo", "on-rankings"]
     summaries = {name: {"ended": {"mean": 0.25}} for name in policies[:2]} | {"on-rankings": {}}
@@ -77,7 +78,7 @@ def allowing(folder: Path, leakage: str, shared: dict[str, int]) -> Path:
     folder.mkdir()
     splits = {"test": {**split(9), "prompts": {"repeated_rows": 4, "its_first_row": 7}}}
     (folder / "audit.json").write_text(json.dumps({"splits": splits, "shared_prompts": shared}))
-    (folder / "manifest.json").write_text(json.dumps({"config": {"prepare": {"leakage": leakage}}}))
+    (folder / "manifest.json").write_text(bare("prepare", config={"prepare": {"leakage": leakage}}))
     return folder / "manifest.json"
 
 

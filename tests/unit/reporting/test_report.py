@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from manifests import bare
 from prefdag.errors import UserError
 from prefdag.provenance.manifest import read_manifest
 from prefdag.reporting.figures.curves import implicit_rewards, logratios, smoothed, training
@@ -177,7 +178,7 @@ def test_an_on_policy_run_has_its_links_and_doubts_on_the_page(tmp_path):
     (tmp_path / "policy").mkdir()
     inputs["preferences"][0].parent.rename(tmp_path / "policy" / name)
     inputs["preferences"][0] = tmp_path / "policy" / name / "manifest.json"
-    inputs["preferences"][0].write_text(json.dumps({"facts": {"doubts": ["kl.target: the KL is < 1", "no answer"]}}))
+    inputs["preferences"][0].write_text(bare(facts={"doubts": ["kl.target: the KL is < 1", "no answer"]}))
     page = (made(tmp_path / "report", inputs, RUNS[:2]).output / "index.html").read_text()
     assert f'href="../policy/{name}/manifest.json"' in page and f'href="../policy/{name}/samples.csv"' in page
     assert f'href="../preference/{RUNS[1]["name"]}/manifest.json"' in page and page.count("/samples.csv") == 1
@@ -338,7 +339,7 @@ def test_a_run_of_other_settings_or_of_another_policy_is_refused(tmp_path):
     def manifest(folder: str, config: dict, **inputs: str) -> Path:
         path = tmp_path / folder / "manifest.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"config": config, "inputs": inputs}))
+        path.write_text(bare(config=config, inputs=inputs))
         return path
 
     config = {"preference": {"learning_rate": 2e-4}, "objective": {"method": "dpo", "beta": 0.1}}

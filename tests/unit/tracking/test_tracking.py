@@ -272,7 +272,8 @@ def test_answers_are_nested_in_the_training_of_their_policy(results, client, sta
     scored = write_by_hand(root, "20260101T000001000Z", stage="score", name="a")
     with (root / f".journal/{scored}.jsonl").open("a") as file:
         file.write('{"event": "metrics", "time": 2, "step": 0, "values": {"reward": 0.5}}\n')
-        file.write('{"event": "end", "time": 3, "status": "finished", "error": null, "manifest": null}\n')
+        end = {"event": "end", "time": 3, "status": "finished", "error": None, "manifest": None}
+        file.write(json.dumps({**end, "seconds": 1.0, "peak_memory_mb": 1.0}) + "\n")
     Writer(root).replay()
     runs = {
         run.data.tags["prefdag.journal"]: run

@@ -13,6 +13,7 @@ from rich.table import Table
 from prefdag.config.suite import read_suite
 from prefdag.errors import UserError
 from prefdag.evaluation.over_seeds import ONE_SEED
+from prefdag.provenance.manifest import checked
 from prefdag.tracking.environment import problem_with, tracking_uri
 
 # Metrics of every suite; the table has columns for the first three alone.
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.is_file():
         raise UserError(f"{path}: does not exist yet; run the suite first")
     table = Table(title=f"{results.name}: runs (95 % intervals over prompts)", title_justify="left")
-    with path.open(encoding="utf-8", newline="") as stream:
+    with checked(path).open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     metrics = _further_metrics(rows[0]) if rows else []
     for column in ("run", "reward", "KL to SFT", "length", f"win rate vs {_against(results)}", *metrics):
@@ -72,7 +73,7 @@ def _where_runs_are(results: Path) -> str:
 def _against(results: Path) -> str:
     """Return what the judgements compare a run with."""
     path = next(results.glob("judge/*/summary.json"), None)
-    return "chosen" if path and json.loads(path.read_text()).get("held_against") == "chosen" else "SFT"
+    return "chosen" if path and json.loads(checked(path).read_text()).get("held_against") == "chosen" else "SFT"
 
 
 def _further_metrics(columns: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ from prefdag.data.preflight import training_files
 from prefdag.data.row_counts import count_rows
 from prefdag.data.splits import default_sizes
 from prefdag.errors import UserError
+from prefdag.provenance.manifest import checked
 
 ASSUMED = {"comparisons": 1000, "prompt_tokens": 100, "response_tokens": 200}  # where nothing is prepared or stated
 
@@ -77,8 +78,8 @@ def sized(suite: Suite, results: Path) -> tuple[Size, str]:
     audit = results / "prepare/comparisons/audit.json"
     of_sft = results / "prepare/demonstrations/audit.json"
     if suite.sft.data is not None and of_sft.is_file():
-        values |= counted_demonstrations(json.loads(of_sft.read_text())["splits"]["train"])
-    if audit.is_file() and (counts := counted(json.loads(audit.read_text())["splits"]["train"])):
+        values |= counted_demonstrations(json.loads(checked(of_sft).read_text())["splits"]["train"])
+    if audit.is_file() and (counts := counted(json.loads(checked(audit).read_text())["splits"]["train"])):
         return Size(**{**values, **counts}), "counted by the audit"
     if suite.size:
         return Size(**values), "as the suite states"

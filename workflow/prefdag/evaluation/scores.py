@@ -39,14 +39,16 @@ def read_scores(folder: Path) -> Scores:
     path = folder / "scores.csv"
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; score these answers first") from None
-    try:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+        if "prompt_id" not in (reader.fieldnames or ()):
+            raise KeyError
         keys = [(int(row["prompt_id"]), int(row["sample"])) for row in rows]
         names = [name for name in (rows[0] if rows else {}) if name not in ("prompt_id", "sample")]
         columns = {name: np.array([float(row[name]) for row in rows]) for name in names}
-    except (KeyError, TypeError, ValueError):
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; score these answers first") from None
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(
             f"{path}: not a table of scores (prompt_id, sample and numbers); delete it and score again"
         ) from None
@@ -55,14 +57,15 @@ def read_scores(folder: Path) -> Scores:
 
 
 def read_answers(folder: Path) -> dict[Key, tuple[str, str]]:
-    """Return prompt and response of each row of generations.jsonl. Raises `UserError` where the file is missing."""
+    """Return prompt and response of each row of generations.jsonl. Raises `UserError` if it is missing or damaged."""
     path = folder / "generations.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return {(row["prompt_id"], row["sample"]): (row["prompt"], row["response"]) for row in rows}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; generate these answers first") from None
-    rows = [json.loads(line) for line in lines if line]
-    return {(row["prompt_id"], row["sample"]): (row["prompt"], row["response"]) for row in rows}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{path}: not the answers of a policy, a line each; delete it and generate again") from None
 
 
 def match_rows(ours: Scores, theirs: Scores, *, more: bool = False) -> list[tuple[int, int]]:

@@ -17,13 +17,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prefdag.errors import UserError
 from prefdag.provenance.redaction import redact
 
 logger = logging.getLogger(__name__)
 Status = Literal["finished", "failed", "killed"]
+STATED: dict[str, dict[str, Any]] = {  # what every event of a kind states, and its type
+    "start": dict.fromkeys(("id", "suite", "stage", "code", "host"), str)
+    | {"name": str | None, "config": dict, "inputs": dict, "pid": int, "git": str | None},
+    "metrics": {"step": int | None, "values": dict},
+    "system": {"step": int, "values": dict},
+    "dataset": {**dict.fromkeys(("name", "digest", "path", "context"), str), "profile": dict},
+    "model": {**dict.fromkeys(("name", "path", "sha256", "role"), str), "parents": list},
+    "artifact": dict.fromkeys(("path", "as", "sha256"), str),
+    "end": {"error": str | None, "manifest": str | None, **dict.fromkeys(("seconds", "peak_memory_mb"), int | float)},
+}
 
 
 class Journal:
@@ -203,9 +213,17 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
 
 def _event(event: Any) -> dict[str, Any]:
     """Return an event as written. Raises an error of some kind for JSON that is no event."""
-    event["event"] + ""  # a text
-    float(event["time"])
-    if event["event"] in ("metrics", "system"):
+    kind = event["event"] + ""  # a text
+    if not isinstance(event["time"], int | float):
+        raise TypeError
+    for name, type_ in STATED.get(kind, {}).items():
+        if not isinstance(event[name], type_):
+            raise TypeError
+    if kind == "end" and event["status"] not in get_args(Status):
+        raise ValueError
+    if any(not isinstance(one["sha256"], str) for one in event.get("inputs", {}).values()):
+        raise TypeError
+    if kind in ("metrics", "system"):
         event["values"] = {name: float(value) for name, value in event["values"].items()}  # "nan" -> nan
     return dict(event)
 

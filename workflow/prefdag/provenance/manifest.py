@@ -92,8 +92,23 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: not a manifest (broken JSON); delete it and rerun its stage") from None
     if not _intact(content, text):
         raise UserError(f"{path}: was changed since it was written; delete it and rerun its stage")
+    if wrong := _malformed(content):
+        raise UserError(
+            f"{path}: not a manifest ({', '.join(wrong)} missing or damaged); delete it and rerun its stage"
+        )
     passed_on = (content.get("facts") or {}).get(PASSED_ON)
     return Manifest(path, passed_on or hashlib.sha256(text).hexdigest(), content)
+
+
+def checked(path: Path) -> Path:
+    """Compare a stage's file with the manifest next to it, if that is there and lists it, and return its path.
+
+    Raises:
+        UserError: The file has changed since its stage wrote it.
+    """
+    if (path.parent / MANIFEST).is_file():
+        read_manifest(path.parent / MANIFEST).check(lambda name: name == path.name)
+    return path
 
 
 def read_training(path: Path) -> Manifest:
@@ -134,6 +149,19 @@ def _intact(content: Any, text: bytes) -> bool:
     if not isinstance(content, dict) or content.keys() - KEYS:
         return False
     return SEAL not in content or (content[SEAL] == _seal(content) and text == _written(content))
+
+
+def _malformed(content: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a manifest that are missing, or hold something else than a stage writes."""
+    kinds = {"stage": str, "facts": dict | None, **dict.fromkeys(("code", "config", "inputs", "files"), dict)}
+    wrong = [key for key, kind in kinds.items() if key not in content or not isinstance(content[key], kind)]
+    if "files" not in wrong and not all(map(_is_entry, content["files"].values())):
+        wrong.append("files")
+    return wrong
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("size"), int)
 
 
 def _seal(content: Mapping[str, Any]) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prefdag.errors import UserError
+from prefdag.evaluation.scores import read_scores
+
 COLUMNS = (
     "stage",
     "name",
@@ -31,7 +34,10 @@ def costs(results: Path) -> list[dict[str, Any]]:
     """
     jobs: dict[tuple[str, str | None], dict[str, Any]] = {}
     for journal in sorted((results / ".journal").glob("*.jsonl"), key=_began):
-        start, tokens, end = _read(journal)
+        try:
+            start, tokens, end = _read(journal)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            raise UserError(f"{journal}: damaged; delete it to leave this attempt of its job out") from None
         if start is None:
             continue
         job = (start["stage"], start["name"])
@@ -48,8 +54,8 @@ def costs(results: Path) -> list[dict[str, Any]]:
     return [_row(results, *job, known) for job, known in jobs.items() if known["finished"]]
 
 
-def _began(journal: Path) -> str:
-    return journal.stem.rsplit("-", 2)[-2]  # <stage>-<name>-<time>-<process>
+def _began(journal: Path) -> list[str]:
+    return journal.stem.split("-")[-2:]  # <stage>-<name>-<time>-<process>
 
 
 def _read(journal: Path) -> tuple[dict[str, Any] | None, dict[int, float], dict[str, Any] | None]:
@@ -57,11 +63,11 @@ def _read(journal: Path) -> tuple[dict[str, Any] | None, dict[int, float], dict[
     start, tokens, end = None, {}, None
     for event in _events(journal):
         if event["event"] == "start":
-            start = event
+            start = {"stage": event["stage"] + "", "name": None if event["name"] is None else event["name"] + ""}
         elif event["event"] == "end":
-            end = event
+            end = {"status": event["status"], **{key: float(event[key]) for key in ("seconds", "peak_memory_mb")}}
         elif event["step"] is not None and "num_tokens" in event["values"]:
-            tokens[event["step"]] = event["values"]["num_tokens"]
+            tokens[int(event["step"])] = event["values"]["num_tokens"] + 0
     return start, tokens, end
 
 
@@ -83,19 +89,19 @@ def _row(results: Path, stage: str, name: str | None, known: dict[str, Any]) -> 
 
 
 def _generated(results: Path, answers: str | None) -> float | None:
-    path = results / "score" / str(answers) / "scores.csv"
-    if not path.is_file():
-        return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        return sum(float(row["length"]) for row in csv.DictReader(stream))
+    folder = results / "score" / str(answers)
+    return float(read_scores(folder).column("length").sum()) if (folder / "scores.csv").is_file() else None
 
 
 def _benchmark(path: Path) -> float | None:
     if not path.is_file():
         return None
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    return float(rows[-1]["s"]) if rows else None
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t"))
+        return float(rows[-1]["s"]) if rows else None
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{path}: not Snakemake's times of a job; delete it to leave them out") from None
 
 
 def by_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import yaml
 
 from prefdag.cli.exporting.prompt_format import TALK, PromptFormat, padding_token
 from prefdag.config.online.methods import row_objective
-from prefdag.provenance.manifest import MANIFEST, Manifest, read_manifest, read_training, weights_digest
+from prefdag.provenance.manifest import MANIFEST, Manifest, checked, read_manifest, read_training, weights_digest
 from prefdag.provenance.redaction import redact
 
 ALIGNING = ("preference", "policy", "online")  # stages with a folder for each run
@@ -183,11 +183,11 @@ def _measured(manifest: Manifest, suite: Path, run: str) -> dict[str, Any]:
     nothing: dict[str, Any] = {"scores": [], "num_prompts": 0, "accuracy": None}
     if manifest.content["stage"] == "reward":
         path = manifest.folder / "evaluation.json"
-        return {**nothing, "accuracy": json.loads(path.read_text())["after"] if path.is_file() else None}
+        return {**nothing, "accuracy": json.loads(checked(path).read_text())["after"] if path.is_file() else None}
     path = suite / "score" / run / "summary.json"
     if not path.is_file():
         return nothing
-    summary = json.loads(path.read_text())
+    summary = json.loads(checked(path).read_text())
     names = [name for name in MEASURES if name in summary]
     if "trained" in names and summary["trained"]["mean"] == summary["reward"]["mean"]:
         names.remove("trained")  # the same quantity, with an interval of another seed
