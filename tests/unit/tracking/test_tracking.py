@@ -92,7 +92,7 @@ def content(client, suite: str) -> dict[str, object]:
     result: dict[str, object] = {}
     runs = client.search_runs([experiment])
     for run in runs:
-        for other in runs:
+        for other in runs if "mlflow.note.content" in run.data.tags else ():  # a running job has none yet
             note = run.data.tags["mlflow.note.content"].replace(
                 f"#/experiments/{experiment}/runs/{other.info.run_id}?workflowType=machine_learning", ""
             )

@@ -92,9 +92,12 @@ class Experiment:
                 stored.superseded = new
 
     def describe(self, record: Record) -> None:
-        """Link, on the run's page, the runs that made its inputs; they must have been written before."""
+        """Link, on an ended run's page, the runs that made its inputs; they must have been written before.
+
+        A running job may still name data and weights that it reads.
+        """
         stored = self._run(record)
-        if not (stored.described or stored.deleted):
+        if record.end and not (stored.described or stored.deleted):
             describe_run(self.client, self.id, stored.id, record, self.runs.values())
             stored.described = True
 
