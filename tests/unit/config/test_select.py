@@ -254,9 +254,17 @@ def test_rounds_implicit_rewards_and_the_name_validation_are_refused() -> None:
         suite(rows=(rounds,))
     with pytest.raises(UserError, match="score.implicit: `select` chooses the settings of dpo-seed0"):
         suite(score={"reward": "vader", "implicit": ["dpo-seed0"]})
-    variants = {"validation": {"temperature": 0.5}}
-    with pytest.raises(UserError, match="generate.variants.validation: `select` answers"):
-        suite(generate={"max_new_tokens": 8, "variants": variants})
+    for name in ("validation", "validation-step4"):
+        variants = {name: {"temperature": 0.5}}
+        with pytest.raises(UserError, match=f"generate.variants.{name}: `select` answers"):
+            suite(generate={"max_new_tokens": 8, "variants": variants})
+
+
+def test_without_a_search_a_variant_may_have_the_name_of_one() -> None:
+    variants = {"validation-step4": {"temperature": 0.5}}
+    one = resolve({**QUICKSTART, "generate": {**QUICKSTART["generate"], "variants": variants}}, "s.yaml")
+    config = json.loads(jobs.config_of(one, "generate", "sft@validation-step4"))
+    assert config["generate"]["temperature"] == 0.5 and config.keys() == {"generate"}
 
 
 def test_a_suite_without_the_section_has_the_same_jobs_as_before() -> None:

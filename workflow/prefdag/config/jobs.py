@@ -83,7 +83,7 @@ def _generate(suite: Suite, name: str | None) -> dict[str, Any]:
     """Return the settings of one set of answers; a change to another set must not rerun this job."""
     answer_set = AnswerSet.parse(name or "")
     settings = suite.generate.settings(answer_set.variant)
-    split = {"split": VALIDATION} if is_validation(suite, answer_set) else {}
+    split = {"split": VALIDATION} if select_jobs.is_validation(suite, answer_set) else {}
     if answer_set.is_chosen:
         return {"generate": {"max_prompts": settings.max_prompts}, **split}
     if answer_set.samples is not None:
@@ -98,7 +98,7 @@ def _score(suite: Suite, name: str | None) -> dict[str, Any]:
 
 def _checkpoint(suite: Suite, answer_set: AnswerSet) -> dict[str, Any]:
     """Return the step of the answering policy within its training, if it is a checkpoint."""
-    if (step := select_jobs.validation_step(answer_set)) is not None:
+    if (step := select_jobs.validation_step(suite, answer_set)) is not None:
         return {"checkpoint": step}
     if answer_set.step is None:
         return {}
@@ -183,11 +183,6 @@ def prompts_of(suite: Suite, answer_set: AnswerSet) -> str:
     return suite.generate.prompts_of(answer_set.variant)
 
 
-def is_validation(suite: Suite, answer_set: AnswerSet) -> bool:
-    """Whether these answers are to validation prompts, by which `select` chooses."""
-    return suite.select is not None and select_jobs.is_validation(answer_set)
-
-
 def prompts_folder(suite: Suite, answer_set: AnswerSet) -> str:
     """Return the stage folder that holds the prompts, with their best responses."""
     return "prepare/ood" if prompts_of(suite, answer_set) == "ood" else "prepare/comparisons"
@@ -200,7 +195,7 @@ def against(suite: Suite, answer_set: AnswerSet) -> AnswerSet | None:
     """
     if answer_set == AnswerSet("sft", POOL) or answer_set.is_chosen:
         return None
-    if is_validation(suite, answer_set):
+    if select_jobs.is_validation(suite, answer_set):
         return AnswerSet(CHOSEN if suite.judge.against == CHOSEN else "sft", VALIDATION)
     if suite.judge.against == CHOSEN:
         return AnswerSet(CHOSEN, answer_set.variant if prompts_of(suite, answer_set) == "ood" else "")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
-from prefdag.config.answer_sets import VALIDATION
 from prefdag.config.data import Data
 from prefdag.config.generate import check_prompts
 from prefdag.config.model import Origin
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
 from prefdag.config.sections.run_names import check_names, meant
+from prefdag.config.selection.select_jobs import VALIDATION_NAME
 from prefdag.config.user_paths import split_path
 from prefdag.errors import Mistakes, UserError
 
@@ -139,19 +139,24 @@ def check_sections(suite: Any, mistakes: Mistakes) -> None:
         "pairs: missing; the embedded world holds no comparisons, this section samples them": lambda: (
             suite.pairs is None and suite.data.source == "world"
         ),
-        "generate.variants.validation: `select` answers validation prompts by this name; choose another": lambda: (
-            suite.select and VALIDATION in suite.generate.variants
-        ),
     }
     for sentence, holds in is_wrong.items():
         mistakes.add(sentence if mistakes.attempt(holds) else "")
-    for check in (_check_single, _check_gold, _check_judges, _check_prompts, _check_unseen):
+    for check in (_check_single, _check_gold, _check_judges, _check_prompts, _check_unseen, _check_variants):
         mistakes.attempt(check, suite)
 
 
 def _check_single(suite: Any) -> None:
     asking = {"generate.chosen": suite.generate.chosen, "judge.against": suite.judge.against == "chosen"}
     check_single(suite.adapters, suite.reward is not None, [key for key, asks in asking.items() if asks])
+
+
+def _check_variants(suite: Any) -> None:
+    for name in suite.generate.variants if suite.select else ():
+        if VALIDATION_NAME.fullmatch(name):
+            raise UserError(
+                f"generate.variants.{name}: `select` answers validation prompts by this name; choose another"
+            )
 
 
 def _check_prompts(suite: Any) -> None:

@@ -69,9 +69,9 @@ def _stopped(training: Manifest, folder: str) -> dict[str, str]:
 
     Files that measure the policy at the training's end are left out.
     """
-    kept = [name for name in training.content["files"] if name.startswith("checkpoints/") or name in STEPS]
-    model = [name for name in kept if name.startswith(f"{folder}/")]
-    return {**{name.replace(folder, "model", 1): name for name in model}, **{name: name for name in kept}}
+    saved = [name for name in training.content["files"] if name.startswith("checkpoints/") or name in STEPS]
+    model = [name for name in saved if name.startswith(f"{folder}/")]
+    return {**{name.replace(folder, "model", 1): name for name in model}, **{name: name for name in saved}}
 
 
 def _end_at(path: Path, column: str, step: int) -> None:

@@ -45,14 +45,14 @@ def answers_of(suite: Any, run: Run) -> list[AnswerSet]:
     return [*checkpoints, AnswerSet(run.name, VALIDATION)]
 
 
-def is_validation(answers: AnswerSet) -> bool:
-    """Return whether a set has the name of answers to validation prompts."""
-    return VALIDATION_NAME.fullmatch(answers.variant) is not None
+def is_validation(suite: Any, answers: AnswerSet) -> bool:
+    """Return whether a set answers validation prompts, by which `select` chooses."""
+    return suite.select is not None and VALIDATION_NAME.fullmatch(answers.variant) is not None
 
 
-def validation_step(answers: AnswerSet) -> int | None:
-    """Return the step of the checkpoint that answered validation prompts; None at a training's end, or otherwise."""
-    name = VALIDATION_NAME.fullmatch(answers.variant)
+def validation_step(suite: Any, answers: AnswerSet) -> int | None:
+    """Return the step of the checkpoint that answers validation prompts; None of all other sets."""
+    name = VALIDATION_NAME.fullmatch(answers.variant) if suite.select else None
     return int(name[1]) if name and name[1] else None
 
 
