@@ -1,5 +1,7 @@
 """The candidates of a search and the chosen ones, a panel for each row."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,6 +42,7 @@ def candidates(results: SuiteResults) -> Figure | None:
         if has_lengths:
             figure.supxlabel("optimizer steps; on-policy methods: rounds", fontsize=9)
             figure.supylabel(label, fontsize=9)
+            _legend(figure, panels[: len(rows)])
         else:
             figure.supxlabel(label, fontsize=9)
     return figure
@@ -73,7 +76,16 @@ def _over_lengths(axes: Axes, members: pd.DataFrame) -> None:
             label=training,
         )
     axes.set_xticks(sorted(set(members["steps"])))
-    axes.legend(fontsize=5.5, handlelength=0.8)
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Name the trainings: once above all panels if every row has the same, else in each."""
+    named = [axes.get_legend_handles_labels() for axes in panels]
+    if all(labels == named[0][1] for _, labels in named):
+        figure.legend(*named[0], loc="outside upper center", ncols=len(named[0][1]), fontsize=7, handlelength=0.8)
+    else:
+        for axes in panels:
+            axes.legend(fontsize=5.5, handlelength=0.8)
 
 
 def _spread(members: pd.DataFrame) -> list[pd.Series] | None:

@@ -13,7 +13,7 @@ from prefdag.reporting.figures.style import GREY, INK, method_styles, new_figure
 from prefdag.reporting.tables import BEFORE_ALIGNMENT, title
 
 BEST_OF_N: tuple[Any, ...] = ("-", (0, (3, 1.5)))  # by the headline reward, by the reward model
-SPREAD = 8  # the largest KL is this many times the median: a linear axis would squeeze most policies together
+SPREAD = 5  # the largest KL is this many times the median: a linear axis would squeeze most policies together
 
 
 def frontier(
