@@ -7,6 +7,7 @@ import yaml
 
 from conftest import MINI
 from prefdag.config.loading import merge
+from prefdag.config.sections.score import METRICS as NAMED
 from prefdag.config.suite import Suite, resolve
 from prefdag.errors import UserError
 from prefdag.stages.score import METRICS
@@ -82,7 +83,8 @@ def test_every_unknown_name_is_said_at_once():
 
 
 def test_every_column_of_scores_may_judge():
-    """The package's metrics are read from its code; reward models, implicit rewards and the truth from the suite."""
+    """Reward models, implicit rewards, the truth and the user's metrics follow from the suite."""
+    assert tuple(METRICS) == NAMED
     models = {**WITH_REWARD, "reward": {"variants": {"half": {"seed": 1}}}}
     score = {"reward": "trained", "implicit": ["dpo"], "metrics": ["mine.py:words"]}
     columns = ["reward", "trained", "trained_half", "untrained", "implicit_dpo", "kl", "k1", "k3", "words", *METRICS]

@@ -1,8 +1,6 @@
 """What a suite needs of its sections, of its rows, as far as their adapters show, and of prompts that are held out."""
 
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from prefdag.config.adapters import RANKED, SCORED, adapter_info
@@ -12,12 +10,12 @@ from prefdag.config.model import Origin
 from prefdag.config.prepare import Prepare
 from prefdag.config.runs import Run
 from prefdag.config.sections.run_names import check_names, meant
+from prefdag.config.sections.score import METRICS
 from prefdag.config.selection.select_jobs import VALIDATION_NAME
 from prefdag.config.user_paths import split_path
 from prefdag.errors import Mistakes, UserError
 
 SINGLES = "hold one labelled response each"
-METRICS = Path(__file__).parents[1] / "stages" / "score.py"  # read as text: the stage imports torch
 
 
 def lacking(run: Run, adapters: Sequence[str], fetched: Origin | None = None) -> str | None:
@@ -190,6 +188,5 @@ def _columns(suite: Any) -> list[str]:
         models.append("untrained")
     implicit = [f"implicit_{run}" for run in suite.score.implicit]
     of_policies = ["kl", "k1", "k3"] if suite.judge.against == "sft" else []  # the chosen responses have no divergence
-    metrics = re.findall(r"^@metric\ndef (\w+)", METRICS.read_text(encoding="utf-8"), re.MULTILINE)
     users = [split_path(metric)[1] for metric in suite.score.metrics]
-    return ["reward", *sorted(truths), *models, *implicit, *of_policies, *metrics, *users]
+    return ["reward", *sorted(truths), *models, *implicit, *of_policies, *METRICS, *users]

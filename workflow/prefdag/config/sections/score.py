@@ -10,13 +10,14 @@ from prefdag.config.sections.ground_truths import GROUND_TRUTHS
 from prefdag.config.user_paths import relative_path, split_path
 from prefdag.schema import Compute, Count
 
+METRICS = ("length", "ended", "distinct1", "distinct2", "repetition")  # columns of scores.csv, of each answer's text
 _CHOICES = " or ".join(f"`{name}`" for name in GROUND_TRUTHS)
 # Columns of scores.csv, runs.csv and answers.csv, which a metric of the user's cannot be called.
 TAKEN = re.compile(
-    r"(?i:implicit_.*|.*_(low|high|se)|reward\w*|trained\w*|untrained|kl|k1|k3|length|ended|distinct[12]|repetition"
+    r"(?i:implicit_.*|.*_(low|high|se)|reward\w*|trained\w*|untrained|kl|k1|k3"
     r"|prompt_id|sample|prompt|response|run|method|seed|objective|num_prompts|num_generations|group|label|display"
     r"|win_rate|answers|variant|prompts|step|temperature|top_p|max_new_tokens"
-    rf"|{'|'.join(GROUND_TRUTHS)})"
+    rf"|{'|'.join((*METRICS, *GROUND_TRUTHS))})"
 )
 
 
