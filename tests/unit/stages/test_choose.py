@@ -184,9 +184,9 @@ def test_the_report_names_the_lengths(tmp_path: Path, inputs: dict) -> None:
     assert table is not None and table["steps"].tolist() == [4, 8, 4, 8]
     assert table["setting"].tolist()[1:3] == ["learning_rate 0.001, steps 8", "learning_rate 0.01, steps 4"]
     assert table["training"].tolist()[1:3] == ["learning_rate 0.001", "learning_rate 0.01"]
-    assert "2 settings were trained with 1 seed each, measured at 2 lengths, and the one" in protocol(
-        [tmp_path / "choose/dpo" / MANIFEST]
-    )
+    sentence = protocol([tmp_path / "choose/dpo" / MANIFEST])
+    assert "2 settings were trained with 1 seed each, measured at 2 lengths, and the one" in sentence
+    assert sentence.endswith("the test prompts saw the chosen training alone, at its checkpoints too.")
 
 
 def test_the_table_and_the_protocol_of_the_report(tmp_path: Path, inputs: dict) -> None:

@@ -59,13 +59,14 @@ def protocol(choices: Sequence[Path]) -> str:
     made = [json.loads((path.parent / "choice.json").read_text()) for path in choices]
     first, sizes = made[0], sorted({one["candidates"] // one.get("lengths", 1) for one in made})
     lengths = sorted({one.get("lengths", 1) for one in made})
+    seen = "training alone, at its checkpoints too" if lengths != [1] else "setting alone"
     stopped = f", measured at {' or '.join(map(str, lengths))} lengths" if lengths != [1] else ""
     seeds = sorted({one["seeds"] for one in made})
     return (
         f"Of each row, {' or '.join(map(str, sizes))} settings were trained with {' or '.join(map(str, seeds))} "
         f"seed{'' if seeds == [1] else 's'} each{stopped}, and the one of largest "
         f"{CRITERIA[first['criterion']].format(kl=first['kl'] or 0)} on {first['prompts']} validation prompts was "
-        "chosen, averaged over its seeds, of equal ones the first; the test prompts saw the chosen setting alone."
+        f"chosen, averaged over its seeds, of equal ones the first; the test prompts saw the chosen {seen}."
     )
 
 
