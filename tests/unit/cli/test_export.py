@@ -13,7 +13,15 @@ from prefdag.cli.exporting.model_card import lineage
 from prefdag.cli.main import main
 from prefdag.errors import UserError
 from prefdag.provenance.journal import open_journal
-from prefdag.provenance.manifest import MANIFEST, Manifest, describe, publish, read_manifest, weights_digest
+from prefdag.provenance.manifest import (
+    MANIFEST,
+    TRAINING,
+    Manifest,
+    describe,
+    publish,
+    read_manifest,
+    weights_digest,
+)
 
 CANARY = "hf_" + "c4N4rY" * 5
 
@@ -90,6 +98,20 @@ def test_the_card_is_made_of_the_manifests(suite: Path, tmp_path: Path) -> None:
     names = [one.content["stage"] for one in lineage(manifest, suite)]
     assert names == ["preference", "sft", "fetch"]
     assert all(f"`{one.sha256}`" in text for one in lineage(manifest, suite))
+
+
+def test_the_card_of_a_chosen_policy_says_what_was_chosen(suite: Path, tmp_path: Path) -> None:
+    folder, trained = suite / "selected/kto", read_manifest(suite / "preference/dpo" / MANIFEST)
+    shutil.copytree(suite / "preference/dpo", folder)
+    (folder / MANIFEST).rename(folder / TRAINING)
+    setting = {"learning_rate": 0.01, "steps": 4}
+    facts = {"passed_on": trained.sha256, "setting": setting, "training": "preference/kto-a"}
+    (folder / MANIFEST).write_bytes(describe(folder, "selected", {}, {}, {}, facts))
+    text = (export(manifest_of("kto", None), "kto", tmp_path / "kto") / "README.md").read_text()
+    assert "Chosen on validation prompts among the candidates of its row: learning_rate 0.01, steps 4" in text
+    assert "(training `preference/kto-a`)." in text and "stopped at" not in text
+    other = (export(manifest_of("dpo", None), "dpo", tmp_path / "dpo") / "README.md").read_text()
+    assert "Chosen on validation" not in other
 
 
 def test_one_quantity_has_one_interval(suite: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_checkpoints_by_win_rate_are_judged_against_sft() -> None:
     ("select", "rows", "message"),
     [
         (EARLY, (DPO, RLOO), "s.yaml: runs.rloo.checkpoints: early_stopping chooses between checkpoints, and this row"),
-        ({**EARLY, "budget": 3}, ROWS, "select.grid: 4 candidates, and the budget is 3"),
+        ({**EARLY, "budget": 3}, ROWS, "select.grid: 4 candidates (2 settings at 2 lengths), and the budget is 3"),
         (
             EARLY,
             (DPO, {**ROWS[1], "checkpoints": 2}),
@@ -123,7 +123,7 @@ def test_checkpoints_by_win_rate_are_judged_against_sft() -> None:
         (
             {**EARLY, "grid": {"max_steps": [8, 16]}},
             ROWS,
-            "runs.rloo.checkpoints: their steps depend on the max_steps that is chosen",
+            "select.grid.max_steps: with early_stopping the lengths are those of the checkpoints; leave one",
         ),
         (
             {
@@ -145,7 +145,7 @@ def test_mistakes_of_early_stopping(select: dict[str, Any], rows: tuple, message
 
 def test_steps_of_checkpoints_that_a_section_states_may_not_depend_on_the_choice() -> None:
     section = {**QUICKSTART["preference"], "max_steps": 8, "checkpoints": 1}
-    with pytest.raises(UserError, match=r"runs\.dpo\.checkpoints: their steps depend on the max_steps that is chosen"):
+    with pytest.raises(UserError, match=r"runs\.dpo\.checkpoints: their steps depend on the choice of max_steps"):
         suite({"grid": {"max_steps": [4, 8]}, "kl": 5}, ({"name": "dpo", "method": "dpo"},), preference=section)
 
 
@@ -193,7 +193,10 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ({"grid": {"seed": [0, 1]}, "kl": 5}, "select.grid.seed: a grid is of a row's settings"),
         ({"grid": {"learning_rate": [1e-3]}}, "select.kl: reward_at_kl compares at a KL"),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate", "kl": 5}, "the criterion win_rate does not read"),
-        ({"grid": {"max_steps": [4, 8]}, "kl": 5}, "runs.dpo.checkpoints: their steps depend on the max_steps"),
+        (
+            {"grid": {"max_steps": [4, 8]}, "kl": 5},
+            "runs.dpo.checkpoints: their steps depend on the choice of max_steps",
+        ),
         ({"grid": {"learning_rate": [1e-3]}, "criterion": "held_out_accuracy"}, "rloo is trained on its own answers"),
         ({"grid": {"learning_rate": [1e-3, -1]}, "kl": 5}, "s.yaml: select.grid.learning_rate: expected a number"),
         (
@@ -217,6 +220,7 @@ UNEQUAL = {"dpo": {"learning_rate": [1e-4, 1e-3]}, "rloo": {"learning_rate": [1e
         ({"grid": {"learning_rate": "1e-4"}, "kl": 5}, 'expected a list or keys and values, got "1e-4"'),
         ({"grid": {"dpo": {"beta": 1}}, "kl": 5}, "s.yaml: select.grid.dpo.beta: expected a list, got 1"),
         ({**SELECT, "rows": "dpo"}, 's.yaml: select.rows: expected a list, got "dpo"'),
+        ({**SELECT, "rows": ["dpo", "dpo"]}, "s.yaml: select.rows: 'dpo' is there twice; remove one"),
         ({**SELECT, "rows": []}, "s.yaml: select.rows: expected a list of at least 1, got []"),
         ({**SELECT, "unequal": "maybe"}, 's.yaml: select.unequal: expected true or false, got "maybe"'),
         ({**SELECT, "grid": True}, "s.yaml: select.grid: expected keys and values, got true"),
@@ -242,6 +246,27 @@ def test_all_mistakes_of_a_search_are_said_at_once() -> None:
         "select.grid",
     ]
     assert lines[-1].startswith("select.grid: no grid for the row rloo")
+
+
+def test_a_long_name_of_a_candidate_is_a_mistake_of_the_grid() -> None:
+    row = {"name": "d" * 60, "method": "dpo"}
+    with pytest.raises(UserError, match="select.grid: candidates of d+ have names of more than 80 characters"):
+        suite({"grid": {"learning_rate": [1e-3, 2e-3], "warmup_steps": [1, 2]}, "kl": 5}, (row,))
+
+
+def test_a_section_with_a_mistake_is_not_said_to_save_no_checkpoints() -> None:
+    section = {**QUICKSTART["preference"], "max_steps": 8, "checkpoints": "many"}
+    with pytest.raises(UserError) as caught:
+        suite(EARLY, ({"name": "dpo", "method": "dpo"},), preference=section)
+    assert "preference.checkpoints: expected a whole number" in str(caught.value)
+    assert "saves none" not in str(caught.value)
+
+
+def test_a_reward_at_a_kl_is_of_answers_at_temperature_1() -> None:
+    generate = {**QUICKSTART["generate"], "temperature": 0.5}
+    with pytest.raises(UserError, match="select.criterion: reward_at_kl needs answers at temperature 1"):
+        suite(generate=generate)
+    assert suite({"grid": {"learning_rate": [1e-3]}, "criterion": "win_rate"}, generate=generate).select
 
 
 def test_unequal_grids_may_be_allowed() -> None:

@@ -64,6 +64,20 @@ def test_the_reward_within_a_kl_is_on_the_line_to_sft(tmp_path: Path, inputs: di
     assert choice["setting"] == {"learning_rate": 0.01} and table["reward_at_kl"].tolist() == pytest.approx([1, 2])
 
 
+def test_a_candidate_below_sft_gains_nothing_by_being_far_away(
+    tmp_path: Path, inputs: dict, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SFT has 0. At 1 nat -0.2, and at 100 nats -1, of which the mixture within 2 nats would be -0.02."""
+    mood = np.array([-0.2, 0.0, 0.2])
+    pairs = [(-1, 100), (-0.2, 1)]
+    made = [scores(tmp_path, f"b{at}@validation", mood + reward, kl) for at, (reward, kl) in enumerate(pairs)]
+    choice, table = chosen(tmp_path, {**inputs, "scores": made}, seeds=1, criterion="reward_at_kl", kl=2)
+    assert table["reward_at_kl"].tolist() == pytest.approx([-1, -0.2]) and choice["candidate"] == 1
+    assert choice["sft_reward"] == pytest.approx(0)
+    log = (tmp_path / "choose/dpo/log.txt").read_text() if (tmp_path / "choose/dpo/log.txt").is_file() else ""
+    assert "the chosen candidate has reward -0.2, no more than SFT's" in capfd.readouterr().err + log
+
+
 def test_a_win_rate_is_that_of_the_headline_judge(tmp_path: Path, inputs: dict) -> None:
     """The second judge prefers the other setting."""
     judges = []
@@ -163,6 +177,7 @@ def test_a_checkpoint_that_is_best_becomes_the_policy(tmp_path: Path, inputs: di
     policy.check_weights("")
     policy.check_but_weights()
     assert read_manifest(output).sha256 == policy.sha256 != read_manifest(trainings[1]).sha256
+    assert read_manifest(output).content["facts"]["training"] == "preference/b"
 
 
 def test_a_training_that_is_best_at_its_end_is_passed_on_whole(tmp_path: Path, inputs: dict) -> None:

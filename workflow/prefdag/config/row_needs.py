@@ -140,7 +140,8 @@ def check_sections(suite: Any, mistakes: Mistakes) -> None:
     }
     for sentence, holds in is_wrong.items():
         mistakes.add(sentence if mistakes.attempt(holds) else "")
-    for check in (_check_single, _check_gold, _check_judges, _check_prompts, _check_unseen, _check_variants):
+    checks = (_check_single, _check_gold, _check_judges, _check_prompts, _check_unseen, _check_variants, _check_select)
+    for check in checks:
         mistakes.attempt(check, suite)
 
 
@@ -154,6 +155,17 @@ def _check_variants(suite: Any) -> None:
         if VALIDATION_NAME.fullmatch(name):
             raise UserError(
                 f"generate.variants.{name}: `select` answers validation prompts by this name; choose another"
+            )
+
+
+def _check_select(suite: Any) -> None:
+    if not suite.select or suite.select.criterion != "reward_at_kl":
+        return
+    for key in ("temperature", "top_p"):
+        if getattr(suite.generate, key) != 1:
+            raise UserError(
+                f"select.criterion: reward_at_kl needs answers at {key} 1, of which the KL is; state generate.{key} in "
+                "a variant, or choose win_rate"
             )
 
 

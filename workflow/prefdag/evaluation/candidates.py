@@ -35,6 +35,7 @@ def reward_within(kl: float, tables: Values, start: Values, seed: int) -> Values
 
     A candidate further away counts as its mixture with SFT, answering by SFT with the probability that brings it to
     `kl`: the mixture's reward is on the straight line between the two, and as KL is convex, its KL is at most `kl`.
+    One with less reward than SFT counts with its own: its mixtures would gain by being nearer to SFT.
 
     Args:
         kl: nats.
@@ -49,7 +50,7 @@ def reward_within(kl: float, tables: Values, start: Values, seed: int) -> Values
     reward, distance = (tables[:, :, row] @ weights.T for row in (0, 1))  # [C, S, 1 + D]
     share = np.minimum(1.0, kl / np.maximum(distance, 1e-12))
     origin = weights @ start[0]
-    values = (origin + share * (reward - origin)).mean(axis=1)
+    values = np.where(reward > origin, origin + share * (reward - origin), reward).mean(axis=1)
     return np.column_stack([values[:, 0], *np.quantile(values[:, 1:], [0.025, 0.975], axis=1)])
 
 

@@ -20,7 +20,7 @@ VALUES = ["value", "low", "high", "reward", "kl", "chosen"]
 
 
 def candidates_table(choices: Sequence[Path]) -> pd.DataFrame | None:
-    """Tabulate the candidates of every selected row: row, setting, criterion and `VALUES`; None without any.
+    """Tabulate the candidates of every selected row: row, setting, criterion, SFT's reward and `VALUES`, or None.
 
     With early stopping also `training`, the setting without its length, and `steps`, the length.
 
@@ -35,6 +35,7 @@ def candidates_table(choices: Sequence[Path]) -> pd.DataFrame | None:
         settings = _settings(path, choice["setting"])
         table = table.rename(columns={choice["criterion"]: "value"})
         about = {"row": path.parent.name, "setting": settings, "criterion": choice["criterion"]}
+        about |= {"sft_reward": choice.get("sft_reward")}
         if "lengths" in choice:
             about |= {"training": _settings(path, [key for key in choice["setting"] if key != STEPS])}
             about |= {"steps": table[STEPS]}

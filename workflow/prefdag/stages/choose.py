@@ -64,6 +64,13 @@ def run(
             f"{FEW_PROMPTS} or more",
             file=sys.stderr,
         )
+    sft_reward = float(origin[0].mean())
+    if job.choice.criterion == "reward_at_kl" and rows[best]["reward"] <= sft_reward:
+        print(
+            f"choose: the chosen candidate has reward {rows[best]['reward']:.4g}, no more than SFT's {sft_reward:.4g}; "
+            "try other values",
+            file=sys.stderr,
+        )
     path = workspace.output / "candidates.csv"
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
@@ -74,7 +81,12 @@ def run(
         step = job.steps[best % len(job.steps)]
         choice |= {"training": best // len(job.steps), "lengths": len(job.steps)}
         choice |= {"checkpoint": step} if step != job.steps[-1] else {}
-    choice |= {**job.choice.model_dump(), "prompts": origin.shape[1], "value": float(values[best, 0])}
+    choice |= {
+        **job.choice.model_dump(),
+        "prompts": origin.shape[1],
+        "value": float(values[best, 0]),
+        "sft_reward": sft_reward,
+    }
     (workspace.output / "choice.json").write_text(json.dumps(choice, indent=1, sort_keys=True) + "\n")
     for name in ("candidates.csv", "choice.json"):
         workspace.journal.artifact(workspace.output / name, name)

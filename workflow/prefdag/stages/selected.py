@@ -56,7 +56,8 @@ def run(job: Job, workspace: Workspace, *, choice: list[Path], candidates: list[
     digest = weights_digest(training, folder)
     workspace.journal.model(name, path=training.folder / folder, sha256=digest, role="input")
     workspace.results({key: value for key, value in chosen["setting"].items() if isinstance(value, int | float)})
-    return {PASSED_ON: hashlib.sha256(written).hexdigest(), "setting": chosen["setting"]}
+    made_by = f"{training.folder.parent.name}/{training.folder.name}"
+    return {PASSED_ON: hashlib.sha256(written).hexdigest(), "setting": chosen["setting"], "training": made_by}
 
 
 def _whole(training: Manifest) -> dict[str, str]:

@@ -52,6 +52,7 @@ def card(manifest: Manifest, run: str, export: Export) -> str:
         title=f"Aligned by {loss.title}" if loss else f"Made by the stage `{manifest.content['stage']}`",
         paper=loss.paper if loss else "",
         suite=suite.resolve().name,
+        choice=_choice(manifest),
         is_reward=is_reward,
         scoring=_scoring(manifest.folder) if is_reward else "",
         format=_format(export.form, is_reward) if export.form else None,
@@ -66,6 +67,18 @@ def card(manifest: Manifest, run: str, export: Export) -> str:
         config=json.dumps(redact(config), indent=1, sort_keys=True),
         **_measured(manifest, suite, run),
     )
+
+
+def _choice(manifest: Manifest) -> str:
+    """Say what `select` chose this policy from; nothing of a policy that was not chosen."""
+    path = manifest.folder / MANIFEST
+    facts = read_manifest(path).content.get("facts") or {} if path.is_file() and path != manifest.path else {}
+    if "setting" not in facts:
+        return ""
+    setting = ", ".join(f"{key} {value}" for key, value in facts["setting"].items())
+    stopped = (manifest.content.get("facts") or {}).get("stopped_at")
+    text = f"Chosen on validation prompts among the candidates of its row: {setting} (training `{facts['training']}`)."
+    return text + (f" The training was stopped at step {stopped}; the config is that of its whole." if stopped else "")
 
 
 def generation_of(suite: Path, run: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """Expand the rows of a suite with a section `select` to candidates: a row for each setting of its grid."""
 
 import re
+from collections import Counter
 from typing import Any
 
 from prefdag.config.objectives import entry_of
@@ -43,7 +44,8 @@ def with_candidates(
         if (name := str(row.get("name"))) not in grids:
             continue
         settings = settings_of(grids[name])
-        mistakes.attempt(_check_lengths, name, runs, select, grids[name], where)
+        if not mistakes.sentences:  # a section with a mistake has its defaults, and with them no checkpoints
+            mistakes.attempt(_check_lengths, name, runs, select, grids[name], where)
         tried = [{**row, **setting, "name": f"{name}-{label}"} for label, setting in settings.items()]
         of_candidates = Mistakes()
         made = {run.name: run for run in expanded(tried, *sections, where, of_candidates)}
@@ -53,8 +55,8 @@ def with_candidates(
         for suffix in [f"-seed{seed}" for seed in row["seeds"]] if "seeds" in row else [""]:
             named = [(made.get(f"{name}-{label}{suffix}"), setting) for label, setting in settings.items()]
             candidates = [one.model_copy(update={"setting": _parsed(one, setting)}) for one, setting in named if one]
-            tried = [one.setting for one in candidates]
-            if equal := [one.name for one in candidates if tried.count(one.setting) > 1]:
+            tried = Counter(str(one.setting) for one in candidates)
+            if equal := [one.name for one in candidates if tried[str(one.setting)] > 1]:
                 mistakes.add(f"{where}: select.grid: {' and '.join(equal)} are one setting; remove one")
             selected[f"{name}{suffix}"] = {"candidates": tuple(candidates), "row": name}
     mistakes.attempt(named_once, [run.name for run in runs] + _names(selected), where)
@@ -63,6 +65,10 @@ def with_candidates(
 
 def _located(sentence: str, where: str, name: str, settings: dict[str, Row], grid_key: str) -> str:
     """Return a candidate's mistake as one of its grid, or of its row, so that all candidates share the sentence."""
+    if f"got '{name}-" in sentence and sentence.startswith(f"{where}: runs.name: "):
+        return (
+            f"{where}: {grid_key}: candidates of {name} have names of more than 80 characters; use fewer keys at once"
+        )
     for label in sorted(settings, key=len, reverse=True):  # the longest first: `beta1` begins `beta1.5` as well
         place = f"{where}: runs.{name}-{label}."
         if sentence.startswith(place):
@@ -99,10 +105,12 @@ def _grids(select: Select, rows: list[Row], lengths: dict[str, int], where: str)
     lengths: of each row with early stopping, the numbers of lengths that its trainings are measured at.
     """
     names, mistakes = {str(row.get("name")): row for row in rows}, Mistakes()
-    for name in select.rows or ():
+    for name in dict.fromkeys(select.rows or ()):
+        if (select.rows or ()).count(name) > 1:
+            mistakes.add(f"{where}: select.rows: {name!r} is there twice; remove one")
         if name not in names:
             mistakes.add(f"{where}: select.rows: there is no row {name!r}; the rows are {', '.join(names)}")
-    selected = [name for name in select.rows or names if name in names]
+    selected = [name for name in dict.fromkeys(select.rows or names) if name in names]
     mistakes.attempt(_check_names, select, names, selected, where)
     grids, unread = {}, dict[str, list[str]]()
     for name in selected if select.grid else ():
@@ -184,7 +192,8 @@ def _check_row(name: str, row: Row, grid: dict[str, list[Any]], lengths: int, se
             mistakes.add(f"{place}.{key}: a grid is of a row's settings, and this is not one; leave it out")
     size = 1 if mistakes.sentences else len(settings_of(grid)) * lengths
     if select.budget is not None and size > select.budget:
-        mistakes.add(f"{place}: {size} candidates, and the budget is {select.budget}; change one of them")
+        settings = f" ({size // lengths} settings at {lengths} lengths)" if lengths > 1 else ""
+        mistakes.add(f"{place}: {size} candidates{settings}, and the budget is {select.budget}; change one of them")
     if "pairs" in row:
         mistakes.add(f"{where}: runs.{name}: a row with rounds cannot be selected; name the others in select.rows")
     if select.criterion == "held_out_accuracy" and is_on_policy(row):
@@ -201,8 +210,13 @@ def _check_lengths(name: str, runs: list[Run], select: Select, grid: dict[str, l
     if run is None:
         return
     place, keys = f"{where}: runs.{name}.checkpoints", [key for key in ("max_steps", "checkpoints") if key in grid]
-    if keys and (run.preference.kept_steps or select.early_stopping):
-        raise UserError(f"{place}: their steps depend on the {keys[0]} that is chosen; leave one of the two out")
+    if keys and select.early_stopping:
+        raise UserError(
+            f"{where}: select.grid.{keys[0]}: with early_stopping the lengths are those of the checkpoints; leave one "
+            "of the two out"
+        )
+    if keys and run.preference.kept_steps:
+        raise UserError(f"{place}: their steps depend on the choice of {keys[0]}; leave one of the two out")
     if select.early_stopping and not run.preference.kept_steps:
         raise UserError(
             f"{place}: early_stopping chooses between checkpoints, and this row saves none; state how many, or leave "

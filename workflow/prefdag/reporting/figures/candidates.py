@@ -11,7 +11,7 @@ from prefdag.reporting.load import SuiteResults
 
 PANELS_A_ROW = 3
 LABELS = {
-    "reward_at_kl": "reward at KL",
+    "reward_at_kl": "reward within the stated KL",
     "win_rate": "win rate",
     "held_out_accuracy": "held-out accuracy",
 }
@@ -31,12 +31,15 @@ def candidates(results: SuiteResults) -> Figure | None:
     label = f"{LABELS[table['criterion'].iloc[0]]}, validation prompts"
     with use_style():
         figure = new_figure(0.4 + 3.2 * columns, 0.7 + lines * (2.0 if has_lengths else 0.5 + 0.22 * most))
-        panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=has_lengths).ravel()
+        panels = figure.subplots(lines, columns, squeeze=False, sharex=not has_lengths, sharey=has_lengths).ravel()
         for axes in panels[len(rows) :]:
             axes.set_visible(False)
         for axes, row in zip(panels, rows, strict=False):
             members = table[table["row"] == row].reset_index(drop=True)
             (_over_lengths if has_lengths else _side_by_side)(axes, members)
+            if members["sft_reward"].notna().all() and members["criterion"].iloc[0] == "reward_at_kl":
+                draw = axes.axhline if has_lengths else axes.axvline
+                draw(members["sft_reward"].iloc[0], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             axes.set_title(row, fontsize=8)
             axes.xaxis.set_tick_params(labelbottom=True)
         if has_lengths:
@@ -64,17 +67,10 @@ def _over_lengths(axes: Axes, members: pd.DataFrame) -> None:
     for place, training in enumerate(trainings):
         curve = members[members["training"] == training]
         colour, steps = COLOURS[place % len(COLOURS)], curve["steps"] + width * (place - (len(trainings) - 1) / 2)
-        axes.errorbar(steps, curve["value"], yerr=_spread(curve), color=colour, elinewidth=0.8, linewidth=0.9)
-        axes.scatter(
-            steps,
-            curve["value"],
-            s=22,
-            c=_faces(curve, colour),
-            edgecolors=colour,
-            linewidths=1,
-            zorder=3,
-            label=training,
-        )
+        lines = {"color": colour, "elinewidth": 0.8, "linewidth": 0.9, "label": training}
+        axes.errorbar(steps, curve["value"], yerr=_spread(curve), **lines)
+        faces = _faces(curve, colour)
+        axes.scatter(steps, curve["value"], s=22, c=faces, edgecolors=colour, linewidths=1, zorder=3)
     axes.set_xticks(sorted(set(members["steps"])))
 
 

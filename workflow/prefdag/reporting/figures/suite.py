@@ -53,7 +53,8 @@ def league(results: SuiteResults) -> Figure | None:
 
 FIGURES.add(
     "Candidates of each row on validation prompts",
-    "The criterion of every candidate with its 95% interval over validation prompts; the filled one is chosen.",
+    "The criterion of every candidate with its 95% interval over validation prompts; the filled one is chosen. Dashed: "
+    "SFT's reward.",
     section="candidates",
 )(candidates)
 
