@@ -138,7 +138,7 @@ def _value_at(kind: Any, key: Any) -> Iterator[Any]:
 
 def _what(error: Any, section: type[BaseModel]) -> str:
     context = error.get("ctx", {})
-    value = str(error["input"]) if isinstance(error["input"], Truth) else json.dumps(error["input"], default=str)
+    value = json.dumps(error["input"], default=lambda one: one.value if isinstance(one, Truth) else str(one))
     match error["type"]:
         case "extra_forbidden":
             *path, key = error["loc"]

@@ -4,11 +4,11 @@ Suites, stage commands, the reference table and the JSON schema for editors all 
 """
 
 import json
-import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -48,16 +48,13 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values_for_numbers(cls, values: Any) -> Any:
-        """Reject `batch_size: yes`, which pydantic would take for 1."""
+        """Reject `batch_size: yes` and `seeds: [yes]`, which pydantic would take for 1."""
         if not isinstance(values, dict):
             return values
-        kinds = {key: str(field.annotation) for key, field in cls.model_fields.items()}
-        truths = {
-            key: Truth(value)
-            for key, value in values.items()
-            if isinstance(value, bool) and key in kinds and not re.search("bool|True", kinds[key])
-        }
-        return {**values, **truths}
+        checked = dict(values)
+        for key in values.keys() & cls.model_fields.keys():
+            checked[key] = _with_truths(values[key], {*_types_in(cls.model_fields[key].annotation)})
+        return checked
 
     def user_files(self) -> tuple[Path, ...]:
         """Return the user's files that this section, or one inside it, names; a job counts them as its code."""
@@ -93,6 +90,34 @@ class Section(BaseModel):
     def parse_json(cls, text: str, where: str) -> Self:
         """Validate JSON text, such as a stage's `--config`."""
         return cls.parse(parse_json(text, where), where)
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an annotation is made of; for a literal, the types of its values."""
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif parts := get_args(annotation):
+        for part in parts:
+            yield from _types_in(part)
+    else:
+        yield annotation
+
+
+def _with_truths(value: Any, types: set[Any]) -> Any:
+    """Return the value of a key of these types with each `Truth` that they do not accept: the value or an item of it.
+
+    The items of a list or mapping are checked if it holds numbers. A section in it checks its own keys.
+    """
+    if bool in types:
+        return value
+    if isinstance(value, bool):
+        return Truth(value)
+    has_section = any(isinstance(one, type) and issubclass(one, Section) for one in types)
+    if has_section or Any in types or not types & {int, float}:
+        return value
+    if isinstance(value, dict):
+        return {key: _with_truths(item, types) for key, item in value.items()}
+    return [_with_truths(item, types) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: Path) -> Any:

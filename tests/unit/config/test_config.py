@@ -47,6 +47,17 @@ MISTAKES = [
     ({"sft": {"batch_size": "many"}}, 'configs/x.yaml: sft.batch_size: expected a whole number, got "many"'),
     ({"sft": {"batch_size": 0}}, "configs/x.yaml: sft.batch_size: expected a number of at least 1, got 0"),
     ({"sft": {"batch_size": True}}, "configs/x.yaml: sft.batch_size: expected a whole number, got true"),
+    ({"report": {"hidden_map": True}}, "configs/x.yaml: report.hidden_map: expected a whole number, got true"),
+    ({"report": {"matched_kl": [True]}}, "configs/x.yaml: report.matched_kl.0: expected a finite number, got true"),
+    (
+        {"report": {"matched_kl": [1, 2, 2.0]}},
+        "configs/x.yaml: report.matched_kl: 2 is there twice; state each KL once",
+    ),
+    ({"reward": {"seeds": [0, True]}}, "configs/x.yaml: reward.seeds.1: expected a whole number, got true"),
+    (
+        {"evaluate_reward": {"rewardbench": {"subset": "subset", "sections": {"chat": {"easy": True}}}}},
+        "configs/x.yaml: evaluate_reward.rewardbench.sections.chat.easy: expected a finite number, got true",
+    ),
     ({"sft": {"learning_rate": -1}}, "configs/x.yaml: sft.learning_rate: expected a number above 0, got -1"),
     ({"sft": {"learning_rate": ".inf"}}, 'configs/x.yaml: sft.learning_rate: expected a finite number, got ".inf"'),
     (

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from prefdag.schema import Count, Positive, Section
 
@@ -35,6 +35,14 @@ class Report(Section):
     step_times: bool = Field(
         False, description="the league also shows time per step, which differs between otherwise equal runs"
     )
+
+    @field_validator("matched_kl")
+    @classmethod
+    def _each_kl_once(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]:g} is there twice; state each KL once")
+        return values
 
 
 Measured = Literal["reward", "kl", "length", "win_rate", "trained", "accuracy", "accuracy_untrained"]
