@@ -137,6 +137,7 @@ def holding(number: int, key: str, value: object) -> Callable[[list[dict]], None
 
 DAMAGES = [without(0, "stage"), without(0, "name"), holding(0, "stage", None), holding(0, "name", [])]
 DAMAGES += [without(1, "values"), holding(1, "values", 3), holding(1, "step", "x")]
+DAMAGES += [holding(1, "values", {"num_tokens": value}) for value in (None, "7", [7])]
 DAMAGES += [without(2, "status"), without(2, "seconds"), holding(2, "peak_memory_mb", None)]
 
 

@@ -94,7 +94,9 @@ def test_signed_addresses_are_redacted(address: str, tmp_path: Path):
     assert content["facts"] == {"source": [expected]}
 
 
-@pytest.mark.parametrize("line", ["{}", "[1]", "3", '{"event": 1}', '{"event": "metrics", "time": 1, "values": 7}'])
+@pytest.mark.parametrize(
+    "line", ["{}", "[1]", "3", '{"event": 1, "time": 1}', '{"event": "metrics", "time": 1, "values": 7}']
+)
 def test_json_that_is_no_event_costs_its_line(line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "one.jsonl"
     path.write_text(f'{{"event": "a", "time": 1}}\n{line}\n{{"event": "b", "time": 2}}\n')

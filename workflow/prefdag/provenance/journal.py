@@ -213,8 +213,8 @@ def read_journal(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
 
 def _event(event: Any) -> dict[str, Any]:
     """Return an event as written. Raises an error of some kind for JSON that is no event."""
-    kind = event["event"] + ""  # a text
-    if not isinstance(event["time"], int | float):
+    kind = event["event"]
+    if not isinstance(kind, str) or not isinstance(event["time"], int | float):
         raise TypeError
     for name, type_ in STATED.get(kind, {}).items():
         if not isinstance(event[name], type_):

@@ -63,12 +63,19 @@ def _read(journal: Path) -> tuple[dict[str, Any] | None, dict[int, float], dict[
     start, tokens, end = None, {}, None
     for event in _events(journal):
         if event["event"] == "start":
-            start = {"stage": event["stage"] + "", "name": None if event["name"] is None else event["name"] + ""}
+            start = {"stage": _checked(event["stage"], str), "name": _checked(event["name"], str | None)}
         elif event["event"] == "end":
             end = {"status": event["status"], **{key: float(event[key]) for key in ("seconds", "peak_memory_mb")}}
         elif event["step"] is not None and "num_tokens" in event["values"]:
-            tokens[int(event["step"])] = event["values"]["num_tokens"] + 0
+            tokens[int(event["step"])] = _checked(event["values"]["num_tokens"], int | float)
     return start, tokens, end
+
+
+def _checked(value: Any, type_: Any) -> Any:
+    """Return a value that a journal states. Raises `TypeError` if it has another type."""
+    if not isinstance(value, type_):
+        raise TypeError(f"expected {type_}, got {value!r}")
+    return value
 
 
 def _events(journal: Path) -> Iterator[dict[str, Any]]:
