@@ -55,8 +55,8 @@ def with_candidates(
         for suffix in [f"-seed{seed}" for seed in row["seeds"]] if "seeds" in row else [""]:
             named = [(made.get(f"{name}-{label}{suffix}"), setting) for label, setting in settings.items()]
             candidates = [one.model_copy(update={"setting": _parsed(one, setting)}) for one, setting in named if one]
-            tried = Counter(str(one.setting) for one in candidates)
-            if equal := [one.name for one in candidates if tried[str(one.setting)] > 1]:
+            stated = Counter(str(one.setting) for one in candidates)
+            if equal := [one.name for one in candidates if stated[str(one.setting)] > 1]:
                 mistakes.add(f"{where}: select.grid: {' and '.join(equal)} are one setting; remove one")
             selected[f"{name}{suffix}"] = {"candidates": tuple(candidates), "row": name}
     mistakes.attempt(named_once, [run.name for run in runs] + _names(selected), where)
