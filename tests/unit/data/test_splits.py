@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests import bare
 from prefdag.config.prepare import Prepare
 from prefdag.data.adapters.records import TextComparison
 from prefdag.data.splits import default_sizes, held_out_shares, place_of
@@ -152,3 +153,36 @@ def test_an_empty_file_of_a_split_is_refused(tmp_path: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert "test: the test split has 0 prompts, but needs at least 2; usable rows are train 19, validation 1" in error
     assert f"add rows to {tmp_path / 'out/fetch/data/test.jsonl'}" in error
+
+
+SAMPLED = {"prompts": 9, "unfinished": 7, "pairs": 3, "ties": 20, "rankings": 1}
+ADVICE = (
+    "these rows are samples of SFT for 9 prompts: 7 samples were cut off at pairs.max_new_tokens, and 20 pairs of "
+    "samples are equal or tie in reward; {} pairs.num_samples, raise pairs.max_prompts or pairs.max_new_tokens, add "
+    "prompts, or train SFT for longer"
+)
+
+
+@pytest.mark.parametrize(
+    ("num", "shares", "place"),
+    [
+        (0, {}, "no row of the train split can be used"),
+        (1, {}, "train: the train split has 1 prompt, but needs at least 2"),
+        (3, DEFAULT, "train.jsonl: 3 different prompts, but at least 6 are needed"),
+        (20, {**DEFAULT, "test_fraction": 0.001}, "test: the test split has 0 prompts, but needs at least 2"),
+    ],
+)
+def test_too_few_sampled_rows_are_explained_by_what_was_sampled(
+    num: int, shares: dict[str, float], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """`pairs` writes the files, so the advice is keys of the suite."""
+    for name in ("train.jsonl", "rankings/train.jsonl"):
+        responses = [{"prompt": f"q {n}", "responses": ["yes", "no"], "scores": [1, 0]} for n in range(num)]
+        write_rows(tmp_path / "out/fetch/data" / name, responses)
+    (tmp_path / "out/fetch/data/manifest.json").write_text(bare("pairs", facts={"train": SAMPLED}))
+    assert prepare(tmp_path, **shares)[0] == 2
+    error = capsys.readouterr().err
+    assert place in error and ADVICE.format("raise") in error and "add rows" not in error
+    if num == 0:
+        assert prepare(tmp_path, dataset="rankings")[0] == 2
+        assert ADVICE.format("lower") in capsys.readouterr().err

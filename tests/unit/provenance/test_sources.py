@@ -12,7 +12,7 @@ from prefdag.provenance.sources import PACKAGE, sources
 CEILINGS = {
     "best_of_n": 16, "choose": 16, "classifier": 18, "discriminator": 66, "evaluate_reward": 58, "exact": 49,
     "fetch": 38, "generate": 54, "gold": 53, "hidden_map": 38, "judge": 28, "online": 124, "pairing": 18, "pairs": 72,
-    "policy": 100, "preference": 66, "prepare": 40, "pretrain": 59, "rating": 25, "reference": 37, "report": 77,
+    "policy": 100, "preference": 66, "prepare": 41, "pretrain": 59, "rating": 25, "reference": 37, "report": 77,
     "reward": 64, "reward_variant": 65, "score": 65, "selected": 13, "sft": 44,
 }  # fmt: skip
 # Imported inside a function: only a suite whose reward is a classifier runs them.

@@ -41,7 +41,11 @@ def default_sizes(num_prompts: int, splits: Iterable[str]) -> dict[str, int]:
 
 
 def held_out_shares(
-    prepare: Prepare, splits: Iterable[str], comparisons: Iterable[TextComparison], where: str
+    prepare: Prepare,
+    splits: Iterable[str],
+    comparisons: Iterable[TextComparison],
+    where: str,
+    more_samples: str | None = None,
 ) -> dict[str, float]:
     """Return the interval of places, from 0, that validation and then test hold out: their lengths.
 
@@ -50,6 +54,7 @@ def held_out_shares(
         splits: the splits without rows of their own.
         comparisons: the training rows; read only if a share is not stated.
         where: the file of the rows, for the error.
+        more_samples: what gives more rows, if they were sampled.
 
     Raises:
         UserError: there are too few prompts to split.
@@ -67,7 +72,7 @@ def held_out_shares(
     if len(places) < fewest:
         raise UserError(
             f"{where}: {len(places)} different prompts, but at least {fewest} are needed to hold some out for "
-            f"{' and '.join(open_splits)}; add rows, or name files of these splits in `data`"
+            f"{' and '.join(open_splits)}; {more_samples or 'add rows'}, or name files of these splits in `data`"
         )
     sizes = default_sizes(len(places), open_splits)
     end, bound = 0, 0.0
@@ -86,6 +91,7 @@ def check_sizes(
     files: Mapping[str, Path],
     num_prompts: Mapping[str, int],
     used: Mapping[str, int],
+    more_samples: str | None = None,
 ) -> None:
     """Check that no split that the suite asks for is empty, and that train and test have enough prompts for intervals.
 
@@ -95,6 +101,7 @@ def check_sizes(
         files: the files of rows by split.
         num_prompts: number of different prompts by split.
         used: number of usable rows by split.
+        more_samples: what gives more rows, if they were sampled.
 
     Raises:
         UserError: a later stage would fail, after all training.
@@ -106,12 +113,13 @@ def check_sizes(
         fewest = (RESAMPLED if is_resampled else 1) if is_asked_for else 0
         if num >= fewest:
             continue
+        more_rows = more_samples or "add rows"
         if split in files:
-            advice = f"add rows to {files[split]}"
+            advice = more_samples or f"add rows to {files[split]}"
         elif shares[split]:
-            advice = f"add rows, raise prepare.{split}_fraction (now {shares[split]:g}), or leave it out"
+            advice = f"{more_rows}, raise prepare.{split}_fraction (now {shares[split]:g}), or leave it out"
         else:
-            advice = f"add rows, or set prepare.{split}_fraction"
+            advice = f"{more_rows}, or set prepare.{split}_fraction"
         raise UserError(
             f"{split}: the {split} split has {num} prompt{'s' * (num != 1)}, but needs at least {fewest}; usable rows "
             f"are {', '.join(f'{other} {number}' for other, number in used.items())}; {advice}"

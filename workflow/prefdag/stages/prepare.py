@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from prefdag.data.dedup import DuplicateIndex
 from prefdag.data.dropped import warnings
 from prefdag.data.parallel import map_ordered, num_cores, with_progress
 from prefdag.data.preprocess import UNDESIRABLE, ChunkEncoder, EncodedChunk, EncodedRow, iter_chunks
+from prefdag.data.row_files import RowFiles, row_files
 from prefdag.data.settled import changes_of, settle
 from prefdag.data.splits import SPLITS, HeldOutPrompts, check_sizes, held_out_shares
 from prefdag.data.subset_labels import check_sections, labels_of_store
@@ -30,8 +30,6 @@ from prefdag.provenance.manifest import read_manifest
 from prefdag.runtime.stage import Workspace
 from prefdag.schema import Section
 
-SPLITS_OF = {"comparisons": SPLITS, "ood": ("test",), "evaluated": ("test",)}  # of a dataset; others have no test split
-FILE_OF = {"ood": "ood", "evaluated": "train"}  # whose rows are its one split; others have a file for each
 RESPONSES_OF = {"demonstrations": 1, "ood": 1, "evaluated": 2}  # of a dataset; of others the first row decides
 LINES_PER_CHUNK = 500
 BYTES_PER_WORKER = 1 << 20  # starting a worker pays off from a megabyte on
@@ -45,16 +43,6 @@ class Job(Section):
     # Of comparisons to measure the reward model on: what `evaluate_reward` will read of their rows.
     subset: tuple[str, ...] = ()
     sections: SubsetSections = Field({})
-
-
-@dataclass(frozen=True)
-class RowFiles:
-    """The files of rows that a dataset is made of, and the adapter that reads them."""
-
-    adapter: str
-    folder: Path
-    splits: tuple[str, ...]  # of the dataset
-    files: dict[str, Path]  # by the split of their rows, in the order in which they are read
 
 
 def run(
@@ -74,7 +62,7 @@ def run(
         The numbers of rows read and used, by split, and `settled`: values of the keys that the suite leaves open.
     """
     vocabulary = _load_tokenizer(tokenizer)
-    inputs = _row_files(job, rows)
+    inputs = row_files(job.prepare, job.dataset, rows)
     stated = job.prepare
     job = job.model_copy(update={"prepare": settle(stated, vocabulary)})
     settled = changes_of(stated, job.prepare)
@@ -97,7 +85,8 @@ def run(
     num_prompts = {split: len(np.unique(index.prompts)) for split, index in duplicates.items()}
     if job.dataset == "demonstrations" and set(audits["validation"].dropped) == {UNDESIRABLE}:
         del num_prompts["validation"]  # SFT measures nothing on held-out prompts without a desirable response
-    check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, {name: one.used for name, one in audits.items()})
+    used = {split: one.used for split, one in audits.items()}
+    check_sizes(job.prepare, job.dataset, inputs.files, num_prompts, used, inputs.more_samples)
     if job.dataset == "demonstrations":
         np.save(workspace.output / SFT_PROMPTS, np.unique(duplicates["train"].prompts))
         if read_manifest(rows).content["config"].get("sft_data"):
@@ -117,25 +106,12 @@ def _load_tokenizer(tokenizer: Path) -> PreTrainedTokenizerBase:
     return vocabulary
 
 
-def _row_files(job: Job, rows: Path) -> RowFiles:
-    """Return the files to read. Sampled pairs and rankings have the columns that the adapter `pairs` reads."""
-    sampled = read_manifest(rows).content["stage"] == "pairs"
-    folder = rows.parent / "rankings" if sampled and job.dataset == "rankings" else rows.parent
-    splits = SPLITS_OF.get(job.dataset, SPLITS[:2])
-    paths = {split: folder / f"{FILE_OF.get(job.dataset, split)}.jsonl" for split in splits}
-    if job.prepare.leakage == "drop" and job.dataset not in FILE_OF:
-        # A training row is dropped if its prompt is held out, so held-out splits come first, a test file always.
-        paths = {split: folder / f"{split}.jsonl" for split in reversed(SPLITS)}
-    files = {split: path for split, path in paths.items() if path.is_file()}
-    return RowFiles("pairs" if sampled else job.prepare.adapter, folder, splits, files)
-
-
 def _encoder(job: Job, inputs: RowFiles, tokenizer: PreTrainedTokenizerBase) -> ChunkEncoder:
     num_responses = RESPONSES_OF.get(job.dataset) or _num_responses(inputs, job.dataset)
     without_rows = [split for split in SPLITS[1:] if not has_prompts(inputs.folder, split)]
     train = inputs.files.get("train")
     rows = iter_comparisons(inputs.adapter, train) if train else ()
-    held_out = held_out_shares(job.prepare, without_rows if train else [], rows, str(train))
+    held_out = held_out_shares(job.prepare, without_rows if train else [], rows, str(train), inputs.more_samples)
     rankings = job.dataset == "rankings"
     labelled = job.dataset == "comparisons" and num_responses == 1
     return ChunkEncoder(job.prepare, inputs.adapter, num_responses, tokenizer, held_out, rankings, labelled)
@@ -275,7 +251,8 @@ def _print_findings(report: dict[str, Any], inputs: RowFiles) -> None:
     lines = [line for split in inputs.splits for line in findings(split, report["splits"][split])]
     first = inputs.splits[0]
     if not report["splits"][first]["used"]:
-        raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {'; '.join(lines)}")
+        reasons = "; ".join(filter(None, [*lines, inputs.more_samples]))
+        raise UserError(f"{inputs.files[first]}: no row of the {first} split can be used: {reasons}")
     lines += [f"warning: {sentence}" for sentence in warnings(report["splits"], (UNDESIRABLE,))]
     print("\n".join(f"prepare: {report['dataset']}: {line}" for line in lines), flush=True)
 
