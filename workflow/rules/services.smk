@@ -9,6 +9,7 @@ import subprocess
 import time
 
 from prefdag.tracking.environment import problem_with, tracking_uri
+from prefdag.tracking.waiting import wait_for_services
 from snakemake.logging import logger
 
 TRACK = os.environ.get("PREFDAG_TRACK", "now")
@@ -47,13 +48,9 @@ def stop_services():
         path.unlink(missing_ok=True)
     for process in SERVICES.values():
         process.send_signal(signal.SIGTERM)
-    for name, process in SERVICES.items():
-        try:
-            behind = process.wait(timeout=120) != 0 and name == "writer"
-        except subprocess.TimeoutExpired:
-            behind = True
-        if behind:
-            logger.warning(f"MLflow lacks some of these runs; `prefdag track {RESULTS}` writes them once it is reachable")
+    say = lambda sentence: logger.info(sentence, extra={"console": True})
+    if advice := wait_for_services(SERVICES, RESULTS, tracking_uri(Path("results")), say):
+        logger.warning(advice)
 
 
 def show_results():

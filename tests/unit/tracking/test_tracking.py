@@ -390,3 +390,13 @@ def test_a_server_that_does_not_answer_is_not_waited_for(uri: str, tmp_path: Pat
     assert Writer(root, uri).follow(dead_pid(), poll=0.05) is False
     assert time.monotonic() - began < 5
     assert f"run `prefdag track {root}` once it is reachable" in caplog.text
+
+
+def test_a_database_that_is_there_is_not_called_unreachable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "results/suite"
+    write_sft(root)
+    monkeypatch.setattr(Writer, "_write", lambda _: 1 / 0)
+    assert Writer(root, f"sqlite:///{tmp_path}/x.db", patience=0.1).follow(dead_pid(), poll=0.05) is False
+    assert caplog.text.rstrip().endswith(f"run `prefdag track {root}`")

@@ -104,7 +104,8 @@ class Writer:
                 time.sleep(wait)
                 wait *= 2
         if not done:
-            self._warn(f"some runs are not in MLflow yet; run `prefdag track {self.root}` once it is reachable")
+            later = " once it is reachable" if problem_with(self.uri) else ""
+            self._warn(f"some runs are not in MLflow yet; run `prefdag track {self.root}`{later}")
         return done
 
     @property
