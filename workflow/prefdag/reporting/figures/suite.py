@@ -53,8 +53,7 @@ def league(results: SuiteResults) -> Figure | None:
 
 FIGURES.add(
     "Candidates of each row on validation prompts",
-    "The criterion of every candidate with its 95% interval over validation prompts; the filled one is chosen. Dashed: "
-    "SFT's reward.",
+    "The criterion of every candidate with its 95% interval over validation prompts; filled: chosen; dashed: SFT.",
     section="candidates",
 )(candidates)
 
