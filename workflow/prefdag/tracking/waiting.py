@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from prefdag.tracking.environment import problem_with
 
-ANNOUNCED = 2.0  # seconds of waiting after which a person is told
+ANNOUNCED = 2.0  # seconds after which the wait is announced
 
 
 def wait_for_services(
@@ -16,7 +16,7 @@ def wait_for_services(
     say: Callable[[str], None],
     patience: float = 120.0,
 ) -> str | None:
-    """Wait until the processes, which were told to stop, have ended. Ctrl-C ends the wait, not the processes.
+    """Wait until the processes, which have a signal to stop, have ended. Ctrl-C ends the wait, not the processes.
 
     Args:
         services: the processes by name; `writer` writes the runs into MLflow.
