@@ -256,6 +256,11 @@ def test_a_key_written_twice_is_refused(tmp_path: Path):
         read_suite([str(path)])
 
 
+def test_a_target_among_the_suite_files(tmp_path: Path):
+    with pytest.raises(UserError, match="manifest.json: no such suite file; a target of Snakemake's comes before"):
+        read_suite([str(tmp_path / "report/manifest.json")])
+
+
 def test_a_missing_file_and_broken_yaml(tmp_path: Path):
     with pytest.raises(UserError, match="no such suite file"):
         read_suite([str(tmp_path / "none.yaml")])

@@ -47,7 +47,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as stream:
             values = yaml.load(stream, Loader=_StrictLoader)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such suite file") from None
+        hint = "" if path.suffix in (".yaml", ".yml") else "; a target of Snakemake's comes before --configfile"
+        raise UserError(f"{path}: no such suite file{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name the YAML file of a suite") from None
     except yaml.MarkedYAMLError as error:
