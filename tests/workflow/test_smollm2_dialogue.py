@@ -118,5 +118,6 @@ def test_the_reward_model_is_measured_on_the_held_out_labels(finished: tuple[Sui
     if kind(finished) == "hh":
         assert labels.empty
     else:
-        assert sorted(labels.index) == ["0", "1", "ours", "reference"]
-        assert labels["ours"] + labels["reference"] == labels["0"] + labels["1"] == after.loc["all", "pairs"]
+        orders = ["shuffled_index 0", "shuffled_index 1"]
+        assert sorted(labels.index) == ["ours", "reference", *orders]
+        assert labels["ours"] + labels["reference"] == labels[orders].sum() == after.loc["all", "pairs"]

@@ -29,7 +29,7 @@ SIZES = {
         "variants": {"batch4": {"batch_size": 2, "max_steps": 4, "warmup_steps": 0}},
     },
     "online": {**TRAINING, "max_new_tokens": 8, "checkpoints": 1},
-    "preference": {**TRAINING, "precision": "float32"},
+    "preference": {**TRAINING, "precision": "float32", "checkpoints": 1},
     "generate": {"max_prompts": 6, "max_new_tokens": 8},
     "score": {"bootstrap": 20},
     "judge": {"bootstrap": 20},

@@ -312,7 +312,7 @@ def test_mlflow_down_is_a_sentence_and_never_a_crash(tmp_path, capsys):
         file_store.replay()
     assert file_store.follow(dead_pid(), poll=0.1) is False
     output = capsys.readouterr().err
-    assert "Traceback" not in output and output.count("failed (") == 1 and f"run `prefdag track {root}` once" in output
+    assert "Traceback" not in output and output.count("failed (") == 1 and f"run `prefdag track {root}`\n" in output
 
 
 def test_track_and_ui_say_when_there_is_nothing(tmp_path, monkeypatch, capsys):

@@ -40,9 +40,13 @@ def test_a_writer_that_ends_at_once_says_nothing(tmp_path: Path):
 
 def test_a_wait_is_announced_once_and_ctrl_c_ends_it_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(waiting, "ANNOUNCED", 0.1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage in this process sets its own
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    advice, said, seconds = wait(tmp_path, "time.sleep(60)")
+    try:
+        advice, said, seconds = wait(tmp_path, "time.sleep(60)")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert advice == "MLflow: the runs are written by `prefdag track results/toy` later"
     assert said == ["waiting for the runs to be written into MLflow, at most 30 s; Ctrl-C ends the wait"]
     assert seconds < 20

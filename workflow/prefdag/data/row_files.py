@@ -43,7 +43,7 @@ def row_files(prepare: Prepare, dataset: str, rows: Path) -> RowFiles:
     files = {split: path for split, path in paths.items() if path.is_file()}
     if not sampled:
         return RowFiles(prepare.adapter, folder, splits, files)
-    return RowFiles("pairs", folder, splits, files, more_samples(dataset, source["facts"]))
+    return RowFiles("pairs", folder, splits, files, more_samples(dataset, source["facts"] or {}))
 
 
 def more_samples(dataset: str, counts: Mapping[str, Any]) -> str:
