@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from prefdag.reporting.attainable import PoolFrontier, add_shares, not_comparable
+from prefdag.reporting.sections.overview import _last_trusted
 from synthetic_results import SOME, made, write_further, write_results
 
 PROMPTS, SAMPLES = 6, 40
@@ -90,3 +91,10 @@ def test_the_report_has_the_columns_the_curve_and_the_sentence(output) -> None:
     assert "attainable.csv" in page
     assert "share of the attainable gain" not in page  # a column without a number says nothing
     assert "attainable" in (output / "figures/frontier.svg").read_text()
+
+
+def test_the_page_says_nothing_of_a_curve_that_is_not_drawn() -> None:
+    """A pool of eight samples is trusted at SFT alone."""
+    curve = pd.DataFrame({"kl": [0.0, 0.1, 0.2], "trusted": [True, False, False]})
+    assert _last_trusted(curve) is None and _last_trusted(None) is None
+    assert _last_trusted(curve.assign(trusted=[True, True, False])) == {"kl": 0.1, "trusted": True}

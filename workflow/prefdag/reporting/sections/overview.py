@@ -79,9 +79,9 @@ def answers_content(results: SuiteResults) -> dict[str, Any]:
 
 
 def _last_trusted(curve: pd.DataFrame | None) -> dict[str, Any] | None:
-    """Return the last trusted row of attainable.csv, None without a pool."""
+    """Return the last trusted row of attainable.csv; None without a pool, or where it is too small for a curve."""
     trusted = [] if curve is None else curve[curve["trusted"]].to_dict("records")
-    return {str(key): value for key, value in trusted[-1].items()} if trusted else None
+    return {str(key): value for key, value in trusted[-1].items()} if len(trusted) > 1 else None
 
 
 def lost_content(results: SuiteResults) -> dict[str, Any]:
