@@ -69,9 +69,9 @@ def test_an_unknown_name_is_a_sentence_with_a_near_one(changes: dict[str, Any], 
     assert only.startswith(sentence)
 
 
-def test_every_unknown_name_is_said_at_once():
+def test_every_unknown_name_is_stated_at_once():
     """Two names of one list, and those of the other lists."""
-    said = mistakes(
+    sentences = mistakes(
         report={"compare": ["a", "b"]},
         score={"implicit": ["c"]},
         judge={"judges": ["d"]},
@@ -79,7 +79,7 @@ def test_every_unknown_name_is_said_at_once():
             "variants": {"cold": {"temperature": 0, "policies": ["e"]}, "hot": {"top_p": 0.9, "policies": ["f"]}}
         },
     )
-    assert [line.split("'")[1] for line in said] == ["d", "a", "b", "e", "f", "c"]
+    assert [line.split("'")[1] for line in sentences] == ["d", "a", "b", "e", "f", "c"]
 
 
 def test_every_column_of_scores_may_judge():
@@ -133,5 +133,5 @@ def test_a_mistake_of_a_section_hides_no_mistake_between_others(changes: dict[st
     ],
 )
 def test_a_section_with_a_mistake_is_not_held_against_others(changes: dict[str, Any]):
-    """Only its own sentences are said: what it would state is not known."""
+    """Only its own mistakes are stated: what it would state is not known."""
     assert {line.split(":")[0].split(".")[0] for line in mistakes(**changes)} <= changes.keys()

@@ -254,7 +254,7 @@ def test_a_long_name_of_a_candidate_is_a_mistake_of_the_grid() -> None:
         suite({"grid": {"learning_rate": [1e-3, 2e-3], "warmup_steps": [1, 2]}, "kl": 5}, (row,))
 
 
-def test_a_section_with_a_mistake_is_not_said_to_save_no_checkpoints() -> None:
+def test_a_section_with_a_mistake_has_no_second_sentence_on_its_checkpoints() -> None:
     section = {**QUICKSTART["preference"], "max_steps": 8, "checkpoints": "many"}
     with pytest.raises(UserError) as caught:
         suite(EARLY, ({"name": "dpo", "method": "dpo"},), preference=section)

@@ -95,7 +95,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby("prompt_id")[["reward", "kl"]].mean()
 
 
-def test_the_crossing_is_found_again_in_each_resample() -> None:
+def test_the_crossing_is_computed_again_in_each_resample() -> None:
     """A checkpoint that is beyond 2 nats in some resamples and not in others, walked along here step by step."""
     path = [random_scores("sft", 0.0, 0.0), random_scores("five", 1.0, 2.0), random_scores("end", 1.2, 6.0)]
     tables, saved = {"sft": path[0], "rloo": path[2]}, {"rloo": {5: path[1]}}

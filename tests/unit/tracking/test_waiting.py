@@ -21,17 +21,17 @@ def process(code: str) -> "subprocess.Popen[bytes]":
 
 
 def wait(tmp_path: Path, code: str, uri: str = "", patience: float = 30.0, name: str = "writer"):
-    """Return the advice, what was said, and the seconds."""
-    said: list[str] = []
+    """Return the advice, the announcements and the seconds."""
+    sentences: list[str] = []
     began = time.monotonic()
     with process(code) as one:
         try:
             uri = uri or f"sqlite:///{tmp_path}/x.db"
-            advice = wait_for_services({name: one}, "results/toy", uri, said.append, patience)
+            advice = wait_for_services({name: one}, "results/toy", uri, sentences.append, patience)
         finally:
             seconds = time.monotonic() - began
             one.kill()
-    return advice, said, seconds
+    return advice, sentences, seconds
 
 
 def test_a_writer_that_ends_at_once_says_nothing(tmp_path: Path):
@@ -44,11 +44,11 @@ def test_a_wait_is_announced_once_and_ctrl_c_ends_it_with_a_sentence(tmp_path: P
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
-        advice, said, seconds = wait(tmp_path, "time.sleep(60)")
+        advice, sentences, seconds = wait(tmp_path, "time.sleep(60)")
     finally:
         signal.signal(signal.SIGINT, before)
     assert advice == "MLflow: the runs are written by `prefdag track results/toy` later"
-    assert said == ["waiting for the runs to be written into MLflow, at most 30 s; Ctrl-C ends the wait"]
+    assert sentences == ["waiting for the runs to be written into MLflow, at most 30 s; Ctrl-C ends the wait"]
     assert seconds < 20
 
 
