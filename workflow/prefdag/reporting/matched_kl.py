@@ -86,7 +86,7 @@ def draws_of(path: Sequence[Point], weights: np.ndarray) -> Line:
 def reward_within(target: float, start: np.ndarray, paths: Sequence[Line]) -> np.ndarray:
     """Return the reward at `target` nats of each draw [1 + B]; NaN if no path goes so far in the first.
 
-    The crossing is computed again in each draw. A draw in which no path goes so far counts with the reward of the policy
+    The crossing is computed again in each draw. A draw in which no path goes so far counts with the reward of the one
     that went furthest.
 
     Args:
